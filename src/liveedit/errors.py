@@ -1,0 +1,52 @@
+"""Every error that LiveEdit raises on purpose.
+
+    LiveEditError
+    ├── InvalidInputError  (ValueError)         an argument that cannot be used
+    │   ├── ImageError                          a picture that cannot be opened
+    │   ├── DatasetError                        an annotation file or one of its rows
+    │   └── ConfigError                         a configuration with unknown or impossible values
+    ├── NotFoundError      (LookupError)        an edit, editor, backbone or data set that is not there
+    ├── BackboneError      (RuntimeError)       a model that cannot be loaded or edited
+    ├── StoreError         (RuntimeError)       an edits file that cannot be read or does not belong here
+    └── CheckpointError    (RuntimeError)       a saved editor or training state that cannot be used
+
+A message says what was received, what is allowed, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class LiveEditError(Exception):
+    """Base of every error that LiveEdit raises on purpose."""
+
+
+class InvalidInputError(LiveEditError, ValueError):
+    """An argument that cannot be used."""
+
+
+class ImageError(InvalidInputError):
+    """A picture that is missing, truncated, too large, or no picture at all."""
+
+
+class DatasetError(InvalidInputError):
+    """An annotation file, or one row of it, that cannot be read."""
+
+
+class ConfigError(InvalidInputError):
+    """A configuration with unknown keys or impossible values."""
+
+
+class NotFoundError(LiveEditError, LookupError):
+    """An edit, editor, backbone or data set that does not exist."""
+
+
+class BackboneError(LiveEditError, RuntimeError):
+    """A model that cannot be loaded, or cannot be edited."""
+
+
+class StoreError(LiveEditError, RuntimeError):
+    """An edits file that cannot be read, or belongs to another model."""
+
+
+class CheckpointError(LiveEditError, RuntimeError):
+    """A saved editor or training state that cannot be used."""

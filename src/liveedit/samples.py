@@ -1,0 +1,125 @@
+"""What is to change, what must follow, and what must stay.
+
+An `EditCase` is one row of a benchmark: the edit, and the probes that measure it. Everything here is
+immutable and knows nothing of models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+ImageSource = str | Path | bytes | Image.Image
+"""A picture: a file, the bytes of one, or a Pillow image."""
+
+ProbeName = Literal[
+    "reliability",
+    "text_generality",
+    "modal_generality",
+    "joint_generality",
+    "text_locality",
+    "modal_locality",
+    "same_image_locality",
+    "same_question_locality",
+    "near_duplicate_locality",
+    "cross_modal",
+    "portability",
+]
+
+GENERALITY: tuple[ProbeName, ...] = ("text_generality", "modal_generality", "joint_generality")
+"""Probes that must follow the edit: the expected answer is the edit's."""
+
+LOCALITY: tuple[ProbeName, ...] = (
+    "text_locality",
+    "modal_locality",
+    "same_image_locality",
+    "same_question_locality",
+    "near_duplicate_locality",
+)
+"""Probes that must stay: the expected answer is the unedited model's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt, with or without a picture.
+
+    `subject` and `relation` name what is asked about (an entity or a scene) and what is asked of it. Two
+    questions with equal `scope` must get the same answer: that is how the bench keeps a locality probe
+    from standing in the scope of somebody else's edit. Where a data set does not say, the picture itself
+    and the prompt itself stand in.
+    """
+
+    prompt: str
+    image: ImageSource | None = None
+    subject: str | None = None
+    relation: str | None = None
+
+    @property
+    def scope(self) -> tuple[str, str]:
+        """(what is asked about, what is asked of it)."""
+        return (self.subject or self._image_key, self.relation or " ".join(self.prompt.lower().split()))
+
+    @property
+    def _image_key(self) -> str:
+        if self.image is None:
+            return ""
+        if isinstance(self.image, str | Path):
+            return Path(self.image).as_posix()
+        return f"<{type(self.image).__name__} {id(self.image)}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """From now on, `question` is to be answered with `answer`."""
+
+    question: Question
+    answer: str
+
+    @property
+    def scope(self) -> tuple[str, str]:
+        """The scope of the question."""
+        return self.question.scope
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A question that measures an edit.
+
+    `answer` is the expected answer of a generality or portability probe. For a locality probe it is the
+    label of the data set, kept for information only: locality is measured against the unedited model.
+    """
+
+    name: ProbeName
+    question: Question
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EditCase:
+    """One edit with the probes that belong to it."""
+
+    id: str
+    edit: Edit
+    probes: tuple[Probe, ...] = ()
+    answer_type: str = "answer"
+    """The kind of answer (name, colour, caption, ...), for results by answer type."""
+    answer_before: str | None = None
+    """What the data set says the model answered before the edit."""
+
+    def named(self, *names: ProbeName) -> tuple[Probe, ...]:
+        """The probes with one of these names, in their order."""
+        return tuple(probe for probe in self.probes if probe.name in names)
+
+    @property
+    def reliability(self) -> Probe:
+        """The edit itself as a probe."""
+        return Probe("reliability", self.edit.question, self.edit.answer)
+
+
+def edited_scopes(cases: Sequence[EditCase]) -> frozenset[tuple[str, str]]:
+    """The scopes that these edits change."""
+    return frozenset(case.edit.scope for case in cases)
