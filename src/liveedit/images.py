@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import BinaryIO, Final
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import ImageError
 from .samples import ImageSource
@@ -15,30 +19,42 @@ from .samples import ImageSource
 MAX_PIXELS = 100_000_000
 """The largest picture that is opened, in pixels (about 10,000 x 10,000)."""
 
+_VECTOR_FORMATS: Final = ("EPS", "WMF", "EMF")
+"""Drawings, which Pillow hands to another program to run; not to be done with a stranger's file."""
+
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
+
 
 def open_image(source: ImageSource) -> Image.Image:
     """Open a picture as upright RGB on white.
 
-    The EXIF orientation is applied, grey and palette pictures become RGB, transparency is laid on white,
-    16-bit greys are scaled to 8 bits. Raises `ImageError` where the picture is missing, empty, truncated,
-    no picture at all, or larger than `MAX_PIXELS`.
+    The EXIF orientation is applied, grey, palette and CMYK pictures become RGB, transparency is laid on
+    white, of an animation the first frame is taken. 16-bit greys are divided by 257, so that equal values
+    look equal whatever else they show; 32-bit greys, which have no fixed range, are stretched to 0..255 only
+    where they leave it, and floating-point greys within 0..1 are taken as fractions. Damaged metadata do
+    not spoil a picture whose pixels are whole.
+
+    Raises `ImageError` where the picture is missing, empty, truncated, no picture at all, or larger than
+    `MAX_PIXELS`.
     """
     name = describe(source)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(_stream(source, name))
-            _check_size(image, name)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
-        raise ImageError(_too_large(name, str(error))) from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a picture that Pillow can read. Give a PNG, JPEG or WebP.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name} is damaged and could not be read to its end ({error}).") from error
+    with warnings.catch_warnings(), _stream(source, name) as stream:
+        # Pillow warns of size and of odd metadata; the one is checked here, the other does not matter.
+        warnings.simplefilter("ignore")
+        image = _decoded(stream, name)
+        picture = _to_rgb(_upright(image))
+    # The orientation has been applied: left in place it would be applied again at the next opening.
+    picture.info = {}
+    return picture
 
 
 def describe(source: ImageSource) -> str:
@@ -57,20 +73,66 @@ def image_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _stream(source: str | Path | bytes, name: str) -> Path | io.BytesIO:
-    if isinstance(source, bytes):
-        if not source:
-            raise ImageError(f"{name}: there is nothing in it.")
-        return io.BytesIO(source)
-    if not isinstance(source, str | Path):
+def _stream(source: ImageSource, name: str) -> AbstractContextManager[BinaryIO | Image.Image]:
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    if isinstance(source, str | Path):
+        return _opened(Path(source), name)
+    if not isinstance(source, bytes):
         raise ImageError(
             f"A picture was given as {type(source).__name__}. Give a path, bytes, or a Pillow image."
         )
-    path = Path(source)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise ImageError(f"{name} {what}. Give the path of an image file.")
-    return path
+    if not source:
+        raise ImageError(f"{name} is empty. Give the bytes of an image file.")
+    return io.BytesIO(source)
+
+
+def _opened(path: Path, name: str) -> BinaryIO:
+    advice = "Give the path of an image file."
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} does not exist. {advice}") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder. {advice}") from error
+    except (OSError, ValueError) as error:
+        # ValueError: a path with a zero byte.
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name} cannot be opened ({reason}). {advice}") from error
+    if os.fstat(stream.fileno()).st_size == 0:
+        stream.close()
+        raise ImageError(f"{name} is empty. {advice}")
+    return stream
+
+
+def _decoded(stream: BinaryIO | Image.Image, name: str) -> Image.Image:
+    try:
+        image = stream if isinstance(stream, Image.Image) else Image.open(stream)
+        if image.format in _VECTOR_FORMATS:
+            raise ImageError(f"{name} is a drawing ({image.format}). Give a PNG, JPEG or WebP.")
+        _check_size(image, name)
+        image.load()
+    except (ImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(_too_large(name, str(error))) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} is not a picture that Pillow can read. Give a PNG, JPEG or WebP."
+        ) from error
+    except Exception as error:
+        # Pillow's plugins raise a dozen types for damaged bytes (OSError, SyntaxError, RuntimeError, ...).
+        raise ImageError(f"{name} is damaged and could not be read to its end ({error}).") from error
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        # Metadata that cannot be read say nothing of the orientation.
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -87,14 +149,27 @@ def _too_large(name: str, size: str) -> str:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        low, high = (float(bound) for bound in image.getextrema())  # type: ignore[misc]
-        if high > 255 or low < 0:
-            span = max(high, 1.0) if low >= 0 else max(high - low, 1.0)
-            shift = min(low, 0.0)
-            image = image.convert("F").point(lambda value: value * (255.0 / span) - shift * 255.0 / span)
-        return image.convert("L").convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _grey_to_rgb(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow knows no straight way from premultiplied grey to RGBA.
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey_to_rgb(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 or 32 bits or of floating-point numbers, see `open_image` for the ranges."""
+    # Pillow opens a 16-bit PGM as 32 bits, scaled to 0..65535.
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    values = np.asarray(image.convert("I") if sixteen_bits else image, dtype=np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = min(float(values.min()), 0.0), float(values.max())
+    if sixteen_bits:
+        values = values / 257.0
+    elif image.mode == "F" and low == 0.0 and high <= 1.0:
+        values = values * 255.0
+    elif low < 0.0 or high > 255.0:
+        values = (values - low) * 255.0 / (high - low)
+    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")

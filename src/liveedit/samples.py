@@ -109,6 +109,8 @@ class EditCase:
     """The kind of answer (name, colour, caption, ...), for results by answer type."""
     answer_before: str | None = None
     """What the data set says the model answered before the edit."""
+    tags: tuple[str, ...] = ()
+    """Further groups that results are reported by."""
 
     def named(self, *names: ProbeName) -> tuple[Probe, ...]:
         """The probes with one of these names, in their order."""
@@ -121,5 +123,6 @@ class EditCase:
 
 
 def edited_scopes(cases: Sequence[EditCase]) -> frozenset[tuple[str, str]]:
-    """The scopes that these edits change."""
-    return frozenset(case.edit.scope for case in cases)
+    """The scopes that these edits change: their own, and those of their rephrasings and redrawn pictures."""
+    own = {case.edit.scope for case in cases}
+    return frozenset(own | {probe.question.scope for case in cases for probe in case.named(*GENERALITY)})

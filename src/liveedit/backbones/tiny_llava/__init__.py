@@ -1,0 +1,1 @@
+"""The built-in backbone: transformers' LLaVA in small, pretrained from scratch on the drawn world."""

@@ -1,0 +1,178 @@
+"""Looking through an annotation file and its pictures before anything long is started on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DatasetError, ImageError
+from ..images import open_image
+from ..samples import EditCase
+from .base import Reader, Row, RowError
+
+Progress = Callable[[int, int], None]
+"""Called with (pictures done, pictures in all)."""
+
+KEPT_PROBLEMS = 100
+"""How many problems a report keeps unless told otherwise; all are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: in which row (counted from 0; None: the file), at which key, and what."""
+
+    file: str
+    row: int | None
+    key: str | None
+    message: str
+
+    def __str__(self) -> str:
+        return str(RowError(Path(self.file), self.row, self.key, self.message))
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What `check` found. Counts of pictures are counts of distinct files."""
+
+    format: str
+    file: str
+    images_dir: str | None
+    """Where pictures were looked for; None: they were not checked."""
+    rows: int
+    rows_read: int
+    """Rows without a problem of their own; pictures do not count here."""
+    unique_images: int
+    shared_images: int
+    """Pictures that more than one row names."""
+    missing_images: int | None
+    """Pictures that do not exist; None: not checked."""
+    unreadable_images: int | None
+    """Pictures that exist and cannot be opened; None: not checked."""
+    empty_fields: Mapping[str, int]
+    """For each key, in how many rows its text is blank."""
+    unused_keys: Mapping[str, int]
+    """Keys that the format does not know, with the number of rows that have them."""
+    probes: Mapping[str, int]
+    answer_types: Mapping[str, int]
+    problem_count: int
+    problems: tuple[Problem, ...] = ()
+    """The first of the problems, in the order of the file; `problem_count` counts all of them."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong. Empty fields and unused keys are not wrong."""
+        return self.problem_count == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values, in the order of the fields, with `ok`."""
+        return {**asdict(self), "problems": [asdict(problem) for problem in self.problems], "ok": self.ok}
+
+
+@dataclass
+class _Picture:
+    row: int
+    key: str
+    used_by: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Problems:
+    keep: int
+    count: int = 0
+    kept: list[Problem] = field(default_factory=list)
+
+    def add(self, error: RowError) -> None:
+        self.count += 1
+        if len(self.kept) < self.keep:
+            self.kept.append(Problem(str(error.file), error.row, error.key, error.reason))
+
+
+def check_file(
+    reader: Reader,
+    file: str | Path,
+    images: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+    keep: int = KEPT_PROBLEMS,
+) -> DataReport:
+    """Read every row and, where `images` is given, open every picture once.
+
+    Everything wrong is counted and the first `keep` problems are kept: those of the rows first, then those of
+    the pictures, each picture once under the first row and key that name it. Raises `DatasetError` only where
+    the file or the picture folder is missing, or the file is no text.
+    """
+    if images is not None and not Path(images).is_dir():
+        raise DatasetError(f"The picture folder {str(images)!r} does not exist. Give an existing folder.")
+    problems = _Problems(keep)
+    pictures: dict[Path, _Picture] = {}
+    empty, unused, probes, types = Counter(), Counter(), Counter(), Counter()
+    rows = rows_read = 0
+    for row, case in reader.rows(file, images, problems.add):
+        rows += 1
+        _note_pictures(row, pictures)
+        empty.update(set(row.empty))
+        unused.update(row.values.keys() - row.used)
+        if case is not None:
+            rows_read += 1
+            _note_case(case, probes, types)
+    missing = unreadable = None
+    if images is not None:
+        missing, unreadable = _open_all(Path(file), pictures, problems, progress)
+    return DataReport(
+        format=reader.name,
+        file=str(file),
+        images_dir=None if images is None else str(images),
+        rows=rows,
+        rows_read=rows_read,
+        unique_images=len(pictures),
+        shared_images=sum(len(picture.used_by) > 1 for picture in pictures.values()),
+        missing_images=missing,
+        unreadable_images=unreadable,
+        empty_fields=dict(empty),
+        unused_keys=dict(unused),
+        probes=dict(probes),
+        answer_types=dict(types),
+        problem_count=problems.count,
+        problems=tuple(problems.kept),
+    )
+
+
+def _note_pictures(row: Row, pictures: dict[Path, _Picture]) -> None:
+    for key, path in row.images:
+        pictures.setdefault(path, _Picture(row.index, key)).used_by.add(row.index)
+
+
+def _note_case(case: EditCase, probes: Counter[str], types: Counter[str]) -> None:
+    probes.update(probe.name for probe in case.probes)
+    types[case.answer_type] += 1
+
+
+def _open_all(
+    file: Path, pictures: Mapping[Path, _Picture], problems: _Problems, progress: Progress | None
+) -> tuple[int, int]:
+    """Open each picture once; (how many are missing, how many exist and cannot be opened)."""
+    missing = unreadable = 0
+    for done, (path, picture) in enumerate(pictures.items(), start=1):
+        try:
+            open_image(path)
+        except ImageError as error:
+            if _exists(path):
+                unreadable += 1
+            else:
+                missing += 1
+            rows = f" Named by {len(picture.used_by)} rows." if len(picture.used_by) > 1 else ""
+            problems.add(RowError(file, picture.row, picture.key, f"{error}{rows}"))
+        if progress is not None:
+            progress(done, len(pictures))
+    return missing, unreadable
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # Not to be looked at (a name too long, a closed folder) is as good as not there.
+        return False

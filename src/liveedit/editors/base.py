@@ -1,0 +1,116 @@
+"""What every editor is: something that makes a model answer edits, and can take them back."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from ..backbones import Backbone
+from ..errors import InvalidInputError, NotFoundError
+from ..samples import Edit
+
+Progress = Callable[[int, int], None]
+"""Called with how many are done, and how many there are."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Fired:
+    """One edit that took part in an answer."""
+
+    edit_id: str
+    weight: float
+    """Its share, 0 to 1."""
+    margin: float
+    """By how much it exceeded what would have kept it out."""
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """What making one edit cost."""
+
+    edit_id: str
+    milliseconds: float
+    refine_steps: int = 0
+    store_bytes: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Editor(ABC):
+    """An editing method on one backbone.
+
+    An editor is attached from its making until `detach`; used as a context manager it detaches by itself, also after
+    an exception. `edit` makes edits one after the other, `undo` takes any of them back, `reset` all of them; where
+    all are taken back, the model is bit for bit what it was.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for lists."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+
+    @classmethod
+    def load(cls, backbone: Backbone, source: str | None = None) -> Self:
+        """Make this editor for a backbone; `source` is a folder with its trained parts, where it has any.
+
+        Raises `NotFoundError` where the editor needs training and nothing trained is found.
+        """
+        if source is not None:
+            raise InvalidInputError(f"The editor {cls.name!r} has no trained parts, but {source!r} was given.")
+        return cls(backbone)
+
+    def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
+        """Make edits, given with their ids, in their order."""
+        records = []
+        for done, (edit_id, edit) in enumerate(edits, 1):
+            started = time.perf_counter()
+            details = self._edit_one(edit_id, edit)
+            milliseconds = 1000 * (time.perf_counter() - started)
+            records.append(EditRecord(edit_id, milliseconds, **details))
+            progress(done, len(edits))
+        return records
+
+    @abstractmethod
+    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
+        """Make one edit; returns further fields of its `EditRecord`."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Take every edit back."""
+
+    def undo(self, edit_id: str) -> None:
+        """Take one edit back. Editors that cannot tell edits apart raise `NotFoundError`."""
+        raise NotFoundError(f"The editor {self.name!r} cannot take back single edits ({edit_id!r}); reset it.")
+
+    def fired(self) -> list[tuple[Fired, ...]] | None:
+        """The edits that took part in the last batch of answers, query by query; None where it cannot be told."""
+        return None
+
+    def configuration(self) -> dict[str, Any]:
+        """Everything that decides what this editor does, for results."""
+        return {}
+
+    def digest(self) -> str:
+        """What tells this editor from another of the same name, "" where nothing does."""
+        return ""
+
+    def detach(self) -> None:
+        """Leave the backbone as it was before this editor."""
+        self.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()

@@ -1,0 +1,92 @@
+"""The losses of section 4.3, in the paper's form and in the form that the built-in editor is trained with.
+
+All of them are averaged over what they sum over in the paper (edits, pairs, answer tokens): the released code does
+so as well, and the balance of the terms then does not depend on the batch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class PairKinds:
+    """How queries and edits of a batch belong together.
+
+    own: (queries, edits) booleans, true where the query is in the edit's scope.
+    asks_same: (queries, edits) booleans, true where both ask the same of whatever they show.
+    """
+
+    own: Tensor
+    asks_same: Tensor
+
+
+def answer_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """`-log f(o | v, p)`, averaged over answer tokens (equations 9 and 10), in nats."""
+    return F.cross_entropy(logits.float(), targets)
+
+
+def locality_kl(base_logits: Tensor, edited_logits: Tensor, exchanged: bool = False) -> Tensor:
+    """`KL(f || f_edited)` per answer token (equation 11), in nats; `exchanged` as in the released code."""
+    base, edited = base_logits.float().log_softmax(-1), edited_logits.float().log_softmax(-1)
+    first, second = (edited, base) if exchanged else (base, edited)
+    return F.kl_div(second, first, log_target=True, reduction="batchmean")
+
+
+def hard_routing_paper(visual: Tensor, sentinel: Tensor, own: Tensor) -> Tensor:
+    """Equation 13: InfoNCE over the batch's edits and the sentinel.
+
+    visual: (queries, edits) similarities; sentinel: (queries,). A query with an own edit is to find it, one without
+    is to find the sentinel. Where a query has several own edits they share the target.
+    """
+    scores = torch.cat([visual, sentinel[:, None]], 1).log_softmax(1)
+    outside = ~own.any(1, keepdim=True)
+    wanted = torch.cat([own, outside], 1).float()
+    return -(scores * wanted / wanted.sum(1, keepdim=True)).sum(1).mean()
+
+
+def hard_routing_margin(
+    visual: Tensor, sentinel: Tensor, own: Tensor, ignored: Tensor, margin: float, negative_weight: float
+) -> Tensor:
+    """Asks what routing will ask: own edits above the sentinel, all others below it, each by a margin.
+
+    `log(1 + sum exp(s_j - s_sentinel + m))` over other edits bounds the worst of them, which decides whether any
+    expert fires wrongly; InfoNCE over the batch leaves the order of sentinel and others open.
+    """
+    gap = visual - sentinel[:, None]
+    positive = F.softplus(margin - gap)[own].mean()
+    others = (gap + margin).masked_fill(own | ignored, float("-inf"))
+    nothing = torch.zeros_like(sentinel)[:, None]
+    negative = torch.cat([others, nothing], 1).logsumexp(1).mean()
+    return positive + negative_weight * negative
+
+
+def soft_routing_paper(prompt: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+    """Equations 15 and 16: sigmoid loss on the own edit and one random other, InfoNCE over the batch.
+
+    prompt: (queries, edits) similarities s of queries that have an own edit; own: which edit it is.
+    """
+    inside = own.any(1)
+    scores, own = prompt[inside], own[inside].float()
+    drawn = torch.multinomial(1 - own, 1, generator=generator)
+    absolute = -F.logsigmoid((scores * own).sum(1) / own.sum(1)) - F.logsigmoid(-scores.gather(1, drawn)[:, 0])
+    relative = -(scores.log_softmax(1) * own).sum(1) / own.sum(1)
+    return (absolute + relative).mean()
+
+
+def soft_routing_masked(prompt: Tensor, kinds: PairKinds, negative_weight: float) -> Tensor:
+    """As `soft_routing_paper`, but an edit that asks the same is no negative, and all negatives count.
+
+    Two edits that ask the same of different pictures have the same prompt feature by definition; the paper's form
+    asks to tell them apart by it.
+    """
+    same = kinds.asks_same | kinds.own
+    positive = F.softplus(-prompt)[kinds.own].mean() if bool(kinds.own.any()) else prompt.sum() * 0
+    others = prompt.masked_fill(same, float("-inf"))
+    nothing = torch.zeros_like(prompt[:, :1])
+    negative = torch.cat([others, nothing], 1).logsumexp(1).mean()
+    return positive + negative_weight * negative

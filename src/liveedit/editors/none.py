@@ -1,0 +1,21 @@
+"""The unedited model: every edit is accepted and nothing is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..samples import Edit
+from .base import Editor
+
+
+class NoEditor(Editor):
+    """The baseline that shows what the backbone answers by itself."""
+
+    name = "none"
+    summary = "the unedited model"
+
+    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
+        return {}
+
+    def reset(self) -> None:
+        """There is nothing to take back."""

@@ -1,0 +1,44 @@
+"""The values of the paper, to be read beside our own and never mixed with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from importlib import resources
+from typing import Any
+
+from .lines import metric_label
+from .table import Table
+
+
+def published_table(edits: Collection[int] = ()) -> Table:
+    """The paper's own values, for these numbers of edits or for all where the paper has none of them."""
+    published = published_values()
+    columns: list[str] = published["columns"]
+    entries = [dict(zip(columns, row, strict=True)) for row in published["rows"]]
+    entries = [entry for entry in entries if entry["edits"] in edits] or entries
+    names = [name for name in columns if name.endswith(("reliability", "generality", "locality"))]
+    rows = tuple(
+        (
+            entry["backbone"],
+            entry["data"],
+            entry["editor"],
+            f"{entry['edits']:,}",
+            *(f"{entry[name]:.2f}" for name in names),
+            f"{entry['average']:.2f}±{entry['std_of_average']:.2f}",
+        )
+        for entry in entries
+    )
+    header = ("Backbone", "Data", "Editor", "Edits", *map(metric_label, names), "Average")
+    notes = (
+        f"Source: {published['source']}",
+        "Teacher-forced token accuracy only, in %: the source gives no exact match of free generation. Models, "
+        "data and training differ from the runs above; compare with care.",
+    )
+    return Table("Published values (not ours)", header, rows, notes, text_columns=3)
+
+
+def published_values() -> Mapping[str, Any]:
+    """The paper's tables as data: `source`, `columns` and `rows`."""
+    file = resources.files(__package__) / "published.json"
+    return json.loads(file.read_text(encoding="utf-8"))

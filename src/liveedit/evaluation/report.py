@@ -1,0 +1,154 @@
+"""A report of bench rows: tables, pictures and the rows themselves, in one folder.
+
+report.md    to read: pictures, tables, where the rows come from
+table.md     the tables alone
+table.tex    the tables for a paper (needs the booktabs package)
+table.csv    one line per row, unrounded
+rows.json    {"rows": rows}, everything that the bench returned
+*.png        the pictures, where matplotlib is installed
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.table
+
+from ..errors import InvalidInputError
+from .lines import COMPLETE, Line, Row, lines_of, metric_names
+from .plots import PlotsUnavailableError, write_plots
+from .published import published_table
+from .report_tables import answer_type_table, cost_table, interval_table, main_table
+from .table import Table, markdown_text
+
+_SETTING = ("editor", "backbone", "data", "edits", "seed", "status")
+_QUANTITIES = (
+    ("milliseconds_per_edit", ("median", "p90")),
+    ("refine_steps", ("median", "mean", "max")),
+    ("routing", ("precision", "recall")),
+)
+_SCORES = ("teacher_forced", "exact_match", "contains", "f1", "count", "left_out")
+
+
+def write_report(
+    rows: Sequence[Row], folder: str | Path, *, title: str = "Lifelong editing", published: bool = False
+) -> Path:
+    """Write the report of `rows` into `folder` and return the path of its report.md.
+
+    Without matplotlib the report has no pictures and says so. `published` adds the paper's values in a table
+    of their own. Raises `InvalidInputError` for rows that cannot be reported; nothing is written then.
+    """
+    lines = lines_of(rows)
+    tables = _tables(lines, title)
+    files = {
+        "rows.json": _json(rows),
+        "table.csv": _csv(rows, metric_names(lines)),
+        "table.md": "\n".join(table.markdown() for table in tables),
+        "table.tex": "% Needs \\usepackage{booktabs}.\n" + "\n".join(table.latex() for table in tables),
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [f"# {markdown_text(title)}", *_pictures(lines, folder), *(table.markdown() for table in tables)]
+    if published:
+        parts.append(published_table({line.edits for line in lines}).markdown())
+    parts.append(_provenance(lines))
+    files["report.md"] = "\n\n".join(part.rstrip() for part in parts) + "\n"
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return folder / "report.md"
+
+
+def render(rows: Sequence[Row], *, title: str = "Lifelong editing") -> rich.table.Table:
+    """The main table for the console."""
+    return main_table(lines_of(rows), title).rich()
+
+
+def _tables(lines: Sequence[Line], title: str) -> list[Table]:
+    candidates = (
+        main_table(lines, title),
+        answer_type_table(lines),
+        interval_table(lines),
+        cost_table(lines),
+    )
+    return [table for table in candidates if table is not None]
+
+
+def _pictures(lines: Sequence[Line], folder: Path) -> list[str]:
+    try:
+        plots = write_plots(lines, folder)
+    except PlotsUnavailableError as error:
+        return [f"No pictures: {error}"]
+    return [
+        f"![{markdown_text(plot.caption)}]({plot.path.name})\n\n*{markdown_text(plot.caption)}*"
+        for plot in plots
+    ]
+
+
+def _json(rows: Sequence[Row]) -> str:
+    try:
+        return json.dumps({"rows": list(rows)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"The rows cannot be written as JSON ({error}). Give plain numbers, texts, lists and mappings, and "
+            "null in place of a value that is not a number."
+        ) from error
+
+
+def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    quantities = [f"{key}.{inner}" for key, inners in _QUANTITIES for inner in inners]
+    scores = [f"{name}.{score}" for name in names for score in _SCORES]
+    writer.writerow([*_SETTING, *quantities, "store_bytes_per_edit", *scores])
+    for row in rows:
+        writer.writerow(
+            [
+                *(row[key] for key in _SETTING),
+                *((row.get(key) or {}).get(inner) for key, inners in _QUANTITIES for inner in inners),
+                row.get("store_bytes_per_edit"),
+                *(row["metrics"].get(name, {}).get(score) for name in names for score in _SCORES),
+            ]
+        )
+    return stream.getvalue()
+
+
+def _provenance(lines: Sequence[Line]) -> str:
+    """Where the rows come from; the whole configuration of each stands in rows.json."""
+    origins: dict[str, list[str]] = {}
+    mixed: list[str] = []
+    for line in lines:
+        records = [row.get("provenance") or {} for row in line.rows]
+        for row, record in zip(line.rows, records, strict=True):
+            who = f"{line.editor} at {line.edits:,} edits, seed {row['seed']}"
+            origins.setdefault(_origin(record), []).append(who)
+        if len({record.get("backbone_digest") for record in records}) > 1:
+            mixed.append(
+                f"- The seeds of {line.label} at {line.edits:,} edits ran on different backbone weights."
+            )
+    items = [f"- {origin}: {_some(who)}" for origin, who in origins.items()]
+    complete = sum(row["status"] == COMPLETE for line in lines for row in line.rows)
+    count = sum(line.seeds for line in lines)
+    lead = f"{count} rows, {complete} of them complete. Each row's configuration stands in rows.json."
+    return "\n".join(["## Provenance", "", lead, "", *items, *mixed])
+
+
+def _origin(record: Row) -> str:
+    sha = record.get("git_sha")
+    tree = {True: " with uncommitted changes", False: ""}.get(
+        record.get("dirty"), " (dirty or not: not recorded)"
+    )
+    code = f"code {str(sha)[:12]}{tree}" if sha else "code not recorded"
+    digests = (
+        f"{what} {str(record[key])[:12]}" if record.get(key) else f"{what} not recorded"
+        for what, key in (("backbone", "backbone_digest"), ("data", "data_digest"))
+    )
+    return markdown_text(", ".join((code, *digests)))
+
+
+def _some(who: Sequence[str], shown: int = 3) -> str:
+    more = f" and {len(who) - shown} more" if len(who) > shown else ""
+    return markdown_text("; ".join(who[:shown]) + more)

@@ -1,0 +1,228 @@
+"""The tables of a report: which figures stand in which cell.
+
+A teacher-forced figure never stands without what free generation gave: every cell holds both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..samples import GENERALITY
+from .lines import Line, answer_types, at_largest, metric_label, metric_names, sections
+from .scoring import Spread
+from .table import Table
+
+MISSING: Final = "–"
+"""What stands in a cell without a value."""
+
+_CELL_NOTE: Final = "Each cell: teacher-forced token accuracy / exact match of free generation, in %."
+_STD_NOTE: Final = "± is the sample standard deviation over seeds."
+
+
+def main_table(lines: Sequence[Line], title: str) -> Table:
+    """One line per editor and number of edits; the columns are the metrics."""
+    names = metric_names(lines)
+    setting = _Setting.of(lines)
+    rows = [
+        (
+            *setting.cells(line),
+            *(score_cell(line, name) for name in names),
+            str(line.seeds),
+            number_cell(line.quantity("milliseconds_per_edit", "median"), line.seeds),
+        )
+        for line in lines
+    ]
+    notes = [_CELL_NOTE, *_std_note(lines), *setting.notes, *status_notes(lines), *left_out_notes(lines)]
+    if "cross_modal" in names:
+        notes.append(
+            "Cross modal asks for the edited fact without the picture: neither good nor bad by itself."
+        )
+    header = (*setting.header, *map(metric_label, names), "Seeds", "ms per edit")
+    return Table(title, header, tuple(rows), tuple(notes), setting.text_columns)
+
+
+def answer_type_table(lines: Sequence[Line]) -> Table | None:
+    """Reliability and generality by answer type, after the most edits; None without answer types."""
+    largest = at_largest(lines)
+    occurring = metric_names(largest, by_answer_type=True)
+    names = [name for name in ("reliability", *GENERALITY) if name in occurring]
+    if not names:
+        return None
+    setting = _Setting.of(largest)
+    rows = [
+        (
+            *setting.cells(line),
+            kind,
+            *(score_cell(line, name, kind) for name in names),
+            str(line.count(names[0], answer_type=kind)),
+        )
+        for line in largest
+        for kind in answer_types([line])
+    ]
+    header = (*setting.header, "Answer type", *map(metric_label, names), "Samples")
+    notes = [_CELL_NOTE, *_std_note(largest), *setting.notes, *absence_notes(lines)]
+    notes.append(f"Samples: {metric_label(names[0]).lower()} probes over all seeds.")
+    return Table(
+        "By answer type, after the most edits", header, tuple(rows), tuple(notes), len(setting.header) + 1
+    )
+
+
+def interval_table(lines: Sequence[Line]) -> Table | None:
+    """The 95 % confidence intervals of the means over seeds; None where every line has one seed."""
+    several = [line for line in lines if line.seeds > 1]
+    if not several:
+        return None
+    names = metric_names(several)
+    setting = _Setting.of(several)
+    rows = [
+        (
+            *setting.cells(line),
+            *(
+                _pair(*(_interval(line.score(name, score)) for score in ("teacher_forced", "exact_match")))
+                for name in names
+            ),
+            str(line.seeds),
+        )
+        for line in several
+    ]
+    notes = (
+        "Each cell: 95 % confidence interval of the mean over seeds (Student's t), teacher-forced / exact match, "
+        "in %. The interval is not cut off at 0 and 100.",
+        *setting.notes,
+    )
+    header = (*setting.header, *map(metric_label, names), "Seeds")
+    return Table("Confidence intervals", header, tuple(rows), notes, setting.text_columns)
+
+
+_QUANTITIES: Final[tuple[tuple[str, str, str | None], ...]] = (
+    ("Median ms per edit", "milliseconds_per_edit", "median"),
+    ("p90 ms per edit", "milliseconds_per_edit", "p90"),
+    ("Median refine steps", "refine_steps", "median"),
+    ("Mean refine steps", "refine_steps", "mean"),
+    ("Max refine steps", "refine_steps", "max"),
+    ("Bytes per edit", "store_bytes_per_edit", None),
+    ("Routing precision %", "routing", "precision"),
+    ("Routing recall %", "routing", "recall"),
+)
+
+
+def cost_table(lines: Sequence[Line]) -> Table | None:
+    """Time, memory, refine steps and routing; None where nothing of it was measured."""
+    found = {
+        label: [number_cell(line.quantity(key, inner), line.seeds) for line in lines]
+        for label, key, inner in _QUANTITIES
+    }
+    found = {label: cells for label, cells in found.items() if any(cell != MISSING for cell in cells)}
+    if not found:
+        return None
+    setting = _Setting.of(lines)
+    rows = tuple(
+        (*setting.cells(line), *(cells[i] for cells in found.values())) for i, line in enumerate(lines)
+    )
+    notes = ("Each figure is of one run; the mean over seeds is shown.", *_std_note(lines), *setting.notes)
+    return Table("Cost and routing", (*setting.header, *found), rows, notes, setting.text_columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """The first columns of a table: backbone and data only where they differ, then editor and edits."""
+
+    backbone: bool
+    data: bool
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, lines: Sequence[Line]) -> _Setting:
+        backbones = {line.backbone for line in lines}
+        data = {line.data for line in lines}
+        fixed = [f"Backbone: {lines[0].backbone}."] if len(backbones) == 1 else []
+        fixed += [f"Data: {lines[0].data}."] if len(data) == 1 else []
+        return cls(len(backbones) > 1, len(data) > 1, (" ".join(fixed),) if fixed else ())
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        names = ("Backbone",) * self.backbone + ("Data",) * self.data
+        return (*names, "Editor", "Edits")
+
+    @property
+    def text_columns(self) -> int:
+        return len(self.header) - 1
+
+    def cells(self, line: Line) -> tuple[str, ...]:
+        names = (line.backbone,) * self.backbone + (line.data,) * self.data
+        return (*names, line.label, f"{line.edits:,}")
+
+
+def score_cell(line: Line, metric: str, answer_type: str | None = None) -> str:
+    """Teacher-forced / exact match, each with its standard deviation where there are several seeds."""
+    scores = (line.score(metric, score, answer_type) for score in ("teacher_forced", "exact_match"))
+    return _pair(*(number_cell(score, line.seeds) for score in scores))
+
+
+def number_cell(spread: Spread | None, seeds: int) -> str:
+    """The mean, its standard deviation where known, and the number of seeds where some lack the value."""
+    if spread is None:
+        return MISSING
+    digits = 0 if abs(spread.mean) >= 1000 else 1
+    text = f"{spread.mean:,.{digits}f}"
+    if spread.std is not None:
+        text += f"±{spread.std:,.{digits}f}"
+    return text if spread.seeds == seeds else f"{text} ({spread.seeds} of {seeds} seeds)"
+
+
+def status_notes(lines: Iterable[Line]) -> list[str]:
+    """Which lines come from runs that did not go through to their end."""
+    return [
+        f"Not complete: {line.editor} at {line.edits:,} edits on {line.backbone}, {line.data}: {line.status} "
+        f"(seed {', '.join(str(row['seed']) for row in line.rows)}); not averaged with complete runs."
+        for line in lines
+        if not line.complete
+    ]
+
+
+def left_out_notes(lines: Sequence[Line]) -> list[str]:
+    """How many probes were left out, said once for all editors of whom the same is true."""
+    same: dict[tuple[str, str, int, str], list[str]] = {}
+    for line in lines:
+        parts = []
+        for name in metric_names([line]):
+            if left_out := line.count(name, "left_out"):
+                parts.append(f"{metric_label(name).lower()} {left_out:,} of {left_out + line.count(name):,}")
+        if parts:
+            same.setdefault((*line.section, line.edits, ", ".join(parts)), []).append(line.label)
+    several = len(sections(lines)) > 1
+    return [
+        "Left out because they stand in the scope of another edit, over all seeds: "
+        + (f"{backbone}, {data}, " if several else "")
+        + f"{edits:,} edits ({', '.join(editors)}): {parts}."
+        for (backbone, data, edits, parts), editors in same.items()
+    ]
+
+
+def absence_notes(lines: Sequence[Line]) -> list[str]:
+    """Which editors have no run with the most edits of their section."""
+    largest = at_largest(lines)
+    notes = []
+    for section in sections(lines):
+        there = [line for line in largest if line.section == section[0].section]
+        absent = sorted({line.editor for line in section} - {line.editor for line in there})
+        if absent:
+            notes.append(f"No run of {there[0].edits:,} edits: {', '.join(absent)}.")
+    return notes
+
+
+def _std_note(lines: Iterable[Line]) -> list[str]:
+    return [_STD_NOTE] if any(line.seeds > 1 for line in lines) else []
+
+
+def _interval(spread: Spread | None) -> str:
+    if spread is None or spread.low is None or spread.high is None:
+        return MISSING
+    return f"[{spread.low:.1f}, {spread.high:.1f}]"
+
+
+def _pair(teacher_forced: str, exact_match: str) -> str:
+    both_missing = teacher_forced == exact_match == MISSING
+    return MISSING if both_missing else f"{teacher_forced} / {exact_match}"

@@ -1,0 +1,287 @@
+"""How one answer is scored, and how scores are summed up over samples and over seeds.
+
+Two scores always stand side by side: teacher-forced token accuracy, which is the field's convention and is
+measured by the bench, and what the model says when it generates freely, which is scored here by exact match,
+containment and token F1. All scores are in percent, 0 to 100.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final, Self, TypedDict, get_args
+
+from ..errors import InvalidInputError
+from ..samples import ProbeName
+
+PROBE_NAMES: Final[tuple[ProbeName, ...]] = get_args(ProbeName)
+"""Every metric, in the order in which tables and pictures show them."""
+
+CONFIDENCE: Final = 0.95
+"""Level of the confidence intervals."""
+
+_ARTICLES: Final = frozenset({"a", "an", "the"})
+_EDGES: Final = ".,;:!?\"'`()[]{}«»¿¡、。"
+_GROUPED_NUMBER: Final = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
+_SAME_CHARACTER: Final = str.maketrans(
+    {"\ufeff": "", "\u200b": ""}
+    | dict.fromkeys("‘’‚‛′", "'")
+    | dict.fromkeys("“”„‟″", '"')
+    | dict.fromkeys("‐‑‒–—―−", "-")
+)
+
+
+def normalize_answer(text: str) -> str:
+    """The form in which two answers are compared.
+
+    1. Unicode NFKC, but superscripts and fractions stay: NFKC would turn 10² into 102 and 2½ into 21/2.
+       Curly quotes, dashes and the minus sign become the ASCII ones; invisible marks go.
+    2. Lower case (Unicode case folding), white space folded, thousands separators removed (1,000 is 1000).
+    3. From each word, quotes, brackets and sentence marks are trimmed at both ends only. What is inside a
+       word or carries meaning stays: 3.5, .5, -5, 50%, $5, #1, C++, U.S, don't. A word of nothing but such
+       marks is dropped; other words without a letter or digit (:-), ->) stay as they are.
+    4. "a", "an" and "the" are dropped, except as the last word, which is no article: "vitamin A", option "A".
+
+    An answer that would vanish (such as "?") is compared as it stands after step 2.
+
+    Source: the SQuAD script's `normalize_answer` (Rajpurkar et al. 2016) and the VQA script's
+    `processPunctuation` and `processDigitArticle` (Antol et al. 2015). Deviation: SQuAD removes every
+    punctuation mark, so that 3.5 equals 35 and C++ equals C, and VQA reads "none" as 0 and "two" as 2; an edit
+    that changes exactly such a thing could then not be measured.
+    """
+    return " ".join(_words(text, drop_articles=True))
+
+
+def exact_match(answer: str, expected: str) -> bool:
+    """Whether both are the same after normalisation."""
+    return normalize_answer(answer) == normalize_answer(expected)
+
+
+def contains(answer: str, expected: str) -> bool:
+    """Whether the words of `expected` stand in `answer`, whole, in order and side by side.
+
+    Compared with and without articles, as an article's removal depends on its place: "vitamin A" is found in
+    "vitamin A is good". Nothing but the empty answer contains the empty answer.
+    """
+    return any(
+        _stands_in(_words(expected, drop_articles=drop), _words(answer, drop_articles=drop))
+        for drop in (True, False)
+    )
+
+
+def token_f1(answer: str, expected: str) -> float:
+    """Harmonic mean of the precision and recall of words, in percent; word order does not count.
+
+    F1 = 2 * P * R / (P + R), with P = common / words given, R = common / words expected, and words counted as
+    often as they occur. Two empty answers give 100, one empty answer 0. Source: SQuAD 2.0 script.
+    """
+    given, wanted = normalize_answer(answer).split(), normalize_answer(expected).split()
+    if not given or not wanted:
+        return 100.0 if given == wanted else 0.0
+    common = (Counter(given) & Counter(wanted)).total()
+    return 200.0 * common / (len(given) + len(wanted))
+
+
+def _words(text: str, *, drop_articles: bool) -> list[str]:
+    folded = _fold(text).split()
+    words = [word for word in map(_trim, folded) if word]
+    if drop_articles:
+        words = [word for word in words[:-1] if word not in _ARTICLES] + words[-1:]
+    return words or folded
+
+
+def _fold(text: str) -> str:
+    runs = groupby(text.translate(_SAME_CHARACTER), key=_loses_its_value_under_nfkc)
+    plain = "".join(
+        "".join(run) if keep else unicodedata.normalize("NFKC", "".join(run)) for keep, run in runs
+    )
+    return _GROUPED_NUMBER.sub(lambda number: number[0].replace(",", ""), plain.casefold())
+
+
+def _loses_its_value_under_nfkc(character: str) -> bool:
+    return unicodedata.decomposition(character).startswith(("<super>", "<fraction>"))
+
+
+def _trim(word: str) -> str:
+    """The word without quotes, brackets and sentence marks at its ends."""
+    start = word.lstrip(_EDGES)
+    core = start.rstrip(_EDGES)
+    if not core:
+        return ""
+    if core.isascii() and not any(map(str.isalnum, core)):
+        return word
+    lead = word[: len(word) - len(start)]
+    decimal_point = core[0].isdigit() and lead.endswith(".") and not lead.endswith("..")
+    return f".{core}" if decimal_point else core
+
+
+def _stands_in(part: Sequence[str], whole: Sequence[str]) -> bool:
+    if not part:
+        return not whole
+    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeScore:
+    """One probe of one edit, answered and scored.
+
+    `teacher_forced` is token accuracy in percent, or None where it was not measured; `f1` is in percent. The
+    expected answer of a locality probe is the unedited model's own answer.
+    """
+
+    probe: ProbeName
+    answer_type: str
+    expected: str
+    answer: str
+    teacher_forced: float | None
+    exact: bool
+    contains: bool
+    f1: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("teacher_forced", self.teacher_forced), ("f1", self.f1)):
+            if value is not None and not 0.0 <= value <= 100.0:
+                raise InvalidInputError(
+                    f"A score of {self.probe} has {name} = {value!r}. Give percent, from 0 to 100."
+                )
+
+    @classmethod
+    def of(
+        cls, probe: ProbeName, answer_type: str, expected: str, answer: str, teacher_forced: float | None
+    ) -> Self:
+        """Score the freely generated `answer` against `expected`."""
+        return cls(
+            probe=probe,
+            answer_type=answer_type,
+            expected=expected,
+            answer=answer,
+            teacher_forced=teacher_forced,
+            exact=exact_match(answer, expected),
+            contains=contains(answer, expected),
+            f1=token_f1(answer, expected),
+        )
+
+
+class MetricValues(TypedDict):
+    """One metric over its samples: means in percent (None without a sample), samples counted and left out."""
+
+    teacher_forced: float | None
+    exact_match: float | None
+    contains: float | None
+    f1: float | None
+    count: int
+    left_out: int
+
+
+def summarize(
+    scores: Iterable[ProbeScore], left_out: Mapping[str, int] | None = None
+) -> dict[str, MetricValues]:
+    """The mean of each metric over its samples, in the order of `PROBE_NAMES`.
+
+    `left_out` says how many probes of each name were not asked because they stand in the scope of another
+    edit. A metric of which every probe was left out appears with a count of 0 and null values; a metric that
+    was neither asked nor left out does not appear.
+    """
+    left_out = left_out or {}
+    if unknown := set(left_out) - set(PROBE_NAMES):
+        raise InvalidInputError(
+            f"left_out names {sorted(unknown)}, which are no probes. Use some of {list(PROBE_NAMES)}."
+        )
+    by_name: dict[str, list[ProbeScore]] = {}
+    for score in scores:
+        by_name.setdefault(score.probe, []).append(score)
+    return {
+        name: _metric(by_name.get(name, []), left_out.get(name, 0))
+        for name in PROBE_NAMES
+        if name in by_name or left_out.get(name)
+    }
+
+
+def summarize_by_answer_type(
+    scores: Iterable[ProbeScore], left_out: Mapping[str, Mapping[str, int]] | None = None
+) -> dict[str, dict[str, MetricValues]]:
+    """As `summarize`, for each answer type in alphabetical order; `left_out` is by answer type, then name."""
+    left_out = left_out or {}
+    by_type: dict[str, list[ProbeScore]] = {kind: [] for kind in left_out}
+    for score in scores:
+        by_type.setdefault(score.answer_type, []).append(score)
+    return {kind: summarize(by_type[kind], left_out.get(kind)) for kind in sorted(by_type)}
+
+
+def _metric(scores: Sequence[ProbeScore], left_out: int) -> MetricValues:
+    def mean(value: Callable[[ProbeScore], float | None]) -> float | None:
+        known = [number for score in scores if (number := value(score)) is not None]
+        return math.fsum(known) / len(known) if known else None
+
+    return {
+        "teacher_forced": mean(lambda score: score.teacher_forced),
+        "exact_match": mean(lambda score: 100.0 * score.exact),
+        "contains": mean(lambda score: 100.0 * score.contains),
+        "f1": mean(lambda score: score.f1),
+        "count": len(scores),
+        "left_out": left_out,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean over seeds, sample standard deviation and 95 % confidence interval of the mean.
+
+    low, high = mean -+ t * std / sqrt(n), with t the two-sided 95 % quantile of Student's t with n - 1
+    degrees of freedom and std taken with n - 1. The interval is not cut off at 0 or 100. With one seed, `std`,
+    `low` and `high` are None: one run says nothing of the spread.
+    """
+
+    mean: float
+    std: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """The spread of one value per seed."""
+        count = len(values)
+        if not count:
+            raise InvalidInputError("A spread of no values was asked for. Give one value per seed.")
+        mean = math.fsum(values) / count
+        if count == 1:
+            return cls(mean, None, None, None, 1)
+        std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+        half = student_t(count - 1) * std / math.sqrt(count)
+        return cls(mean, std, mean - half, mean + half, count)
+
+
+def student_t(degrees_of_freedom: int) -> float:
+    """The t with P(|T| <= t) = 0.95 for Student's t distribution.
+
+    For whole degrees of freedom the probability is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4) in
+    the angle atan(t / sqrt(degrees of freedom)); the angle is found by halving the interval.
+    """
+    if degrees_of_freedom < 1:
+        raise InvalidInputError(f"{degrees_of_freedom} degrees of freedom were given. Give 1 or more.")
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _probability_within(middle, degrees_of_freedom) < CONFIDENCE:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees_of_freedom) * math.tan((low + high) / 2)
+
+
+def _probability_within(angle: float, degrees_of_freedom: int) -> float:
+    odd = degrees_of_freedom % 2 == 1
+    if degrees_of_freedom == 1:
+        return 2 * angle / math.pi
+    term = total = math.cos(angle) if odd else 1.0
+    for k in range(2 if odd else 1, degrees_of_freedom - 2, 2):
+        term *= k / (k + 1) * math.cos(angle) ** 2
+        total += term
+    inside = math.sin(angle) * total
+    return 2 / math.pi * (angle + inside) if odd else inside

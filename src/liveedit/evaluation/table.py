@@ -1,0 +1,102 @@
+"""A finished table and its three forms: Markdown, LaTeX and the console."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import rich.table
+from rich.text import Text
+
+_LATEX: Final = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "–": "--",
+        "±": r"$\pm$",
+        "[": "{[}",  # at the start of a row, "\\ [" would read as the height of the line before
+        "]": "{]}",
+    }
+    | {character: f"\\{character}" for character in "&%$#_{}"}
+)
+_MARKDOWN: Final = str.maketrans(
+    {character: f"\\{character}" for character in "\\|*_`[]"} | {"<": "&lt;", ">": "&gt;", "\n": " "}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A finished table: texts only. `text_columns` first columns are texts (left), the others numbers."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    text_columns: int = 1
+
+    def markdown(self) -> str:
+        """The table with its title as a heading and its notes as a list."""
+        rule = [":--" if i < self.text_columns else "--:" for i in range(len(self.header))]
+        lines = [
+            f"## {markdown_text(self.title)}",
+            "",
+            _bars(map(markdown_text, self.header)),
+            _bars(rule),
+            *(_bars(map(markdown_text, row)) for row in self.rows),
+            "",
+            *(f"- {markdown_text(note)}" for note in self.notes),
+        ]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def latex(self) -> str:
+        """A `table` with a plain `tabular` and rules of the booktabs package; the notes stand below it."""
+        columns = "".join("l" if i < self.text_columns else "r" for i in range(len(self.header)))
+        lines = [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{latex_text(self.title)}}}",
+            f"\\begin{{tabular}}{{{columns}}}",
+            "\\toprule",
+            _ampersands(self.header),
+            "\\midrule",
+            *map(_ampersands, self.rows),
+            "\\bottomrule",
+            "\\end{tabular}",
+            *(f"\\par{{\\footnotesize {latex_text(note)}}}" for note in self.notes),
+            "\\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def rich(self) -> rich.table.Table:
+        """The table for the console."""
+        table = rich.table.Table(title=Text(self.title), caption=Text("\n".join(self.notes)) or None)
+        for i, name in enumerate(self.header):
+            # The setting and the seeds stay on one line; a cell of two scores may break at its blanks.
+            table.add_column(
+                Text(name), justify="left" if i < self.text_columns else "right", overflow="fold"
+            )
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+
+def markdown_text(text: str) -> str:
+    """The text with everything escaped that Markdown would read as its own."""
+    return text.translate(_MARKDOWN)
+
+
+def latex_text(text: str) -> str:
+    """The text with everything escaped that LaTeX would read as its own."""
+    return text.translate(_LATEX)
+
+
+def _bars(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ampersands(cells: Iterable[str]) -> str:
+    return f"{' & '.join(map(latex_text, cells))} \\\\"

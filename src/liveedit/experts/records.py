@@ -1,0 +1,162 @@
+"""What the edits file says of one edit, before and after it is stored, and the line in the history."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PureWindowsPath
+from typing import ClassVar, Literal, TypeVar
+
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import ImageError, InvalidInputError, StoreError
+from .expert import Expert
+
+THUMBNAIL_PIXELS = 128
+"""The longest side of a stored picture, in pixels: enough to recognise it, too little to reuse it."""
+
+EventKind = Literal["edit", "undo"]
+"""What can happen to an edit."""
+
+_Read = TypeVar("_Read")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewEdit:
+    """An edit that was made and is about to be stored.
+
+    `answer` is what was asked for; `answer_before` and `answer_after` are what the model said. Of the picture
+    only the digest and the file's name are kept, never its folder.
+    """
+
+    prompt: str
+    answer: str
+    editor: str
+    answer_before: str | None = None
+    answer_after: str | None = None
+    milliseconds: float = 0.0
+    refine_steps: int = 0
+    subject: str | None = None
+    relation: str | None = None
+    image_sha256: str | None = None
+    image_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredEdit(NewEdit):
+    """An edit as it stands in the file. `expert` and `thumbnail` are read when first asked for."""
+
+    id: str
+    number: int
+    created_at: str
+    """ISO 8601, UTC."""
+    undone_at: str | None = None
+    """ISO 8601, UTC; None while the edit is in force."""
+
+    # Not fields: an open file has no place in `dataclasses.asdict`, `repr` or a comparison.
+    _read_expert: ClassVar[Callable[[str], Expert] | None] = None
+    _read_thumbnail: ClassVar[Callable[[str], bytes | None] | None] = None
+
+    def attached(
+        self, read_expert: Callable[[str], Expert], read_thumbnail: Callable[[str], bytes | None]
+    ) -> StoredEdit:
+        """This edit, told where to read its expert and its thumbnail."""
+        object.__setattr__(self, "_read_expert", read_expert)
+        object.__setattr__(self, "_read_thumbnail", read_thumbnail)
+        return self
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the edit is in force, that is, not undone."""
+        return self.undone_at is None
+
+    @cached_property
+    def expert(self) -> Expert:
+        """The edit's parameters. Raises `StoreError` where they are damaged or the file is closed."""
+        return self._reader(self._read_expert)(self.id)
+
+    @cached_property
+    def thumbnail(self) -> bytes | None:
+        """The picture as PNG, at most `THUMBNAIL_PIXELS` wide and high, if there is one. Raises alike."""
+        return self._reader(self._read_thumbnail)(self.id)
+
+    def _reader(self, read: Callable[[str], _Read] | None) -> Callable[[str], _Read]:
+        if read is None:
+            raise StoreError(
+                f"The edit {self.id!r} is a copy without its file. Get it from an EditStore again."
+            )
+        return read
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the history, which is only ever appended to."""
+
+    number: int
+    at: str
+    kind: EventKind
+    edit_id: str
+
+
+def thumbnail_png(image: Image.Image) -> bytes:
+    """A picture as PNG, scaled down to at most `THUMBNAIL_PIXELS` wide and high, without metadata."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    small.info = {}
+    stream = io.BytesIO()
+    small.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
+
+
+def check_edit(edit: NewEdit) -> None:
+    """Raise `InvalidInputError` where a field cannot be stored."""
+    for name, text in vars(edit).items():
+        if isinstance(text, str):
+            _check_text(name, text)
+    for name in ("prompt", "answer", "editor"):
+        if not getattr(edit, name):
+            raise InvalidInputError(f"An edit's {name} is empty. Give some text.")
+    if not (math.isfinite(edit.milliseconds) and edit.milliseconds >= 0):
+        raise InvalidInputError(f"An edit took {edit.milliseconds} milliseconds. Give a number from 0 up.")
+    if edit.refine_steps < 0:
+        raise InvalidInputError(f"An edit took {edit.refine_steps} refine steps. Give a number from 0 up.")
+    if edit.image_sha256 is not None and not _SHA256.fullmatch(edit.image_sha256):
+        raise InvalidInputError(
+            f"The picture's digest is {edit.image_sha256!r}. Give 64 lower-case hexadecimal digits."
+        )
+    # The Windows reading of a path splits at both kinds of slash.
+    if edit.image_name is not None and PureWindowsPath(edit.image_name).name != edit.image_name:
+        raise InvalidInputError(
+            f"The picture's name is {edit.image_name!r}. Give the file name only: folders are not stored."
+        )
+
+
+def check_thumbnail(thumbnail: bytes) -> None:
+    """Raise `ImageError` unless this is a PNG within the size of a thumbnail."""
+    advice = "Make one with `thumbnail_png`."
+    try:
+        with Image.open(io.BytesIO(thumbnail), formats=("PNG",)) as image:
+            size = image.size
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise ImageError(f"The thumbnail of {len(thumbnail)} bytes is not a PNG. {advice}") from error
+    if max(size) > THUMBNAIL_PIXELS:
+        raise ImageError(
+            f"The thumbnail is {size[0]} x {size[1]} pixels; at most {THUMBNAIL_PIXELS} x {THUMBNAIL_PIXELS} "
+            f"are stored. {advice}"
+        )
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"An edit's {name} holds half of a surrogate pair at position {error.start}: it is not valid "
+            "Unicode. Give text that can be written as UTF-8."
+        ) from error
