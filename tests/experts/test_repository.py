@@ -104,7 +104,8 @@ def test_other_shapes_are_refused_and_change_nothing(count: int, held: int, othe
     expected = {str(seed): make_expert(seed, held) for seed in range(count)}
     for edit_id, expert in expected.items():
         repository.add(edit_id, expert)
-    with pytest.raises(InvalidInputError, match=rf"shape \({other}, 3\); this repository holds \({held}, 3\)"):
+    message = rf"shape \({other}, 3\); this repository holds \({held}, 3\)"
+    with pytest.raises(InvalidInputError, match=message):
         repository.add("other", make_expert(99, other))
     assert_holds(repository, expected)
 

@@ -110,8 +110,9 @@ class Backbone:
         """Tokens of each answer as they follow the prompt, and the end-of-sequence token."""
         found = []
         for text, answer in zip(texts, answers, strict=True):
-            if not answer.strip():
-                raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
+            if not answer.strip():  # A model may say nothing: its answer then is the end of the sequence.
+                found.append([self.end_token_id])
+                continue
             alone = self.tokenizer(text)["input_ids"]
             joined = self.tokenizer(f"{text} {answer.strip()}")["input_ids"]
             if joined[: len(alone)] == alone:

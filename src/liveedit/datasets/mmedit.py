@@ -98,7 +98,7 @@ def read_case(row: Row) -> EditCase:
         Edit(about_the_edit(prompt, image), answer),
         probes,
         row.optional_text("answer_type") or answer_type(answer),
-        row.nullable_answer("pred") or None,
+        row.nullable_answer("pred"),
         row.texts("tags"),
     )
 

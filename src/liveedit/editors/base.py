@@ -70,6 +70,9 @@ class Editor(ABC):
 
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
         """Make edits, given with their ids, in their order."""
+        for edit_id, edit in edits:
+            if not edit.answer.strip():
+                raise InvalidInputError(f"The answer of edit {edit_id!r} is empty. Give what the model should answer.")
         records = []
         for done, (edit_id, edit) in enumerate(edits, 1):
             started = time.perf_counter()

@@ -155,8 +155,8 @@ def _check(index: int, row: Row) -> None:
     for key, kind in _KEYS.items():
         if not isinstance(row.get(key), kind):
             raise InvalidInputError(
-                f"Row {index} (counted from 0) has {key} = {row.get(key)!r}. Every row needs {', '.join(_KEYS)} "
-                "and metrics; give the rows as the bench returned them."
+                f"Row {index} (counted from 0) has {key} = {row.get(key)!r}. Every row "
+                f"needs {', '.join(_KEYS)} and metrics; give the rows as the bench returned them."
             )
     if row["edits"] < 0 or not isinstance(row.get("metrics"), Mapping):
         raise InvalidInputError(

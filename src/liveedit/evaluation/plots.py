@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """The palette of Okabe and Ito (2008) without its yellow, which is too faint for lines on white."""
 
-MARKERS: Final = ("o", "s", "^", "D", "v", "P", "<", ">")
+MARKERS: Final = ("o", "s", "^", "D", "v", "p", "<", ">")
 """Of another length than `COLORS`, so that 56 editors differ."""
 
 _DPI: Final = 100
@@ -94,11 +94,12 @@ def draw_metrics(lines: Sequence[Line], title: str) -> Figure | None:
         _edit_axis(panel, edits)
         _percent_axis(panel)
         panel.set_title(metric_label(name), fontsize=11)
+        panel.set_xlabel("Edits")
+    for panel in panels[::columns]:
+        panel.set_ylabel("%")
     for panel in panels[len(names) :]:
         panel.remove()
     _set_title(figure, title)
-    figure.supylabel("%", fontsize=11)
-    figure.supxlabel("Edits", fontsize=11)
     incomplete = any(not line.complete for line in lines)
     _legend(figure, editors, incomplete=incomplete, bands=any(line.seeds > 1 for line in lines))
     return figure
@@ -107,7 +108,7 @@ def draw_metrics(lines: Sequence[Line], title: str) -> Figure | None:
 def _draw_editor(panel: Axes, lines: Sequence[Line], metric: str, place: int, shift: float) -> None:
     color, marker = _style(place)
     for score, dash in (("teacher_forced", "-"), ("exact_match", "--")):
-        hollow = {} if score == "teacher_forced" else {"markerfacecolor": "white"}
+        face = color if score == "teacher_forced" else "white"
         whole = [
             (line.edits * shift, found) for line, found in _scored(lines, metric, score) if line.complete
         ]
@@ -117,13 +118,21 @@ def _draw_editor(panel: Axes, lines: Sequence[Line], metric: str, place: int, sh
         if whole:
             places, spreads = [edits for edits, _ in whole], [found for _, found in whole]
             means = [found.mean for found in spreads]
-            panel.plot(places, means, dash, color=color, marker=marker, markersize=5, linewidth=1.6, **hollow)
+            panel.plot(
+                places,
+                means,
+                dash,
+                color=color,
+                marker=marker,
+                markersize=5,
+                linewidth=1.6,
+                markerfacecolor=face,
+            )
             low = [max(0.0, found.mean - (found.std or 0.0)) for found in spreads]
             high = [min(100.0, found.mean + (found.std or 0.0)) for found in spreads]
             panel.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
-        panel.plot(
-            [edits for edits, _ in cut], [found.mean for _, found in cut], "x", color=color, markersize=8
-        )
+        places, means = [edits for edits, _ in cut], [found.mean for _, found in cut]
+        panel.plot(places, means, "X", color=color, markersize=8, markerfacecolor=face)
 
 
 def _scored(lines: Sequence[Line], metric: str, score: str) -> Iterator[tuple[Line, Spread]]:
@@ -139,8 +148,19 @@ def _edit_axis(panel: Axes, edits: Sequence[int]) -> None:
     else:
         panel.set_xscale("log")
         panel.set_xlim(edits[0] / 1.7, edits[-1] * 1.7)
-    panel.set_xticks(edits, [f"{number:,}" for number in edits], minor=False)
+    labels = [f"{number:,}" if number in _spaced(edits) else "" for number in edits]
+    panel.set_xticks(edits, labels, minor=False)
     panel.minorticks_off()
+
+
+def _spaced(edits: Sequence[int]) -> list[int]:
+    """The numbers, from the largest down, that are far enough apart on a logarithmic axis for a label."""
+    step = max(1.5, (edits[-1] / max(edits[0], 1)) ** (1 / 7))
+    spaced: list[int] = []
+    for number in reversed(edits):
+        if not spaced or number * step <= spaced[-1]:
+            spaced.append(number)
+    return spaced
 
 
 def draw_reliability(lines: Sequence[Line], title: str) -> Figure | None:
@@ -210,7 +230,7 @@ def _sample_count(lines: Sequence[Line], kind: str) -> str:
 
 
 def draw_heat_maps(lines: Sequence[Line], title: str) -> Figure | None:
-    """One map per editor: answer types down, metrics across; both scores as numbers, exact match as colour."""
+    """One map per editor: answer types down, metrics across; exact match as colour, both as numbers."""
     largest = at_largest(lines)
     occurring = metric_names(largest, by_answer_type=True)
     names = [name for name in (*GENERALITY, *LOCALITY) if name in occurring]
@@ -248,7 +268,7 @@ def _draw_map(panel: Axes, line: Line, kinds: Sequence[str], names: Sequence[str
             text = "–" if forced is None and found is None else f"{_number(forced)}\n{_number(found)}"
             dark = found is not None and found.mean < 55
             panel.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
-    panel.set_xticks(range(len(names)), [_broken(metric_label(name)) for name in names], fontsize=8)
+    panel.set_xticks(range(len(names)), [_broken(metric_label(name)) for name in names], fontsize=7.5)
     panel.set_yticks(range(len(kinds)), [_plain(kind) for kind in kinds] if labelled else [""] * len(kinds))
     panel.tick_params(length=0)
     panel.set_title(_plain(line.label), fontsize=11)
@@ -265,7 +285,8 @@ def _new_figure(height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotsUnavailableError(
-            "matplotlib cannot be imported, and pictures need it. Install it with: pip install 'liveedit[plot]'"
+            "matplotlib, which draws pictures, cannot be imported. Install it with: "
+            "pip install 'liveedit[plot]'"
         ) from error
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -297,7 +318,7 @@ def _legend(figure: Figure, editors: Sequence[str], *, incomplete: bool, bands: 
     if bands:
         handles.append(Patch(color="#555555", alpha=0.15, label="± std over seeds"))
     if incomplete:
-        handles.append(Line2D([], [], color="#555555", marker="x", linestyle="", label="not complete"))
+        handles.append(Line2D([], [], color="#555555", marker="X", linestyle="", label="not complete"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7), frameon=False)
 
 

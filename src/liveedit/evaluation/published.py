@@ -32,13 +32,13 @@ def published_table(edits: Collection[int] = ()) -> Table:
     header = ("Backbone", "Data", "Editor", "Edits", *map(metric_label, names), "Average")
     notes = (
         f"Source: {published['source']}",
-        "Teacher-forced token accuracy only, in %: the source gives no exact match of free generation. Models, "
-        "data and training differ from the runs above; compare with care.",
+        "Teacher-forced token accuracy only, in %: the source gives no exact match of free generation. "
+        "Models, data and training differ from the runs above; compare with care.",
     )
     return Table("Published values (not ours)", header, rows, notes, text_columns=3)
 
 
 def published_values() -> Mapping[str, Any]:
     """The paper's tables as data: `source`, `columns` and `rows`."""
-    file = resources.files(__package__) / "published.json"
+    file = resources.files("liveedit.evaluation") / "published.json"
     return json.loads(file.read_text(encoding="utf-8"))

@@ -93,8 +93,8 @@ def _json(rows: Sequence[Row]) -> str:
         return json.dumps({"rows": list(rows)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"The rows cannot be written as JSON ({error}). Give plain numbers, texts, lists and mappings, and "
-            "null in place of a value that is not a number."
+            f"The rows cannot be written as JSON ({error}). Give plain numbers, texts, lists and mappings, "
+            "and null in place of a value that is not a number."
         ) from error
 
 
@@ -138,9 +138,8 @@ def _provenance(lines: Sequence[Line]) -> str:
 
 def _origin(record: Row) -> str:
     sha = record.get("git_sha")
-    tree = {True: " with uncommitted changes", False: ""}.get(
-        record.get("dirty"), " (dirty or not: not recorded)"
-    )
+    dirty = record.get("dirty")
+    tree = " (tree clean or not: not recorded)" if dirty is None else " with uncommitted changes" * dirty
     code = f"code {str(sha)[:12]}{tree}" if sha else "code not recorded"
     digests = (
         f"{what} {str(record[key])[:12]}" if record.get(key) else f"{what} not recorded"

@@ -88,8 +88,8 @@ def interval_table(lines: Sequence[Line]) -> Table | None:
         for line in several
     ]
     notes = (
-        "Each cell: 95 % confidence interval of the mean over seeds (Student's t), teacher-forced / exact match, "
-        "in %. The interval is not cut off at 0 and 100.",
+        "Each cell: 95 % confidence interval of the mean over seeds (Student's t), teacher-forced / exact "
+        "match, in %. The interval is not cut off at 0 and 100.",
         *setting.notes,
     )
     header = (*setting.header, *map(metric_label, names), "Seeds")

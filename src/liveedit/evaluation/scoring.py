@@ -22,6 +22,9 @@ from ..samples import ProbeName
 PROBE_NAMES: Final[tuple[ProbeName, ...]] = get_args(ProbeName)
 """Every metric, in the order in which tables and pictures show them."""
 
+LeftOut = Mapping[ProbeName, int] | Mapping[str, int]
+"""How many probes of each name were not asked."""
+
 CONFIDENCE: Final = 0.95
 """Level of the confidence intervals."""
 
@@ -51,8 +54,8 @@ def normalize_answer(text: str) -> str:
 
     Source: the SQuAD script's `normalize_answer` (Rajpurkar et al. 2016) and the VQA script's
     `processPunctuation` and `processDigitArticle` (Antol et al. 2015). Deviation: SQuAD removes every
-    punctuation mark, so that 3.5 equals 35 and C++ equals C, and VQA reads "none" as 0 and "two" as 2; an edit
-    that changes exactly such a thing could then not be measured.
+    punctuation mark, so that 3.5 equals 35 and C++ equals C, and VQA reads "none" as 0 and "two" as 2; an
+    edit that changes exactly such a thing could then not be measured.
     """
     return " ".join(_words(text, drop_articles=True))
 
@@ -178,9 +181,7 @@ class MetricValues(TypedDict):
     left_out: int
 
 
-def summarize(
-    scores: Iterable[ProbeScore], left_out: Mapping[str, int] | None = None
-) -> dict[str, MetricValues]:
+def summarize(scores: Iterable[ProbeScore], left_out: LeftOut | None = None) -> dict[str, MetricValues]:
     """The mean of each metric over its samples, in the order of `PROBE_NAMES`.
 
     `left_out` says how many probes of each name were not asked because they stand in the scope of another
@@ -203,7 +204,7 @@ def summarize(
 
 
 def summarize_by_answer_type(
-    scores: Iterable[ProbeScore], left_out: Mapping[str, Mapping[str, int]] | None = None
+    scores: Iterable[ProbeScore], left_out: Mapping[str, LeftOut] | None = None
 ) -> dict[str, dict[str, MetricValues]]:
     """As `summarize`, for each answer type in alphabetical order; `left_out` is by answer type, then name."""
     left_out = left_out or {}
@@ -233,8 +234,8 @@ class Spread:
     """Mean over seeds, sample standard deviation and 95 % confidence interval of the mean.
 
     low, high = mean -+ t * std / sqrt(n), with t the two-sided 95 % quantile of Student's t with n - 1
-    degrees of freedom and std taken with n - 1. The interval is not cut off at 0 or 100. With one seed, `std`,
-    `low` and `high` are None: one run says nothing of the spread.
+    degrees of freedom and std taken with n - 1. The interval is not cut off at 0 or 100. With one seed,
+    `std`, `low` and `high` are None: one run says nothing of the spread.
     """
 
     mean: float

@@ -97,13 +97,19 @@ def _check_path(path: Path, create: bool) -> None:
             raise StoreError(f"{name} is a device or a pipe. Give the path of an ordinary file.")
         else:
             _check_header(path, name)
+        _check_folder(path, name)
     except (OSError, ValueError) as error:
         # ValueError: a path with a zero byte.
         reason = getattr(error, "strerror", None) or error
         raise StoreError(
             f"{name} cannot be opened ({reason}). Give a path you may read and write."
         ) from error
-    if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
+
+
+def _check_folder(path: Path, name: str) -> None:
+    # A link's log lies beside what it points to.
+    folder = path.resolve().parent
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise StoreError(
             f"{name} is in a folder that cannot be written to, and SQLite keeps its log there. Make the "
             "folder writable, or copy the file to one that is."

@@ -104,7 +104,7 @@ class LiveEdit(Editor):
     def make_experts(self, edits: Sequence[Edit]) -> list[Expert]:
         """One expert per edit, in one forward pass of the unedited model. Nothing is stored."""
         inputs = self.backbone.encode([edit.question for edit in edits], [edit.answer for edit in edits])
-        with torch.inference_mode():
+        with torch.no_grad():
             return split_experts(self.modules.edit(self.read(inputs)))
 
     def read(self, inputs: Inputs) -> TokenStates:
@@ -118,10 +118,14 @@ class LiveEdit(Editor):
         """Put an expert into force."""
         self.repository.add(edit_id, expert)
 
+    def make_expert(self, edit: Edit) -> tuple[Expert, int]:
+        """The expert of one edit, and the gradient steps that it took."""
+        return self.make_experts([edit])[0], 0
+
     def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
-        [expert] = self.make_experts([edit])
+        expert, steps = self.make_expert(edit)
         self.add(edit_id, expert)
-        return {"store_bytes": expert.store_bytes}
+        return {"store_bytes": expert.store_bytes, "refine_steps": steps}
 
     def undo(self, edit_id: str) -> None:
         """Take one edit out: the model is as if it had never been there. Raises `NotFoundError`."""
@@ -143,7 +147,7 @@ class LiveEdit(Editor):
         routing = self._hook.routing
         return None if routing is None else list(routing.fired)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _route(self, tokens: TokenStates) -> Routing | None:
         if not len(self.repository):
             return None
