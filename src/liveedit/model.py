@@ -69,11 +69,15 @@ class EditedModel:
         self.backbone, self.editor, self._store = backbone, editor, store
         self._memory: dict[str, StoredEdit] = {}
         if store is not None:
-            store.bind(
-                backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name
-            )
-            for edit_id, expert in store.active_experts():
-                editor.add(edit_id, expert)
+            try:
+                store.bind(
+                    backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name
+                )
+                for edit_id, expert in store.active_experts():
+                    editor.add(edit_id, expert)
+            except BaseException:
+                editor.detach()
+                raise
 
     @classmethod
     def load(

@@ -50,7 +50,10 @@ class TrainingConfig(BaseModel):
 class Task(Protocol):
     """What an editor brings to its training."""
 
-    cases: Sequence[Any]
+    @property
+    def cases(self) -> Sequence[Any]:
+        """What is trained on, the last of them kept for validation."""
+        ...
 
     def loss(
         self, modules: Any, stage: Any, chosen: Sequence[int], rng: np.random.Generator
@@ -105,11 +108,13 @@ class Trainer:
         return figures
 
     def _run_stage(self, modules: nn.Module, index: int, stage: StageConfig) -> dict[str, float]:
+        if not stage.steps:
+            return {}
         trained = [parameter for parameter in modules.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.01)
         checkpoint = self.folder / f"{index}-{stage.name}.safetensors"
         best_file = self.folder / f"{index}-{stage.name}-best.safetensors"
-        first, best, waited = self._resume(checkpoint, modules, optimizer)
+        first, best, waited = self._resume(checkpoint, stage, modules, optimizer)
         for step in range(first, stage.steps):
             if waited >= self.config.patience:
                 break
@@ -161,13 +166,12 @@ class Trainer:
             return self.task.validate(modules, self.held_out)
 
     def _resume(
-        self, checkpoint: Path, modules: nn.Module, optimizer: torch.optim.Optimizer
+        self, checkpoint: Path, stage: StageConfig, modules: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[int, float, int]:
         resumed = resume_training(checkpoint, modules, optimizer)
         if resumed is None:
             return 0, float("-inf"), 0
         step, note = resumed
-        stage = next(stage for stage in self.config.stages if checkpoint.stem.endswith(f"-{stage.name}"))
         if note["config"] != self._note(stage):
             raise CheckpointError(
                 f"{checkpoint} was made with other settings ({note['config']}). Remove it, choose another folder, or "

@@ -69,10 +69,12 @@ class Backbone:
     ) -> Inputs:
         """Questions, and their answers behind them, as one padded batch.
 
-        Raises `InvalidInputError` for an empty batch or a prompt without text, `ImageError` for a bad picture.
+        Raises `InvalidInputError` for an empty batch, a prompt without text, or a text with the model's image marker;
+        `ImageError` for a bad picture.
         """
         if not questions:
             raise InvalidInputError("No question was given. Give at least one.")
+        self._check_markers([question.prompt for question in questions], answers or ())
         texts = [self._prompt_text(question) for question in questions]
         prompts, pixels = self._process(texts, [open_image(q.image) for q in questions if q.image is not None])
         endings = [[] for _ in texts] if answers is None else self._answer_ids(texts, answers)
@@ -97,6 +99,15 @@ class Backbone:
             parts.insert(0, {"type": "image"})
         messages = [{"role": "user", "content": parts}]
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)  # type: ignore[return-value]
+
+    def _check_markers(self, *texts: Sequence[str]) -> None:
+        marker = getattr(self.processor, "image_token", None)
+        for text in (text for group in texts for text in group):
+            if marker and marker in text:
+                raise InvalidInputError(
+                    f"The text {text!r} contains {marker}, which stands for a picture in {self.name}. Take it out; a "
+                    "question's picture is placed by itself."
+                )
 
     def _process(self, texts: list[str], images: list[Any]) -> tuple[list[list[int]], Tensor | None]:
         encoded = self.processor(images=images or None, text=texts)  # type: ignore[operator]

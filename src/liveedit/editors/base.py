@@ -95,7 +95,10 @@ class Editor(ABC):
         raise NotFoundError(f"The editor {self.name!r} cannot take back single edits ({edit_id!r}); reset it.")
 
     def fired(self) -> list[tuple[Fired, ...]] | None:
-        """The edits that took part in the last batch of answers, query by query; None where it cannot be told."""
+        """The edits that took part in the last batch of answers, query by query.
+
+        Empty where none took part in any, None where this editor cannot tell.
+        """
         return None
 
     def configuration(self) -> dict[str, Any]:

@@ -55,13 +55,14 @@ class FineTuneLast(Editor):
         self._layer.requires_grad_(True)
         steps = 0
         try:
-            for steps in range(1, self.config.steps + 1):
+            while steps < self.config.steps:
                 loss = self._loss(states, inputs.attention_mask, before, predicting, targets)
                 if loss.item() < self.config.stop_below_nats:
                     break
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
+                steps += 1
         finally:
             self._layer.requires_grad_(False)
             optimizer.zero_grad(set_to_none=True)

@@ -41,7 +41,8 @@ def ask_freely(
         inputs = backbone.encode([probe.question for probe in part], padding="left")
         texts = backbone.generate(inputs, max_new_tokens)
         fired = editor.fired() if editor is not None else None
-        found += zip(texts, fired or [() if editor else None] * len(part), strict=True)
+        unfired = None if fired is None else ()
+        found += zip(texts, fired or [unfired] * len(part), strict=True)
         progress(len(part))
     return found
 

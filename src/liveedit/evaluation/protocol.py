@@ -29,11 +29,13 @@ class AskedProbe:
 
     case: EditCase
     probe: Probe
+    place: int
+    """Its place among the case's probes; -1 is the edit itself. A case may have several probes of one name."""
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, int]:
         """What the unedited model's answers are remembered by."""
-        return self.case.id, self.probe.name
+        return self.case.id, self.place
 
 
 def probes_of(
@@ -48,14 +50,14 @@ def probes_of(
     left_out: Counter[ProbeName] = Counter()
     left_out_by_type: Counter[tuple[str, ProbeName]] = Counter()
     for case in cases:
-        for probe in (case.reliability, *case.probes):
+        for place, probe in enumerate((case.reliability, *case.probes), -1):
             if probe.name not in wanted and probe.name != "reliability":
                 continue
             if probe.name in LOCALITY and probe.question.scope in scopes:
                 left_out[probe.name] += 1
                 left_out_by_type.update((kind, probe.name) for kind in _kinds(case))
             else:
-                asked.append(AskedProbe(case, probe))
+                asked.append(AskedProbe(case, probe, place))
     return asked, left_out, left_out_by_type
 
 
@@ -64,7 +66,7 @@ class UneditedAnswers:
 
     def __init__(self, backbone: Backbone, max_new_tokens: int, batch: int):
         self.backbone, self.max_new_tokens, self.batch = backbone, max_new_tokens, batch
-        self._replies: dict[tuple[str, str], Reply] = {}
+        self._replies: dict[tuple[str, int], Reply] = {}
 
     def ask(self, asked: Sequence[AskedProbe], progress: Any = lambda done: None) -> None:
         """Make sure that these probes are answered. No editor may be attached with edits in force."""

@@ -58,6 +58,7 @@ class LiveEditConfig(BaseModel):
     def paper(cls, width: int, layer: int, image_tokens: int, **changes: object) -> LiveEditConfig:
         """The paper's exact form (sections 4.1, 4.2 and 7.4)."""
         exact: dict[str, object] = {
+            "module_width": 1024,
             "heads": 1,
             "norm": False,
             "features": "vector",

@@ -143,9 +143,9 @@ class LiveEdit(Editor):
     # -- answering ---------------------------------------------------------------------------------------
 
     def fired(self) -> list[tuple[Fired, ...]] | None:
-        """Which edits took part in the last batch, with weights and margins; None where none did."""
+        """Which edits took part in the last batch, query by query, with weights and margins; empty where none did."""
         routing = self._hook.routing
-        return None if routing is None else list(routing.fired)
+        return [] if routing is None else list(routing.fired)
 
     @torch.no_grad()
     def _route(self, tokens: TokenStates) -> Routing | None:

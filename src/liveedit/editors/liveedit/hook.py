@@ -71,8 +71,11 @@ class RoutingHook:
         ids = arguments[0] if arguments else keywords.get("input_ids")
         if ids is None:
             return None
-        if current is not None and current.input_ids.shape == ids.shape:
-            image, prompt, answer = current.image_mask, current.prompt_mask, current.answer_mask
+        if current is not None and _continues(current.input_ids, ids):
+            # Without a KV cache, what was generated so far stands behind the question: it is answer, not prompt.
+            grown = torch.ones_like(ids[:, current.input_ids.shape[1] :], dtype=torch.bool)
+            image, prompt = (torch.cat([mask, ~grown], 1) for mask in (current.image_mask, current.prompt_mask))
+            answer = torch.cat([current.answer_mask, grown], 1)
         else:  # Called from outside: everything that is not picture or padding is prompt.
             mask = keywords.get("attention_mask")
             present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
@@ -103,3 +106,10 @@ class RoutingHook:
             tokens = call.text if self.config.residual_tokens == "text" else call.text | call.image
             residual = residual * tokens[..., None]
         return states + residual.to(states.dtype)
+
+
+def _continues(known: Tensor, ids: Tensor) -> bool:
+    """Whether these are the known tokens, or those with further ones behind."""
+    if ids.shape == known.shape:
+        return True
+    return len(ids) == len(known) and torch.equal(ids[:, : known.shape[1]], known)

@@ -41,9 +41,9 @@ class CrossAttention(nn.Module):
         """x: (batch, queries, query width) -> (batch, queries, value width)."""
         query = self._split(self.query(self.query_norm(x)))
         normed = [norm(tokens) for norm, (tokens, _) in zip(self.source_norms, sources, strict=True)]
-        key = self._split(torch.cat([layer(tokens) for layer, tokens in zip(self.keys, normed, strict=True)], 1))
-        value = self._split(torch.cat([layer(tokens) for layer, tokens in zip(self.values, normed, strict=True)], 1))
-        mask = torch.cat([counts for _, counts in sources], 1)[:, None, None, :]
+        key = self._split(_joined([layer(tokens) for layer, tokens in zip(self.keys, normed, strict=True)]))
+        value = self._split(_joined([layer(tokens) for layer, tokens in zip(self.values, normed, strict=True)]))
+        mask = _joined([counts for _, counts in sources])[:, None, None, :]
         scores = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         # A row whose sources are all masked (no answer, no picture) reads nothing rather than everything.
@@ -52,6 +52,22 @@ class CrossAttention(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def gathered(tokens: Tensor, counts: Tensor) -> Source:
+    """The tokens that count, moved to the front in their order, as long as the longest row needs.
+
+    Attention reads the same from them as from all tokens, without keys and values for those that do not count.
+    """
+    longest = max(1, int(counts.sum(1).max()))
+    if longest == counts.shape[1]:
+        return tokens, counts
+    order = torch.argsort(counts.int(), dim=1, descending=True, stable=True)[:, :longest]
+    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1])), counts.gather(1, order)
 
 
 class ExpertGenerator(nn.Module):
@@ -94,13 +110,10 @@ class ExpertGenerator(nn.Module):
 
     def _answer(self, embeddings: Tensor, answer: Tensor) -> Source:
         """The answer's embeddings, gathered to the front, with their slots."""
-        longest = int(answer.sum(1).max())
-        order = torch.argsort(answer.int(), dim=1, descending=True, stable=True)[:, :longest]
-        present = answer.gather(1, order)
-        tokens = embeddings.gather(1, order[..., None].expand(-1, -1, embeddings.shape[-1]))
+        tokens, present = gathered(embeddings, answer)
         tokens = F.layer_norm(tokens.to(self.slots.weight.dtype), tokens.shape[-1:])
         last = self.config.answer_slots - 1
-        position = torch.arange(longest, device=tokens.device).clamp(max=last)
+        position = torch.arange(present.shape[1], device=tokens.device).clamp(max=last)
         length = (present.sum(1, keepdim=True) - 1).clamp(0, last)
         return tokens + self.slots(position) + self.lengths(length), present
 
@@ -130,12 +143,17 @@ class FeatureExtractor(nn.Module):
         """phi: the asked-for part of the picture, (batch, k d_m)."""
         return self._finish(self.attend_phi2(asked, [image]))
 
+    def visual_shared(self, asked: Tensor, image: Tensor) -> Tensor:
+        """phi of one picture, (1, tokens, d), that all rows share: its keys and values are made once."""
+        read = self.attend_phi2(asked.flatten(0, 1)[None], [(image, image.new_ones(image.shape[:2]).bool())])
+        return self._finish(read[0].unflatten(0, asked.shape[:2]))
+
     def prompt(self, prompt: Source) -> Tensor:
         """psi: the prompt, (batch, k d_m)."""
         return self._finish(self.attend_psi(self.psi0.expand(len(prompt[0]), -1, -1), [prompt]))
 
     def _finish(self, feature: Tensor) -> Tensor:
-        feature = feature.flatten(1)
+        feature = feature.flatten(1).float()
         return F.normalize(feature, dim=-1) if self.config.similarity == "cosine" else feature
 
 
@@ -203,18 +221,16 @@ class LiveEditModules(nn.Module):
 
     def edit_features(self, tokens: TokenStates) -> tuple[Tensor, Tensor]:
         """phi_hat and psi_hat."""
-        prompt = (tokens.states, tokens.prompt)
-        return self.hat.visual(self.hat.asked(prompt), (tokens.states, tokens.image)), self.hat.prompt(prompt)
+        prompt, image = gathered(tokens.states, tokens.prompt), gathered(tokens.states, tokens.image)
+        return self.hat.visual(self.hat.asked(prompt), image), self.hat.prompt(prompt)
 
     def query(self, tokens: TokenStates) -> QueryFeatures:
         """Query-time features and the sentinel's, which sees the same prompt (equations 4 and 5)."""
-        prompt = (tokens.states, tokens.prompt)
+        prompt = gathered(tokens.states, tokens.prompt)
         asked = self.bar.asked(prompt)
-        theta = self.sentinel.to(tokens.states.dtype).expand(len(tokens), -1, -1)
-        everything = torch.ones(theta.shape[:2], dtype=torch.bool, device=theta.device)
         return QueryFeatures(
-            self.bar.visual(asked, (tokens.states, tokens.image)),
-            self.bar.visual(asked, (theta, everything)),
+            self.bar.visual(asked, gathered(tokens.states, tokens.image)),
+            self.bar.visual_shared(asked, self.sentinel.to(tokens.states.dtype)[None]),
             self.bar.prompt(prompt),
         )
 

@@ -14,8 +14,8 @@ from ..base import Fired
 from .config import LiveEditConfig
 from .modules import LiveEditModules, QueryFeatures
 
-_EXACT_ROWS = 256
-"""Up to this many experts that pass, scores are taken one by one, so that no bit depends on their order."""
+_SUM_STEP = 2.0**-40
+"""Softmax totals are summed in whole multiples of this, so that no bit depends on the order of the experts."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def route(
     passed = (visual > threshold[:, None]) & reachable[:, None]
     if not bool(passed.any()):
         return None
-    chosen = [_choose(modules, query, row, passed[row], threshold[row], repository) for row in range(len(passed))]
+    chosen = [
+        _choose(modules, query, row, passed[row], threshold[row], repository) for row in range(len(passed))
+    ]
     return _assemble(chosen, repository)
 
 
@@ -87,21 +89,41 @@ def _choose(
     rows = passed.nonzero().flatten()
     if not len(rows):
         return [], torch.empty(0), torch.empty(0), 0.0
-    bar = query.prompt[row]
-    if len(rows) <= _EXACT_ROWS:
-        rows = torch.tensor(sorted(rows.tolist(), key=repository.digest_of), device=passed.device)
-        scores = modules.prompt_score(bar, repository.prompt_features[rows])
-    else:
-        scores = (repository.prompt_features[rows] @ bar) * modules.prompt_scale - modules.prompt_offset
-    weights = soft_weights(scores)
-    dropped = 0.0
-    top = modules.config.top_experts
+    # Scores one by one, a total without rounding, experts mixed in the order of their digests: no bit depends on
+    # the order in which edits came and went.
+    scores = _prompt_scores(modules, query.prompt[row], rows, repository)
+    weights = _order_free_weights(scores)
+    dropped, top = 0.0, modules.config.top_experts
     if top is not None and len(rows) > top:
-        kept = weights.topk(top).indices.sort().values
+        kept = scores.topk(top).indices
         dropped = float(weights.sum() - weights[kept].sum())
         rows, weights = rows[kept], weights[kept]
+    found = rows.tolist()
+    order = sorted(
+        range(len(found)),
+        key=lambda place: (repository.digest_of(found[place]), repository.id_of(found[place])),
+    )
+    rows, weights = rows[order], weights[order]
     margins = modules.visual_score(query.visual[row], repository.visual_features[rows]) - threshold
     return rows.tolist(), weights, margins, max(0.0, dropped)
+
+
+def _prompt_scores(
+    modules: LiveEditModules, bar: Tensor, rows: Tensor, repository: ExpertRepository
+) -> Tensor:
+    """s of these rows, (rows,)."""
+    features = repository.prompt_features
+    if 2 * len(rows) > len(features):  # Gathering so many rows would cost more than scoring the others too.
+        return modules.prompt_score(bar, features)[rows]
+    return modules.prompt_score(bar, features[rows])
+
+
+def _order_free_weights(scores: Tensor) -> Tensor:
+    """`soft_weights` of one query's scores, (experts,), to the same bits whatever their order."""
+    shares = (scores - scores.max()).exp()
+    total = (shares.double() / _SUM_STEP).round().long().sum() * _SUM_STEP
+    # Not Tensor.sigmoid: its last bit depends on the place within a vector register.
+    return shares / total.to(shares.dtype) / (1 + (-scores).exp())
 
 
 def _assemble(chosen: list[_Chosen], repository: ExpertRepository) -> Routing:
@@ -115,8 +137,8 @@ def _assemble(chosen: list[_Chosen], repository: ExpertRepository) -> Routing:
             weights[place, : len(rows)] = row_weights
     fired = tuple(
         tuple(
-            Fired(repository.id_of(row), float(weight), float(margin))
-            for row, weight, margin in zip(rows, row_weights, margins, strict=True)
+            Fired(repository.id_of(row), weight, margin)
+            for row, weight, margin in zip(rows, row_weights.tolist(), margins.tolist(), strict=True)
         )
         for rows, row_weights, margins, _ in chosen
     )

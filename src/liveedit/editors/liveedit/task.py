@@ -113,11 +113,12 @@ class LiveEditTask:
         """Both extractors on random members of each edit's scope (section 4.3.2), and on its locality inputs."""
         edits = self._rows(chosen, [[self._random_in_scope(case, rng)] for case in chosen])
         inside = [[self._random_in_scope(case, rng), self._random_in_scope(case, rng)] for case in chosen]
-        outside = [self._locality_names(case, pictured=True) for case in chosen]
+        outside = [self._hard_negatives(case, rng) for case in chosen]
         queries = self._rows(chosen, [[*a, *b] for a, b in zip(inside, outside, strict=True)])
         hat = modules.edit_features(_tokens(edits.batch, self.backbone))
         bar = modules.query(_tokens(queries.batch, self.backbone))
-        return self._routing_terms(modules, hat, edits, bar, queries)
+        with full_precision():
+            return self._routing_terms(modules, hat, edits, bar, queries)
 
     def _routing_terms(
         self, modules: LiveEditModules, hat: tuple[Tensor, Tensor], edits: _Rows, bar: QueryFeatures, queries: _Rows
@@ -129,12 +130,18 @@ class LiveEditTask:
         sentinel = modules.visual_score(bar.visual, bar.sentinel)
         prompt = (bar.prompt @ hat[1].T) * modules.prompt_scale - modules.prompt_offset
         options = self.options
-        if options.hard_loss == "paper":
-            hard = losses.hard_routing_paper(visual, sentinel, own)
+        if modules.config.scope == "image":  # Hard routing never sees a query without a picture.
+            seen = queries.batch.image.any(1)
+            visual, sentinel, own_seen = visual[seen], sentinel[seen], own[seen]
+            same_subject = same_subject[seen]
         else:
-            ignored = same_subject if options.same_subject == "ignored" else torch.zeros_like(own)
+            own_seen = own
+        if options.hard_loss == "paper":
+            hard = losses.hard_routing_paper(visual, sentinel, own_seen)
+        else:
+            ignored = same_subject if options.same_subject == "ignored" else torch.zeros_like(own_seen)
             hard = losses.hard_routing_margin(
-                visual, sentinel, own, ignored, options.margin, options.negative_weight
+                visual, sentinel, own_seen, ignored, options.margin, options.negative_weight
             )
         if options.soft_loss == "paper":
             generator = torch.Generator().manual_seed(int(queries.case.sum()))
@@ -145,8 +152,8 @@ class LiveEditTask:
         figures = {
             "hard_loss_nats": hard.item(),
             "soft_loss_nats": soft.item(),
-            "own_passes": 100 * fires[own].float().mean().item(),
-            "others_pass": 100 * (fires & ~own).any(1).float().mean().item(),
+            "own_passes": 100 * fires[own_seen].float().mean().item(),
+            "others_pass": 100 * (fires & ~own_seen).any(1).float().mean().item(),
         }
         return hard + soft, figures
 
@@ -176,8 +183,9 @@ class LiveEditTask:
         tokens = _tokens(rows.batch, self.backbone)
         bar = modules.query(tokens)
         own = (rows.subject[:, None] == edits.subject[None]) & (rows.relation[:, None] == edits.relation[None])
-        routing, figures = self._routing_terms(modules, (made.visual, made.prompt), edits, bar, rows)
-        weights = self._mixing_weights(modules, made.visual, made.prompt, bar, own, tokens.image.any(1), rng)
+        with full_precision():
+            routing, figures = self._routing_terms(modules, (made.visual, made.prompt), edits, bar, rows)
+            weights = self._mixing_weights(modules, made.visual, made.prompt, bar, own, tokens.image.any(1), rng)
         logits = self._edited_logits(modules, rows.batch, made.u, made.v, weights)
         inside = own.any(1)
         token_row = rows.batch.answer.nonzero()[:, 0]
@@ -255,7 +263,9 @@ class LiveEditTask:
     ) -> Tensor:
         rows = self._rows(cases, [[name]] * len(cases))
         tokens = _tokens(rows.batch, self.backbone)
-        routing = route(modules, modules.query(tokens), tokens.image.any(1), repository)
+        query = modules.query(tokens)
+        with full_precision():
+            routing = route(modules, query, tokens.image.any(1), repository)
         if routing is None:
             u = torch.zeros(len(cases), 1, modules.config.rank, modules.config.width)
             logits = self._edited_logits(modules, rows.batch, u, u, torch.zeros(len(cases), 1))
@@ -282,9 +292,21 @@ class LiveEditTask:
         skipped = ("text_locality",) if pictured else ()
         return [name for name in LOCALITY if name in self._places[case] and name not in skipped]
 
+    def _hard_negatives(self, case: int, rng: np.random.Generator) -> list[ProbeName]:
+        """The near-duplicate, which is what routing gets wrong, and one of the easier locality inputs."""
+        names = self._locality_names(case, pictured=True)
+        near: list[ProbeName] = [name for name in names if name == "near_duplicate_locality"]
+        easier = [name for name in names if name not in near]
+        return near + ([easier[rng.integers(len(easier))]] if easier else [])
+
     def _random_in_scope(self, case: int, rng: np.random.Generator) -> ProbeName:
         names = self._in_scope_names(case)
         return names[rng.integers(len(names))]
+
+
+def full_precision() -> torch.autocast:
+    """Similarities are compared with each other: bfloat16 products would blur them."""
+    return torch.autocast("cpu", enabled=False)
 
 
 def _tokens(batch: StateBatch, backbone: Backbone) -> TokenStates:

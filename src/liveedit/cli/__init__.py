@@ -1,0 +1,78 @@
+"""`liveedit`: thin commands. Results go to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import LiveEditError
+from . import data, editing, measuring, training
+from .arguments import spread_values
+from .console import InterruptedRunError, complain, quiet
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Correct a frozen vision-language model, and take any correction back.",
+)
+editing.register(app)
+data.register(app)
+training.register(app)
+measuring.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"liveedit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0, 1 for an error (told in one line), 130 for Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = spread_values([argument for argument in given if argument != "--debug"])
+    try:
+        with quiet(debug):
+            code = app(args=given, prog_name="liveedit", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        complain("Interrupted.")
+        return 130
+    except InterruptedRunError as interruption:
+        complain(str(interruption))
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        complain(_sentence(error))
+        return 1
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, in words for the person at the keyboard."""
+    describe_usage = getattr(error, "format_message", None)  # Errors of the option parser have this.
+    if describe_usage is not None:
+        return f"{describe_usage()} See `liveedit --help`, or --help behind a command."
+    if isinstance(error, LiveEditError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'The system'}: {error.strerror}."
+    return f"{type(error).__name__}: {error} (not foreseen; --debug shows where)."

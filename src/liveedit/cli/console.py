@@ -1,0 +1,147 @@
+"""What commands print: results on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+WIDTH_WITHOUT_TERMINAL = 180
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class InterruptedRunError(Exception):
+    """A run was stopped by Ctrl-C; the message says how to go on."""
+
+
+def console() -> Console:
+    """Standard output; wide where it is a file or a pipe, so that tables are not folded."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_fields(fields: Mapping[str, object], title: str | None = None) -> None:
+    """Names and values, one a line; values of None are left out."""
+    table = Table(title=title, show_header=False, box=None, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in fields.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), Text(str(value)))
+    console().print(table)
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"Error: {' '.join(message.split())}\n")
+
+
+@contextmanager
+def quiet(debug: bool) -> Iterator[None]:
+    """Keep the bars, notes and warnings of libraries off the screen, unless they are asked for."""
+    if debug:
+        yield
+        return
+    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
+        os.environ.setdefault(name, value)
+    if "transformers" in sys.modules:  # It reads its environment when it is imported.
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def load_quietly() -> None:
+    """Import transformers without the bars that it shows while it loads weights."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def resumable(what: str) -> Iterator[None]:
+    """Turn Ctrl-C into a line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(
+            f"Interrupted. Run the same command again: {what} goes on where it was."
+        ) from error
+
+
+class Progress:
+    """Bars on a terminal, a line now and then elsewhere; always on standard error.
+
+    `report(what, done, total, figures)` may be called as often as one likes; a new `what` begins a new bar.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._terminal = self._console.is_terminal
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        self._bars = RichProgress(*columns, console=self._console, disable=not self._terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = float("-inf")
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def report(self, what: str, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
+        """So much is done of what is going on."""
+        text = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in (figures or {}).items())
+        if not self._terminal:
+            self._line(f"{what}: {done} of {total}" + (f" ({text})" if text else ""), done >= total)
+            return
+        if what not in self._tasks:
+            self._drop_finished()
+            self._tasks[what] = self._bars.add_task(what, total=total, figures="")
+        self._bars.update(self._tasks[what], completed=done, total=total, figures=text)
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(Text(text))
+
+    def of(self, what: str) -> Any:
+        """A function of (done, total) that reports on `what`."""
+        return lambda done, total: self.report(what, done, total)
+
+    def _drop_finished(self) -> None:
+        for name, task in list(self._tasks.items()):
+            if self._bars.tasks[self._bars.task_ids.index(task)].finished:
+                self._bars.remove_task(task)
+                del self._tasks[name]
+
+    def _line(self, text: str, last: bool) -> None:
+        now = time.monotonic()
+        if last or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self.note(text)

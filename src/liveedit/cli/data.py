@@ -1,0 +1,89 @@
+"""`liveedit data`: looking annotation files through, and drawing worlds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from .arguments import Json
+from .console import Progress, console, print_fields, print_json
+
+if TYPE_CHECKING:
+    from ..datasets import DataReport
+
+data = typer.Typer(no_args_is_help=True, help="Check annotation files, draw worlds.")
+
+SHOWN_PROBLEMS = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.add_typer(data, name="data")
+
+
+@data.command()
+def check(
+    format: Annotated[str, typer.Argument(help="mmedit (also e-vqa, e-ic) or vlkeb.")],
+    file: Annotated[Path, typer.Argument(help="The annotation file.")],
+    images: Annotated[
+        Path | None, typer.Option(help="The picture folder; without it pictures are not looked for.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Count rows, pictures and empty fields, and name what is wrong (exit code 1 if anything is)."""
+    from ..datasets import check
+    from ..errors import DatasetError
+
+    with Progress() as progress:
+        report = check(format, file, images, progress=progress.of("pictures"))
+    if json:
+        print_json(report.to_dict())
+    else:
+        _print_report(report)
+    if not report.ok:
+        raise DatasetError(
+            f"{file} has {report.problem_count} problems, the first being: {report.problems[0]}"
+        )
+
+
+def _print_report(report: DataReport) -> None:
+    listed = {
+        name: ", ".join(f"{key} {count:,}" for key, count in getattr(report, name).items()) or "none"
+        for name in ("empty_fields", "unused_keys", "probes", "answer_types")
+    }
+    numbers = ("rows", "rows_read", "unique_images", "shared_images", "missing_images", "unreadable_images")
+    counted = {name: getattr(report, name) for name in numbers}
+    shown = {name: "not checked" if count is None else f"{count:,}" for name, count in counted.items()}
+    print_fields(
+        {**shown, **listed, "problems": f"{report.problem_count:,}"}, f"{report.format}: {report.file}"
+    )
+    for problem in report.problems[:SHOWN_PROBLEMS]:
+        console().print(Text(f"- {problem}"))
+    if report.problem_count > SHOWN_PROBLEMS:
+        console().print(Text(f"- and {report.problem_count - SHOWN_PROBLEMS:,} more"))
+
+
+@data.command("draw")
+def draw_world(
+    out: Annotated[Path, typer.Option(help="Folder for pictures, train.json and eval.json.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same bytes.")] = 0,
+    train: Annotated[int, typer.Option(min=0, help="Cases to train on.")] = 8000,
+    eval: Annotated[int, typer.Option(min=0, help="Cases to measure on.")] = 1200,
+    json: Json = False,
+) -> None:
+    """Draw a world: pictures of creatures, with edits and the questions that measure them."""
+    from ..datasets.world import write_world
+
+    with Progress() as progress:
+        files = write_world(out, seed, train, eval, progress.of("drawing"))
+    if json:
+        print_json(
+            {"seed": seed, "train": train, "eval": eval, "files": {k: str(v) for k, v in files.items()}}
+        )
+        return
+    print_fields(
+        {part: f"{path} ({train if part == 'train' else eval:,} cases)" for part, path in files.items()}
+    )

@@ -1,0 +1,138 @@
+"""`liveedit bench`, `demo` and `editors`: what editors are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .arguments import BackboneName, Json, named_values
+from .console import Progress, console, load_quietly, print_json, resumable
+
+if TYPE_CHECKING:
+    from ..backbones import Backbone
+    from ..editors import Editor
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(bench)
+    app.command()(demo)
+    app.command()(editors)
+
+
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder for rows, raw answers and the report.")],
+    editor: Annotated[
+        list[str], typer.Option(help="Editors, several in a row; LABEL=NAME gives one a name of its own.")
+    ],
+    edits: Annotated[list[int], typer.Option(min=1, help="Numbers of edits, several in a row.")],
+    data: Annotated[
+        str, typer.Option(help="world, world:SEED, a folder with eval.json, or FORMAT:FILE[:IMAGES].")
+    ] = "world",
+    seeds: Annotated[list[int] | None, typer.Option(min=0, help="Seeds, several in a row (0).")] = None,
+    backbone: BackboneName = "tiny-llava",
+    editor_path: Annotated[
+        list[str] | None, typer.Option(help="NAME=DIR: the trained parts of an editor, by its name or label.")
+    ] = None,
+    few_edits_cases: Annotated[
+        int,
+        typer.Option(min=1, help="For few edits: repeat on fresh models until so many cases are measured."),
+    ] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="Questions per forward pass.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest free answer, in tokens.")] = 16,
+    published: Annotated[
+        bool, typer.Option("--published", help="Add the paper's values, in a table of their own.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure editors over a lifetime of edits: --editor liveedit ft-l --edits 1 10 100 --seeds 0 1 2."""
+    load_quietly()
+    from ..backbones import load_backbone
+    from ..datasets.sources import open_data
+    from ..evaluation.bench import Bench, BenchConfig, make_provenance
+    from ..evaluation.report import render, write_report
+    from ..model import backbone_digest
+
+    makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"))
+    with resumable("the bench"), Progress() as progress:
+        found = open_data(data, max(edits), progress.of("drawing"))
+        frozen = load_backbone(backbone)
+        for _, make in makers:  # What cannot be loaded is said before anything long begins.
+            make(frozen).detach()
+        config = BenchConfig(
+            backbone=Path(backbone).name if Path(backbone).is_dir() else backbone,
+            data=found.name,
+            edits=tuple(sorted(set(edits))),
+            seeds=tuple(dict.fromkeys(seeds or [0])),
+            few_edits_cases=few_edits_cases,
+            batch=batch,
+            max_new_tokens=max_new_tokens,
+        )
+        provenance = make_provenance(backbone_digest(frozen), found.files)
+        rows = Bench(frozen, found.cases, config, out, provenance, progress.report).run(makers)
+    report = write_report(rows, out, published=published)
+    if json:
+        print_json({"rows": rows, "report": str(report)})
+        return
+    console().print(render(rows))
+    console().print(Text(f"Report: {report}"))
+
+
+def editor_makers(given: list[str], paths: dict[str, str]) -> list[tuple[str, Callable[[Backbone], Editor]]]:
+    """(label, maker) of each editor; refuses unknown names, and paths for editors that are not given."""
+    from ..editors import editor_class
+    from ..errors import InvalidInputError
+
+    makers: dict[str, Callable[[Backbone], Editor]] = {}
+    for item in given:
+        label, _, name = item.partition("=")
+        makers[label] = partial(_make_editor, editor_class(name or label), paths.get(label))
+    if stray := sorted(paths.keys() - makers.keys()):
+        raise InvalidInputError(
+            f"--editor-path names {', '.join(stray)}; measured are {', '.join(makers)}. Give one of these."
+        )
+    return list(makers.items())
+
+
+def _make_editor(kind: type[Editor], source: str | None, backbone: Backbone) -> Editor:
+    return kind.load(backbone, source)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo-report"),
+    edits: Annotated[int, typer.Option(min=1, help="Edits to make and measure at the end.")] = 1000,
+    editor_path: Annotated[
+        Path | None, typer.Option(help="Folder of a trained editor, in place of the built-in.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Three pictures edited and asked again, one edit undone, then 1,000 edits measured."""
+    load_quietly()
+    from ..demo import run_demo
+
+    screen = console()
+    screen.quiet = json
+    with resumable("the demo"), Progress() as progress:
+        result = run_demo(out, edits, editor_path, screen, progress.report)
+    if json:
+        print_json(result)
+
+
+def editors(json: Json = False) -> None:
+    """The editors that are installed."""
+    from ..editors import editor_class, editor_names
+
+    found = {name: editor_class(name).summary for name in editor_names()}
+    if json:
+        print_json({"editors": [{"name": name, "summary": summary} for name, summary in found.items()]})
+        return
+    table = Table("Editor", "What it is")
+    for name, summary in found.items():
+        table.add_row(name, Text(summary))
+    console().print(table)

@@ -1,0 +1,81 @@
+"""Data by one word, as commands take it: "world", "world:SEED", a drawn folder, or FORMAT:FILE[:IMAGES]."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DatasetError, InvalidInputError, NotFoundError
+from ..samples import EditCase
+from . import read, readers
+from .world.kept import kept_world
+
+Progress = Callable[[int, int], None]
+
+HELD_OUT_SEED = 0
+"""The seed of the world that is measured on unless another is given."""
+
+FEWEST_DRAWN = 1_200
+"""Cases that are drawn at least, so that runs of up to 1,000 edits share one world and seeds differ."""
+
+
+@dataclass(frozen=True)
+class NamedData:
+    """Cases, the name that results carry, and the annotation files that they come from."""
+
+    name: str
+    cases: tuple[EditCase, ...]
+    files: tuple[Path, ...]
+
+
+def cache_folder() -> Path:
+    """Where drawn worlds are kept: $LIVEEDIT_CACHE, or ~/.cache/liveedit."""
+    given = os.environ.get("LIVEEDIT_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "liveedit"
+
+
+def world_seed(source: str) -> int | None:
+    """The seed of "world" or "world:SEED"; None where something else is meant."""
+    name, _, seed = source.partition(":")
+    if name != "world":
+        return None
+    if seed and not seed.isdecimal():
+        raise InvalidInputError(
+            f"{source!r} has the seed {seed!r}. Give world or world:SEED, as in world:7777."
+        )
+    return int(seed or HELD_OUT_SEED)
+
+
+def open_data(source: str, at_least: int = 0, progress: Progress = lambda done, total: None) -> NamedData:
+    """The cases to measure on.
+
+    source: "world" or "world:SEED" (the held-out part, drawn into `cache_folder` with a fifth more cases
+    than `at_least`), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for anything
+    else.
+    """
+    seed = world_seed(source)
+    if seed is not None:
+        count = max(FEWEST_DRAWN, at_least + at_least // 5)
+        folder = cache_folder() / f"world-{seed}-{count}"
+        file = kept_world(folder, seed, 0, count, progress)["eval"]
+        return NamedData("world" if seed == HELD_OUT_SEED else f"world:{seed}", read("mmedit", file), (file,))
+    if Path(source).is_dir():
+        file = Path(source) / "eval.json"
+        if not file.is_file():
+            raise DatasetError(f"The folder {source!r} has no eval.json. Draw one with `liveedit data draw`.")
+        return NamedData(Path(source).resolve().name, read("mmedit", file), (file,))
+    return _annotated(source)
+
+
+def _annotated(source: str) -> NamedData:
+    format, _, rest = source.partition(":")
+    if format.lower() not in readers or not rest:
+        raise NotFoundError(
+            f"There is no data {source!r}. Give world, world:SEED, a folder with eval.json, or "
+            f"FORMAT:FILE[:IMAGES] with one of the formats {', '.join(sorted(readers))}."
+        )
+    name, _, images = rest.partition(":")
+    file = Path(name)
+    return NamedData(f"{format}:{file.name}", read(format, file, images or None), (file,))

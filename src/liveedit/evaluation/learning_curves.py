@@ -1,0 +1,91 @@
+"""Learning curves as a picture; see `plots` for how pictures are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import InvalidInputError
+from .plots import COLORS, MARKERS, _new_figure, _panels, _percent_axis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NO_FIGURES: Final = ("stage", "step", "kind")
+_LEFT_OUT: Final = ("gradient_norm",)
+
+Entry = Mapping[str, Any]
+"""A line of the curves: `stage`, `step` of the stage, `kind` ("train" or "validation"), figures by name."""
+
+
+def draw_curves(curves: Sequence[Entry], file: Path) -> None:
+    """Draw losses, training figures and validation figures against all steps of all stages into a PNG file.
+
+    Raises `InvalidInputError` for no curves at all, `PlotsUnavailableError` without matplotlib.
+    """
+    if not curves:
+        raise InvalidInputError("There are no learning curves to draw. Train for at least ten steps.")
+    starts = _stage_starts(curves)
+    train = [entry for entry in curves if entry["kind"] == "train"]
+    losses = [entry for entry in train if _names([entry], losses=True)]
+    validation = [entry for entry in curves if entry["kind"] == "validation"]
+    parts = (
+        ("Training losses, nats", losses, _names(losses, losses=True)),
+        ("Training figures, %", train, _names(train, losses=False)),
+        ("Validation, %", validation, _names(validation, losses=False)),
+    )
+    shown = [part for part in parts if part[2]]
+    figure = _new_figure(1.0 + 3.4 * len(shown))
+    for panel, (title, entries, names) in zip(_panels(figure, len(shown), 1), shown, strict=True):
+        for place, name in enumerate(names):
+            _draw_line(panel, entries, name, place, starts)
+        for stage, start in starts.items():
+            panel.axvline(start, color="#999999", linewidth=0.8)
+            panel.annotate(stage, (start, 1.0), xycoords=("data", "axes fraction"), fontsize=9, va="bottom")
+        if "nats" not in title:
+            _percent_axis(panel)
+        panel.set_ylabel(title)
+        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    figure.axes[-1].set_xlabel("Step")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, format="png", dpi=100)
+
+
+def _stage_starts(curves: Sequence[Entry]) -> dict[str, int]:
+    """The step, counted over all stages, at which each stage begins."""
+    starts: dict[str, int] = {}
+    lengths: dict[str, int] = {}
+    for entry in curves:
+        stage = str(entry["stage"])
+        starts.setdefault(stage, sum(lengths.values()))
+        lengths[stage] = max(lengths.get(stage, 0), int(entry["step"]))
+    return starts
+
+
+def _names(entries: Sequence[Entry], *, losses: bool) -> list[str]:
+    found = {name: None for entry in entries for name in entry if name not in (*_NO_FIGURES, *_LEFT_OUT)}
+    return [name for name in found if name.endswith("_nats") == losses]
+
+
+def _draw_line(
+    panel: Axes, entries: Sequence[Entry], name: str, place: int, starts: Mapping[str, int]
+) -> None:
+    """One figure; a line for each stage, for between two stages it means something else."""
+    color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+    label = name.removesuffix("_nats").replace("_", " ")
+    for stage, start in starts.items():
+        own = [entry for entry in entries if entry["stage"] == stage and name in entry]
+        if own:
+            steps, values = [start + entry["step"] for entry in own], [entry[name] for entry in own]
+            few = len(own) < 40
+            panel.plot(
+                steps,
+                values,
+                color=color,
+                marker=marker if few else "",
+                markersize=4,
+                linewidth=1.2,
+                label=label,
+            )
+            label = "_nolegend_"

@@ -1,0 +1,130 @@
+"""Models, pictures and data that many tests share. All are small, seeded, and made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from liveedit.backbones import Backbone, load_backbone
+from liveedit.backbones.tiny_llava.build import build_model, build_processor, build_tokenizer
+from liveedit.datasets import read
+from liveedit.datasets.world import write_world
+from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.experts import Expert
+from liveedit.samples import EditCase
+
+ConfigMaker = Callable[..., LiveEditConfig]
+
+
+@pytest.fixture(scope="session")
+def shared_random_backbone() -> Backbone:
+    """A tiny LLaVA with random weights; use `random_backbone`, which looks after it."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=1)
+    return Backbone("tiny-random", model, build_processor(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def shared_tiny_llava() -> Backbone:
+    return load_backbone("tiny-llava", device="cpu")
+
+
+def _kept_clean(backbone: Backbone) -> Iterator[Backbone]:
+    layers = backbone.decoder.layers
+    weights = weight_bits(backbone)
+    yield backbone
+    assert backbone.decoder.layers is layers, "a test left stand-ins in the decoder"
+    assert hooks_of(backbone) == [], "a test left hooks on the shared backbone"
+    assert weight_bits(backbone) == weights, "a test left other weights in the shared backbone"
+
+
+@pytest.fixture
+def random_backbone(shared_random_backbone: Backbone) -> Iterator[Backbone]:
+    """A random backbone, checked to be left as it was."""
+    yield from _kept_clean(shared_random_backbone)
+
+
+@pytest.fixture
+def tiny_llava(shared_tiny_llava: Backbone) -> Iterator[Backbone]:
+    """The built-in backbone, checked to be left as it was."""
+    yield from _kept_clean(shared_tiny_llava)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn world of 12 training and 12 evaluation cases."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, seed=7, train=12, eval=12)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_cases(world: Path) -> tuple[EditCase, ...]:
+    return read("mmedit", world / "train.json", world)
+
+
+@pytest.fixture(scope="session")
+def eval_cases(world: Path) -> tuple[EditCase, ...]:
+    return read("mmedit", world / "eval.json", world)
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[[int], Image.Image]:
+    """A 64 x 64 picture of random blocks, one for each seed."""
+
+    def make(seed: int) -> Image.Image:
+        blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        return Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), dtype=np.uint8)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_config() -> ConfigMaker:
+    """The shape of a small editor for the tiny backbones, in the improved form or the paper's."""
+
+    def make(form: str = "improved", **changes: object) -> LiveEditConfig:
+        maker = LiveEditConfig.paper if form == "paper" else LiveEditConfig.create
+        sizes: dict[str, object] = {"module_width": 32, "rank": 2, "feature_parts": 2}
+        if form != "paper":
+            sizes["heads"] = 4
+        return maker(**{"width": 192, "layer": 3, "image_tokens": 16, **sizes, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_expert() -> Callable[..., Expert]:
+    """An expert of random numbers that fits `small_config`."""
+
+    def make(seed: int, width: int = 192, rank: int = 2, features: int = 64) -> Expert:
+        generator = torch.Generator().manual_seed(seed)
+        shapes = ((rank, width), (rank, width), (features,), (features,))
+        return Expert(*(torch.randn(shape, generator=generator) for shape in shapes))
+
+    return make
+
+
+def hooks_of(backbone: Backbone) -> list[str]:
+    """Names of the modules that carry hooks, apart from those that transformers itself keeps there."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [
+        f"{name}.{kind}"
+        for name, module in backbone.model.named_modules()
+        for kind in kinds
+        for hook in getattr(module, kind).values()
+        if not hook.__module__.startswith("transformers.")
+    ]
+
+
+def weight_bits(backbone: Backbone) -> int:
+    """A number that changes when any bit of any weight does (with the odds of a 64-bit sum)."""
+    return sum(
+        (place + 1) * int(value.detach().view(torch.int32 if value.element_size() == 4 else torch.int16).sum())
+        for place, value in enumerate(backbone.model.parameters())
+    )

@@ -1,0 +1,197 @@
+"""LiveEdit as an editor: undo, order, saving and loading."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from forced import fired_ids, forced_expert
+from torch import Tensor
+
+from liveedit.backbones import Backbone
+from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
+from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
+from liveedit.experts import Expert
+from liveedit.samples import Edit, Question
+
+ConfigMaker = Callable[..., LiveEditConfig]
+
+
+def logits_of(editor: LiveEdit, questions: list[Question]) -> Tensor:
+    with torch.no_grad():
+        return editor.backbone.logits(editor.backbone.encode(questions))
+
+
+def overlapping(editor: LiveEdit, questions: list[Question]) -> dict[str, Expert]:
+    """Experts that all fire for the first question."""
+    return {f"edit-{seed}": forced_expert(editor, questions[0], seed=seed) for seed in range(3)}
+
+
+def test_undo_leaves_no_trace(editor: LiveEdit, questions: list[Question]) -> None:
+    unedited = logits_of(editor, questions)
+    experts = overlapping(editor, questions)
+    editor.add("edit-0", experts["edit-0"])
+    one = logits_of(editor, questions)
+    assert not torch.equal(one, unedited)
+    editor.add("edit-1", experts["edit-1"])
+    editor.add("edit-2", experts["edit-2"])
+    assert not torch.equal(logits_of(editor, questions), one)
+    assert len(fired_ids(editor)[0]) == 3
+    editor.undo("edit-1")
+    editor.undo("edit-2")
+    assert torch.equal(logits_of(editor, questions), one)
+    editor.undo("edit-0")
+    assert torch.equal(logits_of(editor, questions), unedited)
+
+
+def test_undoing_the_first_leaves_the_later_ones_as_if_alone(
+    editor: LiveEdit, questions: list[Question]
+) -> None:
+    experts = overlapping(editor, questions)
+    editor.add("edit-1", experts["edit-1"])
+    editor.add("edit-2", experts["edit-2"])
+    later = logits_of(editor, questions)
+    editor.reset()
+    for edit_id, expert in experts.items():
+        editor.add(edit_id, expert)
+    editor.undo("edit-0")
+    assert torch.equal(logits_of(editor, questions), later)
+    assert len(fired_ids(editor)[0]) == 2
+
+
+def test_the_order_of_edits_does_not_change_a_bit(editor: LiveEdit, questions: list[Question]) -> None:
+    experts = overlapping(editor, questions)
+    found = []
+    for order in itertools.permutations(experts):
+        editor.reset()
+        for edit_id in order:
+            editor.add(edit_id, experts[edit_id])
+        found.append(logits_of(editor, questions))
+        assert len(fired_ids(editor)[0]) == 3
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_unknown_edits_cannot_be_undone(editor: LiveEdit) -> None:
+    with pytest.raises(NotFoundError, match="no edit 'x'"):
+        editor.undo("x")
+
+
+def test_detach_twice_is_detach(editor: LiveEdit, questions: list[Question]) -> None:
+    unedited = logits_of(editor, questions)
+    editor.add("edit", forced_expert(editor, questions[0]))
+    editor.detach()
+    editor.detach()
+    assert torch.equal(logits_of(editor, questions), unedited)
+    assert not editor.fired()
+
+
+def test_making_experts_does_not_see_the_edits_in_force(editor: LiveEdit, questions: list[Question]) -> None:
+    edit = Edit(questions[0], "red")
+    (before,) = editor.make_experts([edit])
+    editor.add("edit", forced_expert(editor, questions[0]))
+    logits_of(editor, questions[:1])
+    assert fired_ids(editor) == [["edit"]]
+    (after,) = editor.make_experts([edit])
+    assert before.digest == after.digest
+
+
+def test_experts_made_together_are_those_made_alone(editor: LiveEdit, questions: list[Question]) -> None:
+    edits = [
+        Edit(question, answer) for question, answer in zip(questions, ("red", "a deep well", "four"), strict=True)
+    ]
+    together = editor.make_experts(edits)
+    for edit, one in zip(edits, together, strict=True):
+        (alone,) = editor.make_experts([edit])
+        for name, part in alone.tensors.items():
+            torch.testing.assert_close(one.tensors[name], part, atol=1e-4, rtol=1e-3)
+
+
+def test_the_answer_decides_the_expert_but_not_its_features(
+    editor: LiveEdit, questions: list[Question]
+) -> None:
+    (red,) = editor.make_experts([Edit(questions[0], "red")])
+    (blue,) = editor.make_experts([Edit(questions[0], "blue")])
+    assert not torch.allclose(red.u, blue.u)
+    torch.testing.assert_close(red.visual_feature, blue.visual_feature, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(red.prompt_feature, blue.prompt_feature, atol=1e-5, rtol=1e-4)
+
+
+def test_store_bytes_are_those_of_the_tensors(editor: LiveEdit, questions: list[Question]) -> None:
+    (record,) = editor.edit([("edit", Edit(questions[0], "red"))])
+    config = editor.config
+    numbers = 2 * config.rank * config.width + 2 * config.feature_parts * config.module_width
+    assert record.store_bytes == 4 * numbers
+
+
+def test_saved_and_loaded_is_the_same_editor(
+    editor: LiveEdit, questions: list[Question], tmp_path: Path
+) -> None:
+    edit = Edit(questions[0], "red")
+    (expert,) = editor.make_experts([edit])
+    editor.save_pretrained(tmp_path, torch.float32)
+    with LiveEdit.from_pretrained(tmp_path, editor.backbone) as loaded:
+        assert loaded.config == editor.config
+        assert loaded.digest() == editor.digest()
+        assert loaded.make_experts([edit])[0].digest == expert.digest
+
+
+def test_saving_in_half_precision_stays_close(
+    editor: LiveEdit, questions: list[Question], tmp_path: Path
+) -> None:
+    editor.save_pretrained(tmp_path)
+    assert (tmp_path / "editor.safetensors").stat().st_size < 2.2 * sum(
+        parameter.numel() for parameter in editor.modules.parameters()
+    )
+    (expert,) = editor.make_experts([Edit(questions[0], "red")])
+    with LiveEdit.load(editor.backbone, str(tmp_path)) as loaded:
+        (again,) = loaded.make_experts([Edit(questions[0], "red")])
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.modules.parameters())
+    torch.testing.assert_close(again.u, expert.u, atol=2e-2, rtol=2e-2)
+
+
+def test_digests_tell_editors_apart(random_backbone: Backbone, small_config: ConfigMaker) -> None:
+    digests = set()
+    for config, seed in ((small_config(), 0), (small_config(), 1), (small_config(top_experts=3), 0)):
+        with LiveEdit.untrained(random_backbone, config, seed) as editor:
+            digests.add(editor.digest())
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize("changes", [{"width": 96}, {"layer": 5}, {"layer": 9}])
+def test_an_editor_for_another_backbone_is_refused(
+    random_backbone: Backbone, small_config: ConfigMaker, changes: dict[str, int]
+) -> None:
+    with pytest.raises(BackboneError, match=r"width 192 and 6 layers"):
+        LiveEdit.untrained(random_backbone, small_config(**changes))
+
+
+def test_missing_and_damaged_folders_are_told(editor: LiveEdit, tmp_path: Path) -> None:
+    backbone = editor.backbone
+    with pytest.raises(NotFoundError, match="Train one"):
+        LiveEdit.load(backbone, str(tmp_path))
+    editor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "editor.json").read_text())
+    (tmp_path / "editor.json").write_text(json.dumps({**config, "rank": config["rank"] + 1}))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        LiveEdit.load(backbone, str(tmp_path))
+    (tmp_path / "editor.json").write_text("{")
+    with pytest.raises(CheckpointError, match="could not be read"):
+        LiveEdit.load(backbone, str(tmp_path))
+    (tmp_path / "editor.json").write_text(json.dumps(config))
+    (tmp_path / "editor.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match="could not be read"):
+        LiveEdit.load(backbone, str(tmp_path))
+
+
+def test_an_expert_of_another_shape_is_refused(
+    editor: LiveEdit, random_expert: Callable[..., Expert], questions: list[Question]
+) -> None:
+    editor.add("edit", forced_expert(editor, questions[0]))
+    with pytest.raises(InvalidInputError, match="another editor"):
+        editor.add("other", random_expert(0, rank=5))
+    logits_of(editor, questions[:1])
+    assert fired_ids(editor) == [["edit"]]

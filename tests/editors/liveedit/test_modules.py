@@ -1,0 +1,199 @@
+"""Generator and extractors against slow reference loops; what does not count must not count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import reference
+import torch
+
+from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.editors.liveedit.modules import LiveEditModules, TokenStates
+from liveedit.errors import ConfigError
+
+WIDTH, IMAGE, LENGTH = 12, 3, 10
+FLOAT32 = 2e-6
+"""Features are handed out in float32, whatever the modules compute in."""
+SIZES = {"width": WIDTH, "layer": 0, "image_tokens": IMAGE, "module_width": 8, "rank": 2, "feature_parts": 2}
+
+
+def config_of(form: str, **changes: object) -> LiveEditConfig:
+    if form == "paper":
+        return LiveEditConfig.paper(**{**SIZES, **changes})  # type: ignore[arg-type]
+    return LiveEditConfig.create(**{**SIZES, "heads": 2, "answer_slots": 3, **changes})
+
+
+def modules_of(config: LiveEditConfig, seed: int = 0) -> LiveEditModules:
+    torch.manual_seed(seed)
+    modules = LiveEditModules(config)
+    with torch.no_grad():  # Norms start as the identity: give them something to do.
+        for name, parameter in modules.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return modules.double().eval()
+
+
+def batch_of(seed: int = 0) -> TokenStates:
+    """Three rows of different lengths: (image tokens, prompt tokens, answer tokens), padded on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    kinds = torch.full((3, LENGTH), -1)
+    for row, (image, prompt, answer) in enumerate([(IMAGE, 4, 2), (IMAGE, 3, 4), (IMAGE, 2, 1)]):
+        ends = torch.tensor([image, prompt, answer]).cumsum(0)
+        kinds[row, : ends[0]] = 1
+        kinds[row, ends[0] : ends[1]] = 0
+        kinds[row, ends[1] : ends[2]] = 2
+    states, embeddings = (
+        torch.randn(3, LENGTH, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    return TokenStates(states, kinds == 1, kinds == 0, kinds == 2, embeddings)
+
+
+def tokens_at(tokens: torch.Tensor, mask: torch.Tensor) -> reference.Matrix:
+    return tokens[mask].tolist()
+
+
+@pytest.mark.parametrize("form", ["paper", "improved"])
+def test_features_are_equation_3(form: str) -> None:
+    modules, batch = modules_of(config_of(form)), batch_of()
+    weights = reference.part_of(modules.state_dict(), "hat")
+    visual, prompt = modules.edit_features(batch)
+    for row in range(3):
+        image = tokens_at(batch.states[row], batch.image[row])
+        asked = tokens_at(batch.states[row], batch.prompt[row])
+        phi, psi = reference.extract_features(
+            weights, image, asked, modules.config.heads, unit_length=form == "improved"
+        )
+        assert visual[row].tolist() == pytest.approx(phi, abs=FLOAT32)
+        assert prompt[row].tolist() == pytest.approx(psi, abs=FLOAT32)
+
+
+@pytest.mark.parametrize("form", ["paper", "improved"])
+def test_query_features_are_equations_4_and_5(form: str) -> None:
+    modules, batch = modules_of(config_of(form)), batch_of()
+    weights = reference.part_of(modules.state_dict(), "bar")
+    query = modules.query(batch)
+    for row in range(3):
+        image = tokens_at(batch.states[row], batch.image[row])
+        asked = tokens_at(batch.states[row], batch.prompt[row])
+        options = {"heads": modules.config.heads, "unit_length": form == "improved"}
+        phi, psi = reference.extract_features(weights, image, asked, **options)  # type: ignore[arg-type]
+        theta, _ = reference.extract_features(
+            weights,
+            reference.matrix(modules.sentinel.detach()),
+            asked,
+            **options,  # type: ignore[arg-type]
+        )
+        assert query.visual[row].tolist() == pytest.approx(phi, abs=FLOAT32)
+        assert query.prompt[row].tolist() == pytest.approx(psi, abs=FLOAT32)
+        assert query.sentinel[row].tolist() == pytest.approx(theta, abs=FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("form", "source"),
+    [("paper", "states"), ("improved", "states"), ("improved", "embeddings"), ("improved", "both")],
+)
+def test_experts_are_equation_1(form: str, source: str) -> None:
+    modules, batch = modules_of(config_of(form, answer_source=source)), batch_of()
+    weights = reference.part_of(modules.state_dict(), "generator")
+    made = modules.edit(batch)
+    for row in range(3):
+        kinds = batch.image[row] | batch.prompt[row]
+        if source != "embeddings":
+            kinds = kinds | batch.answer[row]
+        sources = [tokens_at(batch.states[row], kinds)]
+        if source != "states":
+            answer = tokens_at(batch.embeddings[row], batch.answer[row])
+            sources.append(reference.slotted_answer(weights, answer, modules.config.answer_slots))
+        u, v = reference.generate_expert(weights, sources, modules.config.heads)
+        torch.testing.assert_close(made.u[row], torch.tensor(u, dtype=torch.float64), atol=1e-9, rtol=0)
+        torch.testing.assert_close(made.v[row], torch.tensor(v, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def everything_of(modules: LiveEditModules, batch: TokenStates) -> list[torch.Tensor]:
+    made, query = modules.edit(batch), modules.query(batch)
+    return [made.u, made.v, made.visual, made.prompt, query.visual, query.sentinel, query.prompt]
+
+
+@pytest.mark.parametrize("form", ["paper", "improved"])
+def test_padding_never_matters(form: str) -> None:
+    modules, batch = modules_of(config_of(form)), batch_of()
+    padding = ~(batch.image | batch.prompt | batch.answer)
+    assert padding.any()
+    garbage = torch.full_like(batch.states, 1e4)
+    spoiled = replace(
+        batch,
+        states=torch.where(padding[..., None], garbage, batch.states),
+        embeddings=torch.where(padding[..., None], -garbage, batch.embeddings),
+    )
+    for clean, other in zip(everything_of(modules, batch), everything_of(modules, spoiled), strict=True):
+        torch.testing.assert_close(clean, other, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["paper", "improved"])
+def test_left_and_right_padding_give_the_same(form: str) -> None:
+    modules, batch = modules_of(config_of(form)), batch_of()
+    seen = batch.image | batch.prompt | batch.answer
+    order = torch.argsort(seen.int(), dim=1, stable=True)  # Padding first, tokens behind it in their order.
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        index = order if tensor.ndim == 2 else order[..., None].expand_as(tensor)
+        return tensor.gather(1, index)
+
+    left = TokenStates(*(moved(part) for part in vars(batch).values()))
+    assert not torch.equal(left.image, batch.image)
+    for right, other in zip(everything_of(modules, batch), everything_of(modules, left), strict=True):
+        torch.testing.assert_close(right, other, atol=FLOAT32, rtol=0)
+
+
+def test_the_answer_is_not_part_of_routing() -> None:
+    modules, batch = modules_of(config_of("improved")), batch_of()
+    other = replace(batch, states=torch.where(batch.answer[..., None], 5.0, batch.states))
+    for before, after in zip(everything_of(modules, batch)[2:], everything_of(modules, other)[2:], strict=True):
+        assert torch.equal(before, after)
+    assert not torch.equal(modules.edit(batch).u, modules.edit(other).u)
+
+
+def test_an_answer_in_another_order_gives_another_expert() -> None:
+    modules, batch = modules_of(config_of("improved", answer_source="embeddings")), batch_of()
+    places = batch.answer[1].nonzero().flatten()
+    swapped = batch.embeddings.clone()
+    swapped[1, places] = batch.embeddings[1, places.flip(0)]
+    assert not torch.allclose(modules.edit(batch).u[1], modules.edit(replace(batch, embeddings=swapped)).u[1])
+
+
+def test_similarities_of_the_paper_are_scaled_by_the_module_width() -> None:
+    modules = modules_of(config_of("paper"))
+    a, b = torch.randn(2, 16, dtype=torch.float64).unbind()
+    assert float(modules.visual_score(a, b)) == pytest.approx(float(a @ b) / math.sqrt(8))
+    assert float(modules.prompt_score(a, b)) == pytest.approx(float(a @ b) / math.sqrt(8))
+
+
+def test_a_set_of_features_averages_its_similarities() -> None:
+    modules = modules_of(config_of("paper", features="set"))
+    a, b = torch.randn(2, 2, 8, dtype=torch.float64).unbind()
+    mean = sum(float(x @ y) / math.sqrt(8) for x, y in zip(a, b, strict=True)) / 2
+    assert float(modules.visual_score(a.flatten(), b.flatten())) == pytest.approx(mean)
+
+
+def test_sizes_of_the_paper_give_the_papers_store_bytes() -> None:
+    config = LiveEditConfig.paper(width=4096, layer=20, image_tokens=576)
+    numbers = 2 * config.rank * config.width + 2 * config.feature_parts * 1024
+    assert numbers == 40_960
+    assert config.module_width == 1024
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {**SIZES, "heads": 3},
+        {**SIZES, "rank": 0},
+        {**SIZES, "colour": "red"},
+        {**SIZES, "scope": "everything"},
+        {"width": 12},
+    ],
+)
+def test_impossible_configurations_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        LiveEditConfig.create(**values)

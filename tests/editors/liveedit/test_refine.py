@@ -1,0 +1,100 @@
+"""Verify and refine on the built-in backbone, with an untrained generator: every edit needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from liveedit.backbones import Backbone
+from liveedit.editors.liveedit import LiveEditConfig, LiveEditRefine, RefineConfig
+from liveedit.editors.liveedit.modules import LiveEditModules
+from liveedit.experts import Expert
+from liveedit.samples import Edit, EditCase
+
+
+@pytest.fixture
+def refining(tiny_llava: Backbone, small_config: Callable[..., LiveEditConfig]) -> Iterator[LiveEditRefine]:
+    torch.manual_seed(0)
+    with LiveEditRefine(tiny_llava, LiveEditModules(small_config())) as editor:
+        yield editor
+
+
+@pytest.fixture
+def edit(eval_cases: tuple[EditCase, ...]) -> Edit:
+    return Edit(eval_cases[0].edit.question, "teal")
+
+
+def answer_with(editor: LiveEditRefine, edit: Edit, expert: Expert) -> str:
+    """What the model says with this expert alone, which is made to pass both routers."""
+    from forced import fired_ids, forced_expert
+
+    passing = forced_expert(editor, edit.question)
+    editor.add("edit", Expert(expert.u, expert.v, passing.visual_feature, passing.prompt_feature))
+    try:
+        inputs = editor.backbone.encode([edit.question], padding="left")
+        (text,) = editor.backbone.generate(inputs, 8)
+        assert fired_ids(editor) == [["edit"]]
+    finally:
+        editor.undo("edit")
+    return text
+
+
+def test_refining_makes_an_edit_take(refining: LiveEditRefine, edit: Edit) -> None:
+    (generated,) = refining.make_experts([edit])
+    assert answer_with(refining, edit, generated) != edit.answer
+    refined, steps = refining.refine(edit, generated)
+    assert 0 < steps <= refining.refining.steps
+    assert answer_with(refining, edit, refined) == edit.answer
+
+
+def test_refining_changes_u_and_v_alone(refining: LiveEditRefine, edit: Edit) -> None:
+    (generated,) = refining.make_experts([edit])
+    refined, _ = refining.refine(edit, generated)
+    assert not torch.equal(refined.u, generated.u)
+    assert not torch.equal(refined.v, generated.v)
+    assert torch.equal(refined.visual_feature, generated.visual_feature)
+    assert torch.equal(refined.prompt_feature, generated.prompt_feature)
+    assert not refined.u.requires_grad
+
+
+def test_refining_twice_does_the_same(refining: LiveEditRefine, edit: Edit) -> None:
+    first, steps = refining.make_expert(edit)
+    second, again = refining.make_expert(edit)
+    assert steps == again > 0
+    assert first.digest == second.digest
+
+
+def test_what_is_right_already_is_left_alone(refining: LiveEditRefine, edit: Edit) -> None:
+    refined, _ = refining.refine(edit, refining.make_experts([edit])[0])
+    untouched, steps = refining.refine(edit, refined)
+    assert steps == 0
+    assert untouched is refined
+
+
+def test_no_steps_is_the_papers_editor(tiny_llava: Backbone, refining: LiveEditRefine, edit: Edit) -> None:
+    (generated,) = refining.make_experts([edit])
+    with LiveEditRefine(tiny_llava, refining.modules, RefineConfig(steps=0)) as pure:  # type: ignore[call-arg]
+        expert, steps = pure.make_expert(edit)
+    assert steps == 0
+    assert expert.digest == generated.digest
+
+
+def test_records_tell_the_steps(refining: LiveEditRefine, edit: Edit) -> None:
+    (record,) = refining.edit([("edit", edit)])
+    assert record.refine_steps == refining.make_expert(edit)[1] > 0
+
+
+def test_refining_leaves_no_gradients_on_the_backbone(refining: LiveEditRefine, edit: Edit) -> None:
+    refining.make_expert(edit)
+    assert all(
+        parameter.grad is None and not parameter.requires_grad
+        for parameter in refining.backbone.model.parameters()
+    )
+
+
+def test_the_configuration_holds_both_parts(refining: LiveEditRefine) -> None:
+    found = refining.configuration()
+    assert found["refine"] == RefineConfig().model_dump()  # type: ignore[call-arg]
+    assert found["rank"] == refining.config.rank

@@ -1,0 +1,254 @@
+"""From query features to a residual: against slow reference loops, and what must not change a bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import reference
+import torch
+
+from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
+from liveedit.editors.liveedit.routing import Routing, expert_residual, route, soft_weights
+from liveedit.experts import Expert, ExpertRepository
+
+WIDTH, FEATURES = 12, 16
+SIZES = {"width": WIDTH, "layer": 0, "image_tokens": 3, "module_width": 8, "rank": 2, "feature_parts": 2}
+EVERY = torch.ones(3, dtype=torch.bool)
+
+
+def modules_of(form: str = "improved", **changes: object) -> LiveEditModules:
+    torch.manual_seed(0)
+    if form == "paper":
+        return LiveEditModules(LiveEditConfig.paper(**{**SIZES, **changes}))  # type: ignore[arg-type]
+    modules = LiveEditModules(LiveEditConfig.create(**{**SIZES, "heads": 2, **changes}))
+    with torch.no_grad():
+        modules.visual_temperature.fill_(0.7)
+        modules.prompt_temperature.fill_(0.4)
+        modules.prompt_offset.fill_(0.3)
+    return modules
+
+
+def experts_of(count: int, seed: int = 0) -> dict[str, Expert]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((2, WIDTH), (2, WIDTH), (FEATURES,), (FEATURES,))
+    return {
+        f"edit-{index}": Expert(*(torch.randn(shape, generator=generator) for shape in shapes))
+        for index in range(count)
+    }
+
+
+def repository_of(experts: dict[str, Expert], order: Sequence[str] | None = None) -> ExpertRepository:
+    repository = ExpertRepository()
+    for name in order or experts:
+        repository.add(name, experts[name])
+    return repository
+
+
+def query_of(rows: int = 3, seed: int = 1) -> QueryFeatures:
+    generator = torch.Generator().manual_seed(seed)
+    return QueryFeatures(*(torch.randn(rows, FEATURES, generator=generator) for _ in range(3)))
+
+
+def reference_expert(expert: Expert) -> reference.ReferenceExpert:
+    return reference.ReferenceExpert(
+        reference.matrix(expert.u),
+        reference.matrix(expert.v),
+        expert.visual_feature.double().tolist(),
+        expert.prompt_feature.double().tolist(),
+    )
+
+
+def routed(*arguments: object) -> Routing:
+    found = route(*arguments)  # type: ignore[arg-type]
+    assert found is not None, "nothing fired: the test would be vacuous"
+    return found
+
+
+@pytest.mark.parametrize("form", ["paper", "improved"])
+def test_routing_and_residual_are_equations_5_to_7(form: str) -> None:
+    modules, experts, query = modules_of(form), experts_of(9), query_of()
+    routing = routed(modules, query, EVERY, repository_of(experts))
+    plain = {name: reference_expert(expert) for name, expert in experts.items()}
+    scales = (1 / math.sqrt(8),) * 2 if form == "paper" else (math.exp(0.7), math.exp(0.4))
+    states = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(2))
+    residual = expert_residual(states, routing.u, routing.v, routing.weights, modules.config)
+    counts = []
+    for row in range(3):
+        weights = reference.fire(
+            query.visual[row].double().tolist(),
+            query.sentinel[row].double().tolist(),
+            query.prompt[row].double().tolist(),
+            plain,
+            *scales,
+            prompt_offset=0.0 if form == "paper" else 0.3,
+        )
+        found = {fired.edit_id: fired.weight for fired in routing.fired[row]}
+        assert found == pytest.approx(weights, rel=1e-4)
+        counts.append(len(found))
+        edited = reference.edited_states(
+            reference.matrix(states[row]),
+            plain,
+            weights,
+            normed=form == "improved",
+            scale=1.0 if form == "paper" else 1 / (5 * math.sqrt(2)),
+        )
+        torch.testing.assert_close((states + residual)[row], torch.tensor(edited), atol=1e-4, rtol=1e-4)
+    assert 0 < sum(counts) < 3 * len(experts), "all or none passed: hard routing was not tested"
+
+
+def test_margins_tell_by_how_much_an_expert_passed() -> None:
+    modules, experts, query = modules_of(), experts_of(9), query_of()
+    routing = routed(modules, query, EVERY, repository_of(experts))
+    for row, fired in enumerate(routing.fired):
+        for one in fired:
+            gap = query.visual[row] @ (experts[one.edit_id].visual_feature - query.sentinel[row])
+            assert one.margin == pytest.approx(float(gap) * math.exp(0.7), rel=1e-4)
+            assert one.margin > 0
+
+
+def test_soft_weights_of_one_expert_are_its_sigmoid() -> None:
+    scores = torch.tensor([[2.0, -math.inf], [-3.0, -math.inf]])
+    torch.testing.assert_close(soft_weights(scores)[:, 0], torch.tensor([2.0, -3.0]).sigmoid())
+
+
+def test_soft_weights_sum_to_less_than_one() -> None:
+    scores = 5 * torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    weights = soft_weights(scores)
+    assert (weights >= 0).all()
+    assert (weights.sum(-1) <= 1 + 1e-6).all()
+
+
+def test_soft_weights_ignore_experts_that_did_not_pass() -> None:
+    scores = torch.tensor([1.0, -math.inf, 0.5, -math.inf])
+    weights = soft_weights(scores)
+    assert weights[1] == weights[3] == 0
+    assert torch.equal(weights[[0, 2]], soft_weights(scores[[0, 2]]))
+
+
+def test_soft_weights_of_nobody_are_zero() -> None:
+    assert torch.equal(soft_weights(torch.full((2, 3), -math.inf)), torch.zeros(2, 3))
+
+
+def test_soft_weights_have_gradients_where_somebody_passed() -> None:
+    scores = torch.tensor([[0.3, -math.inf, -0.2], [-math.inf, -math.inf, -math.inf]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(soft_weights(scores).sum(), scores)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[0, [0, 2]] != 0).all()
+
+
+def test_an_empty_repository_routes_to_nothing() -> None:
+    assert route(modules_of(), query_of(), EVERY, ExpertRepository()) is None
+
+
+def test_nobody_above_the_sentinel_routes_to_nothing() -> None:
+    query = query_of()
+    opposite = Expert(torch.ones(2, WIDTH), torch.ones(2, WIDTH), -100 * query.visual.sum(0), query.prompt[0])
+    repository = repository_of({"opposite": opposite})
+    reached = QueryFeatures(query.visual[:1], query.visual[:1], query.prompt[:1])
+    assert route(modules_of(), reached, EVERY[:1], repository) is None
+
+
+def test_unreachable_queries_are_left_alone() -> None:
+    modules, repository, query = modules_of(), repository_of(experts_of(9)), query_of()
+    everyone = routed(modules, query, EVERY, repository)
+    assert all(everyone.fired)
+    some = routed(modules, query, torch.tensor([True, False, True]), repository)
+    assert some.fired[1] == () and not some.weights[1].any()
+    assert some.fired[0] == everyone.fired[0]
+    assert route(modules, query, ~EVERY, repository) is None
+
+
+def bits(routing: Routing) -> tuple[bytes, ...]:
+    """Everything that matters of a routing: what fills up shorter rows has weight 0."""
+    states = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(2))[: len(routing.weights)]
+    config = modules_of().config
+    residual = expert_residual(states, routing.u, routing.v, routing.weights, config)
+    present = (routing.weights > 0)[..., None, None]
+    filled = (torch.where(present, part, 0.0) for part in (routing.u, routing.v))
+    tensors = (residual, routing.weights, *filled)
+    return (*(tensor.contiguous().numpy().tobytes() for tensor in tensors), repr(routing.fired).encode())
+
+
+@pytest.mark.parametrize("count", [12, 600])
+@pytest.mark.parametrize("top", [None, 4])
+def test_the_order_of_edits_does_not_change_a_bit(count: int, top: int | None) -> None:
+    modules, experts, query = modules_of(top_experts=top), experts_of(count), query_of()
+    names = list(experts)
+    first = routed(modules, query, EVERY, repository_of(experts))
+    if count > 256:
+        exact = routed(modules_of(top_experts=None), query, EVERY, repository_of(experts))
+        assert max(map(len, exact.fired)) > 256, "the product path was not taken"
+    backwards = routed(modules, query, EVERY, repository_of(experts, names[::-1]))
+    churned = repository_of({**experts_of(3, seed=9), **{f"x-{name}": experts[name] for name in names}})
+    churned.clear()
+    for name in [*names[5:], *names[:5]]:
+        churned.add(name, experts[name])
+    for index, extra in enumerate(experts_of(3, seed=9).values()):
+        churned.add(f"passing-{index}", extra)
+    for index in (0, 2, 1):
+        churned.remove(f"passing-{index}")
+    churned.remove(names[3])
+    churned.add(names[3], experts[names[3]])
+    assert bits(first) == bits(backwards) == bits(routed(modules, query, EVERY, churned))
+
+
+def test_the_same_expert_twice_fires_under_both_ids() -> None:
+    modules, query, expert = modules_of(), query_of(1), next(iter(experts_of(1).values()))
+    twice = Expert(expert.u, expert.v, 100 * query.visual[0], expert.prompt_feature)
+    first = routed(modules, query, EVERY[:1], repository_of({"a": twice, "b": twice}))
+    second = routed(modules, query, EVERY[:1], repository_of({"a": twice, "b": twice}, ["b", "a"]))
+    assert bits(first) == bits(second)
+    assert [fired.edit_id for fired in first.fired[0]] == ["a", "b"]
+
+
+def test_bounded_mode_keeps_the_largest_weights_and_says_what_it_dropped() -> None:
+    experts, query = experts_of(40), query_of()
+    exact = routed(modules_of(top_experts=None), query, EVERY, repository_of(experts))
+    bounded = routed(modules_of(top_experts=4), query, EVERY, repository_of(experts))
+    assert exact.dropped_weight == (0.0, 0.0, 0.0)
+    for row in range(3):
+        everyone = {fired.edit_id: fired.weight for fired in exact.fired[row]}
+        kept = {fired.edit_id: fired.weight for fired in bounded.fired[row]}
+        assert len(kept) == min(4, len(everyone))
+        assert set(kept) == set(sorted(everyone, key=everyone.__getitem__, reverse=True)[:4])
+        assert kept == {name: everyone[name] for name in kept}
+        dropped = math.fsum(everyone.values()) - math.fsum(kept.values())
+        assert bounded.dropped_weight[row] == pytest.approx(dropped, abs=1e-6)
+    assert max(bounded.dropped_weight) > 0, "nothing was dropped: the bound was not tested"
+
+
+def test_the_dropped_weight_bounds_the_change_of_the_residual() -> None:
+    """|residual - bounded residual| <= dropped weight x the largest single expert's output."""
+    experts, query = experts_of(40), query_of()
+    config = modules_of().config
+    exact = routed(modules_of(top_experts=None), query, EVERY, repository_of(experts))
+    bounded = routed(modules_of(top_experts=4), query, EVERY, repository_of(experts))
+    states = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(2))
+    residuals = [expert_residual(states, it.u, it.v, it.weights, config) for it in (exact, bounded)]
+    change = (residuals[0] - residuals[1]).norm(dim=-1).amax(-1)
+    alone = [
+        expert_residual(states, expert.u[None], expert.v[None], torch.ones(3, 1), config).norm(dim=-1)
+        for expert in experts.values()
+    ]
+    largest = torch.stack(alone).amax((0, 2))
+    assert change.max() > 0
+    assert (change <= torch.tensor(bounded.dropped_weight) * largest + 1e-5).all()
+
+
+def test_a_row_with_fewer_experts_is_not_disturbed_by_the_others() -> None:
+    modules, experts, query = modules_of(), experts_of(9), query_of()
+    repository = repository_of(experts)
+    together = routed(modules, query, EVERY, repository)
+    counts = [len(fired) for fired in together.fired]
+    assert len(set(counts)) > 1, "all rows have as many experts: filling up was not tested"
+    states = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(2))
+    whole = expert_residual(states, together.u, together.v, together.weights, modules.config)
+    for row in range(3):
+        one = QueryFeatures(query.visual[row, None], query.sentinel[row, None], query.prompt[row, None])
+        alone = routed(modules, one, EVERY[:1], repository)
+        assert [fired.edit_id for fired in alone.fired[0]] == [f.edit_id for f in together.fired[row]]
+        residual = expert_residual(states[row, None], alone.u, alone.v, alone.weights, modules.config)
+        torch.testing.assert_close(residual[0], whole[row], atol=1e-6, rtol=1e-5)
