@@ -129,7 +129,7 @@ class Trainer:
             self.curves.add(stage.name, step + 1, "validation", found)
             self.report(f"{stage.name} validation", step + 1, stage.steps, found)
             waited = 0 if score > best else waited + 1
-            if score > best:
+            if score >= best:  # Of equals the later: it was trained longer.
                 best = score
                 save_tensors(best_file, dict(modules.state_dict()), found)
             note = {"config": self._note(stage), "best": best, "waited": waited, "curves": self.curves.steps}

@@ -51,6 +51,11 @@ class StateBatch:
         """(answer tokens in the batch,) token ids."""
         return self.ids[self.answer]
 
+    def select(self, rows: Tensor) -> StateBatch:
+        """Some rows, given as (batch,) booleans, in their order."""
+        parts = (self.states, self.ids, self.image, self.prompt, self.answer)
+        return StateBatch(*(part[rows] for part in parts), self.final[rows[self.answer.nonzero()[:, 0]]])
+
     def __len__(self) -> int:
         return len(self.ids)
 

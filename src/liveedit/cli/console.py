@@ -128,7 +128,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
 
     def of(self, what: str) -> Any:
         """A function of (done, total) that reports on `what`."""

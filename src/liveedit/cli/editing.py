@@ -111,17 +111,13 @@ def list_edits(
         print_json({"edits": [_as_dict(stored) for stored in found]})
         return
     table = Table(caption=f"{sum(stored.is_active for stored in found):,} edits in force")
-    for name in ("Edit", "Made", "Picture", "Question", "Before", "After", "Undone"):
+    for name in ("Edit", "Made (UTC)", "Picture", "Question", "Before", "Wanted", "After", "Undone"):
         table.add_column(name, overflow="fold")
     for stored in found:
-        cells = (
-            stored.id,
-            _minute(stored.created_at),
-            stored.image_name,
-            stored.prompt,
-            stored.answer_before,
-        )
-        table.add_row(*(Text(cell or "") for cell in (*cells, stored.answer, _minute(stored.undone_at))))
+        answers = (stored.answer_before, stored.answer, stored.answer_after)
+        made, undone = _minute(stored.created_at), _minute(stored.undone_at)
+        cells = (stored.id, made, stored.image_name, stored.prompt, *answers, undone)
+        table.add_row(*(Text(cell or "") for cell in cells))
     console().print(table)
 
 

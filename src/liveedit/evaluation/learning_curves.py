@@ -73,19 +73,13 @@ def _draw_line(
 ) -> None:
     """One figure; a line for each stage, for between two stages it means something else."""
     color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+    dash = "-" if place < len(COLORS) else "--"
     label = name.removesuffix("_nats").replace("_", " ")
     for stage, start in starts.items():
         own = [entry for entry in entries if entry["stage"] == stage and name in entry]
         if own:
             steps, values = [start + entry["step"] for entry in own], [entry[name] for entry in own]
-            few = len(own) < 40
-            panel.plot(
-                steps,
-                values,
-                color=color,
-                marker=marker if few else "",
-                markersize=4,
-                linewidth=1.2,
-                label=label,
-            )
+            (line,) = panel.plot(steps, values, dash, color=color, linewidth=1.2, label=label)
+            if len(own) < 40:
+                line.set(marker=marker, markersize=4)
             label = "_nolegend_"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forced import fired_ids, forced_expert
+from forced_experts import fired_ids, forced_expert
 from torch import Tensor
 
 from liveedit.backbones import Backbone

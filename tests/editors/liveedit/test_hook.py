@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from forced import fired_ids, forced_expert
+from forced_experts import fired_ids, forced_expert
 from torch import Tensor
 
 from liveedit.backbones import Backbone, Inputs

@@ -28,7 +28,7 @@ def edit(eval_cases: tuple[EditCase, ...]) -> Edit:
 
 def answer_with(editor: LiveEditRefine, edit: Edit, expert: Expert) -> str:
     """What the model says with this expert alone, which is made to pass both routers."""
-    from forced import fired_ids, forced_expert
+    from forced_experts import fired_ids, forced_expert
 
     passing = forced_expert(editor, edit.question)
     editor.add("edit", Expert(expert.u, expert.v, passing.visual_feature, passing.prompt_feature))

@@ -30,8 +30,8 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 def default_stages() -> tuple[StageConfig, ...]:
     """Routing alone, the generator alone, then both together."""
     return (
-        StageConfig(name="routing", steps=600, batch=160, rate=1e-3),
-        StageConfig(name="generator", steps=500, batch=32, rate=1e-3),
+        StageConfig(name="routing", steps=1200, batch=160, rate=1e-3),
+        StageConfig(name="generator", steps=800, batch=32, rate=1e-3),
         StageConfig(name="joint", steps=300, batch=32, rate=3e-4),
     )
 

@@ -46,7 +46,7 @@ class LiveEditLosses(BaseModel):
         "negative", description="Edits of the same subject that ask something else, in hard routing with margins."
     )
     margin: float = Field(2.0, ge=0, description="Margin of hard routing with margins.")
-    negative_weight: float = Field(1.0, gt=0, description="Weight of the negatives in margin and masked losses.")
+    negative_weight: float = Field(2.0, gt=0, description="Weight of the negatives in margin and masked losses.")
 
     @classmethod
     def paper(cls) -> LiveEditLosses:
@@ -186,14 +186,18 @@ class LiveEditTask:
         with full_precision():
             routing, figures = self._routing_terms(modules, (made.visual, made.prompt), edits, bar, rows)
             weights = self._mixing_weights(modules, made.visual, made.prompt, bar, own, tokens.image.any(1), rng)
-        logits = self._edited_logits(modules, rows.batch, made.u, made.v, weights)
         inside = own.any(1)
-        token_row = rows.batch.answer.nonzero()[:, 0]
-        edited = inside[token_row]
-        edit_loss = losses.answer_nll(logits[edited], rows.batch.targets[edited])
-        base = self.backbone.head(rows.batch.final[~edited].to(self.backbone.dtype))
+        # Where no expert is mixed, the logits are the base's and the KL is 0: such rows need not run.
+        run = inside | (weights > 0).any(1)
+        batch, asked_here = rows.batch.select(run), inside[run]
+        logits = self._edited_logits(modules, batch, made.u, made.v, weights[run])
+        edited = asked_here[batch.answer.nonzero()[:, 0]]
+        edit_loss = losses.answer_nll(logits[edited], batch.targets[edited])
+        base = self.backbone.head(batch.final[~edited].to(self.backbone.dtype))
+        outside_tokens = int(rows.batch.answer[~inside].sum())
         kl = losses.locality_kl(base, logits[~edited], self.options.kl_exchanged)
-        right = (logits[edited].argmax(-1) == rows.batch.targets[edited]).float().mean().item()
+        kl = kl * (len(base) / outside_tokens) if len(base) else logits.sum() * 0
+        right = (logits[edited].argmax(-1) == batch.targets[edited]).float().mean().item()
         figures |= {"edit_loss_nats": edit_loss.item(), "kl_nats": kl.item(), "token_accuracy": 100 * right}
         return edit_loss + kl + routing, figures
 
@@ -236,7 +240,11 @@ class LiveEditTask:
 
     @torch.no_grad()
     def validate(self, modules: LiveEditModules, chosen: Sequence[int], group: int = 64) -> dict[str, float]:
-        """All these edits in force at once: teacher-forced accuracy in percent by probe, and routing figures."""
+        """All these edits in force at once, in percent by probe: teacher-forced accuracy, and right routing.
+
+        Routing is right where an in-scope query gets at least half of its weight from its own expert, and where a
+        locality query gets less than half of the weight from any: it tells routers apart before experts are trained.
+        """
         repository = ExpertRepository()
         for start in range(0, len(chosen), group):
             part = chosen[start : start + group]
@@ -255,12 +263,15 @@ class LiveEditTask:
                 for start in range(0, len(cases), group)
             ]
             if right:
-                figures[name] = 100 * torch.cat(right).float().mean().item()
+                tokens, routed = (torch.cat(part).float() for part in zip(*right, strict=True))
+                figures[name] = 100 * tokens.mean().item()
+                figures[f"{name}_routing"] = 100 * routed.mean().item()
         return figures
 
     def _right(
         self, modules: LiveEditModules, repository: ExpertRepository, cases: Sequence[int], name: ProbeName
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Which answer tokens are right, (tokens,), and which queries are routed right, (cases,)."""
         rows = self._rows(cases, [[name]] * len(cases))
         tokens = _tokens(rows.batch, self.backbone)
         query = modules.query(tokens)
@@ -274,7 +285,12 @@ class LiveEditTask:
         wanted = rows.batch.targets
         if name in LOCALITY:
             wanted = self.backbone.head(rows.batch.final.to(self.backbone.dtype)).argmax(-1)
-        return logits.argmax(-1) == wanted
+        fired = [()] * len(cases) if routing is None else routing.fired
+        routed = [
+            sum(expert.weight for expert in experts if name in LOCALITY or expert.edit_id == str(case)) >= 0.5
+            for case, experts in zip(cases, fired, strict=True)
+        ]
+        return logits.argmax(-1) == wanted, torch.tensor(routed) != (name in LOCALITY)
 
     # -- picking rows ------------------------------------------------------------------------------------
 

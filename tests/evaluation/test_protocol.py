@@ -1,0 +1,314 @@
+"""The lifelong protocol on cases worked by hand, with editors that do exactly as told."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from liveedit.backbones import Backbone
+from liveedit.editors.base import Editor, EditRecord, Fired
+from liveedit.evaluation.protocol import (
+    UneditedAnswers,
+    cost,
+    measure,
+    probes_of,
+    summarize_measurements,
+)
+from liveedit.samples import Edit, EditCase, Probe, ProbeName, Question
+
+
+def question(subject: str, relation: str, prompt: str | None = None) -> Question:
+    return Question(prompt or f"What is the {relation} of {subject}?", None, subject, relation)
+
+
+def case_of(
+    case_id: str, subject: str, relation: str, answer: str, *probes: tuple[ProbeName, Question, str | None]
+) -> EditCase:
+    return EditCase(
+        case_id,
+        Edit(question(subject, relation), answer),
+        tuple(Probe(name, asked, expected) for name, asked, expected in probes),
+        answer_type="word",
+        tags=("odd",) if case_id == "a" else (),
+    )
+
+
+CASE_A = case_of(
+    "a",
+    "cat",
+    "color",
+    "red",
+    ("text_generality", question("cat", "color", "Which color has the cat?"), "red"),
+    ("modal_generality", question("tom", "color"), "red"),
+    ("same_image_locality", question("cat", "size"), "big"),
+    ("modal_locality", question("dog", "color"), "brown"),
+    ("text_locality", question("owl", "home"), None),
+    ("cross_modal", question("cat", "color"), "red"),
+    ("portability", question("cat", "shade"), "dark"),
+)
+CASE_B = case_of(
+    "b",
+    "dog",
+    "color",
+    "blue",
+    ("modal_locality", question("tom", "color"), "grey"),
+    ("same_image_locality", question("dog", "size"), "small"),
+    ("same_image_locality", question("dog", "age"), "old"),
+)
+
+
+def asked_names(cases: Sequence[EditCase]) -> list[tuple[str, str, str]]:
+    return [(it.case.id, it.probe.name, it.probe.question.scope[0]) for it in probes_of(cases)[0]]
+
+
+def test_alone_every_probe_is_asked() -> None:
+    asked, left_out, _ = probes_of([CASE_A])
+    assert [it.probe.name for it in asked] == [
+        "reliability",
+        "text_generality",
+        "modal_generality",
+        "same_image_locality",
+        "modal_locality",
+        "text_locality",
+        "portability",
+    ]
+    assert not left_out
+
+
+def test_a_locality_probe_in_anybodys_scope_is_left_out() -> None:
+    """The dog's color is what b edits; tom's color is what a's modal generality redraws."""
+    _, left_out, by_type = probes_of([CASE_A, CASE_B])
+    assert left_out == {"modal_locality": 2}
+    assert by_type == {("word", "modal_locality"): 2, ("odd", "modal_locality"): 1}
+    names = asked_names([CASE_A, CASE_B])
+    assert ("a", "modal_locality", "dog") not in names
+    assert ("b", "modal_locality", "tom") not in names
+    assert ("a", "same_image_locality", "cat") in names
+    assert ("a", "text_locality", "owl") in names
+
+
+def test_a_probe_is_left_out_by_a_later_edit_too() -> None:
+    late = case_of("late", "owl", "home", "barn")
+    assert probes_of([CASE_A, late])[1] == {"text_locality": 1}
+    assert probes_of([late, CASE_A])[1] == {"text_locality": 1}
+
+
+def test_generality_and_portability_are_never_left_out() -> None:
+    shade = case_of("shade", "cat", "shade", "light")
+    assert ("a", "portability", "cat") in asked_names([CASE_A, shade])
+
+
+class Scripted:
+    """Stands in for a backbone: what is said to a prompt is looked up, token by token a word."""
+
+    def __init__(self, before: dict[str, str], after: dict[str, str]):
+        self.before, self.after, self.edited = before, after, False
+
+    def say(self, prompt: str) -> str:
+        return (self.after if self.edited and prompt in self.after else self.before)[prompt]
+
+
+class ScriptedEditor(Editor):
+    name, summary = "scripted", "does as it is told"
+
+    def __init__(self, script: Scripted, fires: dict[str, tuple[Fired, ...]] | None):
+        self.script, self.fires = script, fires
+        self.last: list[str] = []
+
+    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
+        self.script.edited = True
+        return {}
+
+    def reset(self) -> None:
+        self.script.edited = False
+
+    def fired(self) -> list[tuple[Fired, ...]] | None:
+        if self.fires is None:
+            return None
+        found = [self.fires.get(prompt, ()) for prompt in self.last]
+        return found if any(found) else []
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """Free answers and forced tokens come from the script: tokens are the answer's words."""
+    prompts = [probe.question.prompt for case in (CASE_A, CASE_B) for probe in (case.reliability, *case.probes)]
+    before = dict.fromkeys(prompts, "nothing")
+    before[question("cat", "size").prompt] = "very big"
+    before[question("dog", "size").prompt] = ""
+    before[question("dog", "age").prompt] = "old"
+    after = {
+        question("cat", "color").prompt: "red",
+        "Which color has the cat?": "Red.",
+        question("tom", "color").prompt: "green",
+        question("cat", "size").prompt: "very small",
+        question("dog", "color").prompt: "blue",
+        question("dog", "age").prompt: "young",
+    }
+    script = Scripted(before, after)
+
+    def ask_freely(
+        backbone: Any, probes: Sequence[Probe], max_new_tokens: int, batch: int, editor: Any, progress: Any
+    ) -> list[tuple[str, tuple[Fired, ...] | None]]:
+        found: list[tuple[str, tuple[Fired, ...] | None]] = []
+        for probe in probes:
+            fired = None
+            if editor is not None:
+                editor.last = [probe.question.prompt]
+                told = editor.fired()
+                fired = None if told is None else (told or [()])[0]
+            found.append((script.say(probe.question.prompt), fired))
+            progress(1)
+        return found
+
+    def choose_along(
+        backbone: Any, probes: Sequence[Probe], answers: Sequence[str], batch: int, progress: Any
+    ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        def tokens(text: str, count: int) -> tuple[int, ...]:
+            words = [*text.lower().strip(".").split(), *["</s>"] * count][: max(1, count)]
+            return tuple(sum(word.encode()) for word in words)
+
+        return [
+            (
+                tokens(answer, len(answer.split())),
+                tokens(script.say(probe.question.prompt), len(answer.split())),
+            )
+            for probe, answer in zip(probes, answers, strict=True)
+        ]
+
+    monkeypatch.setattr("liveedit.evaluation.protocol.ask_freely", ask_freely)
+    monkeypatch.setattr("liveedit.evaluation.protocol.choose_along", choose_along)
+    return script
+
+
+def measured(script: Scripted, cases: Sequence[EditCase], editor: ScriptedEditor, raw: Any = None) -> Any:
+    unedited = UneditedAnswers(script, 8, 4)  # type: ignore[arg-type]
+    unedited.ask(probes_of(cases)[0])
+    editor.edit([(case.id, case.edit) for case in cases])
+    return measure(script, editor, cases, unedited, raw=raw)  # type: ignore[arg-type]
+
+
+def test_scores_worked_by_hand(scripted: Scripted) -> None:
+    found = summarize_measurements([measured(scripted, [CASE_A, CASE_B], ScriptedEditor(scripted, None))])
+    metrics = found["metrics"]
+    assert metrics["reliability"]["exact_match"] == 100 and metrics["reliability"]["count"] == 2
+    assert metrics["text_generality"]["exact_match"] == 100
+    assert metrics["modal_generality"]["exact_match"] == 0
+    # The unedited model's own answers are what must stay: "very big" changed in one word of two; the empty
+    # answer stayed empty; "old" became "young".
+    same = metrics["same_image_locality"]
+    assert same["count"] == 3
+    assert same["exact_match"] == pytest.approx(100 / 3)
+    assert same["teacher_forced"] == pytest.approx((50 + 100 + 0) / 3)
+    assert metrics["text_locality"]["exact_match"] == 100
+    assert metrics["modal_locality"] == {
+        "teacher_forced": None,
+        "exact_match": None,
+        "contains": None,
+        "f1": None,
+        "count": 0,
+        "left_out": 2,
+    }
+    assert found["by_answer_type"]["odd"]["reliability"]["count"] == 1
+    assert found["by_answer_type"]["word"]["reliability"]["count"] == 2
+
+
+def test_locality_is_asked_of_the_unedited_model(scripted: Scripted) -> None:
+    measurement = measured(scripted, [CASE_A], ScriptedEditor(scripted, None))
+    expected = {item.probe.name: score.expected for item, score in measurement.scores}
+    assert expected["same_image_locality"] == "very big"  # Not "big", which is the data set's label.
+    assert expected["text_locality"] == "nothing"
+    assert expected["portability"] == "dark"
+
+
+def test_an_editor_that_cannot_tell_has_no_routing_figures(scripted: Scripted) -> None:
+    measurement = measured(scripted, [CASE_A], ScriptedEditor(scripted, None))
+    assert measurement.fired == ()
+    assert summarize_measurements([measurement])["routing"] is None
+
+
+def test_routing_worked_by_hand(scripted: Scripted) -> None:
+    own, other, faint = Fired("a", 0.9, 1.0), Fired("b", 0.6, 1.0), Fired("a", 0.01, 1.0)
+    fires = {
+        question("cat", "color").prompt: (own, other),
+        "Which color has the cat?": (own,),
+        question("tom", "color").prompt: (faint,),
+        question("cat", "size").prompt: (own,),
+    }
+    measurement = measured(scripted, [CASE_A], ScriptedEditor(scripted, fires))
+    routing = summarize_measurements([measurement])["routing"]
+    # In scope: the edit and two generality probes, of which the last one fired too faintly. Four fired above
+    # the bound, two of them the query's own.
+    assert routing == {"recall": pytest.approx(200 / 3), "precision": pytest.approx(50)}
+
+
+def test_an_editor_that_never_fires_has_no_recall(scripted: Scripted) -> None:
+    measurement = measured(scripted, [CASE_A], ScriptedEditor(scripted, {}))
+    assert summarize_measurements([measurement])["routing"] == {"recall": 0.0, "precision": 100.0}
+
+
+def test_groups_are_summed_up_together(scripted: Scripted) -> None:
+    first = measured(scripted, [CASE_A], ScriptedEditor(scripted, None))
+    scripted.edited = False
+    second = measured(scripted, [CASE_B], ScriptedEditor(scripted, None))
+    both = summarize_measurements([first, second])["metrics"]
+    assert both["reliability"]["count"] == 2
+    assert both["modal_locality"]["count"] == 2  # Alone, neither stands in the other's way.
+    assert both["modal_locality"]["left_out"] == 0
+
+
+def test_raw_answers_are_json_lines(scripted: Scripted) -> None:
+    raw = io.StringIO()
+    measured(scripted, [CASE_A], ScriptedEditor(scripted, {}), raw)
+    rows = [json.loads(line) for line in raw.getvalue().splitlines()]
+    assert len(rows) == 7
+    assert rows[0] == {
+        "case": "a",
+        "probe": "reliability",
+        "prompt": "What is the color of cat?",
+        "image": None,
+        "expected": "red",
+        "answer": "red",
+        "teacher_forced": 100.0,
+        "exact_match": True,
+        "fired": [],
+    }
+
+
+def test_unedited_answers_are_asked_once(scripted: Scripted) -> None:
+    unedited = UneditedAnswers(scripted, 8, 4)  # type: ignore[arg-type]
+    seen: list[int] = []
+    asked, *_ = probes_of([CASE_B])
+    unedited.ask(asked, seen.append)
+    unedited.ask(asked, seen.append)
+    assert sum(seen) == 3
+    by_prompt = {it.probe.question.prompt: unedited[it].text for it in asked if it.probe.name != "reliability"}
+    assert by_prompt[question("dog", "size").prompt] == ""
+    assert by_prompt[question("dog", "age").prompt] == "old"
+
+
+def test_costs() -> None:
+    records = [EditRecord(str(n), float(n), refine_steps=steps, store_bytes=10) for n, steps in enumerate((0, 0, 4, 8), 1)]
+    found = cost(records)
+    assert found["milliseconds_per_edit"]["median"] == 2.5
+    assert found["refine_steps"] == {"median": 2, "mean": 3, "max": 8, "refined": 50}
+    assert found["store_bytes_per_edit"] == 10
+
+
+def test_a_real_model_gets_full_marks_for_staying_itself(
+    tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]
+) -> None:
+    """Without an editor every locality probe stays, in both ways of scoring, empty answers included."""
+    from liveedit.editors.none import NoEditor
+
+    cases = eval_cases[:4]
+    unedited = UneditedAnswers(tiny_llava, 8, 32)
+    unedited.ask(probes_of(cases)[0])
+    metrics = summarize_measurements([measure(tiny_llava, NoEditor(tiny_llava), cases, unedited)])["metrics"]
+    for name in ("text_locality", "modal_locality", "same_image_locality", "near_duplicate_locality"):
+        assert metrics[name]["exact_match"] == metrics[name]["teacher_forced"] == 100
+    assert metrics["reliability"]["count"] == 4
