@@ -2,7 +2,8 @@
 
 Edit: `LiveEdit.make_experts` of one edit and `LiveEdit.add` of its expert, with 0 or 10,000 experts in the
 repository. Baseline: `Backbone.encode` of the same question and answer and `Backbone.states` at the edit layer, that
-is, embedding, vision tower and the layers up to the edit layer, on a copy of the model without hooks. The picture is in memory; its
+is, embedding, vision tower and the layers up to the edit layer, of the same
+model with the editor paused: its hooks return at once. The picture is in memory; its
 preprocessing and the tokenizer are inside both. The expert is taken out again between repetitions, outside the clock.
 
 Figures: `edit_over_prefix_0` and `edit_over_prefix_10000`, medians of edit over median of baseline.
@@ -10,7 +11,6 @@ Figures: `edit_over_prefix_0` and `edit_over_prefix_10000`, medians of edit over
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 from shapes import Shape, build_backbone, editor_config, make_cases, random_repository
 from timing import Settings, interleaved_seconds, median_ratio, milliseconds, read_settings, report
 
-from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEdit
 from liveedit.experts import ExpertRepository
 
@@ -29,16 +28,16 @@ TARGETS = {"edit_over_prefix_0": 1.12, f"edit_over_prefix_{STORED}": 1.12}
 def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
     """All figures of one shape."""
     backbone = build_backbone(shape, settings.device)
-    hooked = Backbone(backbone.name, copy.deepcopy(backbone.model), backbone.processor)
     edit = make_cases(shape, 1)[0].edit
-    editor = LiveEdit.untrained(hooked, editor_config(shape))
+    editor = LiveEdit.untrained(backbone, editor_config(shape))
     feature = torch.randn(editor.config.feature_parts * editor.config.module_width, device=settings.device)
     stored = random_repository(editor.config, STORED, feature)
     empty = ExpertRepository(settings.device)
 
     @torch.no_grad()
     def prefix() -> None:
-        backbone.states(backbone.encode([edit.question], [edit.answer]), shape.edit_layer)
+        with editor._hook.paused():
+            backbone.states(backbone.encode([edit.question], [edit.answer]), shape.edit_layer)
 
     def edit_once(repository: ExpertRepository) -> None:
         editor.repository = repository
@@ -68,7 +67,9 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 def main() -> None:
     """Measure and report."""
     settings = read_settings(__doc__ or "", repeats=15)
-    report("edit_latency", settings, {shape.name: measure(shape, settings) for shape in settings.shapes}, TARGETS)
+    report(
+        "edit_latency", settings, {shape.name: measure(shape, settings) for shape in settings.shapes}, TARGETS
+    )
 
 
 if __name__ == "__main__":

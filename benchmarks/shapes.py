@@ -117,7 +117,11 @@ def make_cases(shape: Shape, count: int, seed: int = 0) -> list[EditCase]:
 
 
 def random_repository(
-    config: LiveEditConfig, count: int, visual: torch.Tensor, prompt: torch.Tensor | None = None, seed: int = 0
+    config: LiveEditConfig,
+    count: int,
+    visual: torch.Tensor,
+    prompt: torch.Tensor | None = None,
+    seed: int = 0,
 ) -> ExpertRepository:
     """`count` random experts whose visual features lie close to `visual`, (k d_m,).
 

@@ -53,7 +53,9 @@ class Baseline:
             pairs += [
                 (probe.question, probe.answer or case.edit.answer) for case in cases for probe in case.probes
             ]
-        self.inputs: Inputs = backbone.encode([question for question, _ in pairs], [answer for _, answer in pairs])
+        self.inputs: Inputs = backbone.encode(
+            [question for question, _ in pairs], [answer for _, answer in pairs]
+        )
         self.targets = self.inputs.input_ids[self.inputs.answer_mask]
         answer = self.inputs.answer_mask
         self.predicting = torch.cat([answer[:, 1:], torch.zeros_like(answer[:, :1])], 1)
@@ -68,7 +70,9 @@ class Baseline:
     def suffix(self) -> None:
         states = self.states.detach().clone().requires_grad_()
         with _mixed_precision(self.backbone.device):
-            logits = self.backbone.logits_from(states, self.inputs.attention_mask, self.layer, self.predicting)
+            logits = self.backbone.logits_from(
+                states, self.inputs.attention_mask, self.layer, self.predicting
+            )
             loss = F.cross_entropy(logits.float(), self.targets)
         loss.backward()
 
@@ -160,7 +164,12 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 def main() -> None:
     """Measure and report."""
     settings = read_settings(__doc__ or "", repeats=5)
-    report("training_step", settings, {shape.name: measure(shape, settings) for shape in settings.shapes}, TARGETS)
+    report(
+        "training_step",
+        settings,
+        {shape.name: measure(shape, settings) for shape in settings.shapes},
+        TARGETS,
+    )
 
 
 if __name__ == "__main__":

@@ -255,7 +255,9 @@ def measure_edits(
 ) -> list[Row]:
     """The bench of one editor at so many edits, seed 0."""
     source = None if editor_path is None else str(editor_path)
-    config = BenchConfig.model_validate({"backbone": backbone.name, "data": data.name, "edits": (edits,)})
+    config = BenchConfig.model_validate(
+        {"backbone": backbone.name, "data": data.name, "edits": (edits,), "few_edits_cases": 1}
+    )
     provenance = make_provenance(backbone_digest(backbone), data.files)
     bench = Bench(backbone, data.cases, config, folder, provenance, report)
     return bench.run([(BENCH_EDITOR, lambda frozen: editor_class(BENCH_EDITOR).load(frozen, source))])

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from liveedit.backbones import Backbone
 from liveedit.editors import Editor, editor_class, editor_names
-from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
+from liveedit.editors.ft import FineTuneConfig, FineTuneLast
+from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine, RefineConfig
+from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.errors import InvalidInputError, NotFoundError
 from liveedit.samples import Edit, Question
 
@@ -19,9 +21,11 @@ Maker = Callable[[Backbone, Callable[..., LiveEditConfig]], Editor]
 
 MAKERS: dict[str, Maker] = {
     "none": lambda backbone, config: editor_class("none").load(backbone),
-    "ft-l": lambda backbone, config: editor_class("ft-l").load(backbone),
+    "ft-l": lambda backbone, config: FineTuneLast(backbone, FineTuneConfig(steps=3)),  # type: ignore[call-arg]
     "liveedit": lambda backbone, config: LiveEdit.untrained(backbone, config()),
-    "liveedit-refine": lambda backbone, config: LiveEditRefine.untrained(backbone, config()),
+    "liveedit-refine": lambda backbone, config: LiveEditRefine(
+        backbone, LiveEditModules(config()), RefineConfig(steps=3)  # type: ignore[call-arg]
+    ),
 }
 
 

@@ -169,7 +169,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
         backbone: Any, probes: Sequence[Probe], answers: Sequence[str], batch: int, progress: Any
     ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         def tokens(text: str, count: int) -> tuple[int, ...]:
-            words = [*text.lower().strip(".").split(), *["</s>"] * count][: max(1, count)]
+            words = [*text.lower().strip(".").split(), *["</s>"] * (count + 1)][: max(1, count)]
             return tuple(sum(word.encode()) for word in words)
 
         return [

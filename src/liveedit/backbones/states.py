@@ -80,7 +80,10 @@ class StateStore:
         return len(self._ids)
 
     def fill(
-        self, items: Sequence[Item], batch: int = 64, progress: Callable[[int, int], None] = lambda done, total: None
+        self,
+        items: Sequence[Item],
+        batch: int = 64,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Run the backbone over all items. Mixed precision on CPUs: bfloat16 products, float32 sums."""
         chunks = [items[start : start + batch] for start in range(0, len(items), batch)]
@@ -88,7 +91,9 @@ class StateStore:
         final_found: list[Tensor] = []
         spill = _Spill(self._spill_file) if self._estimate(items) > IN_MEMORY_BYTES else None
         for done, chunk in enumerate(chunks, 1):
-            inputs = self.backbone.encode([question for question, _ in chunk], [answer for _, answer in chunk])
+            inputs = self.backbone.encode(
+                [question for question, _ in chunk], [answer for _, answer in chunk]
+            )
             states, final = self._run(inputs)
             present = inputs.attention_mask.bool()
             flat = states[present]

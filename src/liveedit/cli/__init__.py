@@ -70,7 +70,7 @@ def _sentence(error: Exception) -> str:
     """What went wrong, in words for the person at the keyboard."""
     describe_usage = getattr(error, "format_message", None)  # Errors of the option parser have this.
     if describe_usage is not None:
-        return f"{describe_usage()} See `liveedit --help`, or --help behind a command."
+        return f"{describe_usage().rstrip('. ')}. See `liveedit --help`, or --help behind a command."
     if isinstance(error, LiveEditError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -24,7 +24,13 @@ class CrossAttention(nn.Module):
     """
 
     def __init__(
-        self, query_width: int, source_widths: Sequence[int], key_width: int, value_width: int, heads: int, norm: bool
+        self,
+        query_width: int,
+        source_widths: Sequence[int],
+        key_width: int,
+        value_width: int,
+        heads: int,
+        norm: bool,
     ):
         super().__init__()
         self.heads = heads
@@ -42,7 +48,9 @@ class CrossAttention(nn.Module):
         query = self._split(self.query(self.query_norm(x)))
         normed = [norm(tokens) for norm, (tokens, _) in zip(self.source_norms, sources, strict=True)]
         key = self._split(_joined([layer(tokens) for layer, tokens in zip(self.keys, normed, strict=True)]))
-        value = self._split(_joined([layer(tokens) for layer, tokens in zip(self.values, normed, strict=True)]))
+        value = self._split(
+            _joined([layer(tokens) for layer, tokens in zip(self.values, normed, strict=True)])
+        )
         mask = _joined([counts for _, counts in sources])[:, None, None, :]
         scores = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
@@ -128,7 +136,9 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.config = config
         whole = config.feature_parts * config.module_width
-        parts, part = (1, whole) if config.features == "vector" else (config.feature_parts, config.module_width)
+        parts, part = (
+            (1, whole) if config.features == "vector" else (config.feature_parts, config.module_width)
+        )
         shape = (part, [config.width], config.module_width, part, config.heads, config.norm)
         self.phi0 = nn.Parameter(torch.randn(parts, part) / math.sqrt(config.module_width))
         self.psi0 = nn.Parameter(torch.randn(parts, part) / math.sqrt(config.module_width))

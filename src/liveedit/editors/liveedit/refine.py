@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,10 @@ class RefineConfig(BaseModel):
     confidence: float = Field(
         0.8, gt=0, lt=1, description="The edit is right when each of its tokens has at least this probability."
     )
+    visual_margin: float = Field(
+        1.0, description="An edit's own query must exceed the sentinel by this, in units of visual similarity."
+    )
+    prompt_score: float = Field(4.0, description="An edit's own query must reach this similarity s of prompts.")
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,11 @@ class _Passage:
 
 class LiveEditRefine(LiveEdit):
     """Verify and refine: after an expert is generated the edit is asked; where the answer is not yet right, its U and V
-    alone are refined by a few gradient steps through the layers after the edit layer, from states already at hand.
+    are refined by a few gradient steps through the layers after the edit layer, from states already at hand.
 
     The edit is asked in its own words and behind a carrier phrase, with noise on the picture's states, so that what is
-    learned is not one input. Features and routing stay as they were generated. Not part of the paper.
+    learned is not one input. Before that, where the edit's own query would not reach its expert, the expert's features
+    are moved towards that query's, just as far as it takes. Not part of the paper.
     """
 
     name = "liveedit-refine"
@@ -73,6 +78,7 @@ class LiveEditRefine(LiveEdit):
         """The expert, refined until its edit is right, and how many steps that took (0 where it was right)."""
         question = edit.question
         asked = self._passage([question], edit.answer)
+        expert = self._reachable(asked, expert)
         if self.refining.steps == 0 or self._is_right(asked, expert.u, expert.v):
             return expert, 0
         other = Question(self.refining.carrier.format(question.prompt), question.image)
@@ -91,6 +97,35 @@ class LiveEditRefine(LiveEdit):
             if self._is_right(both, u, v):
                 break
         return Expert(u, v, expert.visual_feature, expert.prompt_feature), step
+
+    @torch.no_grad()
+    def _reachable(self, passage: _Passage, expert: Expert) -> Expert:
+        """The expert, with features that its own query finds."""
+        modules, query = self.modules, self.modules.query(passage.tokens)
+        visual, prompt = query.visual[0], query.prompt[0]
+        wanted = modules.visual_score(visual, query.sentinel[0]) + self.refining.visual_margin
+        if not bool(passage.inputs.has_image[0]):  # Without a picture there is nothing to find it by.
+            return expert
+        return Expert(
+            expert.u,
+            expert.v,
+            self._moved(expert.visual_feature, visual, lambda it: modules.visual_score(visual, it) >= wanted),
+            self._moved(
+                expert.prompt_feature,
+                prompt,
+                lambda it: modules.prompt_score(prompt, it) >= self.refining.prompt_score,
+            ),
+        )
+
+    def _moved(self, feature: Tensor, towards: Tensor, suffices: Callable[[Tensor], Tensor]) -> Tensor:
+        """The feature, moved as many tenths of the way as it takes; where nothing suffices, unmoved."""
+        for tenth in range(11):
+            moved = feature + tenth / 10 * (towards - feature)
+            if self.config.similarity == "cosine":
+                moved = F.normalize(moved, dim=-1)
+            if bool(suffices(moved)):
+                return moved if tenth else feature
+        return feature
 
     def _passage(self, questions: Sequence[Question], answer: str) -> _Passage:
         inputs = self.backbone.encode(questions, [answer] * len(questions))

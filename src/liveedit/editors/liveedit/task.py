@@ -194,9 +194,10 @@ class LiveEditTask:
         edited = asked_here[batch.answer.nonzero()[:, 0]]
         edit_loss = losses.answer_nll(logits[edited], batch.targets[edited])
         base = self.backbone.head(batch.final[~edited].to(self.backbone.dtype))
-        outside_tokens = int(rows.batch.answer[~inside].sum())
-        kl = losses.locality_kl(base, logits[~edited], self.options.kl_exchanged)
-        kl = kl * (len(base) / outside_tokens) if len(base) else logits.sum() * 0
+        kl = logits.sum() * 0
+        if len(base):  # Averaged over the answer tokens of all rows outside, those that did not run included.
+            share = len(base) / int(rows.batch.answer[~inside].sum())
+            kl = share * losses.locality_kl(base, logits[~edited], self.options.kl_exchanged)
         right = (logits[edited].argmax(-1) == batch.targets[edited]).float().mean().item()
         figures |= {"edit_loss_nats": edit_loss.item(), "kl_nats": kl.item(), "token_accuracy": 100 * right}
         return edit_loss + kl + routing, figures

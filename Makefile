@@ -1,0 +1,59 @@
+# Everything sets itself up: a virtual environment in .venv, the package in it, once.
+#   make demo    three pictures edited and asked again, then 1,000 edits measured; writes demo-report/
+#   make test    the tests
+#   make check   lint, format and types
+#   make bench   the speed benchmarks and the standard lifelong bench; writes runs/bench/
+#   make format  bring the code into its format
+#   make clean   remove what was built
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+BENCHMARKS := $(shell grep -l __main__ benchmarks/*.py)
+EDITORS ?= liveedit liveedit-refine ft-l none
+EDITS ?= 1 10 100 1000
+SEEDS ?= 0 1 2
+DATA ?= world
+OUT ?= runs/bench
+
+.PHONY: demo test check bench format clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.demo
+	$(BIN)/liveedit demo --out demo-report
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.dev
+	set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+	$(BIN)/liveedit bench --editor $(EDITORS) --edits $(EDITS) --seeds $(SEEDS) --data $(DATA) --out $(OUT) --published
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist demo-report .pytest_cache .ruff_cache
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is too old: Python 3.11 or newer is needed. Give one: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing LiveEdit into $(VENV) (this happens once)"
+	$(PIP_INSTALL) -e '.[plot]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing LiveEdit and its development tools into $(VENV) (this happens once)"
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,267 @@
+"""EditedModel: asking, editing, undoing, and edits that outlive the process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from liveedit.backbones import ASSETS, Backbone
+from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
+from liveedit.editors.liveedit.modules import LiveEditModules
+from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
+from liveedit.experts.store import EditStore
+from liveedit.model import EditedModel, backbone_digest
+from liveedit.samples import EditCase, Question
+
+PROMPT = "What color is the hat?"
+
+
+class AlwaysFires(LiveEditRefine):
+    """An untrained editor whose experts pass both routers for every picture: only what is around it is tested."""
+
+    def make_expert(self, edit):  # noqa: ANN001, ANN201
+        """A refined expert with features that any picture passes."""
+        expert, steps = super().make_expert(edit)
+        with torch.no_grad():
+            query = self.modules.query(self.read(self.backbone.encode([edit.question])))
+        object.__setattr__(expert, "visual_feature", 1e4 * query.visual[0])
+        object.__setattr__(expert, "prompt_feature", 100 * query.prompt[0])
+        expert.__dict__.pop("digest", None)
+        return expert, steps
+
+
+@pytest.fixture
+def modules(small_config: Callable[..., LiveEditConfig]) -> LiveEditModules:
+    torch.manual_seed(0)
+    return LiveEditModules(small_config())
+
+
+@pytest.fixture
+def model(tiny_llava: Backbone, modules: LiveEditModules) -> Iterator[EditedModel]:
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def image(eval_cases: tuple[EditCase, ...]) -> Path:
+    return Path(str(eval_cases[0].edit.question.image))
+
+
+def logits_of(backbone: Backbone, image: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return backbone.logits(backbone.encode([Question(PROMPT, image)]))
+
+
+def test_an_edit_takes_and_its_receipt_says_so(model: EditedModel, image: Path) -> None:
+    before = model.ask(image, PROMPT)
+    assert before.fired == ()
+    receipt = model.edit(image, PROMPT, "deep well")
+    after = model.ask(image, PROMPT)
+    assert after.text == "deep well" == receipt.answer_after
+    assert receipt.answer_before == before.text != "deep well"
+    assert receipt.took and receipt.refine_steps > 0 and receipt.milliseconds > 0
+    assert receipt.store_bytes == 4 * (2 * 2 * 192 + 2 * 64)
+    assert [fired.edit_id for fired in after.fired] == [receipt.id]
+    assert after.fired[0].weight > 0.9
+    assert len(model) == 1
+    json.dumps([receipt.to_dict(), after.to_dict()])
+
+
+def test_undo_leaves_the_bits_from_before(model: EditedModel, image: Path) -> None:
+    unedited = logits_of(model.backbone, image)
+    receipt = model.edit(image, PROMPT, "deep well")
+    assert not torch.equal(logits_of(model.backbone, image), unedited)
+    undone = model.undo(receipt.id)
+    assert undone.id == receipt.id
+    assert torch.equal(logits_of(model.backbone, image), unedited)
+    assert len(model) == 0 and model.edits() == ()
+    with pytest.raises(NotFoundError):
+        model.undo(receipt.id)
+
+
+def test_edits_are_listed_oldest_first(model: EditedModel, image: Path) -> None:
+    receipts = [model.edit(image, PROMPT, answer) for answer in ("red", "blue")]
+    listed = model.edits()
+    assert [stored.id for stored in listed] == [receipt.id for receipt in receipts]
+    assert [stored.answer for stored in listed] == ["red", "blue"]
+    assert listed[0].image_name == image.name
+    model.undo(receipts[0].id)
+    assert [stored.answer for stored in model.edits()] == ["blue"]
+
+
+def test_a_batch_answers_as_one_by_one(model: EditedModel, image: Path) -> None:
+    model.edit(image, PROMPT, "deep well")
+    asked: list[tuple[Path | None, str]] = [
+        (image, PROMPT),
+        (None, "What is the capital of Coraland?"),
+        (image, "Can you say how many legs there are?"),
+    ]
+    together = model.ask_batch(asked)  # type: ignore[arg-type]
+    alone = [model.ask(*question) for question in asked]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert [bool(answer.fired) for answer in together] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"answer": ""}, InvalidInputError),
+        ({"answer": "  "}, InvalidInputError),
+        ({"prompt": " "}, InvalidInputError),
+        ({"image": "nowhere.png"}, ImageError),
+        ({"image": b"no picture"}, ImageError),
+        ({"prompt": "What is <image>?"}, InvalidInputError),
+        ({"answer": "an <image>"}, InvalidInputError),
+    ],
+)
+def test_bad_inputs_leave_nothing(
+    model: EditedModel, image: Path, change: dict[str, object], error: type[LiveEditError]
+) -> None:
+    unedited = logits_of(model.backbone, image)
+    arguments: dict[str, object] = {"image": image, "prompt": PROMPT, "answer": "red", **change}
+    with pytest.raises(error):
+        model.edit(**arguments)  # type: ignore[arg-type]
+    assert len(model) == 0 and model.edits() == ()
+    assert torch.equal(logits_of(model.backbone, image), unedited)
+
+
+def test_a_failure_while_storing_leaves_nothing(
+    tiny_llava: Backbone,
+    modules: LiveEditModules,
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("on purpose")
+
+    store = EditStore(tmp_path / "edits.db")
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), store) as model:
+        unedited = logits_of(tiny_llava, image)
+        monkeypatch.setattr(store, "add", fail)
+        with pytest.raises(StoreError, match="on purpose"):
+            model.edit(image, PROMPT, "red")
+        assert len(model) == 0 and model.edits() == ()
+        assert torch.equal(logits_of(tiny_llava, image), unedited)
+
+
+def test_edits_outlive_the_model(
+    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
+) -> None:
+    unedited = logits_of(tiny_llava, image)
+    file = tmp_path / "edits.db"
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
+        kept = model.edit(image, PROMPT, "deep well")
+        edited = logits_of(tiny_llava, image)
+        dropped = model.edit(image, PROMPT, "red")
+        model.undo(dropped.id)
+    assert torch.equal(logits_of(tiny_llava, image), unedited)
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
+        assert [stored.id for stored in model.edits()] == [kept.id]
+        assert model.ask(image, PROMPT).text == "deep well"
+        assert torch.equal(logits_of(tiny_llava, image), edited)
+        model.undo(kept.id)
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
+        assert len(model) == 0
+        assert torch.equal(logits_of(tiny_llava, image), unedited)
+
+
+def test_an_edits_file_of_another_editor_is_refused_and_leaves_no_hooks(
+    tiny_llava: Backbone,
+    random_backbone: Backbone,
+    modules: LiveEditModules,
+    image: Path,
+    tmp_path: Path,
+    small_config: Callable[..., LiveEditConfig],
+) -> None:
+    file = tmp_path / "edits.db"
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
+        model.edit(image, PROMPT, "red")
+    others = [
+        (tiny_llava, lambda: LiveEdit.untrained(tiny_llava, small_config(), seed=5)),
+        (random_backbone, lambda: LiveEdit(random_backbone, modules)),
+    ]
+    for backbone, make in others:
+        store = EditStore(file)
+        with pytest.raises(StoreError):
+            EditedModel(backbone, make(), store)
+        store.close()
+        assert not backbone.model._forward_pre_hooks
+
+
+def test_closing_leaves_the_backbone_as_it_was(
+    tiny_llava: Backbone, modules: LiveEditModules, image: Path
+) -> None:
+    unedited = logits_of(tiny_llava, image)
+    model = EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules))
+    model.edit(image, PROMPT, "red")
+    model.close()
+    model.close()
+    assert torch.equal(logits_of(tiny_llava, image), unedited)
+
+
+def test_pictures_may_be_files_bytes_or_images(model: EditedModel, image: Path) -> None:
+    with Image.open(image) as opened:
+        answers = {model.ask(source, PROMPT).text for source in (image, str(image), image.read_bytes(), opened)}
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("name", ["none", "ft-l"])
+def test_editors_that_cannot_keep_edits_apart_are_refused(tiny_llava: Backbone, name: str) -> None:
+    with pytest.raises(InvalidInputError, match="cannot keep edits apart"):
+        EditedModel.load(tiny_llava, editor=name)
+
+
+def test_loading_without_a_trained_editor_is_told_and_closes_the_file(
+    random_backbone: Backbone, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFoundError, match="no trained LiveEdit editor"):
+        EditedModel.load(random_backbone, edits=tmp_path / "edits.db")
+    (tmp_path / "edits.db").unlink()
+
+
+def test_loading_from_a_folder(
+    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
+) -> None:
+    with LiveEdit(tiny_llava, modules) as editor:
+        editor.save_pretrained(tmp_path / "editor")
+    loaded = EditedModel.load(
+        tiny_llava, edits=tmp_path / "edits.db", editor="liveedit", editor_path=tmp_path / "editor"
+    )
+    with loaded as model:
+        receipt = model.edit(image, PROMPT, "red")
+        assert receipt.refine_steps == 0
+        assert [stored.id for stored in model.edits()] == [receipt.id]
+
+
+def test_digests_tell_backbones_apart(tiny_llava: Backbone, random_backbone: Backbone) -> None:
+    digest = backbone_digest(tiny_llava)
+    assert digest == backbone_digest(tiny_llava) != backbone_digest(random_backbone)
+
+
+@pytest.mark.skipif(
+    not (ASSETS / "tiny-llava-liveedit" / "editor.json").is_file(), reason="no trained editor ships yet"
+)
+@pytest.mark.parametrize("editor", ["liveedit", "liveedit-refine"])
+def test_the_editor_that_ships_edits_and_keeps_edits_apart(
+    tiny_llava: Backbone, eval_cases: tuple[EditCase, ...], editor: str
+) -> None:
+    with EditedModel.load(tiny_llava, editor=editor) as model:
+        wanted = []
+        for case in eval_cases:
+            question = case.edit.question
+            assert question.image is not None
+            wanted.append((question.image, question.prompt, case.edit.answer))
+        unedited = [model.ask(image, prompt).text for image, prompt, _ in wanted]
+        receipts = [model.edit(*edit) for edit in wanted]
+        answers = [model.ask(image, prompt).text for image, prompt, _ in wanted]
+        taken = sum(answer == edit[2] for answer, edit in zip(answers, wanted, strict=True))
+        assert taken >= 9, "most of twelve edits take"
+        for receipt in receipts:
+            model.undo(receipt.id)
+        assert [model.ask(image, prompt).text for image, prompt, _ in wanted] == unedited
