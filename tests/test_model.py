@@ -60,10 +60,10 @@ def logits_of(backbone: Backbone, image: Path) -> torch.Tensor:
 def test_an_edit_takes_and_its_receipt_says_so(model: EditedModel, image: Path) -> None:
     before = model.ask(image, PROMPT)
     assert before.fired == ()
-    receipt = model.edit(image, PROMPT, "deep well")
+    receipt = model.edit(image, PROMPT, "teal")
     after = model.ask(image, PROMPT)
-    assert after.text == "deep well" == receipt.answer_after
-    assert receipt.answer_before == before.text != "deep well"
+    assert after.text == "teal" == receipt.answer_after
+    assert receipt.answer_before == before.text != "teal"
     assert receipt.took and receipt.refine_steps > 0 and receipt.milliseconds > 0
     assert receipt.store_bytes == 4 * (2 * 2 * 192 + 2 * 64)
     assert [fired.edit_id for fired in after.fired] == [receipt.id]
@@ -74,7 +74,7 @@ def test_an_edit_takes_and_its_receipt_says_so(model: EditedModel, image: Path) 
 
 def test_undo_leaves_the_bits_from_before(model: EditedModel, image: Path) -> None:
     unedited = logits_of(model.backbone, image)
-    receipt = model.edit(image, PROMPT, "deep well")
+    receipt = model.edit(image, PROMPT, "teal")
     assert not torch.equal(logits_of(model.backbone, image), unedited)
     undone = model.undo(receipt.id)
     assert undone.id == receipt.id
@@ -95,7 +95,7 @@ def test_edits_are_listed_oldest_first(model: EditedModel, image: Path) -> None:
 
 
 def test_a_batch_answers_as_one_by_one(model: EditedModel, image: Path) -> None:
-    model.edit(image, PROMPT, "deep well")
+    model.edit(image, PROMPT, "teal")
     asked: list[tuple[Path | None, str]] = [
         (image, PROMPT),
         (None, "What is the capital of Coraland?"),
@@ -156,14 +156,14 @@ def test_edits_outlive_the_model(
     unedited = logits_of(tiny_llava, image)
     file = tmp_path / "edits.db"
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
-        kept = model.edit(image, PROMPT, "deep well")
+        kept = model.edit(image, PROMPT, "teal")
         edited = logits_of(tiny_llava, image)
         dropped = model.edit(image, PROMPT, "red")
         model.undo(dropped.id)
     assert torch.equal(logits_of(tiny_llava, image), unedited)
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
         assert [stored.id for stored in model.edits()] == [kept.id]
-        assert model.ask(image, PROMPT).text == "deep well"
+        assert model.ask(image, PROMPT).text == "teal"
         assert torch.equal(logits_of(tiny_llava, image), edited)
         model.undo(kept.id)
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:

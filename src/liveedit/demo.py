@@ -114,7 +114,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the demo into a folder; returns everything that it found."""
     started = time.monotonic()
-    data = open_data("world", edits, lambda done, total: report("drawing pictures", done, total))
+    data = open_data("world", edits, lambda done, total: report("drawing pictures", done, total), fewest=0)
     backbone = load_backbone(BACKBONE)
     console.print(Text(f"{BACKBONE} is loaded; its weights stay as they are throughout.\n"))
     chosen = example_cases(data.cases)

@@ -17,8 +17,8 @@ Progress = Callable[[int, int], None]
 HELD_OUT_SEED = 0
 """The seed of the world that is measured on unless another is given."""
 
-FEWEST_DRAWN = 1_200
-"""Cases that are drawn at least, so that runs of up to 1,000 edits share one world and seeds differ."""
+FEWEST_DRAWN = 6_000
+"""Cases that are drawn at least: runs of up to 5,000 edits share one world, and seeds take different edits of it."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,21 @@ def world_seed(source: str) -> int | None:
     return int(seed or HELD_OUT_SEED)
 
 
-def open_data(source: str, at_least: int = 0, progress: Progress = lambda done, total: None) -> NamedData:
+def open_data(
+    source: str,
+    at_least: int = 0,
+    progress: Progress = lambda done, total: None,
+    fewest: int = FEWEST_DRAWN,
+) -> NamedData:
     """The cases to measure on.
 
     source: "world" or "world:SEED" (the held-out part, drawn into `cache_folder` with a fifth more cases
-    than `at_least`), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for anything
+    than `at_least`, and no fewer than `fewest`), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for anything
     else.
     """
     seed = world_seed(source)
     if seed is not None:
-        count = max(FEWEST_DRAWN, at_least + at_least // 5)
+        count = max(fewest, at_least + at_least // 5)
         folder = cache_folder() / f"world-{seed}-{count}"
         file = kept_world(folder, seed, 0, count, progress)["eval"]
         return NamedData("world" if seed == HELD_OUT_SEED else f"world:{seed}", read("mmedit", file), (file,))

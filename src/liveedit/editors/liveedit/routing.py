@@ -14,6 +14,9 @@ from ..base import Fired
 from .config import LiveEditConfig
 from .modules import LiveEditModules, QueryFeatures
 
+_SCORED_AT_ONCE = 1024
+"""Experts scored in one go: few enough for the products to stay in the processor's cache."""
+
 _SUM_STEP = 2.0**-40
 """Softmax totals are summed in whole multiples of this, so that no bit depends on the order of the experts."""
 
@@ -114,7 +117,8 @@ def _prompt_scores(
     """s of these rows, (rows,)."""
     features = repository.prompt_features
     if 2 * len(rows) > len(features):  # Gathering so many rows would cost more than scoring the others too.
-        return modules.prompt_score(bar, features)[rows]
+        scores = torch.cat([modules.prompt_score(bar, part) for part in features.split(_SCORED_AT_ONCE)])
+        return scores if len(rows) == len(features) else scores[rows]
     return modules.prompt_score(bar, features[rows])
 
 
