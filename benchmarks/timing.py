@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+
 from shapes import CPU_SHAPES, JUDGED_SHAPES, SHAPES, Shape
 
 Call = Callable[[], object]

@@ -29,8 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from shapes import Shape, build_backbone, editor_config, make_cases
-from timing import Settings, interleaved_seconds, median_ratio, milliseconds, read_settings, report
 from torch.nn import functional as F
 
 from liveedit.backbones import Backbone, Inputs
@@ -38,6 +36,8 @@ from liveedit.backbones.states import StateStore
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask
 from liveedit.samples import EditCase
+from shapes import Shape, build_backbone, editor_config, make_cases
+from timing import Settings, interleaved_seconds, median_ratio, milliseconds, read_settings, report
 
 EDITS = 8
 TARGETS = {"step_over_minimum": 2.0, "step_over_suffix_cached": 1.3}

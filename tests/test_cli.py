@@ -303,9 +303,8 @@ def test_bad_data_is_refused(run: Run, tmp_path: Path) -> None:
 
 def bench_arguments(world: Path, out: Path, editor_folder: Path) -> list[object]:
     few = ("--edits", 1, 3, "--few-edits-cases", 3, "--seeds", 0, 1)
-    return ["bench", "--data", world, "--out", out, *few, "--editor", "liveedit", "none"] + [
-        *("--editor-path", f"liveedit={editor_folder}")
-    ]
+    own = ("--editor-path", f"liveedit={editor_folder}")
+    return ["bench", "--data", world, "--out", out, *few, "--editor", "liveedit", "none", *own]
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

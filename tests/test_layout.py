@@ -20,7 +20,7 @@ def module_of(file: Path) -> str:
 
 
 def imports_of(file: Path) -> set[str]:
-    """Absolute names of what a file imports of this package, also inside functions; names of modules or of what is in them."""
+    """What a file imports of this package, also inside functions: modules and what is in them, by absolute names."""
     package = module_of(file).split(".")
     if file.name != "__init__.py":
         package = package[:-1]
@@ -55,7 +55,9 @@ def test_the_reader_of_imports_sees_relative_ones() -> None:
     assert ("liveedit.backbones.tiny_llava.build", "liveedit.datasets.world") in importing("backbones")
 
 
-@pytest.mark.parametrize("folder", ["samples", "errors", "images", "backbones", "experts", "datasets", "checkpoints"])
+@pytest.mark.parametrize(
+    "folder", ["samples", "errors", "images", "backbones", "experts", "datasets", "checkpoints"]
+)
 def test_what_lies_below_never_imports_editors(folder: str) -> None:
     found = importing(folder)
     assert found or folder in ("errors", "checkpoints", "images", "samples")

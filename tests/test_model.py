@@ -14,25 +14,23 @@ from liveedit.backbones import ASSETS, Backbone
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
+from liveedit.experts import Expert
 from liveedit.experts.store import EditStore
 from liveedit.model import EditedModel, backbone_digest
-from liveedit.samples import EditCase, Question
+from liveedit.samples import Edit, EditCase, Question
 
 PROMPT = "What color is the hat?"
 
 
 class AlwaysFires(LiveEditRefine):
-    """An untrained editor whose experts pass both routers for every picture: only what is around it is tested."""
+    """An untrained editor whose experts pass both routers for every picture."""
 
-    def make_expert(self, edit):  # noqa: ANN001, ANN201
+    def make_expert(self, edit: Edit) -> tuple[Expert, int]:
         """A refined expert with features that any picture passes."""
         expert, steps = super().make_expert(edit)
         with torch.no_grad():
             query = self.modules.query(self.read(self.backbone.encode([edit.question])))
-        object.__setattr__(expert, "visual_feature", 1e4 * query.visual[0])
-        object.__setattr__(expert, "prompt_feature", 100 * query.prompt[0])
-        expert.__dict__.pop("digest", None)
-        return expert, steps
+        return Expert(expert.u, expert.v, 1e4 * query.visual[0], 100 * query.prompt[0]), steps
 
 
 @pytest.fixture
@@ -207,7 +205,8 @@ def test_closing_leaves_the_backbone_as_it_was(
 
 def test_pictures_may_be_files_bytes_or_images(model: EditedModel, image: Path) -> None:
     with Image.open(image) as opened:
-        answers = {model.ask(source, PROMPT).text for source in (image, str(image), image.read_bytes(), opened)}
+        sources = (image, str(image), image.read_bytes(), opened)
+        answers = {model.ask(source, PROMPT).text for source in sources}
     assert len(answers) == 1
 
 

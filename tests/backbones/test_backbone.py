@@ -116,7 +116,9 @@ def test_gradients_of_the_back_are_those_of_the_whole(
     """Both ways, the gradient of one number with respect to a change of the states at the layer."""
     inputs, layer = random_backbone.encode(mixed, ANSWERS), 3
     change = torch.zeros(*inputs.input_ids.shape, random_backbone.width, requires_grad=True)
-    handle = random_backbone.layers[layer].register_forward_hook(lambda module, given, output: output + change)
+    handle = random_backbone.layers[layer].register_forward_hook(
+        lambda module, given, output: output + change
+    )
     try:
         whole = random_backbone.logits(inputs)[inputs.answer_mask].logsumexp(-1).sum()
         (wanted,) = torch.autograd.grad(whole, change)
@@ -138,7 +140,9 @@ def test_the_decoder_is_whole_again_after_an_exception(
     with torch.no_grad():
         before = random_backbone.logits(inputs)
     with pytest.raises(Exception, match=r".+"), torch.no_grad():
-        random_backbone.logits_from(torch.zeros(1, 2, 7), torch.ones(1, 2), 3, torch.ones(1, 2, dtype=torch.bool))
+        random_backbone.logits_from(
+            torch.zeros(1, 2, 7), torch.ones(1, 2), 3, torch.ones(1, 2, dtype=torch.bool)
+        )
     with torch.no_grad():
         assert torch.equal(before, random_backbone.logits(inputs))
 

@@ -276,7 +276,9 @@ def test_the_built_in_backbone_knows_its_world(tiny_llava: Backbone) -> None:
         for topic in questions.topics(scene)[:10]:
             batch.append(Question(questions.ask(topic, "train", rng), draw(scene, Pose())))
             truths.append(questions.answer(scene, topic))
-    for truth, answer in zip(truths, tiny_llava.generate(tiny_llava.encode(batch, padding="left"), 8), strict=True):
+    for truth, answer in zip(
+        truths, tiny_llava.generate(tiny_llava.encode(batch, padding="left"), 8), strict=True
+    ):
         right, asked = right + (truth == answer), asked + 1
     assert asked == 80
     assert right > 64

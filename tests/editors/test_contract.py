@@ -24,7 +24,9 @@ MAKERS: dict[str, Maker] = {
     "ft-l": lambda backbone, config: FineTuneLast(backbone, FineTuneConfig(steps=3)),  # type: ignore[call-arg]
     "liveedit": lambda backbone, config: LiveEdit.untrained(backbone, config()),
     "liveedit-refine": lambda backbone, config: LiveEditRefine(
-        backbone, LiveEditModules(config()), RefineConfig(steps=3)  # type: ignore[call-arg]
+        backbone,
+        LiveEditModules(config()),
+        RefineConfig(steps=3),  # type: ignore[call-arg]
     ),
 }
 
@@ -58,7 +60,9 @@ def model_bits(backbone: Backbone, edits: list[tuple[str, Edit]]) -> tuple[bytes
     asked = [edit.question for _, edit in edits] + [Question("What is the capital of Coraland?")]
     with torch.no_grad():
         logits: Tensor = backbone.logits(backbone.encode(asked))
-    return logits.numpy().tobytes(), [value.numpy().tobytes() for value in backbone.model.state_dict().values()]
+    return logits.numpy().tobytes(), [
+        value.numpy().tobytes() for value in backbone.model.state_dict().values()
+    ]
 
 
 def test_names_lead_back_to_the_class(editor: Editor) -> None:
@@ -105,9 +109,7 @@ def test_an_empty_answer_is_refused_before_anything_changes(
     assert model_bits(editor.backbone, edits) == before
 
 
-def test_an_exception_inside_with_leaves_all_as_it_was(
-    editor: Editor, edits: list[tuple[str, Edit]]
-) -> None:
+def test_an_exception_inside_with_leaves_all_as_it_was(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
     editor.reset()
     before = model_bits(editor.backbone, edits)
     with pytest.raises(ZeroDivisionError), editor:

@@ -38,9 +38,19 @@ def no_groups() -> None:
 
 
 def bench_of(
-    backbone: Backbone, cases: Sequence[EditCase], folder: Path, provenance: Provenance = PROVENANCE, **values: Any
+    backbone: Backbone,
+    cases: Sequence[EditCase],
+    folder: Path,
+    provenance: Provenance = PROVENANCE,
+    **values: Any,
 ) -> Bench:
-    settings: dict[str, Any] = {"edits": (4,), "few_edits_cases": 6, "max_new_tokens": 2, "batch": 64, **values}
+    settings: dict[str, Any] = {
+        "edits": (4,),
+        "few_edits_cases": 6,
+        "max_new_tokens": 2,
+        "batch": 64,
+        **values,
+    }
     config = BenchConfig(backbone="tiny-random", data="world", **settings)
     return Bench(backbone, cases, config, folder, provenance)
 

@@ -18,9 +18,13 @@ def features_of(editor: LiveEdit, question: Question) -> QueryFeatures:
 
 
 def forced_expert(
-    editor: LiveEdit, question: Question, against: Sequence[Question] = (), seed: int = 0, strength: float = 3.0
+    editor: LiveEdit,
+    question: Question,
+    against: Sequence[Question] = (),
+    seed: int = 0,
+    strength: float = 3.0,
 ) -> Expert:
-    """An expert of random U and V that passes both routers for `question` and the hard one for none of `against`.
+    """An expert of random U and V that both routers pass for `question`, and the hard one for none of `against`.
 
     Where `editor` is attached its edits do not take part.
     """

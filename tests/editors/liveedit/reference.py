@@ -1,4 +1,4 @@
-"""Equations 1 to 7 and 13 to 16 of the paper once more: loops over Python floats, nothing of the package's code.
+"""Equations 1 to 7 and 13 to 16 of the paper once more, as loops over Python floats.
 
 A matrix is a list of rows. Weights are those of a torch `nn.Linear`, (out, in), read from a state dict.
 """
@@ -61,7 +61,7 @@ def sigmoid(value: float) -> float:
 
 
 def cross_attention(x: Matrix, sources: Sequence[Matrix], weights: Weights, heads: int = 1) -> Matrix:
-    """Equation 2, with the scale that section 4.2 names; `sources` hold the tokens that count, and no others."""
+    """Equation 2, with the scale of section 4.2; `sources` hold the tokens that count and no others."""
     queries = linear(layer_norm(x, weights, "query_norm"), weights, "query")
     keys: Matrix = []
     values: Matrix = []
@@ -93,11 +93,14 @@ def generate_expert(weights: Weights, sources: Sequence[Matrix], heads: int = 1)
 
 
 def slotted_answer(weights: Weights, embeddings: Matrix, slots: int) -> Matrix:
-    """The answer's word embeddings, standardised, each with its slot and the answer's length (our addition)."""
+    """The answer's word embeddings, standardised, with their slots and the answer's length (not the paper's)."""
     slot, length = matrix(weights["slots.weight"]), matrix(weights["lengths.weight"])
     its_length = length[min(len(embeddings) - 1, slots - 1)]
     return [
-        [e + s + n for e, s, n in zip(standardized(row), slot[min(place, slots - 1)], its_length, strict=True)]
+        [
+            e + s + n
+            for e, s, n in zip(standardized(row), slot[min(place, slots - 1)], its_length, strict=True)
+        ]
         for place, row in enumerate(embeddings)
     ]
 

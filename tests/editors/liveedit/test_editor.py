@@ -101,7 +101,8 @@ def test_making_experts_does_not_see_the_edits_in_force(editor: LiveEdit, questi
 
 def test_experts_made_together_are_those_made_alone(editor: LiveEdit, questions: list[Question]) -> None:
     edits = [
-        Edit(question, answer) for question, answer in zip(questions, ("red", "a deep well", "four"), strict=True)
+        Edit(question, answer)
+        for question, answer in zip(questions, ("red", "a deep well", "four"), strict=True)
     ]
     together = editor.make_experts(edits)
     for edit, one in zip(edits, together, strict=True):

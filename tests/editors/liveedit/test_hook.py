@@ -1,4 +1,4 @@
-"""What a running model does under experts that are sure to fire: padding, caches, beams, other people's hooks."""
+"""A running model under experts that are sure to fire: padding, caches, beams, other people's hooks."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_a_batch_answers_as_one_by_one(editor: LiveEdit, questions: list[Questio
     assert fired_ids(editor) == [["edit-0"], ["edit-1"], ["edit-2"], []]
     for row, (question, answer) in enumerate(zip(asked, answers, strict=True)):
         alone = logits_of(backbone, [question], [answer])[0]
-        torch.testing.assert_close(together[row][inputs.attention_mask[row].bool()], alone, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            together[row][inputs.attention_mask[row].bool()], alone, atol=2e-4, rtol=1e-4
+        )
 
 
 def test_the_answer_has_no_say_in_routing(editor: LiveEdit, questions: list[Question]) -> None:

@@ -150,7 +150,9 @@ def test_left_and_right_padding_give_the_same(form: str) -> None:
 def test_the_answer_is_not_part_of_routing() -> None:
     modules, batch = modules_of(config_of("improved")), batch_of()
     other = replace(batch, states=torch.where(batch.answer[..., None], 5.0, batch.states))
-    for before, after in zip(everything_of(modules, batch)[2:], everything_of(modules, other)[2:], strict=True):
+    for before, after in zip(
+        everything_of(modules, batch)[2:], everything_of(modules, other)[2:], strict=True
+    ):
         assert torch.equal(before, after)
     assert not torch.equal(modules.edit(batch).u, modules.edit(other).u)
 

@@ -24,8 +24,8 @@ class RefineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(40, ge=0, description="Gradient steps at most; 0 is the paper's editor.")
-    rate: float = Field(0.05, gt=0, description="Learning rate of Adam on U and V, relative to their own size.")
+    steps: int = Field(200, ge=0, description="Gradient steps at most; 0 takes none.")
+    rate: float = Field(0.15, gt=0, description="Learning rate of Adam on U and V, relative to their own size.")
     picture_noise: float = Field(0.05, ge=0, description="Noise on the picture's states, relative to their size.")
     carrier: str = Field("Please answer: {}", description="A second wording that is trained along.")
     confidence: float = Field(

@@ -14,7 +14,7 @@ from ..base import Fired
 from .config import LiveEditConfig
 from .modules import LiveEditModules, QueryFeatures
 
-_SCORED_AT_ONCE = 1024
+_SCORED_AT_ONCE = 512
 """Experts scored in one go: few enough for the products to stay in the processor's cache."""
 
 _SUM_STEP = 2.0**-40
