@@ -20,7 +20,7 @@ def module_of(file: Path) -> str:
 
 
 def imports_of(file: Path) -> set[str]:
-    """What a file imports of this package, also inside functions: modules and what is in them, by absolute names."""
+    """What a file imports of this package, also in functions: modules and their contents, by full names."""
     package = module_of(file).split(".")
     if file.name != "__init__.py":
         package = package[:-1]

@@ -268,7 +268,7 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
 
 
 def test_the_built_in_backbone_knows_its_world(tiny_llava: Backbone) -> None:
-    """On pictures of known creatures it gets most attributes and facts right: the checkpoint is the trained one."""
+    """Most attributes and facts of known creatures come out right: the checkpoint is the trained one."""
     rng, right, asked = np.random.default_rng(123), 0, 0
     batch, truths = [], []
     for index in range(8):

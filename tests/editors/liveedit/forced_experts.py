@@ -24,7 +24,7 @@ def forced_expert(
     seed: int = 0,
     strength: float = 3.0,
 ) -> Expert:
-    """An expert of random U and V that both routers pass for `question`, and the hard one for none of `against`.
+    """A random U and V that both routers pass for `question`, and the hard one for none of `against`.
 
     Where `editor` is attached its edits do not take part.
     """

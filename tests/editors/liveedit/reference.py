@@ -93,7 +93,7 @@ def generate_expert(weights: Weights, sources: Sequence[Matrix], heads: int = 1)
 
 
 def slotted_answer(weights: Weights, embeddings: Matrix, slots: int) -> Matrix:
-    """The answer's word embeddings, standardised, with their slots and the answer's length (not the paper's)."""
+    """The answer's word embeddings, standardised, with slots and the answer's length (not the paper's)."""
     slot, length = matrix(weights["slots.weight"]), matrix(weights["lengths.weight"])
     its_length = length[min(len(embeddings) - 1, slots - 1)]
     return [
