@@ -1,17 +1,18 @@
 """What 10,000 stored edits cost a query: none passes hard routing, or all do.
 
-Baseline: the forward pass over one question with its picture (`Backbone.logits`, the prefill of an answer) of the
-same model with the editor paused: its hooks return at once. `query_none_10000`: the same with the editor in force
-and 10,000 experts of which none passes; `query_all_10000`: all of them pass, the 32 with the largest soft weights
-are mixed (the default bound); `query_all_10000_exact`: all are mixed (`top_experts=None`), for information.
+Baseline: the forward pass over one question with its picture (`Backbone.logits`, the prefill of an answer)
+of the same model with the editor paused: its hooks return at once. `query_none_10000`: the same with the
+editor in force and 10,000 experts of which none passes; `query_all_10000`: all of them pass, the 32 with
+the largest soft weights are mixed (the default bound); `query_all_10000_exact`: all are mixed
+(`top_experts=None`), for information.
 
-`dropped_weight` is the summed soft weight of the experts left out by the bound, at its worst: all 10,000 pass and
-nothing in their prompt features tells them apart. `dropped_weight_one_in_scope`: the same, but one of them has the
-query's own prompt feature, as the expert of an edit that was asked for would.
+`dropped_weight` is the summed soft weight of the experts left out by the bound, at its worst: all 10,000
+pass and nothing in their prompt features tells them apart. `dropped_weight_one_in_scope`: the same, but one
+of them has the query's own prompt feature, as the expert of an edit that was asked for would.
 
-`generate_*`: 8 tokens with the KV cache, prefill included, over the same unedited; `tokens_per_second_*`: edited
-over unedited (1 is free of cost). Peak memory is over what is held before the call (0: it fits into memory that the
-allocator already holds).
+`generate_*`: 8 tokens with the KV cache, prefill included, over the same unedited; `tokens_per_second_*`:
+edited over unedited (1 is free of cost). Peak memory is over what is held before the call (0: it fits into
+memory that the allocator already holds).
 """
 
 from __future__ import annotations

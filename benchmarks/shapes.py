@@ -99,7 +99,7 @@ def editor_config(shape: Shape) -> LiveEditConfig:
 
 
 def make_cases(shape: Shape, count: int, seed: int = 0) -> list[EditCase]:
-    """Edits with the probes of the MMEdit protocol: two of generality, two of locality, one of them text-only."""
+    """Edits with the probes of the MMEdit protocol: two of generality, two of locality (one text-only)."""
     rng = np.random.default_rng(seed)
     cases = []
     for number in range(count):
@@ -125,8 +125,8 @@ def random_repository(
 ) -> ExpertRepository:
     """`count` random experts whose visual features lie close to `visual`, (k d_m,).
 
-    Given a query's own feature all of them pass hard routing, given its negative none does. Prompt features are
-    random directions: nothing tells the experts apart. Where `prompt` is given, the first expert has that feature.
+    Given a query's own feature all of them pass hard routing, given its negative none does. Prompt features
+    are random directions: nothing tells the experts apart. Where `prompt` is given, the first expert has it.
     """
     generator = torch.Generator().manual_seed(seed)
     repository = ExpertRepository(visual.device)

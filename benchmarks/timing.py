@@ -58,8 +58,8 @@ def interleaved_seconds(
 
     `between` runs before each call, outside the clock.
 
-    On CPUs this is the CPU time of the process over all threads, so that other programs do not count; on GPUs it
-    is wall time, with the device synchronised on both sides.
+    On CPUs this is the CPU time of the process over all threads, so that waiting for other programs does not
+    count; on GPUs it is wall time, with the device synchronised on both sides.
     """
     found: dict[str, list[float]] = {name: [] for name in calls}
     for repetition in range(repeats + 1):
@@ -121,7 +121,7 @@ def _status_bytes(name: str) -> int:
 def report(
     name: str, settings: Settings, found: dict[str, dict[str, Any]], targets: Mapping[str, float]
 ) -> None:
-    """A table, and as the last line one JSON object: top-level figures are the worst over the judged shapes."""
+    """A table, and as the last line a JSON object: top-level figures are the worst over the judged shapes."""
     judged = [shape for shape in found if shape in JUDGED_SHAPES] or list(found)
     worst = {key: max(found[shape][key] for shape in judged) for key in targets}
     table = Table(

@@ -1,24 +1,27 @@
 """What a training step of 8 edits costs over the least that an ordinary implementation would do.
 
-The step's inputs are 40: of each edit the edit itself, a text and a modal generality, a text and a modal locality.
-Both sides run on the same machine in the same process, in the mixed precision of the trainer (bfloat16 products).
+The step's inputs are 40: of each edit the edit itself, a text and a modal generality, a text and a modal
+locality. Both sides run on the same machine in the same process, in the mixed precision of the trainer
+(bfloat16 products).
 
-`step_over_minimum`: a step from scratch: `LiveEditTask.prepare` (encode the questions, states at the edit layer and
-final states of all 40 inputs), then generator, features, mixing and losses (`LiveEditTask.loss`, stage "joint"),
-the layers behind the edit layer forward and backward, and the optimiser; over one batched forward of the whole model
-(vision tower and all layers) on the same 40 inputs, already encoded, plus one batched forward and backward of the
-layers behind the edit layer on the same 40 inputs.
+`step_over_minimum`: a step from scratch: `LiveEditTask.prepare` (encode the questions, states at the edit
+layer and final states of all 40 inputs), then generator, features, mixing and losses (`LiveEditTask.loss`,
+stage "joint"), the layers behind the edit layer forward and backward, and the optimiser; over one batched
+forward of the whole model (vision tower and all layers) on the same 40 inputs, already encoded, plus one
+batched forward and backward of the layers behind the edit layer on the same 40 inputs.
 
-`step_over_suffix_cached`: the same step with states kept from before, as in all steps of a real training after the
-first pass over the data; over one batched forward and backward of the layers behind the edit layer.
+`step_over_suffix_cached`: the same step with states kept from before, as in all steps of a real training
+after the first pass over the data; over one batched forward and backward of the layers behind the edit
+layer.
 
-The baseline's backward is that of `Backbone.logits_from` and a mean NLL on the answers, with gradients into the states
-of every token of every row; weights are frozen on both sides. The step leaves out of its suffix the rows in which no
-expert is mixed; `rows_mixed` says how many an untrained router let through. The figures `*_all_rows` have the experts
-of the whole batch mixed into every row (the paper's form), so that nothing is left out.
+The baseline's backward is that of `Backbone.logits_from` and a mean NLL on the answers, with gradients into
+the states of every token of every row; weights are frozen on both sides. The step leaves out of its suffix
+the rows in which no expert is mixed; `rows_mixed` says how many an untrained router let through. The
+figures `*_all_rows` have the experts of the whole batch mixed into every row (the paper's form), so that
+nothing is left out.
 
-`step_over_minimum_8_inputs`: the step from scratch over the same baseline on the 8 edits alone, for comparison with
-figures that were taken so.
+`step_over_minimum_8_inputs`: the step from scratch over the same baseline on the 8 edits alone, for
+comparison with figures that were taken so.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ TARGETS = {"step_over_minimum": 2.0, "step_over_suffix_cached": 1.3}
 
 
 class Baseline:
-    """One forward of the whole model, and a forward and backward of its last layers, on the inputs of some cases."""
+    """A forward of the whole model, and a forward and backward of its last layers, on some cases' inputs."""
 
     def __init__(self, backbone: Backbone, layer: int, cases: list[EditCase], with_probes: bool):
         self.backbone, self.layer = backbone, layer

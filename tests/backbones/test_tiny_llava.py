@@ -126,7 +126,7 @@ def test_strangers_are_asked_nothing_that_only_facts_answer() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_alignment_words_lie_where_things_are_drawn(tokenizer: PreTrainedTokenizerFast, side: str) -> None:
-    """Patches are 16 x 16: the hat is drawn at x = 24 or 40, y = 8, things at x = 56 or 8, one patch row each."""
+    """Patches are 16 x 16: the hat lies at x = 24 or 40, y = 8, things at x = 56 or 8, one patch row each."""
     rng = np.random.default_rng(1)
     scene = draw_scene("aligned", catalog.known_creatures()[0], rng, things=2)
     while scene.side != side:

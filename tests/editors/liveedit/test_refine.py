@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from forced_experts import fired_ids, forced_expert
 
 from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEditConfig, LiveEditRefine, RefineConfig
@@ -28,8 +29,6 @@ def edit(eval_cases: tuple[EditCase, ...]) -> Edit:
 
 def answer_with(editor: LiveEditRefine, edit: Edit, expert: Expert) -> str:
     """What the model says with this expert alone, which is made to pass both routers."""
-    from forced_experts import fired_ids, forced_expert
-
     passing = forced_expert(editor, edit.question)
     editor.add("edit", Expert(expert.u, expert.v, passing.visual_feature, passing.prompt_feature))
     try:
@@ -49,14 +48,32 @@ def test_refining_makes_an_edit_take(refining: LiveEditRefine, edit: Edit) -> No
     assert answer_with(refining, edit, refined) == edit.answer
 
 
-def test_refining_changes_u_and_v_alone(refining: LiveEditRefine, edit: Edit) -> None:
-    (generated,) = refining.make_experts([edit])
-    refined, _ = refining.refine(edit, generated)
+def test_steps_change_u_and_v_alone(tiny_llava: Backbone, refining: LiveEditRefine, edit: Edit) -> None:
+    """Where the edit's own query reaches its expert anyway, the features stay as they were generated."""
+    anyway = RefineConfig(visual_margin=-1e9, prompt_score=-1e9)  # type: ignore[call-arg]
+    with LiveEditRefine(tiny_llava, refining.modules, anyway) as editor:
+        (generated,) = editor.make_experts([edit])
+        refined, steps = editor.refine(edit, generated)
+    assert steps > 0
     assert not torch.equal(refined.u, generated.u)
     assert not torch.equal(refined.v, generated.v)
     assert torch.equal(refined.visual_feature, generated.visual_feature)
     assert torch.equal(refined.prompt_feature, generated.prompt_feature)
     assert not refined.u.requires_grad
+
+
+def test_the_edits_own_query_reaches_its_expert(refining: LiveEditRefine, edit: Edit) -> None:
+    (generated,) = refining.make_experts([edit])
+    expert, _ = refining.make_expert(edit)
+    assert not torch.equal(expert.visual_feature, generated.visual_feature)
+    refining.add("edit", expert)
+    refining.backbone.generate(refining.backbone.encode([edit.question], padding="left"), 1)
+    fired = refining.fired()
+    assert fired is not None
+    ((own,),) = fired
+    assert own.margin > 0.99  # `visual_margin`
+    assert own.weight > 0.98  # sigmoid of `prompt_score`, 4
+    assert expert.visual_feature.norm().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_refining_twice_does_the_same(refining: LiveEditRefine, edit: Edit) -> None:
@@ -70,15 +87,17 @@ def test_what_is_right_already_is_left_alone(refining: LiveEditRefine, edit: Edi
     refined, _ = refining.refine(edit, refining.make_experts([edit])[0])
     untouched, steps = refining.refine(edit, refined)
     assert steps == 0
-    assert untouched is refined
+    assert untouched.digest == refined.digest
 
 
-def test_no_steps_is_the_papers_editor(tiny_llava: Backbone, refining: LiveEditRefine, edit: Edit) -> None:
+def test_no_steps_leave_the_generated_expert(
+    tiny_llava: Backbone, refining: LiveEditRefine, edit: Edit
+) -> None:
     (generated,) = refining.make_experts([edit])
     with LiveEditRefine(tiny_llava, refining.modules, RefineConfig(steps=0)) as pure:  # type: ignore[call-arg]
         expert, steps = pure.make_expert(edit)
     assert steps == 0
-    assert expert.digest == generated.digest
+    assert torch.equal(expert.u, generated.u) and torch.equal(expert.v, generated.v)
 
 
 def test_records_tell_the_steps(refining: LiveEditRefine, edit: Edit) -> None:
