@@ -67,9 +67,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 def main() -> None:
     """Measure and report."""
     settings = read_settings(__doc__ or "", repeats=15)
-    report(
-        "edit_latency", settings, {shape.name: measure(shape, settings) for shape in settings.shapes}, TARGETS
-    )
+    report("edit_latency", settings, {shape.name: measure(shape, settings) for shape in settings.shapes}, TARGETS)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,7 @@ def read_settings(description: str, repeats: int) -> Settings:
     """Parse the command line and set the number of threads."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     parser.add_argument("--shape", action="append", choices=sorted(SHAPES), help="default: all but llava-7b")
-    parser.add_argument(
-        "--repeats", type=int, default=repeats, help="interleaved repetitions per measurement"
-    )
+    parser.add_argument("--repeats", type=int, default=repeats, help="interleaved repetitions per measurement")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; llava-7b needs cuda")
     given = parser.parse_args()
@@ -118,15 +116,11 @@ def _status_bytes(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def report(
-    name: str, settings: Settings, found: dict[str, dict[str, Any]], targets: Mapping[str, float]
-) -> None:
+def report(name: str, settings: Settings, found: dict[str, dict[str, Any]], targets: Mapping[str, float]) -> None:
     """A table, and as the last line a JSON object: top-level figures are the worst over the judged shapes."""
     judged = [shape for shape in found if shape in JUDGED_SHAPES] or list(found)
     worst = {key: max(found[shape][key] for shape in judged) for key in targets}
-    table = Table(
-        title=f"{name}: {settings.device}, {settings.threads} threads, {settings.repeats} repetitions"
-    )
+    table = Table(title=f"{name}: {settings.device}, {settings.threads} threads, {settings.repeats} repetitions")
     table.add_column("figure")
     for column in (*found, "target"):
         table.add_column(column, justify="right")

@@ -53,12 +53,8 @@ class Baseline:
         self.backbone, self.layer = backbone, layer
         pairs = [(case.edit.question, case.edit.answer) for case in cases]
         if with_probes:
-            pairs += [
-                (probe.question, probe.answer or case.edit.answer) for case in cases for probe in case.probes
-            ]
-        self.inputs: Inputs = backbone.encode(
-            [question for question, _ in pairs], [answer for _, answer in pairs]
-        )
+            pairs += [(probe.question, probe.answer or case.edit.answer) for case in cases for probe in case.probes]
+        self.inputs: Inputs = backbone.encode([question for question, _ in pairs], [answer for _, answer in pairs])
         self.targets = self.inputs.input_ids[self.inputs.answer_mask]
         answer = self.inputs.answer_mask
         self.predicting = torch.cat([answer[:, 1:], torch.zeros_like(answer[:, :1])], 1)
@@ -73,9 +69,7 @@ class Baseline:
     def suffix(self) -> None:
         states = self.states.detach().clone().requires_grad_()
         with _mixed_precision(self.backbone.device):
-            logits = self.backbone.logits_from(
-                states, self.inputs.attention_mask, self.layer, self.predicting
-            )
+            logits = self.backbone.logits_from(states, self.inputs.attention_mask, self.layer, self.predicting)
             loss = F.cross_entropy(logits.float(), self.targets)
         loss.backward()
 

@@ -125,7 +125,6 @@ def hooks_of(backbone: Backbone) -> list[str]:
 def weight_bits(backbone: Backbone) -> int:
     """A number that changes when any bit of any weight does (with the odds of a 64-bit sum)."""
     return sum(
-        (place + 1)
-        * int(value.detach().view(torch.int32 if value.element_size() == 4 else torch.int16).sum())
+        (place + 1) * int(value.detach().view(torch.int32 if value.element_size() == 4 else torch.int16).sum())
         for place, value in enumerate(backbone.model.parameters())
     )

@@ -127,17 +127,13 @@ def test_editors(answer_of: Callable[..., dict[str, Any]]) -> None:
 
 def test_the_command_is_installed_and_help_is_quick_to_load() -> None:
     code = "import sys; from liveedit.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "train-backbone" in done.stdout
 
 
 def test_importing_the_package_loads_no_model_code() -> None:
-    code = (
-        "import sys, liveedit; assert 'torch' not in sys.modules; assert liveedit.Question('a').prompt == 'a'"
-    )
+    code = "import sys, liveedit; assert 'torch' not in sys.modules; assert liveedit.Question('a').prompt == 'a'"
     subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
 
 
@@ -184,9 +180,7 @@ def test_edit_ask_list_show_and_undo(
     assert (undone["in_force"], undone["edits_in_force"]) == (False, 0)
     assert answer_of("ask", *asked) == before
     assert answer_of("edits", "list", "--edits", file)["edits"] == []
-    assert [edit["id"] for edit in answer_of("edits", "list", "--edits", file, "--all")["edits"]] == [
-        receipt["id"]
-    ]
+    assert [edit["id"] for edit in answer_of("edits", "list", "--edits", file, "--all")["edits"]] == [receipt["id"]]
 
     code, out, err = run("edits", "undo", "--edits", file, receipt["id"])
     assert (code, out, err.count("\n")) == (1, "", 1)
@@ -229,9 +223,7 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         assert word in err
 
 
-def test_bad_input_is_refused_in_one_line(
-    run: Run, tmp_path: Path, editor_folder: Path, picture_file: Path
-) -> None:
+def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, editor_folder: Path, picture_file: Path) -> None:
     file = tmp_path / "edits.db"
     shared = ("--edits", file, "--editor-path", editor_folder)
     ask = (*shared, "--prompt", PROMPT)
@@ -368,9 +360,7 @@ def test_bench_goes_on_after_an_interruption(
     }
 
 
-def test_bench_prints_a_table_and_takes_labels(
-    run: Run, tmp_path: Path, world: Path, editor_folder: Path
-) -> None:
+def test_bench_prints_a_table_and_takes_labels(run: Run, tmp_path: Path, world: Path, editor_folder: Path) -> None:
     few = ("--edits", 1, "--few-edits-cases", 1, "--data", f"mmedit:{world / 'eval.json'}", "--out", tmp_path)
     code, out, _ = run(
         "bench", *few, "--editor", "own=liveedit", "--editor-path", f"own={editor_folder}", "--published"
@@ -465,13 +455,9 @@ def test_train_goes_on_after_an_interruption(
     refused(run(*arguments, "--rank", "4"), "other settings", "editor.rank = 2 there, 4 here")
 
 
-def test_train_in_the_papers_form(
-    answer_of: Callable[..., dict[str, Any]], tmp_path: Path, world: Path
-) -> None:
+def test_train_in_the_papers_form(answer_of: Callable[..., dict[str, Any]], tmp_path: Path, world: Path) -> None:
     own = ("--form", "paper", "--module-width", 16, "--validation", 4, "--stage", "routing:1:2:1e-3")
-    trained = answer_of(
-        "train", "--data", "mmedit", "--annotations", world / "train.json", "--out", tmp_path, *own
-    )
+    trained = answer_of("train", "--data", "mmedit", "--annotations", world / "train.json", "--out", tmp_path, *own)
     config = json.loads((Path(trained["editor"]) / "editor.json").read_text())
     assert (config["similarity"], config["heads"], config["residual_tokens"]) == ("dot", 1, "all")
     assert json.loads((tmp_path / "training.json").read_text())["losses"]["hard_loss"] == "paper"

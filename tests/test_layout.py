@@ -55,9 +55,7 @@ def test_the_reader_of_imports_sees_relative_ones() -> None:
     assert ("liveedit.backbones.tiny_llava.build", "liveedit.datasets.world") in importing("backbones")
 
 
-@pytest.mark.parametrize(
-    "folder", ["samples", "errors", "images", "backbones", "experts", "datasets", "checkpoints"]
-)
+@pytest.mark.parametrize("folder", ["samples", "errors", "images", "backbones", "experts", "datasets", "checkpoints"])
 def test_what_lies_below_never_imports_editors(folder: str) -> None:
     found = importing(folder)
     assert found or folder in ("errors", "checkpoints", "images", "samples")

@@ -148,9 +148,7 @@ def test_a_failure_while_storing_leaves_nothing(
         assert torch.equal(logits_of(tiny_llava, image), unedited)
 
 
-def test_edits_outlive_the_model(
-    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
-) -> None:
+def test_edits_outlive_the_model(tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path) -> None:
     unedited = logits_of(tiny_llava, image)
     file = tmp_path / "edits.db"
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
@@ -192,9 +190,7 @@ def test_an_edits_file_of_another_editor_is_refused_and_leaves_no_hooks(
         assert not backbone.model._forward_pre_hooks
 
 
-def test_closing_leaves_the_backbone_as_it_was(
-    tiny_llava: Backbone, modules: LiveEditModules, image: Path
-) -> None:
+def test_closing_leaves_the_backbone_as_it_was(tiny_llava: Backbone, modules: LiveEditModules, image: Path) -> None:
     unedited = logits_of(tiny_llava, image)
     model = EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules))
     model.edit(image, PROMPT, "red")
@@ -224,9 +220,7 @@ def test_loading_without_a_trained_editor_is_told_and_closes_the_file(
     (tmp_path / "edits.db").unlink()
 
 
-def test_loading_from_a_folder(
-    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
-) -> None:
+def test_loading_from_a_folder(tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path) -> None:
     with LiveEdit(tiny_llava, modules) as editor:
         editor.save_pretrained(tmp_path / "editor")
     loaded = EditedModel.load(

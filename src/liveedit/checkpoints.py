@@ -36,9 +36,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], JSONObject]:
         raise CheckpointError(f"{path} could not be read as a checkpoint ({error}).") from error
 
 
-def save_training(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, note: JSONObject
-) -> None:
+def save_training(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, note: JSONObject) -> None:
     """Save weights and optimiser moments after `step` steps; `note` is kept beside them."""
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
@@ -46,9 +44,7 @@ def save_training(
     save_tensors(path, tensors, {"step": step, "note": note})
 
 
-def resume_training(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, JSONObject] | None:
+def resume_training(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, JSONObject] | None:
     """Load what `save_training` wrote into module and optimiser; None where there is nothing yet."""
     if not path.exists():
         return None

@@ -143,9 +143,7 @@ def example_cases(cases: Sequence[EditCase]) -> list[tuple[str, EditCase]]:
     """The first case of each kind in `_KINDS`, with what is edited. Raises `DatasetError` if one lacks."""
     found = []
     for answer_type, known, title in _KINDS:
-        matching = (
-            case for case in cases if case.answer_type == answer_type and bool(case.answer_before) == known
-        )
+        matching = (case for case in cases if case.answer_type == answer_type and bool(case.answer_before) == known)
         case = next(matching, None)
         if case is None:
             raise DatasetError(f"The world holds no case for {title}. Draw more cases.")
@@ -196,9 +194,7 @@ def _compare(
     names = {**_MUST_FOLLOW, **_MUST_STAY}
     back = undone or [None] * len(before)
     return tuple(
-        Asked(
-            names[name], question.prompt, was, now, case.edit.answer if name in _MUST_FOLLOW else was, again
-        )
+        Asked(names[name], question.prompt, was, now, case.edit.answer if name in _MUST_FOLLOW else was, again)
         for (name, question), was, now, again in zip(_questions(case), before, after, back, strict=True)
     )
 

@@ -79,9 +79,7 @@ def _stream(source: ImageSource, name: str) -> AbstractContextManager[BinaryIO |
     if isinstance(source, str | Path):
         return _opened(Path(source), name)
     if not isinstance(source, bytes):
-        raise ImageError(
-            f"A picture was given as {type(source).__name__}. Give a path, bytes, or a Pillow image."
-        )
+        raise ImageError(f"A picture was given as {type(source).__name__}. Give a path, bytes, or a Pillow image.")
     if not source:
         raise ImageError(f"{name} is empty. Give the bytes of an image file.")
     return io.BytesIO(source)
@@ -117,9 +115,7 @@ def _decoded(stream: BinaryIO | Image.Image, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(_too_large(name, str(error))) from error
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not a picture that Pillow can read. Give a PNG, JPEG or WebP."
-        ) from error
+        raise ImageError(f"{name} is not a picture that Pillow can read. Give a PNG, JPEG or WebP.") from error
     except Exception as error:
         # Pillow's plugins raise a dozen types for damaged bytes (OSError, SyntaxError, RuntimeError, ...).
         raise ImageError(f"{name} is damaged and could not be read to its end ({error}).") from error

@@ -70,9 +70,7 @@ class EditedModel:
         self._memory: dict[str, StoredEdit] = {}
         if store is not None:
             try:
-                store.bind(
-                    backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name
-                )
+                store.bind(backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name)
                 for edit_id, expert in store.active_experts():
                     editor.add(edit_id, expert)
             except BaseException:
@@ -116,9 +114,7 @@ class EditedModel:
         """The model's answer, with the edits that took part."""
         return self.ask_batch([(image, prompt)], max_new_tokens)[0]
 
-    def ask_batch(
-        self, questions: Sequence[tuple[ImageSource | None, str]], max_new_tokens: int = 32
-    ) -> list[Answer]:
+    def ask_batch(self, questions: Sequence[tuple[ImageSource | None, str]], max_new_tokens: int = 32) -> list[Answer]:
         """Answers to several questions in one batch: the same as one by one."""
         asked = [Question(prompt, image) for image, prompt in questions]
         texts = self.backbone.generate(self.backbone.encode(asked, padding="left"), max_new_tokens)

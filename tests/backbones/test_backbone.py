@@ -44,9 +44,7 @@ def test_masks_are_disjoint_and_cover_what_is_not_padding(
     assert len(inputs) == 3
 
 
-def test_the_answer_mask_covers_the_answer_and_the_end(
-    random_backbone: Backbone, mixed: list[Question]
-) -> None:
+def test_the_answer_mask_covers_the_answer_and_the_end(random_backbone: Backbone, mixed: list[Question]) -> None:
     inputs = random_backbone.encode(mixed, ANSWERS)
     for row, answer in enumerate(ANSWERS):
         ids = inputs.input_ids[row][inputs.answer_mask[row]]
@@ -86,9 +84,7 @@ def test_a_missing_picture_is_told(random_backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 3, 4])
-def test_states_are_transformers_hidden_states(
-    random_backbone: Backbone, mixed: list[Question], layer: int
-) -> None:
+def test_states_are_transformers_hidden_states(random_backbone: Backbone, mixed: list[Question], layer: int) -> None:
     inputs = random_backbone.encode(mixed, ANSWERS)
     with torch.no_grad():
         whole = random_backbone.model(**inputs.model_inputs(), output_hidden_states=True)
@@ -110,15 +106,11 @@ def test_front_and_back_are_the_whole(random_backbone: Backbone, mixed: list[Que
     assert torch.equal(whole, again)
 
 
-def test_gradients_of_the_back_are_those_of_the_whole(
-    random_backbone: Backbone, mixed: list[Question]
-) -> None:
+def test_gradients_of_the_back_are_those_of_the_whole(random_backbone: Backbone, mixed: list[Question]) -> None:
     """Both ways, the gradient of one number with respect to a change of the states at the layer."""
     inputs, layer = random_backbone.encode(mixed, ANSWERS), 3
     change = torch.zeros(*inputs.input_ids.shape, random_backbone.width, requires_grad=True)
-    handle = random_backbone.layers[layer].register_forward_hook(
-        lambda module, given, output: output + change
-    )
+    handle = random_backbone.layers[layer].register_forward_hook(lambda module, given, output: output + change)
     try:
         whole = random_backbone.logits(inputs)[inputs.answer_mask].logsumexp(-1).sum()
         (wanted,) = torch.autograd.grad(whole, change)
@@ -133,24 +125,18 @@ def test_gradients_of_the_back_are_those_of_the_whole(
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_the_decoder_is_whole_again_after_an_exception(
-    random_backbone: Backbone, mixed: list[Question]
-) -> None:
+def test_the_decoder_is_whole_again_after_an_exception(random_backbone: Backbone, mixed: list[Question]) -> None:
     inputs = random_backbone.encode(mixed)
     with torch.no_grad():
         before = random_backbone.logits(inputs)
     with pytest.raises(Exception, match=r".+"), torch.no_grad():
-        random_backbone.logits_from(
-            torch.zeros(1, 2, 7), torch.ones(1, 2), 3, torch.ones(1, 2, dtype=torch.bool)
-        )
+        random_backbone.logits_from(torch.zeros(1, 2, 7), torch.ones(1, 2), 3, torch.ones(1, 2, dtype=torch.bool))
     with torch.no_grad():
         assert torch.equal(before, random_backbone.logits(inputs))
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_a_mixed_batch_is_its_rows_one_by_one(
-    random_backbone: Backbone, mixed: list[Question], padding: str
-) -> None:
+def test_a_mixed_batch_is_its_rows_one_by_one(random_backbone: Backbone, mixed: list[Question], padding: str) -> None:
     inputs = random_backbone.encode(mixed, ANSWERS, padding)
     with torch.no_grad():
         together = random_backbone.logits(inputs)
@@ -182,9 +168,7 @@ def test_generating_stops_after_the_tokens_given(random_backbone: Backbone, mixe
     assert longer.startswith(short)
 
 
-def test_questions_with_answers_cannot_be_generated_from(
-    random_backbone: Backbone, mixed: list[Question]
-) -> None:
+def test_questions_with_answers_cannot_be_generated_from(random_backbone: Backbone, mixed: list[Question]) -> None:
     with pytest.raises(InvalidInputError, match="Encode them without"):
         random_backbone.generate(random_backbone.encode(mixed, ANSWERS, "left"))
 

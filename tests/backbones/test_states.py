@@ -40,9 +40,7 @@ def test_kept_states_are_those_of_a_forward_pass(random_backbone: Backbone, item
     batch = store.batch(order)
     chosen = [items[index] for index in order]
     inputs = random_backbone.encode([item[0] for item in chosen], [item[1] for item in chosen])
-    assert torch.equal(
-        batch.ids[inputs.attention_mask.bool()], inputs.input_ids[inputs.attention_mask.bool()]
-    )
+    assert torch.equal(batch.ids[inputs.attention_mask.bool()], inputs.input_ids[inputs.attention_mask.bool()])
     assert torch.equal(batch.image, inputs.image_mask)
     assert torch.equal(batch.prompt, inputs.prompt_mask)
     assert torch.equal(batch.answer, inputs.answer_mask)
@@ -102,7 +100,5 @@ def test_a_folder_is_found_where_none_is_given(
 
 def test_progress_counts_the_items(random_backbone: Backbone, items: list[Item]) -> None:
     seen: list[tuple[int, int]] = []
-    StateStore(random_backbone, LAYER).fill(
-        items, batch=2, progress=lambda done, total: seen.append((done, total))
-    )
+    StateStore(random_backbone, LAYER).fill(items, batch=2, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 5), (4, 5), (5, 5)]

@@ -71,9 +71,7 @@ def test_words_of_the_world_are_one_token(tokenizer: PreTrainedTokenizerFast) ->
         assert len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1, word
 
 
-def test_the_shipped_tokenizer_is_the_built_one(
-    tokenizer: PreTrainedTokenizerFast, tiny_llava: Backbone
-) -> None:
+def test_the_shipped_tokenizer_is_the_built_one(tokenizer: PreTrainedTokenizerFast, tiny_llava: Backbone) -> None:
     assert tiny_llava.tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
@@ -276,9 +274,7 @@ def test_the_built_in_backbone_knows_its_world(tiny_llava: Backbone) -> None:
         for topic in questions.topics(scene)[:10]:
             batch.append(Question(questions.ask(topic, "train", rng), draw(scene, Pose())))
             truths.append(questions.answer(scene, topic))
-    for truth, answer in zip(
-        truths, tiny_llava.generate(tiny_llava.encode(batch, padding="left"), 8), strict=True
-    ):
+    for truth, answer in zip(truths, tiny_llava.generate(tiny_llava.encode(batch, padding="left"), 8), strict=True):
         right, asked = right + (truth == answer), asked + 1
     assert asked == 80
     assert right > 64

@@ -143,8 +143,7 @@ def test_to_dict_is_json_and_complete(tmp_path, pictures):
         "file": str(tmp_path / "rows.json"),
         "row": 0,
         "key": "image",
-        "message": f"The picture {str(pictures / 'gone.png')!r} does not exist. "
-        "Give the path of an image file.",
+        "message": f"The picture {str(pictures / 'gone.png')!r} does not exist. Give the path of an image file.",
     }
     with pytest.raises(AttributeError):
         report.rows = 3  # type: ignore[misc]

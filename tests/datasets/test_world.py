@@ -128,9 +128,7 @@ def test_generality_stays_in_the_scope_and_locality_outside(
 
 
 def test_rephrased_prompts_differ(training: list[WorldCase], evaluation: list[WorldCase]) -> None:
-    assert all(
-        probe_of(case, "text_generality").prompt != case.edit.prompt for case in (*training, *evaluation)
-    )
+    assert all(probe_of(case, "text_generality").prompt != case.edit.prompt for case in (*training, *evaluation))
 
 
 def test_locality_answers_are_what_the_picture_shows(evaluation: list[WorldCase]) -> None:

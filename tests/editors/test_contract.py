@@ -32,9 +32,7 @@ MAKERS: dict[str, Maker] = {
 
 
 def test_every_built_in_editor_is_under_contract() -> None:
-    built_in = {
-        name for name in editor_names() if editor_class(name).__module__.startswith("liveedit.editors")
-    }
+    built_in = {name for name in editor_names() if editor_class(name).__module__.startswith("liveedit.editors")}
     assert built_in == set(MAKERS)
 
 
@@ -60,9 +58,7 @@ def model_bits(backbone: Backbone, edits: list[tuple[str, Edit]]) -> tuple[bytes
     asked = [edit.question for _, edit in edits] + [Question("What is the capital of Coraland?")]
     with torch.no_grad():
         logits: Tensor = backbone.logits(backbone.encode(asked))
-    return logits.numpy().tobytes(), [
-        value.numpy().tobytes() for value in backbone.model.state_dict().values()
-    ]
+    return logits.numpy().tobytes(), [value.numpy().tobytes() for value in backbone.model.state_dict().values()]
 
 
 def test_names_lead_back_to_the_class(editor: Editor) -> None:
@@ -80,9 +76,7 @@ def test_reset_leaves_weights_and_logits_as_they_were(editor: Editor, edits: lis
     assert model_bits(editor.backbone, edits) == before
 
 
-def test_detach_leaves_all_as_it_was_and_may_be_called_twice(
-    editor: Editor, edits: list[tuple[str, Edit]]
-) -> None:
+def test_detach_leaves_all_as_it_was_and_may_be_called_twice(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
     editor.reset()
     before = model_bits(editor.backbone, edits)
     editor.edit(edits)
@@ -118,9 +112,7 @@ def test_an_exception_inside_with_leaves_all_as_it_was(editor: Editor, edits: li
     assert model_bits(editor.backbone, edits) == before
 
 
-def test_undo_takes_back_one_edit_or_says_that_it_cannot(
-    editor: Editor, edits: list[tuple[str, Edit]]
-) -> None:
+def test_undo_takes_back_one_edit_or_says_that_it_cannot(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
     before = model_bits(editor.backbone, edits)
     editor.edit(edits[:1])
     try:

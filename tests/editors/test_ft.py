@@ -32,9 +32,7 @@ def test_it_learns_the_edit_in_the_last_layer_alone(tiny_llava: Backbone, edit: 
         assert answer_of(tiny_llava, edit) == "teal"
         assert 0 < record.refine_steps <= editor.config.steps
         changed = {
-            name
-            for name, value in tiny_llava.model.state_dict().items()
-            if not torch.equal(value, before[name])
+            name for name, value in tiny_llava.model.state_dict().items() if not torch.equal(value, before[name])
         }
         assert changed
         assert all("language_model.layers.5." in name for name in changed)
@@ -50,9 +48,7 @@ def test_reset_puts_every_bit_back(tiny_llava: Backbone, edit: Edit) -> None:
     assert bits_of(tiny_llava) == before
 
 
-def test_an_exception_leaves_no_trace(
-    tiny_llava: Backbone, edit: Edit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_exception_leaves_no_trace(tiny_llava: Backbone, edit: Edit, monkeypatch: pytest.MonkeyPatch) -> None:
     before, seen = bits_of(tiny_llava), []
 
     def step_and_fail(self: torch.optim.AdamW) -> None:

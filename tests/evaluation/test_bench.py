@@ -77,9 +77,7 @@ def test_small_numbers_of_edits_are_measured_in_groups(
     assert json.loads((tmp_path / "results" / "none-4-seed0.json").read_text(encoding="utf-8")) == row
 
 
-def test_seeds_choose_the_order(
-    random_backbone: Backbone, eval_cases: tuple[EditCase, ...], tmp_path: Path
-) -> None:
+def test_seeds_choose_the_order(random_backbone: Backbone, eval_cases: tuple[EditCase, ...], tmp_path: Path) -> None:
     bench_of(random_backbone, eval_cases[:3], tmp_path, edits=(3,), few_edits_cases=3, seeds=(0, 1, 0)).run(
         [("none", make)]
     )

@@ -136,9 +136,7 @@ class ScriptedEditor(Editor):
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     """Free answers and forced tokens come from the script: tokens are the answer's words."""
-    prompts = [
-        probe.question.prompt for case in (CASE_A, CASE_B) for probe in (case.reliability, *case.probes)
-    ]
+    prompts = [probe.question.prompt for case in (CASE_A, CASE_B) for probe in (case.reliability, *case.probes)]
     before = dict.fromkeys(prompts, "nothing")
     before[question("cat", "size").prompt] = "very big"
     before[question("dog", "size").prompt] = ""
@@ -288,17 +286,14 @@ def test_unedited_answers_are_asked_once(scripted: Scripted) -> None:
     unedited.ask(asked, seen.append)
     unedited.ask(asked, seen.append)
     assert sum(seen) == 3
-    by_prompt = {
-        it.probe.question.prompt: unedited[it].text for it in asked if it.probe.name != "reliability"
-    }
+    by_prompt = {it.probe.question.prompt: unedited[it].text for it in asked if it.probe.name != "reliability"}
     assert by_prompt[question("dog", "size").prompt] == ""
     assert by_prompt[question("dog", "age").prompt] == "old"
 
 
 def test_costs() -> None:
     records = [
-        EditRecord(str(n), float(n), refine_steps=steps, store_bytes=10)
-        for n, steps in enumerate((0, 0, 4, 8), 1)
+        EditRecord(str(n), float(n), refine_steps=steps, store_bytes=10) for n, steps in enumerate((0, 0, 4, 8), 1)
     ]
     found = cost(records)
     assert found["milliseconds_per_edit"]["median"] == 2.5

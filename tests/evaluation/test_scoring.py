@@ -88,9 +88,7 @@ def test_what_differs_in_value_does_not_match():
         assert not exact_match(answer, expected)
 
 
-@pytest.mark.parametrize(
-    "text", ["The A. Team", "1,000 (of 2,000)", ":-) .5", "İstanbul", "x² + ½", "?!", "a the a"]
-)
+@pytest.mark.parametrize("text", ["The A. Team", "1,000 (of 2,000)", ":-) .5", "İstanbul", "x² + ½", "?!", "a the a"])
 def test_normalisation_is_idempotent(text):
     once = normalize_answer(text)
     assert normalize_answer(once) == once

@@ -30,9 +30,7 @@ def test_a_damaged_expert_is_found_by_reading_and_by_verify(path: Path) -> None:
         assert opened.verify() == ()
     damage(path, make_expert(1).u.numpy().tobytes())
     with EditStore(path) as opened:
-        message = (
-            f"The expert of edit '{hurt.id}' .*edits.db' is damaged: its digest is .* go back to a backup"
-        )
+        message = f"The expert of edit '{hurt.id}' .*edits.db' is damaged: its digest is .* go back to a backup"
         for read in (lambda: opened.expert(hurt.id), lambda: opened.get(hurt.id).expert):
             with pytest.raises(StoreError, match=message):
                 read()

@@ -204,9 +204,7 @@ def test_migrations_apply_in_order_and_once(path: Path, monkeypatch: pytest.Monk
         assert migrations.layout_version(connection) == 3
 
 
-def test_a_migration_that_fails_leaves_the_file_as_it_was(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with bound(path) as opened:
         edit = opened.add(make_edit(), make_expert())
     with monkeypatch.context() as patch:

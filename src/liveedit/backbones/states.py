@@ -91,9 +91,7 @@ class StateStore:
         final_found: list[Tensor] = []
         spill = _Spill(self._spill_file) if self._estimate(items) > IN_MEMORY_BYTES else None
         for done, chunk in enumerate(chunks, 1):
-            inputs = self.backbone.encode(
-                [question for question, _ in chunk], [answer for _, answer in chunk]
-            )
+            inputs = self.backbone.encode([question for question, _ in chunk], [answer for _, answer in chunk])
             states, final = self._run(inputs)
             present = inputs.attention_mask.bool()
             flat = states[present]

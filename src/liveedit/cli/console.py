@@ -81,9 +81,7 @@ def resumable(what: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise InterruptedRunError(
-            f"Interrupted. Run the same command again: {what} goes on where it was."
-        ) from error
+        raise InterruptedRunError(f"Interrupted. Run the same command again: {what} goes on where it was.") from error
 
 
 class Progress:

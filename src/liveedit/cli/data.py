@@ -44,9 +44,7 @@ def check(
     else:
         _print_report(report)
     if not report.ok:
-        raise DatasetError(
-            f"{file} has {report.problem_count} problems, the first being: {report.problems[0]}"
-        )
+        raise DatasetError(f"{file} has {report.problem_count} problems, the first being: {report.problems[0]}")
 
 
 def _print_report(report: DataReport) -> None:
@@ -57,9 +55,7 @@ def _print_report(report: DataReport) -> None:
     numbers = ("rows", "rows_read", "unique_images", "shared_images", "missing_images", "unreadable_images")
     counted = {name: getattr(report, name) for name in numbers}
     shown = {name: "not checked" if count is None else f"{count:,}" for name, count in counted.items()}
-    print_fields(
-        {**shown, **listed, "problems": f"{report.problem_count:,}"}, f"{report.format}: {report.file}"
-    )
+    print_fields({**shown, **listed, "problems": f"{report.problem_count:,}"}, f"{report.format}: {report.file}")
     for problem in report.problems[:SHOWN_PROBLEMS]:
         console().print(Text(f"- {problem}"))
     if report.problem_count > SHOWN_PROBLEMS:
@@ -80,10 +76,6 @@ def draw_world(
     with Progress() as progress:
         files = write_world(out, seed, train, eval, progress.of("drawing"))
     if json:
-        print_json(
-            {"seed": seed, "train": train, "eval": eval, "files": {k: str(v) for k, v in files.items()}}
-        )
+        print_json({"seed": seed, "train": train, "eval": eval, "files": {k: str(v) for k, v in files.items()}})
         return
-    print_fields(
-        {part: f"{path} ({train if part == 'train' else eval:,} cases)" for part, path in files.items()}
-    )
+    print_fields({part: f"{path} ({train if part == 'train' else eval:,} cases)" for part, path in files.items()})

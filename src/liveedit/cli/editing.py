@@ -69,12 +69,8 @@ def edit(
 
 def ask(
     prompt: Prompt,
-    edits: Annotated[
-        Path | None, typer.Option("--edits", help="The edits file; without one, no edits.")
-    ] = None,
-    image: Annotated[
-        Path | None, typer.Option(help="The picture; without one, a text-only question.")
-    ] = None,
+    edits: Annotated[Path | None, typer.Option("--edits", help="The edits file; without one, no edits.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The picture; without one, a text-only question.")] = None,
     backbone: BackboneName = "tiny-llava",
     editor: EditorName = "liveedit-refine",
     editor_path: EditorPath = None,
@@ -133,9 +129,7 @@ def show_edit(edit_id: EditId, edits: EditsFile, json: Json = False) -> None:
     if json:
         print_json({**described, "history": history})
         return
-    print_fields(
-        {**described, "history": "; ".join(f"{event['kind']} at {event['at']}" for event in history)}
-    )
+    print_fields({**described, "history": "; ".join(f"{event['kind']} at {event['at']}" for event in history)})
 
 
 @edits.command("undo")

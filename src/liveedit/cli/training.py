@@ -35,9 +35,7 @@ def train_backbone(
     language_steps: Annotated[int, typer.Option(min=1, help="Steps of the language stage.")] = 1_150,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
     card: Annotated[bool, typer.Option("--card", help="Measure the model and write its model card.")] = False,
-    card_pictures: Annotated[
-        int, typer.Option(min=1, help="Fresh pictures that the card is measured on.")
-    ] = 400,
+    card_pictures: Annotated[int, typer.Option(min=1, help="Fresh pictures that the card is measured on.")] = 400,
     json: Json = False,
 ) -> None:
     """Pretrain the built-in backbone from scratch. Run again, it goes on where it was cut off."""
@@ -68,9 +66,7 @@ def train_backbone(
         print_fields({"model": result["model"], "seconds": result["seconds"], **accuracies})
 
 
-def _write_card(
-    folder: Path, config: dict[str, Any], pictures: int, progress: Progress
-) -> dict[str, dict[str, float]]:
+def _write_card(folder: Path, config: dict[str, Any], pictures: int, progress: Progress) -> dict[str, dict[str, float]]:
     from ..backbones import load_backbone
     from ..backbones.tiny_llava.card import CARD_SEED, measure_backbone, write_card
 
@@ -92,28 +88,20 @@ def train(
     data: Annotated[
         str, typer.Option(help="world, world:SEED, a folder with train.json, or a format for --annotations.")
     ] = "world",
-    annotations: Annotated[
-        Path | None, typer.Option(help="The annotation file, where --data is a format.")
-    ] = None,
+    annotations: Annotated[Path | None, typer.Option(help="The annotation file, where --data is a format.")] = None,
     images: Annotated[Path | None, typer.Option(help="The picture folder of the annotation file.")] = None,
-    cases: Annotated[
-        int | None, typer.Option(min=2, help="Cases to train on (world: 8,000; files: all).")
-    ] = None,
+    cases: Annotated[int | None, typer.Option(min=2, help="Cases to train on (world: 8,000; files: all).")] = None,
     backbone: BackboneName = "tiny-llava",
     form: Annotated[
         Literal["improved", "paper"], typer.Option(help="The improved form, or the paper's own.")
     ] = "improved",
-    layer: Annotated[
-        int | None, typer.Option(min=0, help="Edit layer, from 0 (two thirds of the depth).")
-    ] = None,
+    layer: Annotated[int | None, typer.Option(min=0, help="Edit layer, from 0 (two thirds of the depth).")] = None,
     module_width: Annotated[int | None, typer.Option(min=1, help="Module width d_m.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of an expert.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads.")] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", help="NAME=VALUE for any other setting of editor, losses or training; several in a row."
-        ),
+        typer.Option("--set", help="NAME=VALUE for any other setting of editor, losses or training; several in a row."),
     ] = None,
     stage: Annotated[
         list[str] | None,
@@ -140,9 +128,7 @@ def train(
             **{"seed": seed, "validation": validation or min(256, max(1, len(found) // 4))},
             **{name: _value(text) for name, text in named_values(changes or [], "--set").items()},
         }
-        recipe = _recipe(
-            frozen, form, stages, {name: value for name, value in given.items() if value is not None}
-        )
+        recipe = _recipe(frozen, form, stages, {name: value for name, value in given.items() if value is not None})
         try:
             trained = train_liveedit(frozen, found, recipe, out, _reporting(progress))
         finally:
@@ -190,9 +176,7 @@ def _training_cases(
     else:
         found = read(data, annotations, images)
     if count is not None and count > len(found):
-        raise InvalidInputError(
-            f"{count} cases were asked for and the data holds {len(found)}. Ask for fewer."
-        )
+        raise InvalidInputError(f"{count} cases were asked for and the data holds {len(found)}. Ask for fewer.")
     return found[:count]
 
 
@@ -221,9 +205,7 @@ def _stages(given: Sequence[str] | None) -> tuple[StageConfig, ...]:
     return tuple(stages)
 
 
-def _recipe(
-    backbone: Backbone, form: str, stages: tuple[StageConfig, ...], given: dict[str, object]
-) -> TrainingRecipe:
+def _recipe(backbone: Backbone, form: str, stages: tuple[StageConfig, ...], given: dict[str, object]) -> TrainingRecipe:
     """Each given setting goes to the one of editor, losses and training that has it."""
     from pydantic import ValidationError
 
@@ -234,9 +216,7 @@ def _recipe(
     from ..training import TrainingConfig
 
     kinds = (LiveEditConfig, LiveEditLosses, TrainingConfig)
-    known = sorted(
-        {name for kind in kinds for name in kind.model_fields} - {"width", "image_tokens", "stages"}
-    )
+    known = sorted({name for kind in kinds for name in kind.model_fields} - {"width", "image_tokens", "stages"})
     if unknown := sorted(given.keys() - set(known)):
         raise ConfigError(f"There is no setting {', '.join(unknown)}. Give one of {', '.join(known)}.")
     parts = [{name: value for name, value in given.items() if name in kind.model_fields} for kind in kinds]

@@ -29,9 +29,7 @@ __all__ = [
 
 _ALL: Final = (MMEDIT, VLKEB)
 
-readers: Final[dict[str, Reader]] = {
-    name: reader for reader in _ALL for name in (reader.name, *reader.aliases)
-}
+readers: Final[dict[str, Reader]] = {name: reader for reader in _ALL for name in (reader.name, *reader.aliases)}
 """Every format by its name and by its aliases."""
 
 

@@ -42,9 +42,7 @@ def world_seed(source: str) -> int | None:
     if name != "world":
         return None
     if seed and not seed.isdecimal():
-        raise InvalidInputError(
-            f"{source!r} has the seed {seed!r}. Give world or world:SEED, as in world:7777."
-        )
+        raise InvalidInputError(f"{source!r} has the seed {seed!r}. Give world or world:SEED, as in world:7777.")
     return int(seed or HELD_OUT_SEED)
 
 

@@ -35,7 +35,9 @@ class BenchConfig(BaseModel):
     edits: tuple[int, ...] = Field(description="Numbers of edits T.")
     seeds: tuple[int, ...] = Field((0,), description="Seeds: which edits, in which order.")
     few_edits_cases: int = Field(
-        100, ge=1, description="For small T: groups of T edits, each on a fresh model, until so many cases are measured."
+        100,
+        ge=1,
+        description="For small T: groups of T edits, each on a fresh model, until so many cases are measured.",
     )
     batch: int = Field(128, ge=1, description="Questions per forward pass.")
     max_new_tokens: int = Field(16, ge=1, description="Longest free answer, in tokens.")
@@ -139,9 +141,7 @@ class Bench:
                 made = len(records)
                 records += editor.edit(
                     ids,
-                    lambda count, _, made=made: self.report(
-                        f"editing: {label}", made + count, sum(map(len, groups))
-                    ),
+                    lambda count, _, made=made: self.report(f"editing: {label}", made + count, sum(map(len, groups))),
                 )
                 measurements.append(measure(self.backbone, editor, group, self.unedited, tick, raw))
         editor.reset()

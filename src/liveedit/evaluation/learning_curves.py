@@ -68,9 +68,7 @@ def _names(entries: Sequence[Entry], *, losses: bool) -> list[str]:
     return [name for name in found if name.endswith("_nats") == losses]
 
 
-def _draw_line(
-    panel: Axes, entries: Sequence[Entry], name: str, place: int, starts: Mapping[str, int]
-) -> None:
+def _draw_line(panel: Axes, entries: Sequence[Entry], name: str, place: int, starts: Mapping[str, int]) -> None:
     """One figure; a line for each stage, for between two stages it means something else."""
     color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
     dash = "-" if place < len(COLORS) else "--"

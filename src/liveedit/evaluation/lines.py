@@ -98,9 +98,7 @@ def lines_of(rows: Sequence[Row]) -> tuple[Line, ...]:
             )
     # Complete lines stand before others of the same setting.
     ordered = sorted(gathered, key=lambda key: (*key[:4], key[4] != COMPLETE, key[4]))
-    return tuple(
-        Line(*key, rows=tuple(sorted(gathered[key], key=lambda row: row["seed"]))) for key in ordered
-    )
+    return tuple(Line(*key, rows=tuple(sorted(gathered[key], key=lambda row: row["seed"]))) for key in ordered)
 
 
 def metric_names(lines: Iterable[Line], *, by_answer_type: bool = False) -> tuple[str, ...]:

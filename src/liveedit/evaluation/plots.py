@@ -109,12 +109,8 @@ def _draw_editor(panel: Axes, lines: Sequence[Line], metric: str, place: int, sh
     color, marker = _style(place)
     for score, dash in (("teacher_forced", "-"), ("exact_match", "--")):
         face = color if score == "teacher_forced" else "white"
-        whole = [
-            (line.edits * shift, found) for line, found in _scored(lines, metric, score) if line.complete
-        ]
-        cut = [
-            (line.edits * shift, found) for line, found in _scored(lines, metric, score) if not line.complete
-        ]
+        whole = [(line.edits * shift, found) for line, found in _scored(lines, metric, score) if line.complete]
+        cut = [(line.edits * shift, found) for line, found in _scored(lines, metric, score) if not line.complete]
         if whole:
             places, spreads = [edits for edits, _ in whole], [found for _, found in whole]
             means = [found.mean for found in spreads]
@@ -167,9 +163,7 @@ def draw_reliability(lines: Sequence[Line], title: str) -> Figure | None:
     """Two panels, teacher-forced and exact match: a group of bars per answer type, a bar per editor."""
     largest = at_largest(lines)
     kinds = [
-        kind
-        for kind in answer_types(largest)
-        if any(line.count("reliability", answer_type=kind) for line in largest)
+        kind for kind in answer_types(largest) if any(line.count("reliability", answer_type=kind) for line in largest)
     ]
     if not kinds:
         return None
@@ -222,9 +216,7 @@ def _draw_bar(panel: Axes, middle: float, width: float, found: Spread | None, co
 
 def _sample_count(lines: Sequence[Line], kind: str) -> str:
     """Samples of one seed, as a range where editors or seeds differ."""
-    counts = [
-        metrics.get("reliability", {}).get("count") or 0 for line in lines for metrics in line.metrics(kind)
-    ]
+    counts = [metrics.get("reliability", {}).get("count") or 0 for line in lines for metrics in line.metrics(kind)]
     low, high = min(counts), max(counts)
     return f"n = {low:,}" if low == high else f"n = {low:,}–{high:,}"
 
@@ -285,8 +277,7 @@ def _new_figure(height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotsUnavailableError(
-            "matplotlib, which draws pictures, cannot be imported. Install it with: "
-            "pip install 'liveedit[plot]'"
+            "matplotlib, which draws pictures, cannot be imported. Install it with: pip install 'liveedit[plot]'"
         ) from error
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)

@@ -102,9 +102,7 @@ def measure(
 ) -> Measurement:
     """Ask every probe of these edits, which are in force, in both ways; raw answers go to `raw` as JSON lines."""
     asked, left_out, left_out_by_type = probes_of(cases)
-    expected = [
-        unedited[item].text if item.probe.name in LOCALITY else str(item.probe.answer) for item in asked
-    ]
+    expected = [unedited[item].text if item.probe.name in LOCALITY else str(item.probe.answer) for item in asked]
     probes = [item.probe for item in asked]
     free = ask_freely(backbone, probes, unedited.max_new_tokens, unedited.batch, editor, progress)
     forced = choose_along(backbone, probes, expected, unedited.batch, lambda done: None)
@@ -127,9 +125,7 @@ def summarize_measurements(measurements: Sequence[Measurement]) -> dict[str, Any
     left_out: Counter[ProbeName] = sum((m.left_out for m in measurements), Counter())
     by_type = sum((m.left_out_by_type for m in measurements), Counter())
     typed = [
-        ProbeScore(**{**_fields(score), "answer_type": kind})
-        for item, score in scores
-        for kind in _kinds(item.case)
+        ProbeScore(**{**_fields(score), "answer_type": kind}) for item, score in scores for kind in _kinds(item.case)
     ]
     left_by_type: dict[str, dict[str, int]] = {}
     for (kind, name), count in by_type.items():

@@ -82,10 +82,7 @@ def _pictures(lines: Sequence[Line], folder: Path) -> list[str]:
         plots = write_plots(lines, folder)
     except PlotsUnavailableError as error:
         return [f"No pictures: {error}"]
-    return [
-        f"![{markdown_text(plot.caption)}]({plot.path.name})\n\n*{markdown_text(plot.caption)}*"
-        for plot in plots
-    ]
+    return [f"![{markdown_text(plot.caption)}]({plot.path.name})\n\n*{markdown_text(plot.caption)}*" for plot in plots]
 
 
 def _json(rows: Sequence[Row]) -> str:
@@ -126,9 +123,7 @@ def _provenance(lines: Sequence[Line]) -> str:
             who = f"{line.editor} at {line.edits:,} edits, seed {row['seed']}"
             origins.setdefault(_origin(record), []).append(who)
         if len({record.get("backbone_digest") for record in records}) > 1:
-            mixed.append(
-                f"- The seeds of {line.label} at {line.edits:,} edits ran on different backbone weights."
-            )
+            mixed.append(f"- The seeds of {line.label} at {line.edits:,} edits ran on different backbone weights.")
     items = [f"- {origin}: {_some(who)}" for origin, who in origins.items()]
     complete = sum(row["status"] == COMPLETE for line in lines for row in line.rows)
     count = sum(line.seeds for line in lines)

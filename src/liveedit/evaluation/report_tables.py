@@ -36,9 +36,7 @@ def main_table(lines: Sequence[Line], title: str) -> Table:
     ]
     notes = [_CELL_NOTE, *_std_note(lines), *setting.notes, *status_notes(lines), *left_out_notes(lines)]
     if "cross_modal" in names:
-        notes.append(
-            "Cross modal asks for the edited fact without the picture: neither good nor bad by itself."
-        )
+        notes.append("Cross modal asks for the edited fact without the picture: neither good nor bad by itself.")
     header = (*setting.header, *map(metric_label, names), "Seeds", "ms per edit")
     return Table(title, header, tuple(rows), tuple(notes), setting.text_columns)
 
@@ -64,9 +62,7 @@ def answer_type_table(lines: Sequence[Line]) -> Table | None:
     header = (*setting.header, "Answer type", *map(metric_label, names), "Samples")
     notes = [_CELL_NOTE, *_std_note(largest), *setting.notes, *absence_notes(lines)]
     notes.append(f"Samples: {metric_label(names[0]).lower()} probes over all seeds.")
-    return Table(
-        "By answer type, after the most edits", header, tuple(rows), tuple(notes), len(setting.header) + 1
-    )
+    return Table("By answer type, after the most edits", header, tuple(rows), tuple(notes), len(setting.header) + 1)
 
 
 def interval_table(lines: Sequence[Line]) -> Table | None:
@@ -118,9 +114,7 @@ def cost_table(lines: Sequence[Line]) -> Table | None:
     if not found:
         return None
     setting = _Setting.of(lines)
-    rows = tuple(
-        (*setting.cells(line), *(cells[i] for cells in found.values())) for i, line in enumerate(lines)
-    )
+    rows = tuple((*setting.cells(line), *(cells[i] for cells in found.values())) for i, line in enumerate(lines))
     notes = ("Each figure is of one run; the mean over seeds is shown.", *_std_note(lines), *setting.notes)
     return Table("Cost and routing", (*setting.header, *found), rows, notes, setting.text_columns)
 

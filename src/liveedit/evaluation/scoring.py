@@ -72,8 +72,7 @@ def contains(answer: str, expected: str) -> bool:
     "vitamin A is good". Nothing but the empty answer contains the empty answer.
     """
     return any(
-        _stands_in(_words(expected, drop_articles=drop), _words(answer, drop_articles=drop))
-        for drop in (True, False)
+        _stands_in(_words(expected, drop_articles=drop), _words(answer, drop_articles=drop)) for drop in (True, False)
     )
 
 
@@ -100,9 +99,7 @@ def _words(text: str, *, drop_articles: bool) -> list[str]:
 
 def _fold(text: str) -> str:
     runs = groupby(text.translate(_SAME_CHARACTER), key=_loses_its_value_under_nfkc)
-    plain = "".join(
-        "".join(run) if keep else unicodedata.normalize("NFKC", "".join(run)) for keep, run in runs
-    )
+    plain = "".join("".join(run) if keep else unicodedata.normalize("NFKC", "".join(run)) for keep, run in runs)
     return _GROUPED_NUMBER.sub(lambda number: number[0].replace(",", ""), plain.casefold())
 
 
@@ -149,14 +146,10 @@ class ProbeScore:
     def __post_init__(self) -> None:
         for name, value in (("teacher_forced", self.teacher_forced), ("f1", self.f1)):
             if value is not None and not 0.0 <= value <= 100.0:
-                raise InvalidInputError(
-                    f"A score of {self.probe} has {name} = {value!r}. Give percent, from 0 to 100."
-                )
+                raise InvalidInputError(f"A score of {self.probe} has {name} = {value!r}. Give percent, from 0 to 100.")
 
     @classmethod
-    def of(
-        cls, probe: ProbeName, answer_type: str, expected: str, answer: str, teacher_forced: float | None
-    ) -> Self:
+    def of(cls, probe: ProbeName, answer_type: str, expected: str, answer: str, teacher_forced: float | None) -> Self:
         """Score the freely generated `answer` against `expected`."""
         return cls(
             probe=probe,

@@ -76,9 +76,7 @@ class Table:
         table = rich.table.Table(title=Text(self.title), caption=Text("\n".join(self.notes)) or None)
         for i, name in enumerate(self.header):
             # The setting and the seeds stay on one line; a cell of two scores may break at its blanks.
-            table.add_column(
-                Text(name), justify="left" if i < self.text_columns else "right", overflow="fold"
-            )
+            table.add_column(Text(name), justify="left" if i < self.text_columns else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table

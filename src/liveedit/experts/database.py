@@ -43,9 +43,7 @@ def explained(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         # The low byte is the kind of error, the rest its detail.
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        meaning = _EXPLANATIONS.get(
-            code, "could not be used. Try again with a new file to see whether it is the file."
-        )
+        meaning = _EXPLANATIONS.get(code, "could not be used. Try again with a new file to see whether it is the file.")
         raise StoreError(f"The edits file {str(path)!r} {meaning} (SQLite: {error})") from error
 
 
@@ -101,9 +99,7 @@ def _check_path(path: Path, create: bool) -> None:
     except (OSError, ValueError) as error:
         # ValueError: a path with a zero byte.
         reason = getattr(error, "strerror", None) or error
-        raise StoreError(
-            f"{name} cannot be opened ({reason}). Give a path you may read and write."
-        ) from error
+        raise StoreError(f"{name} cannot be opened ({reason}). Give a path you may read and write.") from error
 
 
 def _check_folder(path: Path, name: str) -> None:
@@ -120,9 +116,7 @@ def _check_absent(path: Path, name: str, create: bool) -> None:
     if not create:
         raise StoreError(f"{name} does not exist. Check the path, or make an edit to create it.")
     if not path.parent.is_dir():
-        raise StoreError(
-            f"{name} cannot be created: there is no folder {str(path.parent)!r}. Create it first."
-        )
+        raise StoreError(f"{name} cannot be created: there is no folder {str(path.parent)!r}. Create it first.")
 
 
 def _check_header(path: Path, name: str) -> None:
@@ -133,6 +127,4 @@ def _check_header(path: Path, name: str) -> None:
     if not header.startswith(_MAGIC):
         raise StoreError(f"{name} is not an edits file (nor any SQLite file). It was left as it is.")
     if int.from_bytes(header[_APPLICATION_ID_AT], "big") != APPLICATION_ID:
-        raise StoreError(
-            f"{name} is a SQLite file of another program. It was left as it is; give another path."
-        )
+        raise StoreError(f"{name} is a SQLite file of another program. It was left as it is; give another path.")

@@ -28,9 +28,7 @@ def find_problems(connection: sqlite3.Connection) -> tuple[str, ...]:
     return tuple(problems)
 
 
-def _outcome(
-    check: Callable[[sqlite3.Connection], Iterator[str]], connection: sqlite3.Connection
-) -> list[str]:
+def _outcome(check: Callable[[sqlite3.Connection], Iterator[str]], connection: sqlite3.Connection) -> list[str]:
     found: list[str] = []
     try:
         found.extend(check(connection))

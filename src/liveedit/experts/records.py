@@ -88,9 +88,7 @@ class StoredEdit(NewEdit):
 
     def _reader(self, read: Callable[[str], _Read] | None) -> Callable[[str], _Read]:
         if read is None:
-            raise StoreError(
-                f"The edit {self.id!r} is a copy without its file. Get it from an EditStore again."
-            )
+            raise StoreError(f"The edit {self.id!r} is a copy without its file. Get it from an EditStore again.")
         return read
 
 

@@ -66,9 +66,7 @@ class ExpertRepository:
     def add(self, edit_id: str, expert: Expert) -> None:
         """Append an expert. Raises `InvalidInputError` for a known id or another shape."""
         if edit_id in self._rows:
-            raise InvalidInputError(
-                f"The edit {edit_id!r} is already there. Undo it first or use another id."
-            )
+            raise InvalidInputError(f"The edit {edit_id!r} is already there. Undo it first or use another id.")
         # Before making room: growing would stretch another shape over the rows that are there.
         self._check_shapes(expert)
         row, digest = len(self._ids), expert.digest

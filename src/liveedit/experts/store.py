@@ -106,9 +106,7 @@ class EditStore:
         """
         wanted = Binding(backbone_digest, editor_digest, backbone, editor)
         if not (backbone_digest and editor_digest):
-            raise InvalidInputError(
-                f"An edits file is bound by digests; received {wanted}. Give both digests."
-            )
+            raise InvalidInputError(f"An edits file is bound by digests; received {wanted}. Give both digests.")
         if self.binding is None:
             self._write_binding(wanted)
         found = self.binding
@@ -156,9 +154,7 @@ class EditStore:
         """
         with self._writing() as connection:
             edit_id = _resolve(connection, edit_id)
-            (undone_at,) = connection.execute(
-                "SELECT undone_at FROM edits WHERE id = ?", (edit_id,)
-            ).fetchone()
+            (undone_at,) = connection.execute("SELECT undone_at FROM edits WHERE id = ?", (edit_id,)).fetchone()
             if undone_at is not None:
                 raise NotFoundError(
                     f"The edit {edit_id!r} was already undone, at {undone_at}. Nothing is left to undo."
@@ -195,17 +191,13 @@ class EditStore:
         Which edits are in force is settled at the call, also where the file changes on the way.
         """
         with self._reading() as connection:
-            rows = connection.execute(
-                "SELECT id FROM edits WHERE undone_at IS NULL ORDER BY number"
-            ).fetchall()
+            rows = connection.execute("SELECT id FROM edits WHERE undone_at IS NULL ORDER BY number").fetchall()
         return ((edit_id, self.expert(edit_id)) for (edit_id,) in rows)
 
     def history(self) -> tuple[Event, ...]:
         """Everything that ever happened to the edits, oldest first."""
         with self._reading() as connection:
-            rows = connection.execute(
-                "SELECT number, at, kind, edit_id FROM events ORDER BY number"
-            ).fetchall()
+            rows = connection.execute("SELECT number, at, kind, edit_id FROM events ORDER BY number").fetchall()
         return tuple(Event(*row) for row in rows)
 
     def verify(self) -> tuple[str, ...]:
@@ -227,9 +219,7 @@ class EditStore:
             if connection.execute("SELECT count(*) FROM meta WHERE key = 'backbone_digest'").fetchone()[0]:
                 return
             for field in fields(Binding):
-                connection.execute(
-                    "INSERT INTO meta VALUES (?, ?)", (field.name, getattr(binding, field.name))
-                )
+                connection.execute("INSERT INTO meta VALUES (?, ?)", (field.name, getattr(binding, field.name)))
 
     def _edit(self, row: sqlite3.Row) -> StoredEdit:
         return StoredEdit(**dict(row)).attached(self.expert, self.thumbnail)
@@ -244,18 +234,14 @@ class EditStore:
         if row is None:
             return None
         if (problem := blob_problem(kind, row["sha256"], row["data"])) is not None:
-            raise StoreError(
-                f"The {kind} of edit {edit_id!r} in {str(self.path)!r} is damaged: {problem}. {_RECOVERY}"
-            )
+            raise StoreError(f"The {kind} of edit {edit_id!r} in {str(self.path)!r} is damaged: {problem}. {_RECOVERY}")
         return row["data"]
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._lock, explained(self.path):
             if self._connection is None:
-                raise StoreError(
-                    f"The edits file {str(self.path)!r} is closed. Open it with `EditStore(path)`."
-                )
+                raise StoreError(f"The edits file {str(self.path)!r} is closed. Open it with `EditStore(path)`.")
             yield self._connection
 
     @contextmanager

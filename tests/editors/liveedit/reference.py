@@ -45,9 +45,7 @@ def layer_norm(rows: Matrix, weights: Weights, name: str) -> Matrix:
     if f"{name}.weight" not in weights:
         return rows
     gain, shift = weights[f"{name}.weight"].double().tolist(), weights[f"{name}.bias"].double().tolist()
-    return [
-        [value * g + s for value, g, s in zip(standardized(row), gain, shift, strict=True)] for row in rows
-    ]
+    return [[value * g + s for value, g, s in zip(standardized(row), gain, shift, strict=True)] for row in rows]
 
 
 def softmax(values: Sequence[float]) -> Vector:
@@ -97,10 +95,7 @@ def slotted_answer(weights: Weights, embeddings: Matrix, slots: int) -> Matrix:
     slot, length = matrix(weights["slots.weight"]), matrix(weights["lengths.weight"])
     its_length = length[min(len(embeddings) - 1, slots - 1)]
     return [
-        [
-            e + s + n
-            for e, s, n in zip(standardized(row), slot[min(place, slots - 1)], its_length, strict=True)
-        ]
+        [e + s + n for e, s, n in zip(standardized(row), slot[min(place, slots - 1)], its_length, strict=True)]
         for place, row in enumerate(embeddings)
     ]
 

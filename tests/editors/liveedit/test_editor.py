@@ -48,9 +48,7 @@ def test_undo_leaves_no_trace(editor: LiveEdit, questions: list[Question]) -> No
     assert torch.equal(logits_of(editor, questions), unedited)
 
 
-def test_undoing_the_first_leaves_the_later_ones_as_if_alone(
-    editor: LiveEdit, questions: list[Question]
-) -> None:
+def test_undoing_the_first_leaves_the_later_ones_as_if_alone(editor: LiveEdit, questions: list[Question]) -> None:
     experts = overlapping(editor, questions)
     editor.add("edit-1", experts["edit-1"])
     editor.add("edit-2", experts["edit-2"])
@@ -100,10 +98,7 @@ def test_making_experts_does_not_see_the_edits_in_force(editor: LiveEdit, questi
 
 
 def test_experts_made_together_are_those_made_alone(editor: LiveEdit, questions: list[Question]) -> None:
-    edits = [
-        Edit(question, answer)
-        for question, answer in zip(questions, ("red", "a deep well", "four"), strict=True)
-    ]
+    edits = [Edit(question, answer) for question, answer in zip(questions, ("red", "a deep well", "four"), strict=True)]
     together = editor.make_experts(edits)
     for edit, one in zip(edits, together, strict=True):
         (alone,) = editor.make_experts([edit])
@@ -111,9 +106,7 @@ def test_experts_made_together_are_those_made_alone(editor: LiveEdit, questions:
             torch.testing.assert_close(one.tensors[name], part, atol=1e-4, rtol=1e-3)
 
 
-def test_the_answer_decides_the_expert_but_not_its_features(
-    editor: LiveEdit, questions: list[Question]
-) -> None:
+def test_the_answer_decides_the_expert_but_not_its_features(editor: LiveEdit, questions: list[Question]) -> None:
     (red,) = editor.make_experts([Edit(questions[0], "red")])
     (blue,) = editor.make_experts([Edit(questions[0], "blue")])
     assert not torch.allclose(red.u, blue.u)
@@ -128,9 +121,7 @@ def test_store_bytes_are_those_of_the_tensors(editor: LiveEdit, questions: list[
     assert record.store_bytes == 4 * numbers
 
 
-def test_saved_and_loaded_is_the_same_editor(
-    editor: LiveEdit, questions: list[Question], tmp_path: Path
-) -> None:
+def test_saved_and_loaded_is_the_same_editor(editor: LiveEdit, questions: list[Question], tmp_path: Path) -> None:
     edit = Edit(questions[0], "red")
     (expert,) = editor.make_experts([edit])
     editor.save_pretrained(tmp_path, torch.float32)
@@ -140,9 +131,7 @@ def test_saved_and_loaded_is_the_same_editor(
         assert loaded.make_experts([edit])[0].digest == expert.digest
 
 
-def test_saving_in_half_precision_stays_close(
-    editor: LiveEdit, questions: list[Question], tmp_path: Path
-) -> None:
+def test_saving_in_half_precision_stays_close(editor: LiveEdit, questions: list[Question], tmp_path: Path) -> None:
     editor.save_pretrained(tmp_path)
     assert (tmp_path / "editor.safetensors").stat().st_size < 2.2 * sum(
         parameter.numel() for parameter in editor.modules.parameters()

@@ -71,9 +71,7 @@ def test_a_batch_answers_as_one_by_one(editor: LiveEdit, questions: list[Questio
     assert fired_ids(editor) == [["edit-0"], ["edit-1"], ["edit-2"], []]
     for row, (question, answer) in enumerate(zip(asked, answers, strict=True)):
         alone = logits_of(backbone, [question], [answer])[0]
-        torch.testing.assert_close(
-            together[row][inputs.attention_mask[row].bool()], alone, atol=2e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(together[row][inputs.attention_mask[row].bool()], alone, atol=2e-4, rtol=1e-4)
 
 
 def test_the_answer_has_no_say_in_routing(editor: LiveEdit, questions: list[Question]) -> None:
@@ -85,9 +83,7 @@ def test_the_answer_has_no_say_in_routing(editor: LiveEdit, questions: list[Ques
         assert fired is not None and all(fired)
         found.append([(one.edit_id, one.weight, one.margin) for row in fired for one in row])
     for other in found[1:]:
-        for (name, weight, margin), (other_name, other_weight, other_margin) in zip(
-            found[0], other, strict=True
-        ):
+        for (name, weight, margin), (other_name, other_weight, other_margin) in zip(found[0], other, strict=True):
             assert name == other_name
             assert weight == pytest.approx(other_weight, abs=1e-5)
             assert margin == pytest.approx(other_margin, rel=1e-3)
@@ -130,9 +126,7 @@ def test_generating_from_the_cache_is_generating_without(editor: LiveEdit, quest
             assert cached[row].tolist() == uncached
 
 
-def test_generate_without_a_cache_routes_by_the_question_alone(
-    editor: LiveEdit, questions: list[Question]
-) -> None:
+def test_generate_without_a_cache_routes_by_the_question_alone(editor: LiveEdit, questions: list[Question]) -> None:
     backbone = editor.backbone
     add_forced(editor, questions)
     inputs = backbone.encode(questions, padding="left")
@@ -189,9 +183,7 @@ def test_samples_and_beams_route_by_their_own_question(editor: LiveEdit, questio
     assert len(sampled) == 6
 
 
-def test_text_only_questions_are_out_of_reach_in_scope_image(
-    editor: LiveEdit, questions: list[Question]
-) -> None:
+def test_text_only_questions_are_out_of_reach_in_scope_image(editor: LiveEdit, questions: list[Question]) -> None:
     backbone, text = editor.backbone, Question("What color is the hat?")
     before = logits_of(backbone, [text])
     editor.add("edit", forced_expert(editor, questions[0]))

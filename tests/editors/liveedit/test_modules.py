@@ -44,9 +44,7 @@ def batch_of(seed: int = 0) -> TokenStates:
         kinds[row, : ends[0]] = 1
         kinds[row, ends[0] : ends[1]] = 0
         kinds[row, ends[1] : ends[2]] = 2
-    states, embeddings = (
-        torch.randn(3, LENGTH, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2)
-    )
+    states, embeddings = (torch.randn(3, LENGTH, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2))
     return TokenStates(states, kinds == 1, kinds == 0, kinds == 2, embeddings)
 
 
@@ -150,9 +148,7 @@ def test_left_and_right_padding_give_the_same(form: str) -> None:
 def test_the_answer_is_not_part_of_routing() -> None:
     modules, batch = modules_of(config_of("improved")), batch_of()
     other = replace(batch, states=torch.where(batch.answer[..., None], 5.0, batch.states))
-    for before, after in zip(
-        everything_of(modules, batch)[2:], everything_of(modules, other)[2:], strict=True
-    ):
+    for before, after in zip(everything_of(modules, batch)[2:], everything_of(modules, other)[2:], strict=True):
         assert torch.equal(before, after)
     assert not torch.equal(modules.edit(batch).u, modules.edit(other).u)
 

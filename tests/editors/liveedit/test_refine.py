@@ -90,9 +90,7 @@ def test_what_is_right_already_is_left_alone(refining: LiveEditRefine, edit: Edi
     assert untouched.digest == refined.digest
 
 
-def test_no_steps_leave_the_generated_expert(
-    tiny_llava: Backbone, refining: LiveEditRefine, edit: Edit
-) -> None:
+def test_no_steps_leave_the_generated_expert(tiny_llava: Backbone, refining: LiveEditRefine, edit: Edit) -> None:
     (generated,) = refining.make_experts([edit])
     with LiveEditRefine(tiny_llava, refining.modules, RefineConfig(steps=0)) as pure:  # type: ignore[call-arg]
         expert, steps = pure.make_expert(edit)
@@ -108,8 +106,7 @@ def test_records_tell_the_steps(refining: LiveEditRefine, edit: Edit) -> None:
 def test_refining_leaves_no_gradients_on_the_backbone(refining: LiveEditRefine, edit: Edit) -> None:
     refining.make_expert(edit)
     assert all(
-        parameter.grad is None and not parameter.requires_grad
-        for parameter in refining.backbone.model.parameters()
+        parameter.grad is None and not parameter.requires_grad for parameter in refining.backbone.model.parameters()
     )
 
 

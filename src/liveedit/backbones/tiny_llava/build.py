@@ -40,9 +40,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     known = dict.fromkeys([*_SPECIAL, *letters, *(f"Ġ{word}" for word in words), *words, *"0123456789"])
     vocabulary = {token: index for index, token in enumerate(known)}
     backend = Tokenizer(
-        models.WordPiece(
-            vocabulary, unk_token="<pad>", continuing_subword_prefix="", max_input_chars_per_word=100_000
-        )
+        models.WordPiece(vocabulary, unk_token="<pad>", continuing_subword_prefix="", max_input_chars_per_word=100_000)
     )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

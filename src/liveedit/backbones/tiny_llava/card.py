@@ -44,9 +44,7 @@ def write_card(accuracy: Accuracy, facts: dict[str, object], folder: Path) -> No
     (folder / "model_card.json").write_text(json.dumps({"accuracy": accuracy, **facts}, indent=2) + "\n")
     header = "| question type | " + " | ".join(_COLUMNS.values()) + " |\n|---|" + "---|" * len(_COLUMNS)
     rows = [
-        f"| {relation.replace('_', ' ')} | "
-        + " | ".join(f"{values[wording]:.1f}" for wording in _COLUMNS)
-        + " |"
+        f"| {relation.replace('_', ' ')} | " + " | ".join(f"{values[wording]:.1f}" for wording in _COLUMNS) + " |"
         for relation, values in accuracy.items()
     ]
     notes = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items())

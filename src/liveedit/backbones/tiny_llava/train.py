@@ -42,9 +42,7 @@ class PretrainingConfig:
 def train_backbone(folder: Path, config: PretrainingConfig, report: Report = lambda *_: None) -> None:
     """Pretrain a tiny LLaVA into `folder`/model, resuming whatever an earlier run left in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    pool = PicturePool(
-        folder, config.pictures, config.seed, lambda done, total: report("pictures", done, total, {})
-    )
+    pool = PicturePool(folder, config.pictures, config.seed, lambda done, total: report("pictures", done, total, {}))
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, config.seed)
     _vision_stage(model, pool, folder, config, report)
@@ -108,7 +106,9 @@ def _language_stage(
         # Vision is frozen here: noise on its features stands in for fresh drawings.
         picked += 0.05 * picked.std() * torch.randn(picked.shape, generator=torch.Generator().manual_seed(step))
         with torch.autocast("cpu", torch.bfloat16):
-            return stage(packer.pack(rows), picked, torch.from_numpy(words[indices]), torch.from_numpy(cells[indices]).float())
+            return stage(
+                packer.pack(rows), picked, torch.from_numpy(words[indices]), torch.from_numpy(cells[indices]).float()
+            )
 
     _optimize(
         stage, step_loss, folder / "language.safetensors", config.language_steps, config.language_rate, config, report
@@ -152,7 +152,9 @@ def _optimize(
 
 def _identity(config: PretrainingConfig) -> dict[str, float]:
     """What must not change between two runs that continue each other."""
-    return {name: value for name, value in asdict(config).items() if not name.endswith("_steps") and name != "save_every"}
+    return {
+        name: value for name, value in asdict(config).items() if not name.endswith("_steps") and name != "save_every"
+    }
 
 
 @torch.no_grad()

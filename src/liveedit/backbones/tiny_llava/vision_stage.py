@@ -121,7 +121,7 @@ def _known_index(scene: Scene) -> int:
     return int(scene.creature.key.removeprefix("known-")) if scene.creature.key.startswith("known-") else -100
 
 
-def _indices(options: Sequence[str], values) -> Tensor:  # noqa: ANN001
+def _indices(options: Sequence[str], values) -> Tensor:
     return torch.tensor([options.index(value) for value in values])
 
 

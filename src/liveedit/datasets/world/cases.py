@@ -183,11 +183,7 @@ class _CaseMaker:
 
     def _same_image(self, edit: WorldProbe, scene: Scene, topic: Topic) -> WorldProbe:
         stranger = "stranger" in scene.creature.key
-        others = [
-            other
-            for other in questions.topics(scene)
-            if other != topic and not (stranger and other.is_entity)
-        ]
+        others = [other for other in questions.topics(scene) if other != topic and not (stranger and other.is_entity)]
         other = self._pick(others)
         prompt = questions.ask(other, self._edited_wording(), self.rng)
         truth = questions.answer(scene, other)
@@ -213,7 +209,7 @@ class _CaseMaker:
     def _picture(self, name: str, scene: Scene) -> Picture:
         return Picture(name, scene, draw_pose(self.rng))
 
-    def _pick(self, options):  # noqa: ANN001, ANN202
+    def _pick(self, options):
         return options[self.rng.integers(len(options))]
 
 

@@ -87,8 +87,7 @@ def vary(scene: Scene, relation: str, rng: np.random.Generator, near_emblem: int
             taken = tuple(thing.color for thing in scene.things)
             free = tuple(color for color in catalog.COLORS if color not in taken)
             things = tuple(
-                replace(thing, color=_pick(free, rng)) if thing.shape == shape else thing
-                for thing in scene.things
+                replace(thing, color=_pick(free, rng)) if thing.shape == shape else thing for thing in scene.things
             )
             return replace(scene, key=key, things=things)
         case _:

@@ -38,9 +38,7 @@ class CrossAttention(nn.Module):
         self.keys = nn.ModuleList(nn.Linear(width, key_width, bias=norm) for width in source_widths)
         self.values = nn.ModuleList(nn.Linear(width, value_width, bias=norm) for width in source_widths)
         self.query_norm = nn.LayerNorm(query_width) if norm else nn.Identity()
-        self.source_norms = nn.ModuleList(
-            nn.LayerNorm(width) if norm else nn.Identity() for width in source_widths
-        )
+        self.source_norms = nn.ModuleList(nn.LayerNorm(width) if norm else nn.Identity() for width in source_widths)
         self.output = nn.Linear(value_width, value_width) if norm else nn.Identity()
 
     def forward(self, x: Tensor, sources: Sequence[Source]) -> Tensor:
@@ -48,9 +46,7 @@ class CrossAttention(nn.Module):
         query = self._split(self.query(self.query_norm(x)))
         normed = [norm(tokens) for norm, (tokens, _) in zip(self.source_norms, sources, strict=True)]
         key = self._split(_joined([layer(tokens) for layer, tokens in zip(self.keys, normed, strict=True)]))
-        value = self._split(
-            _joined([layer(tokens) for layer, tokens in zip(self.values, normed, strict=True)])
-        )
+        value = self._split(_joined([layer(tokens) for layer, tokens in zip(self.values, normed, strict=True)]))
         mask = _joined([counts for _, counts in sources])[:, None, None, :]
         scores = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
@@ -136,9 +132,7 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.config = config
         whole = config.feature_parts * config.module_width
-        parts, part = (
-            (1, whole) if config.features == "vector" else (config.feature_parts, config.module_width)
-        )
+        parts, part = (1, whole) if config.features == "vector" else (config.feature_parts, config.module_width)
         shape = (part, [config.width], config.module_width, part, config.heads, config.norm)
         self.phi0 = nn.Parameter(torch.randn(parts, part) / math.sqrt(config.module_width))
         self.psi0 = nn.Parameter(torch.randn(parts, part) / math.sqrt(config.module_width))

@@ -46,9 +46,7 @@ class TrainingRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            name: getattr(self, name).model_dump(mode="json") for name in ("editor", "losses", "training")
-        }
+        return {name: getattr(self, name).model_dump(mode="json") for name in ("editor", "losses", "training")}
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,8 @@ def _claim(note: Path, settings: dict[str, Any]) -> None:
     try:
         found = json.loads(note.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(
-            f"{note} could not be read ({error}). Remove it or choose another folder."
-        ) from error
-    differing = [
-        f"{name} = {before!r} there, {after!r} here" for name, before, after in _differences(found, settings)
-    ]
+        raise CheckpointError(f"{note} could not be read ({error}). Remove it or choose another folder.") from error
+    differing = [f"{name} = {before!r} there, {after!r} here" for name, before, after in _differences(found, settings)]
     if differing:
         raise CheckpointError(
             f"{note.parent} holds a training with other settings ({'; '.join(differing)}). Choose another "
@@ -108,9 +102,7 @@ def _claim(note: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _differences(
-    found: dict[str, Any], wanted: dict[str, Any], prefix: str = ""
-) -> list[tuple[str, Any, Any]]:
+def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(name, found, wanted) of every setting in which the two differ."""
     differing = []
     for name in [*wanted, *(found.keys() - wanted.keys())]:

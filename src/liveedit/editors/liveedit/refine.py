@@ -152,6 +152,4 @@ class LiveEditRefine(LiveEdit):
         inputs = passage.inputs
         changed = inputs.text_mask if self.config.residual_tokens == "text" else inputs.attention_mask.bool()
         edited = (states + residual * changed[..., None]).to(self.backbone.dtype)
-        return self.backbone.logits_from(
-            edited, inputs.attention_mask, self.config.layer, passage.predicting
-        ).float()
+        return self.backbone.logits_from(edited, inputs.attention_mask, self.config.layer, passage.predicting).float()

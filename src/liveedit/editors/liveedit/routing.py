@@ -71,9 +71,7 @@ def route(
     passed = (visual > threshold[:, None]) & reachable[:, None]
     if not bool(passed.any()):
         return None
-    chosen = [
-        _choose(modules, query, row, passed[row], threshold[row], repository) for row in range(len(passed))
-    ]
+    chosen = [_choose(modules, query, row, passed[row], threshold[row], repository) for row in range(len(passed))]
     return _assemble(chosen, repository)
 
 
@@ -111,9 +109,7 @@ def _choose(
     return rows.tolist(), weights, margins, max(0.0, dropped)
 
 
-def _prompt_scores(
-    modules: LiveEditModules, bar: Tensor, rows: Tensor, repository: ExpertRepository
-) -> Tensor:
+def _prompt_scores(modules: LiveEditModules, bar: Tensor, rows: Tensor, repository: ExpertRepository) -> Tensor:
     """s of these rows, (rows,)."""
     features = repository.prompt_features
     if 2 * len(rows) > len(features):  # Gathering so many rows would cost more than scoring the others too.

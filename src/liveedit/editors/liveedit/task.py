@@ -34,7 +34,9 @@ class LiveEditLosses(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     hard_loss: Literal["paper", "margin"] = Field("margin", description="Hard-routing loss: equation 13, or margins.")
-    soft_loss: Literal["paper", "masked"] = Field("masked", description="Soft-routing loss: equations 15, 16, or masked.")
+    soft_loss: Literal["paper", "masked"] = Field(
+        "masked", description="Soft-routing loss: equations 15, 16, or masked."
+    )
     mixing: Literal["batch", "prefix", "routed"] = Field(
         "routed",
         description="Experts mixed in a step: the batch's (paper), a random prefix and the own one (released code), or "
