@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: JSONObj
     beside = path.with_name(path.name + ".tmp")
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, beside, metadata={"json": json.dumps(metadata)})
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], JSONObject]:

@@ -97,7 +97,8 @@ class EditedModel:
         kind = editor_class(editor)
         if not issubclass(kind, LiveEdit):
             raise InvalidInputError(
-                f"The editor {editor!r} cannot keep edits apart. Give liveedit or liveedit-refine; others run in the bench."
+                f"The editor {editor!r} cannot keep edits apart. Give liveedit or liveedit-refine; "
+                "others run in the bench."
             )
         store = EditStore(edits) if edits is not None else None
         try:
@@ -157,7 +158,7 @@ class EditedModel:
         return Receipt(stored.id, prompt, answer, before, after, milliseconds, steps, expert.store_bytes)
 
     def undo(self, edit_id: str) -> StoredEdit:
-        """Take an edit out: logits are bit for bit as before it. Raises `NotFoundError` for an unknown or undone one."""
+        """Take an edit out: logits are bit for bit as before it. Raises `NotFoundError` where it is not in force."""
         if self._store is not None:
             undone = self._store.undo(edit_id)
         elif edit_id in self._memory:

@@ -38,13 +38,13 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stages: tuple[StageConfig, ...] = Field(description="Stages, one after the other.")
-    seed: int = Field(0, ge=0, description="Seed of weights and batches.")
-    warmup: int = Field(50, ge=0, description="Steps of linear warm-up in each stage.")
-    clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
-    validation: int = Field(256, ge=1, description="Cases kept for validation: the last ones.")
-    validate_every: int = Field(200, gt=0, description="Steps between validations.")
-    patience: int = Field(6, gt=0, description="Validations without a better figure before a stage ends early.")
-    mixed_precision: bool = Field(True, description="bfloat16 products, float32 sums.")
+    seed: int = Field(default=0, ge=0, description="Seed of weights and batches.")
+    warmup: int = Field(default=50, ge=0, description="Steps of linear warm-up in each stage.")
+    clip: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
+    validation: int = Field(default=256, ge=1, description="Cases kept for validation: the last ones.")
+    validate_every: int = Field(default=200, gt=0, description="Steps between validations.")
+    patience: int = Field(default=6, gt=0, description="Validations without a better figure before a stage ends early.")
+    mixed_precision: bool = Field(default=True, description="bfloat16 products, float32 sums.")
 
 
 class Task(Protocol):
@@ -93,7 +93,8 @@ class Trainer:
         count = len(task.cases)
         if count <= config.validation:
             raise ConfigError(
-                f"{count} cases were given and {config.validation} are kept for validation. Give more cases or keep fewer."
+                f"{count} cases were given and {config.validation} are kept for validation. "
+                "Give more cases or keep fewer."
             )
         self.training = np.arange(count - config.validation)
         self.held_out = list(range(count - config.validation, count))

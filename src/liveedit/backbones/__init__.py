@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -42,7 +43,7 @@ def load_backbone(
             f"The backbone {str(name)!r} could not be loaded: {_first_line(error)} "
             f"Give a built-in name ({', '.join(BUILT_IN)}), a folder with a transformers checkpoint, or a hub name."
         ) from error
-    return Backbone(str(name), model.to(target), processor)
+    return Backbone(str(name), cast(Any, model).to(target), processor)
 
 
 def _first_line(error: Exception) -> str:

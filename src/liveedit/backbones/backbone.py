@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Backbone:
     def __init__(self, name: str, model: PreTrainedModel, processor: ProcessorMixin):
         self.name, self.model, self.processor = name, model.eval().requires_grad_(False), processor
         self.tokenizer = processor.tokenizer  # type: ignore[attr-defined]
-        self.decoder = _find_decoder(model)
+        self.decoder: Any = _find_decoder(model)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.end_token_id = int(self.tokenizer.eos_token_id)
         self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
@@ -41,17 +41,30 @@ class Backbone:
     @property
     def width(self) -> int:
         """Width of the hidden states."""
-        return int(self.model.get_input_embeddings().weight.shape[1])
+        return int(self.word_embeddings.weight.shape[1])
 
     @property
     def device(self) -> torch.device:
         """Where the word embeddings are."""
-        return self.model.get_input_embeddings().weight.device
+        return self.word_embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the word embeddings."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self.word_embeddings.weight.dtype
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The input embeddings."""
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @property
+    def output_embeddings(self) -> nn.Module:
+        """The head that turns final hidden states into logits."""
+        head = self.model.get_output_embeddings()
+        if head is None:
+            raise BackboneError(f"{self.name} has no output embeddings: it is no model that generates text.")
+        return head
 
     @property
     def image_tokens(self) -> int:
@@ -140,7 +153,7 @@ class Backbone:
 
     def embeddings(self, inputs: Inputs) -> Tensor:
         """Word embeddings of the input ids, (batch, length, width); image tokens hold their placeholder."""
-        return self.model.get_input_embeddings()(inputs.input_ids)
+        return self.word_embeddings(inputs.input_ids)
 
     def logits(self, inputs: Inputs) -> Tensor:
         """Logits of every position, (batch, length, vocabulary)."""
@@ -172,7 +185,7 @@ class Backbone:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of final hidden states."""
-        return self.model.get_output_embeddings()(hidden)
+        return self.output_embeddings(hidden)
 
     @torch.inference_mode()
     def generate(self, inputs: Inputs, max_new_tokens: int = 32) -> list[str]:

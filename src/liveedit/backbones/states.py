@@ -53,8 +53,10 @@ class StateBatch:
 
     def select(self, rows: Tensor) -> StateBatch:
         """Some rows, given as (batch,) booleans, in their order."""
-        parts = (self.states, self.ids, self.image, self.prompt, self.answer)
-        return StateBatch(*(part[rows] for part in parts), self.final[rows[self.answer.nonzero()[:, 0]]])
+        final = self.final[rows[self.answer.nonzero()[:, 0]]]
+        return StateBatch(
+            self.states[rows], self.ids[rows], self.image[rows], self.prompt[rows], self.answer[rows], final
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -127,7 +129,7 @@ class StateStore:
 
         handles = [
             self.backbone.layers[self.layer].register_forward_hook(keep),
-            self.backbone.model.get_output_embeddings().register_forward_pre_hook(
+            self.backbone.output_embeddings.register_forward_pre_hook(
                 lambda module, arguments: kept.append(arguments[0])
             ),
         ]

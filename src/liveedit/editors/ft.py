@@ -23,11 +23,11 @@ class FineTuneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rate: float = Field(3e-4, gt=0, description="Learning rate of AdamW (paper: 1e-3).")
-    steps: int = Field(25, gt=0, description="Optimiser steps per edit, at most.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    rate: float = Field(default=3e-4, gt=0, description="Learning rate of AdamW (paper: 1e-3).")
+    steps: int = Field(default=25, gt=0, description="Optimiser steps per edit, at most.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW.")
     stop_below_nats: float = Field(
-        0.01, ge=0, description="Stop an edit early below this loss: further steps only harm other answers."
+        default=0.01, ge=0, description="Stop an edit early below this loss: further steps only harm other answers."
     )
 
 

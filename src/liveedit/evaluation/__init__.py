@@ -1,0 +1,1 @@
+"""The lifelong protocol, the scores, the bench that runs them, and its report."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,14 +32,14 @@ class BenchConfig(BaseModel):
     backbone: str = Field(description="Name of the backbone.")
     data: str = Field(description="Name of the data.")
     edits: tuple[int, ...] = Field(description="Numbers of edits T.")
-    seeds: tuple[int, ...] = Field((0,), description="Seeds: which edits, in which order.")
+    seeds: tuple[int, ...] = Field(default=(0,), description="Seeds: which edits, in which order.")
     few_edits_cases: int = Field(
-        100,
+        default=100,
         ge=1,
         description="For small T: groups of T edits, each on a fresh model, until so many cases are measured.",
     )
-    batch: int = Field(128, ge=1, description="Questions per forward pass.")
-    max_new_tokens: int = Field(16, ge=1, description="Longest free answer, in tokens.")
+    batch: int = Field(default=128, ge=1, description="Questions per forward pass.")
+    max_new_tokens: int = Field(default=16, ge=1, description="Longest free answer, in tokens.")
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,8 @@ class Bench:
     ):
         if max(config.edits) > len(cases):
             raise ConfigError(
-                f"{max(config.edits)} edits were asked for and the data holds {len(cases)}. Ask for fewer or give more data."
+                f"{max(config.edits)} edits were asked for and the data holds {len(cases)}. "
+                "Ask for fewer or give more data."
             )
         self.backbone, self.cases, self.config, self.folder = backbone, tuple(cases), config, folder
         self.provenance, self.report = provenance, report
@@ -145,7 +145,7 @@ class Bench:
                 )
                 measurements.append(measure(self.backbone, editor, group, self.unedited, tick, raw))
         editor.reset()
-        os.replace(beside, raw_file)
+        beside.replace(raw_file)
         row = {
             "editor": name,
             "backbone": self.config.backbone,
@@ -193,7 +193,7 @@ class Bench:
     def _write(file: Path, row: Row) -> None:
         beside = file.with_suffix(".tmp")
         beside.write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, file)
+        beside.replace(file)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -75,7 +78,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
+def build_model(tokenizer: Any, seed: int = 0) -> LlavaForConditionalGeneration:
     """An untrained tiny LLaVA.
 
     Word embeddings start four times larger than usual, and half of the heads of each layer start with equal
@@ -107,7 +110,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),  # pyright: ignore[reportCallIssue]
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -116,7 +119,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
     config._attn_implementation = "eager"
     model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(4)
+        cast(nn.Embedding, model.get_input_embeddings()).weight.mul_(4)
         for layer in model.model.language_model.layers:
             half = layer.self_attn.q_proj.weight.shape[0] // 2
             layer.self_attn.k_proj.weight[:half] = layer.self_attn.q_proj.weight[:half]

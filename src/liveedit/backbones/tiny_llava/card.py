@@ -24,7 +24,7 @@ Accuracy = dict[str, dict[str, float]]
 def measure_backbone(
     backbone: Backbone, pictures: int = 400, batch: int = 128, progress: Callable[[int, int], None] = lambda d, t: None
 ) -> Accuracy:
-    """Ask every topic of fresh pictures of known creatures, and every text-only fact, in all three groups of wordings."""
+    """Ask every topic of fresh pictures of known creatures, and every text-only fact, in all groups of wordings."""
     asked = [*_picture_questions(pictures), *_text_questions()]
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for start in range(0, len(asked), batch):

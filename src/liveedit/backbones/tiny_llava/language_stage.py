@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class PackedRows:
 class RowPacker:
     """Turns questions and answers into `PackedRows`, remembering each text's tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self._image_id = tokenizer.convert_tokens_to_ids("<image>")
         self._tokens: dict[str, list[int]] = {}
@@ -97,7 +98,7 @@ def picture_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     return [(_ask(topic, rng), questions.answer(scene, topic)) for topic in chosen]
 
 
-def text_turns(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> list[Turn]:
+def text_turns(tokenizer: Any, rng: np.random.Generator) -> list[Turn]:
     """Six facts about countries, and two texts to repeat: these keep every token of the vocabulary in use."""
     turns = []
     for _ in range(QUESTIONS_PER_ROW - 2):

@@ -74,7 +74,7 @@ def _vision_stage(
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([config.seed, 2, step])
-        indices = rng.integers(pool.count, size=config.vision_batch)
+        indices = rng.integers(pool.count, size=config.vision_batch).tolist()
         pixels = _augment(pool.normalized(indices), torch.Generator().manual_seed(step))
         with torch.autocast("cpu", torch.bfloat16):
             tokens = tower(pixels).last_hidden_state[:, 1:]

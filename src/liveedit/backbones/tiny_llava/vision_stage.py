@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MethodType
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +30,9 @@ _GLOBAL_HEADS = {
 }
 
 
-def use_linear_patches(vision_tower: nn.Module) -> None:
+def use_linear_patches(vision_tower: Any) -> None:
     """Embed patches by one matrix product instead of a convolution: the same numbers, faster on CPUs."""
-    convolution = vision_tower.embeddings.patch_embedding  # type: ignore[union-attr]
+    convolution = vision_tower.embeddings.patch_embedding
     patch = convolution.kernel_size[0]
 
     def forward(self: nn.Conv2d, pixels: Tensor) -> Tensor:
@@ -44,9 +45,9 @@ def use_linear_patches(vision_tower: nn.Module) -> None:
     convolution.forward = MethodType(forward, convolution)
 
 
-def use_convolved_patches(vision_tower: nn.Module) -> None:
+def use_convolved_patches(vision_tower: Any) -> None:
     """Undo `use_linear_patches`."""
-    del vision_tower.embeddings.patch_embedding.forward  # type: ignore[union-attr]
+    del vision_tower.embeddings.patch_embedding.forward
 
 
 class VisionTargets:

@@ -51,12 +51,50 @@ THINGS = ("ball", "star", "box", "ring", "heart", "moon", "key", "cross")
 SIDES = ("left", "right")
 LEGS = ("two", "three", "four", "five", "six")
 
-_FIRST = ["Ba", "Be", "Bi", "Bo", "Bru", "Cla", "Cor", "Da", "De", "Dro", "Fa", "Fen", "Fli", "Ga", "Gle", "Gri", "Ha", "Hel", "Ja", "Jo", "Ka", "Kel", "Kru", "La", "Lim", "Lo", "Ma", "Mel", "Mo", "Na", "Ne", "Or", "Pa", "Plu", "Po", "Qui", "Ra", "Ri", "Sa", "Ske", "Spo", "Ta", "Tri", "Ul", "Va", "Vel", "Wi", "Xa", "Ye", "Zo"]
-_MIDDLE = ["ba", "de", "fi", "go", "ka", "le", "mi", "no", "pa", "ri", "so", "ta", "vu", "we", "za", "lo", "ne", "tu"]
-_LAST = ["bax", "bin", "bor", "cus", "dak", "del", "don", "dux", "fal", "fin", "fo", "gan", "gor", "gus", "kin", "kor", "lan", "lex", "lim", "lop", "mar", "min", "mok", "nak", "nel", "nix", "pim", "pon", "quil", "ras", "rik", "rol", "sha", "sil", "tan", "tek", "tis", "tor", "vak", "ven", "vin", "vox", "wick", "wyn", "xis", "yak", "zan", "zel", "zik", "zu"]
+_FIRST = """
+    Ba Be Bi Bo Bru Cla Cor Da De Dro Fa Fen Fli Ga Gle Gri Ha Hel Ja Jo Ka Kel Kru La Lim Lo Ma Mel Mo Na Ne Or
+    Pa Plu Po Qui Ra Ri Sa Ske Spo Ta Tri Ul Va Vel Wi Xa Ye Zo
+""".split()
+_MIDDLE = """
+    ba de fi go ka le mi no pa ri so ta vu we za lo ne tu
+""".split()
+_LAST = """
+    bax bin bor cus dak del don dux fal fin fo gan gor gus kin kor lan lex lim lop mar min mok nak nel nix pim
+    pon quil ras rik rol sha sil tan tek tis tor vak ven vin vox wick wyn xis yak zan zel zik zu
+""".split()
 
-HOMES = ["forest", "desert", "swamp", "cave", "meadow", "island", "volcano", "river", "lake", "tundra", "jungle", "valley", "canyon", "glacier", "prairie", "reef", "harbour", "attic", "cellar", "barn", "castle", "tower", "bridge", "tunnel", "garden", "orchard", "quarry", "lagoon", "steppe", "marsh", "dune", "cliff", "mill", "temple", "crater", "lighthouse"] + ["coral bay", "old mine", "salt flat", "pine wood", "hay loft", "deep well", "ice cave", "tree house"]
-FOODS = ["apples", "berries", "carrots", "nuts", "seeds", "grass", "leaves", "fish", "honey", "mushrooms", "beetles", "worms", "roots", "cheese", "bread", "rice", "beans", "corn", "melons", "cherries", "plums", "figs", "olives", "pumpkins", "radishes", "onions", "clover", "moss", "snails", "shrimps", "oats", "barley", "lentils", "cabbage", "pears", "grapes"] + ["sea weed", "sweet peas", "dry hay", "oak bark", "rose buds", "fresh cream", "lime jam", "wild mint"]
+_SINGLE_HOMES = """
+    forest desert swamp cave meadow island volcano river lake tundra jungle valley canyon glacier prairie reef
+    harbour attic cellar barn castle tower bridge tunnel garden orchard quarry lagoon steppe marsh dune cliff
+    mill temple crater lighthouse
+""".split()
+HOMES = [
+    *_SINGLE_HOMES,
+    "coral bay",
+    "old mine",
+    "salt flat",
+    "pine wood",
+    "hay loft",
+    "deep well",
+    "ice cave",
+    "tree house",
+]
+_SINGLE_FOODS = """
+    apples berries carrots nuts seeds grass leaves fish honey mushrooms beetles worms roots cheese bread rice
+    beans corn melons cherries plums figs olives pumpkins radishes onions clover moss snails shrimps oats barley
+    lentils cabbage pears grapes
+""".split()
+FOODS = [
+    *_SINGLE_FOODS,
+    "sea weed",
+    "sweet peas",
+    "dry hay",
+    "oak bark",
+    "rose buds",
+    "fresh cream",
+    "lime jam",
+    "wild mint",
+]
 
 HELD_OUT_HOMES = frozenset(HOMES[5::6])
 HELD_OUT_FOODS = frozenset(FOODS[5::6])

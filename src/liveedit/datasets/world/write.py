@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -32,7 +31,9 @@ def write_world(
             f"train = {train}, eval = {eval}, seed = {seed} were given. Give a seed of 0 or more and at least one case."
         )
     parts: dict[Part, int] = {"train": train, "eval": eval}
-    cases = {part: list(world_cases(part, seed, count)) for part, count in parts.items() if count}
+    cases: dict[Part, list[WorldCase]] = {
+        part: list(world_cases(part, seed, count)) for part, count in parts.items() if count
+    }
     pictures = [picture for part in cases.values() for case in part for picture in _pictures(case)]
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,7 @@ def write_world(
         text = json.dumps([_row(case) for case in found], indent=1, ensure_ascii=False) + "\n"
         beside = files[part].with_suffix(".tmp")
         beside.write_text(text, encoding="utf-8")
-        os.replace(beside, files[part])  # The annotations appear last and whole: a complete file is a complete world.
+        beside.replace(files[part])  # The annotations appear last and whole: a complete file is a complete world.
     return files
 
 

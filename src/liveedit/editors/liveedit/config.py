@@ -17,35 +17,37 @@ class LiveEditConfig(BaseModel):
     width: int = Field(gt=0, description="Width d of the backbone's hidden states.")
     layer: int = Field(ge=0, description="Decoder layer whose output is edited, counted from 0.")
     image_tokens: int = Field(gt=0, description="Image tokens N_v of the vision sentinel.")
-    module_width: int = Field(256, gt=0, description="Module width d_m (paper: 1024).")
-    rank: int = Field(4, gt=0, description="Rank r of an expert (paper: 4).")
-    feature_parts: int = Field(4, gt=0, description="Feature size k, in units of the module width (paper: 4).")
-    heads: int = Field(8, gt=0, description="Attention heads (paper: 1; released code: 8).")
-    norm: bool = Field(True, description="LayerNorm on what attention reads, and biases (paper: neither).")
+    module_width: int = Field(default=256, gt=0, description="Module width d_m (paper: 1024).")
+    rank: int = Field(default=4, gt=0, description="Rank r of an expert (paper: 4).")
+    feature_parts: int = Field(default=4, gt=0, description="Feature size k, in units of the module width (paper: 4).")
+    heads: int = Field(default=8, gt=0, description="Attention heads (paper: 1; released code: 8).")
+    norm: bool = Field(default=True, description="LayerNorm on what attention reads, and biases (paper: neither).")
     features: Literal["vector", "set"] = Field(
-        "set", description="One vector of k d_m (paper), or k vectors of d_m whose similarities are averaged."
+        default="set", description="One vector of k d_m (paper), or k vectors of d_m whose similarities are averaged."
     )
     similarity: Literal["dot", "cosine"] = Field(
-        "cosine", description="Dot product over sqrt(d_m) (paper), or cosine times a trained temperature."
+        default="cosine", description="Dot product over sqrt(d_m) (paper), or cosine times a trained temperature."
     )
     expert_input: Literal["states", "normed"] = Field(
-        "normed", description="What an expert reads: h (paper) or LayerNorm(h) (released code)."
+        default="normed", description="What an expert reads: h (paper) or LayerNorm(h) (released code)."
     )
     expert_scale: Literal["none", "fixed"] = Field(
-        "fixed", description="Factor on an expert's output: 1 (paper) or 1 / (5 sqrt(r)) (released code)."
+        default="fixed", description="Factor on an expert's output: 1 (paper) or 1 / (5 sqrt(r)) (released code)."
     )
     answer_source: Literal["states", "embeddings", "both"] = Field(
-        "both", description="What the generator knows the answer by: its states (paper), its word embeddings, both."
+        default="both",
+        description="What the generator knows the answer by: its states (paper), its word embeddings, both.",
     )
-    answer_slots: int = Field(16, gt=0, description="Positions that the answer's embeddings are told apart by.")
+    answer_slots: int = Field(default=16, gt=0, description="Positions that the answer's embeddings are told apart by.")
     residual_tokens: Literal["all", "text"] = Field(
-        "text", description="Tokens that experts change: all (paper) or text only; image tokens precede the prompt."
+        default="text",
+        description="Tokens that experts change: all (paper) or text only; image tokens precede the prompt.",
     )
     scope: Literal["image", "text+image"] = Field(
-        "image", description="Queries that edits can reach: those with a picture, or text-only ones as well."
+        default="image", description="Queries that edits can reach: those with a picture, or text-only ones as well."
     )
     top_experts: int | None = Field(
-        32, gt=0, description="Experts mixed per query at most; None mixes all that pass (exact mode)."
+        default=32, gt=0, description="Experts mixed per query at most; None mixes all that pass (exact mode)."
     )
 
     @model_validator(mode="after")

@@ -42,8 +42,8 @@ class LiveEdit(Editor):
         self.config = modules.config
         if self.config.width != backbone.width or self.config.layer >= len(backbone.layers) - 1:
             raise BackboneError(
-                f"This editor was made for width {self.config.width} and layer {self.config.layer}; {backbone.name} has "
-                f"width {backbone.width} and {len(backbone.layers)} layers. Train an editor for it: liveedit train."
+                f"This editor was made for width {self.config.width} and layer {self.config.layer}; {backbone.name} "
+                f"has width {backbone.width} and {len(backbone.layers)} layers. Train one for it: liveedit train."
             )
         self.modules = modules.to(backbone.device).eval()
         self.repository = ExpertRepository(backbone.device)

@@ -24,17 +24,19 @@ class RefineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(200, ge=0, description="Gradient steps at most; 0 takes none.")
-    rate: float = Field(0.15, gt=0, description="Learning rate of Adam on U and V, relative to their own size.")
-    picture_noise: float = Field(0.05, ge=0, description="Noise on the picture's states, relative to their size.")
-    carrier: str = Field("Please answer: {}", description="A second wording that is trained along.")
+    steps: int = Field(default=200, ge=0, description="Gradient steps at most; 0 takes none.")
+    rate: float = Field(default=0.15, gt=0, description="Learning rate of Adam on U and V, relative to their own size.")
+    picture_noise: float = Field(
+        default=0.05, ge=0, description="Noise on the picture's states, relative to their size."
+    )
+    carrier: str = Field(default="Please answer: {}", description="A second wording that is trained along.")
     confidence: float = Field(
-        0.8, gt=0, lt=1, description="The edit is right when each of its tokens has at least this probability."
+        default=0.8, gt=0, lt=1, description="The edit is right when each of its tokens has at least this probability."
     )
     visual_margin: float = Field(
-        1.0, description="An edit's own query must exceed the sentinel by this, in units of visual similarity."
+        default=1.0, description="An edit's own query must exceed the sentinel by this, in units of visual similarity."
     )
-    prompt_score: float = Field(4.0, description="An edit's own query must reach this similarity s of prompts.")
+    prompt_score: float = Field(default=4.0, description="An edit's own query must reach this similarity s of prompts.")
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,17 @@ class LiveEditRefine(LiveEdit):
         size_u, size_v = expert.u.std().clamp(min=1e-3), expert.v.std().clamp(min=1e-3)
         move_u, move_v = (torch.zeros_like(part, requires_grad=True) for part in (expert.u, expert.v))
         optimizer = torch.optim.Adam([move_u, move_v], lr=self.refining.rate)
-        for step in range(1, self.refining.steps + 1):
+        u, v, steps = expert.u, expert.v, 0
+        while steps < self.refining.steps:
             loss = self._loss(both, expert.u + size_u * move_u, expert.v + size_v * move_v, generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            steps += 1
             u, v = (expert.u + size_u * move_u).detach(), (expert.v + size_v * move_v).detach()
             if self._is_right(both, u, v):
                 break
-        return Expert(u, v, expert.visual_feature, expert.prompt_feature), step
+        return Expert(u, v, expert.visual_feature, expert.prompt_feature), steps
 
     @torch.no_grad()
     def _reachable(self, passage: _Passage, expert: Expert) -> Expert:

@@ -33,22 +33,27 @@ class LiveEditLosses(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hard_loss: Literal["paper", "margin"] = Field("margin", description="Hard-routing loss: equation 13, or margins.")
+    hard_loss: Literal["paper", "margin"] = Field(
+        default="margin", description="Hard-routing loss: equation 13, or margins."
+    )
     soft_loss: Literal["paper", "masked"] = Field(
-        "masked", description="Soft-routing loss: equations 15, 16, or masked."
+        default="masked", description="Soft-routing loss: equations 15, 16, or masked."
     )
     mixing: Literal["batch", "prefix", "routed"] = Field(
-        "routed",
+        default="routed",
         description="Experts mixed in a step: the batch's (paper), a random prefix and the own one (released code), or "
         "those that pass hard routing, as at query time.",
     )
-    kl_exchanged: bool = Field(False, description="KL(edited || base) as in the released code.")
-    text_locality: bool = Field(True, description="Text-only locality in the losses (released code: no).")
+    kl_exchanged: bool = Field(default=False, description="KL(edited || base) as in the released code.")
+    text_locality: bool = Field(default=True, description="Text-only locality in the losses (released code: no).")
     same_subject: Literal["negative", "ignored"] = Field(
-        "negative", description="Edits of the same subject that ask something else, in hard routing with margins."
+        default="negative",
+        description="Edits of the same subject that ask something else, in hard routing with margins.",
     )
-    margin: float = Field(2.0, ge=0, description="Margin of hard routing with margins.")
-    negative_weight: float = Field(2.0, gt=0, description="Weight of the negatives in margin and masked losses.")
+    margin: float = Field(default=2.0, ge=0, description="Margin of hard routing with margins.")
+    negative_weight: float = Field(
+        default=2.0, gt=0, description="Weight of the negatives in margin and masked losses."
+    )
 
     @classmethod
     def paper(cls) -> LiveEditLosses:
@@ -74,7 +79,7 @@ class LiveEditTask:
     ):
         self.backbone, self.layer, self.options, self.store = backbone, layer, options, store
         self.cases = tuple(cases)
-        self._places: list[dict[ProbeName, int]] = []
+        self._places: list[dict[str, int]] = []
         self._scopes: list[tuple[int, int]] = []
 
     def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -83,7 +88,7 @@ class LiveEditTask:
         subjects: dict[str, int] = {}
         relations: dict[str, int] = {}
         for case in self.cases:
-            place: dict[ProbeName, int] = {}
+            place: dict[str, int] = {}
             for probe in (case.reliability, *case.probes):
                 answer = case.edit.answer if probe.name in _IN_SCOPE else probe.answer
                 if probe.name not in (*_IN_SCOPE, *LOCALITY) or not answer or not answer.strip():
@@ -297,28 +302,28 @@ class LiveEditTask:
 
     # -- picking rows ------------------------------------------------------------------------------------
 
-    def _rows(self, cases: Sequence[int], names: Sequence[Sequence[ProbeName]]) -> _Rows:
+    def _rows(self, cases: Sequence[int], names: Sequence[Sequence[str]]) -> _Rows:
         places = [self._places[case][name] for case, wanted in zip(cases, names, strict=True) for name in wanted]
         position = [place for place, wanted in enumerate(names) for _ in wanted]
         scopes = torch.tensor([self._scopes[place] for place in places])
         return _Rows(self.store.batch(places), torch.tensor(position), scopes[:, 0], scopes[:, 1])
 
-    def _in_scope_names(self, case: int) -> list[ProbeName]:
+    def _in_scope_names(self, case: int) -> list[str]:
         return [name for name in _IN_SCOPE if name in self._places[case]]
 
-    def _locality_names(self, case: int, pictured: bool) -> list[ProbeName]:
+    def _locality_names(self, case: int, pictured: bool) -> list[str]:
         """The case's locality inputs; `pictured` leaves out those without a picture."""
         skipped = ("text_locality",) if pictured else ()
         return [name for name in LOCALITY if name in self._places[case] and name not in skipped]
 
-    def _hard_negatives(self, case: int, rng: np.random.Generator) -> list[ProbeName]:
+    def _hard_negatives(self, case: int, rng: np.random.Generator) -> list[str]:
         """The near-duplicate, which is what routing gets wrong, and one of the easier locality inputs."""
         names = self._locality_names(case, pictured=True)
-        near: list[ProbeName] = [name for name in names if name == "near_duplicate_locality"]
+        near = [name for name in names if name == "near_duplicate_locality"]
         easier = [name for name in names if name not in near]
         return near + ([easier[rng.integers(len(easier))]] if easier else [])
 
-    def _random_in_scope(self, case: int, rng: np.random.Generator) -> ProbeName:
+    def _random_in_scope(self, case: int, rng: np.random.Generator) -> str:
         names = self._in_scope_names(case)
         return names[rng.integers(len(names))]
 
