@@ -13,7 +13,6 @@ from PIL import Image
 from liveedit import demo
 from liveedit.backbones import Backbone
 from liveedit.cli import main
-from liveedit.datasets import sources
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
 from liveedit.errors import DatasetError
 from liveedit.model import EditedModel
@@ -74,7 +73,7 @@ def test_the_whole_demo(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("LIVEEDIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "FEWEST_DRAWN", 40)
+    monkeypatch.setattr(demo, "DRAWN", 40)
     # So small a world need not hold a known creature with another home.
     monkeypatch.setattr(demo, "_KINDS", (("name", False, "a name"), ("food", False, "its food")))
     with LiveEdit.untrained(tiny_llava, small_config()) as editor:

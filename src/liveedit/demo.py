@@ -35,6 +35,8 @@ Report = Callable[[str, int, int], None]
 BACKBONE: Final = "tiny-llava"
 BENCH_EDITOR: Final = "liveedit"
 ENLARGED: Final = 4
+DRAWN = 1_200
+"""Cases that are drawn at least: enough for 1,000 edits and for an example of each kind."""
 
 _KINDS: Final[tuple[tuple[str, bool, str], ...]] = (
     ("name", False, "the name of a creature that the model has never seen"),
@@ -114,7 +116,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the demo into a folder; returns everything that it found."""
     started = time.monotonic()
-    data = open_data("world", edits, lambda done, total: report("drawing pictures", done, total), fewest=0)
+    data = open_data("world", edits, lambda done, total: report("drawing pictures", done, total), DRAWN)
     backbone = load_backbone(BACKBONE)
     console.print(Text(f"{BACKBONE} is loaded; its weights stay as they are throughout.\n"))
     chosen = example_cases(data.cases)

@@ -50,17 +50,17 @@ def open_data(
     source: str,
     at_least: int = 0,
     progress: Progress = lambda done, total: None,
-    fewest: int = FEWEST_DRAWN,
+    fewest: int | None = None,
 ) -> NamedData:
     """The cases to measure on.
 
     source: "world" or "world:SEED" (the held-out part, drawn into `cache_folder` with a fifth more cases
-    than `at_least`, and no fewer than `fewest`), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises
+    than `at_least`, and no fewer than `fewest`, or `FEWEST_DRAWN`), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises
     `NotFoundError` for anything else.
     """
     seed = world_seed(source)
     if seed is not None:
-        count = max(fewest, at_least + at_least // 5)
+        count = max(FEWEST_DRAWN if fewest is None else fewest, at_least + at_least // 5)
         folder = cache_folder() / f"world-{seed}-{count}"
         file = kept_world(folder, seed, 0, count, progress)["eval"]
         return NamedData("world" if seed == HELD_OUT_SEED else f"world:{seed}", read("mmedit", file), (file,))

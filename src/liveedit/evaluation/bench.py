@@ -123,20 +123,14 @@ class Bench:
         label = f"{name}, {edits} edits, seed {seed}"
         measurements: list[Measurement] = []
         records: list[EditRecord] = []
-        total = sum(len(probes_of(group)[0]) for group in groups)
+        total = 2 * sum(len(probes_of(group)[0]) for group in groups)
         raw_file = self._file(name, edits, seed, ".answers.jsonl")
         beside = raw_file.with_suffix(".tmp")
-        done = 0
-
-        def tick(count: int) -> None:
-            nonlocal done
-            done += count
-            self.report(f"asking: {label}", done, total)
-
+        tick = self._ticking(f"asking: {label}", total)
         with beside.open("w", encoding="utf-8") as raw:
             for group in groups:
                 editor.reset()
-                self._ask_unedited(group)
+                self._ask_unedited(group, label)
                 ids = [(case.id, case.edit) for case in group]
                 made = len(records)
                 records += editor.edit(
@@ -160,9 +154,21 @@ class Bench:
         self._write(self._file(name, edits, seed, ".json"), row)
         return row
 
-    def _ask_unedited(self, group: Sequence[EditCase]) -> None:
+    def _ask_unedited(self, group: Sequence[EditCase], label: str) -> None:
         asked, *_ = probes_of(group)
-        self.unedited.ask(asked)
+        tick = self._ticking(f"asking the unedited model: {label}", 2 * len(self.unedited.missing(asked)))
+        self.unedited.ask(asked, tick)
+
+    def _ticking(self, what: str, total: int) -> Callable[[int], None]:
+        """A function that is told how many more are done, and reports how many that makes."""
+        done = 0
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            self.report(what, done, total)
+
+        return tick
 
     # -- rows on disk ------------------------------------------------------------------------------------
 

@@ -68,13 +68,20 @@ class UneditedAnswers:
         self.backbone, self.max_new_tokens, self.batch = backbone, max_new_tokens, batch
         self._replies: dict[tuple[str, int], Reply] = {}
 
+    def missing(self, asked: Sequence[AskedProbe]) -> list[AskedProbe]:
+        """Those locality probes that are not answered yet."""
+        return [item for item in asked if item.key not in self._replies and item.probe.name in LOCALITY]
+
     def ask(self, asked: Sequence[AskedProbe], progress: Any = lambda done: None) -> None:
-        """Make sure that these probes are answered. No editor may be attached with edits in force."""
-        missing = [item for item in asked if item.key not in self._replies and item.probe.name in LOCALITY]
+        """Make sure that these probes are answered. No editor may be attached with edits in force.
+
+        `progress` is told of each probe twice: it is asked freely, and along its answer.
+        """
+        missing = self.missing(asked)
         probes = [item.probe for item in missing]
         free = ask_freely(self.backbone, probes, self.max_new_tokens, self.batch, None, progress)
         texts = [text for text, _ in free]
-        forced = choose_along(self.backbone, probes, texts, self.batch, lambda done: None)
+        forced = choose_along(self.backbone, probes, texts, self.batch, progress)
         for item, text, (_, chosen) in zip(missing, texts, forced, strict=True):
             self._replies[item.key] = Reply(text, chosen)
 
@@ -100,12 +107,15 @@ def measure(
     progress: Any = lambda done: None,
     raw: TextIO | None = None,
 ) -> Measurement:
-    """Ask every probe of these edits, which are in force, in both ways; raw answers go to `raw` as JSON lines."""
+    """Ask every probe of these edits, which are in force, in both ways; raw answers go to `raw` as JSON lines.
+
+    `progress` is told of each probe twice, once for each way.
+    """
     asked, left_out, left_out_by_type = probes_of(cases)
     expected = [unedited[item].text if item.probe.name in LOCALITY else str(item.probe.answer) for item in asked]
     probes = [item.probe for item in asked]
     free = ask_freely(backbone, probes, unedited.max_new_tokens, unedited.batch, editor, progress)
-    forced = choose_along(backbone, probes, expected, unedited.batch, lambda done: None)
+    forced = choose_along(backbone, probes, expected, unedited.batch, progress)
     scores, fired_found = [], []
     for item, wanted, (text, fired), (tokens, chosen) in zip(asked, expected, free, forced, strict=True):
         reference = unedited[item].forced if item.probe.name in LOCALITY else tokens
