@@ -55,8 +55,8 @@ def open_data(
     """The cases to measure on.
 
     source: "world" or "world:SEED" (the held-out part, drawn into `cache_folder` with a fifth more cases
-    than `at_least`, and no fewer than `fewest`, or `FEWEST_DRAWN`), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises
-    `NotFoundError` for anything else.
+    than `at_least`, and no fewer than `fewest`, or `FEWEST_DRAWN`), a folder with eval.json, or
+    FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for anything else.
     """
     seed = world_seed(source)
     if seed is not None:
