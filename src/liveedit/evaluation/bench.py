@@ -127,10 +127,11 @@ class Bench:
         raw_file = self._file(name, edits, seed, ".answers.jsonl")
         beside = raw_file.with_suffix(".tmp")
         tick = self._ticking(f"asking: {label}", total)
+        editor.reset()
+        self._ask_unedited(groups, label)
         with beside.open("w", encoding="utf-8") as raw:
             for group in groups:
                 editor.reset()
-                self._ask_unedited(group, label)
                 ids = [(case.id, case.edit) for case in group]
                 made = len(records)
                 records += editor.edit(
@@ -154,8 +155,9 @@ class Bench:
         self._write(self._file(name, edits, seed, ".json"), row)
         return row
 
-    def _ask_unedited(self, group: Sequence[EditCase], label: str) -> None:
-        asked, *_ = probes_of(group)
+    def _ask_unedited(self, groups: Sequence[Sequence[EditCase]], label: str) -> None:
+        """All groups at once: of few edits each, they would make small batches."""
+        asked = [item for group in groups for item in probes_of(group)[0]]
         tick = self._ticking(f"asking the unedited model: {label}", 2 * len(self.unedited.missing(asked)))
         self.unedited.ask(asked, tick)
 
