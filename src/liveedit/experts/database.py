@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,14 +61,14 @@ def open_database(path: Path, create: bool, busy_timeout_s: float) -> sqlite3.Co
             uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
-            _prepare(connection, path)
+            _prepare(connection, path, busy_timeout_s)
         except BaseException:
             connection.close()
             raise
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, busy_timeout_s: float) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
@@ -76,12 +77,25 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     migrate(connection, f"The edits file {str(path)!r}")
     # Only now: the application id then stands in the main file itself, where `_check_header` reads it, and
     # not in a log beside it.
-    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    mode = _turn_wal_on(connection, busy_timeout_s)
     if mode != "wal":
         raise StoreError(
             f"The edits file {str(path)!r} is on a file system that allows no write-ahead log (SQLite "
             f"stays in mode {mode!r}). Put it on a local disk."
         )
+
+
+def _turn_wal_on(connection: sqlite3.Connection, busy_timeout_s: float) -> str:
+    """The journal mode after asking for WAL. SQLite does not wait for others in this change: it is tried again."""
+    until = time.monotonic() + busy_timeout_s
+    while True:
+        try:
+            return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            locked = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not locked or time.monotonic() >= until:
+                raise
+            time.sleep(0.02)
 
 
 def _check_path(path: Path, create: bool) -> None:
