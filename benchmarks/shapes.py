@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from liveedit.backbones import Backbone, load_backbone
-from liveedit.backbones.tiny_llava.build import build_processor, build_tokenizer
+from liveedit.backbones.built_in.models import TINY_LLAVA
+from liveedit.backbones.built_in.tokenizer import build_tokenizer
 from liveedit.datasets.world.questions import vocabulary
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.experts import Expert, ExpertRepository
@@ -85,7 +86,7 @@ def build_backbone(shape: Shape, device: torch.device, seed: int = 0) -> Backbon
     generation = model.generation_config
     generation.pad_token_id, generation.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
     generation.eos_token_id = tokenizer.eos_token_id
-    return Backbone(shape.name, model, _processor(shape, build_processor(tokenizer)))
+    return Backbone(shape.name, model, _processor(shape, TINY_LLAVA.processor()))
 
 
 def editor_config(shape: Shape) -> LiveEditConfig:

@@ -69,7 +69,7 @@ class Baseline:
     def suffix(self) -> None:
         states = self.states.detach().clone().requires_grad_()
         with _mixed_precision(self.backbone.device):
-            logits = self.backbone.logits_from(states, self.inputs.attention_mask, self.layer, self.predicting)
+            logits = self.backbone.logits_from(states, self.inputs, self.layer, self.predicting)
             loss = F.cross_entropy(logits.float(), self.targets)
         loss.backward()
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from liveedit.backbones import Backbone, load_backbone
-from liveedit.backbones.tiny_llava.build import build_model, build_processor, build_tokenizer
+from liveedit.backbones.built_in.models import TINY_LLAVA
 from liveedit.datasets import read
 from liveedit.datasets.world import write_world
 from liveedit.editors.liveedit import LiveEditConfig
@@ -24,9 +24,7 @@ ConfigMaker = Callable[..., LiveEditConfig]
 @pytest.fixture(scope="session")
 def shared_random_backbone() -> Backbone:
     """A tiny LLaVA with random weights; use `random_backbone`, which looks after it."""
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=1)
-    return Backbone("tiny-random", model, build_processor(tokenizer))
+    return Backbone("tiny-random", TINY_LLAVA.build(seed=1), TINY_LLAVA.processor())
 
 
 @pytest.fixture(scope="session")

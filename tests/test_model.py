@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from liveedit.backbones import ASSETS, Backbone
+from liveedit.backbones import Backbone, built_in_folder
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
@@ -238,7 +238,7 @@ def test_digests_tell_backbones_apart(tiny_llava: Backbone, random_backbone: Bac
 
 
 @pytest.mark.skipif(
-    not (ASSETS / "tiny-llava-liveedit" / "editor.json").is_file(), reason="no trained editor ships yet"
+    not (built_in_folder("tiny-llava-liveedit") / "editor.json").is_file(), reason="no trained editor ships yet"
 )
 @pytest.mark.parametrize("editor", ["liveedit", "liveedit-refine"])
 def test_the_editor_that_ships_edits_and_keeps_edits_apart(

@@ -100,7 +100,7 @@ def test_front_and_back_are_the_whole(random_backbone: Backbone, mixed: list[Que
     with torch.no_grad():
         whole = random_backbone.logits(inputs)
         states = random_backbone.states(inputs, layer)
-        parts = random_backbone.logits_from(states, inputs.attention_mask, layer, wanted)
+        parts = random_backbone.logits_from(states, inputs, layer, wanted)
         again = random_backbone.logits(inputs)
     torch.testing.assert_close(parts, whole[wanted], atol=1e-5, rtol=1e-5)
     assert torch.equal(whole, again)
@@ -119,7 +119,7 @@ def test_gradients_of_the_back_are_those_of_the_whole(random_backbone: Backbone,
     with torch.no_grad():
         states = random_backbone.states(inputs, layer)
     states.requires_grad_()
-    back = random_backbone.logits_from(states, inputs.attention_mask, layer, inputs.answer_mask)
+    back = random_backbone.logits_from(states, inputs, layer, inputs.answer_mask)
     (found,) = torch.autograd.grad(back.logsumexp(-1).sum(), states)
     assert found.abs().max() > 0
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
@@ -130,7 +130,7 @@ def test_the_decoder_is_whole_again_after_an_exception(random_backbone: Backbone
     with torch.no_grad():
         before = random_backbone.logits(inputs)
     with pytest.raises(Exception, match=r".+"), torch.no_grad():
-        random_backbone.logits_from(torch.zeros(1, 2, 7), torch.ones(1, 2), 3, torch.ones(1, 2, dtype=torch.bool))
+        random_backbone.logits_from(torch.zeros(1, 2, 7), inputs, 3, inputs.prompt_mask)
     with torch.no_grad():
         assert torch.equal(before, random_backbone.logits(inputs))
 
@@ -189,7 +189,7 @@ def test_a_built_in_backbone_is_an_ordinary_checkpoint() -> None:
 def test_unknown_backbones_are_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BackboneError, match=r"could not be loaded.*built-in name \(tiny-llava\)"):
+    with pytest.raises(BackboneError, match=r"could not be loaded.*built-in name \(tiny-llava, tiny-blip2"):
         load_backbone(name)
 
 

@@ -1,35 +1,56 @@
-"""A frozen model seen as: inputs -> hidden states at a layer -> logits."""
+"""A frozen model seen as: inputs -> hidden states at a layer -> logits. The rule that holds for most families."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel
 
 from ..errors import BackboneError, InvalidInputError
 from ..images import open_image
 from ..samples import Question
-from .inputs import Inputs, pad
+from .halves import resumed_at, states_after
+from .inputs import Inputs, Layout, pad
+
+_NOT_OF_PICTURES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+_PICTURE_WORDS = ("image", "img", "vision", "video", "<row_")
+_SAMPLE_PICTURE = (448, 448)
 
 
 class Backbone:
-    """A vision-language model that is read and steered, but whose weights are never changed by this class.
+    """A model that is read and steered, but whose weights are never changed by this class.
 
     Layers are counted from 0; "the states at layer l" are the output of decoder layer l, (batch, length, width).
+    Families that differ from the rule subclass this and override the one method that differs (`families/`).
     """
 
-    def __init__(self, name: str, model: PreTrainedModel, processor: ProcessorMixin):
+    reads_pictures = True
+    token_type_name: str | None = None
+    """Name of a per-token model input that is 1 at image tokens, in families that want one."""
+    has_positions = False
+    """Whether the family has positions that are not a plain count."""
+
+    def __init__(self, name: str, model: PreTrainedModel, processor: Any):
         self.name, self.model, self.processor = name, model.eval().requires_grad_(False), processor
-        self.tokenizer = processor.tokenizer  # type: ignore[attr-defined]
+        self.tokenizer: Any = processor.tokenizer
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.decoder: Any = _find_decoder(model)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
-        self.end_token_id = int(self.tokenizer.eos_token_id)
-        self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
+        self.pad_token_id: Any = self.tokenizer.pad_token_id
         self.current_inputs: Inputs | None = None
+
+    @classmethod
+    def load_processor(cls, source: str) -> Any:
+        """What prepares pictures and text, from a folder or hub name: an object with a `tokenizer`."""
+        return AutoProcessor.from_pretrained(source)
 
     # -- what it is --------------------------------------------------------------------------------------
 
@@ -41,12 +62,12 @@ class Backbone:
     @property
     def width(self) -> int:
         """Width of the hidden states."""
-        return int(self.word_embeddings.weight.shape[1])
+        return int(self.decoder.config.hidden_size)
 
     @property
     def device(self) -> torch.device:
-        """Where the word embeddings are."""
-        return self.word_embeddings.weight.device
+        """Where inputs go: the device on which the word embeddings are computed."""
+        return _execution_device(self.word_embeddings)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,14 +87,37 @@ class Backbone:
             raise BackboneError(f"{self.name} has no output embeddings: it is no model that generates text.")
         return head
 
-    @property
+    @cached_property
     def image_tokens(self) -> int:
-        """How many tokens a picture takes."""
-        return int(getattr(self.model.config, "image_seq_length", 0))
+        """How many tokens a picture of 448 x 448 pixels takes; other sizes may take others. 0 for text-only models."""
+        if not self.reads_pictures:
+            return 0
+        return int(self.encode([Question("?", Image.new("RGB", _SAMPLE_PICTURE))]).image_mask.sum())
+
+    @cached_property
+    def end_token_id(self) -> int:
+        """The token that ends an answer: of those at which generate() stops, the one that ends a turn of the chat."""
+        stops = getattr(self.model.generation_config, "eos_token_id", None)
+        stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or ""
+        for stop in stops:
+            if self.tokenizer.convert_ids_to_tokens(stop) in str(template):
+                return int(stop)
+        end = int(self.tokenizer.eos_token_id)
+        return end if not stops or end in stops else int(stops[0])
+
+    @property
+    def first_edit_layer(self) -> int:
+        """The first layer from whose states the rest of the model can be run."""
+        return 0
+
+    def layer_device(self, layer: int) -> torch.device:
+        """Where a layer is computed."""
+        return _execution_device(self.layers[layer])
 
     def default_edit_layer(self) -> int:
         """Two thirds of the depth: layer 21 of 32 in the paper (section 7.4), counted from 1 there."""
-        return max(0, round(len(self.layers) * 21 / 32) - 1)
+        return max(self.first_edit_layer, round(len(self.layers) * 21 / 32) - 1)
 
     # -- questions to tensors ----------------------------------------------------------------------------
 
@@ -82,17 +126,23 @@ class Backbone:
     ) -> Inputs:
         """Questions, and their answers behind them, as one padded batch.
 
-        Raises `InvalidInputError` for an empty batch, a prompt without text, or a text with the model's image marker;
-        `ImageError` for a bad picture.
+        Raises `InvalidInputError` for an empty batch, a prompt without text, a text with the model's image marker, a
+        text that is too long, or a picture for a text-only model; `ImageError` for a bad picture.
         """
         if not questions:
             raise InvalidInputError("No question was given. Give at least one.")
-        self._check_markers([question.prompt for question in questions], answers or ())
-        texts = [self._prompt_text(question) for question in questions]
-        prompts, pixels = self._process(texts, [open_image(q.image) for q in questions if q.image is not None])
+        if padding not in ("left", "right"):
+            raise InvalidInputError(f"padding={padding!r} was given. Give 'left' or 'right'.")
+        self._check_texts([question.prompt for question in questions], answers or ())
+        images = [open_image(question.image) for question in questions if question.image is not None]
+        if images and not self.reads_pictures:
+            raise InvalidInputError(f"{self.name} reads text alone, but a picture was given. Ask without one.")
+        texts = [self.prompt_text(question) for question in questions]
+        prompts, extras = self.process(texts, images)
         endings = [[] for _ in texts] if answers is None else self._answer_ids(texts, answers)
         rows = [prompt + ending for prompt, ending in zip(prompts, endings, strict=True)]
         kinds = [self._kinds(prompt, ending) for prompt, ending in zip(prompts, endings, strict=True)]
+        self._check_length(max(len(row) for row in rows))
         kind = pad(kinds, -1, padding)
         inputs = Inputs(
             input_ids=pad(rows, self.pad_token_id, padding),
@@ -100,49 +150,91 @@ class Backbone:
             image_mask=kind == 1,
             prompt_mask=kind == 0,
             answer_mask=kind == 2,
-            pixel_values=pixels,
+            extras={
+                name: value.to(self.dtype) if value.is_floating_point() else value for name, value in extras.items()
+            },
         )
-        return inputs.to(self.device)
+        return self.complete(inputs).to(self.device)
 
-    def _prompt_text(self, question: Question) -> str:
-        if not question.prompt.strip():
-            raise InvalidInputError("The prompt is empty. Give the text of a question.")
+    def prompt_text(self, question: Question) -> str:
+        """The question in the model's chat format, with the marker of its picture."""
         parts: list[dict[str, str]] = [{"type": "text", "text": question.prompt}]
         if question.image is not None:
             parts.insert(0, {"type": "image"})
         messages = [{"role": "user", "content": parts}]
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)  # type: ignore[return-value]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def _check_markers(self, *texts: Sequence[str]) -> None:
-        marker = getattr(self.processor, "image_token", None)
-        for text in (text for group in texts for text in group):
-            if marker and marker in text:
-                raise InvalidInputError(
-                    f"The text {text!r} contains {marker}, which stands for a picture in {self.name}. Take it out; a "
-                    "question's picture is placed by itself."
-                )
+    def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
+        """Token ids of each text, its picture's tokens among them, and what the model takes of the pictures."""
+        encoded = self.processor(
+            images=images or None,
+            text=texts,
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=self._starts_are_missing(texts),
+        )
+        present = encoded["attention_mask"].bool()
+        ids = [row[mask].tolist() for row, mask in zip(encoded["input_ids"], present, strict=True)]
+        return ids, {name: value for name, value in encoded.items() if name not in _NOT_OF_PICTURES}
 
-    def _process(self, texts: list[str], images: list[Any]) -> tuple[list[list[int]], Tensor | None]:
-        encoded = self.processor(images=images or None, text=texts)  # type: ignore[operator]
-        ids = [list(row) for row in encoded["input_ids"]]
-        if not images:
-            return ids, None
-        pixels = torch.stack([torch.as_tensor(picture) for picture in encoded["pixel_values"]])
-        return ids, pixels.to(self.dtype)
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts, with a start token where the chat template has not written one."""
+        return self.tokenizer(texts, add_special_tokens=self._starts_are_missing(texts))["input_ids"]
+
+    def _starts_are_missing(self, texts: Sequence[str]) -> bool:
+        start = self.tokenizer.bos_token
+        return not (start and texts[0].startswith(start))
+
+    def complete(self, inputs: Inputs) -> Inputs:
+        """Add what the family's model wants for each token."""
+        if self.token_type_name is None or not inputs.extras:
+            return inputs
+        return replace(inputs, extras={**inputs.extras, self.token_type_name: inputs.image_mask.long()})
+
+    def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
+        """How many image tokens these pictures take; None where the model itself refuses other counts."""
+        return None
+
+    @cached_property
+    def markers(self) -> frozenset[str]:
+        """Special tokens that have to do with pictures; no text may contain them."""
+        special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        found = {token for token in special if any(part in token.lower() for part in _PICTURE_WORDS)}
+        if self.image_token_id is not None and self.image_token_id < len(self.tokenizer):
+            found.add(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
+        return frozenset(found)
+
+    def _check_texts(self, prompts: Sequence[str], answers: Sequence[str]) -> None:
+        if not all(prompt.strip() for prompt in prompts):
+            raise InvalidInputError("The prompt is empty. Give the text of a question.")
+        for text in (*prompts, *answers):
+            for marker in self.markers:
+                if marker in text:
+                    raise InvalidInputError(
+                        f"The text {text!r} contains {marker}, which stands for a picture in {self.name}. Take it "
+                        "out; a question's picture is placed by itself."
+                    )
+
+    def _check_length(self, tokens: int) -> None:
+        limit = getattr(self.decoder.config, "max_position_embeddings", None)
+        if limit is not None and tokens > limit:
+            raise InvalidInputError(
+                f"Question and answer take {tokens} tokens, and {self.name} takes {limit} at most. Shorten them."
+            )
 
     def _answer_ids(self, texts: list[str], answers: Sequence[str]) -> list[list[int]]:
-        """Tokens of each answer as they follow the prompt, and the end-of-sequence token."""
+        """Tokens of each answer as they follow the prompt, and the token that ends it."""
         found = []
         for text, answer in zip(texts, answers, strict=True):
             if not answer.strip():  # A model may say nothing: its answer then is the end of the sequence.
                 found.append([self.end_token_id])
                 continue
-            alone = self.tokenizer(text)["input_ids"]
-            joined = self.tokenizer(f"{text} {answer.strip()}")["input_ids"]
+            gap = "" if text[-1:].isspace() else " "
+            alone, joined = self.tokenize([text, f"{text}{gap}{answer.strip()}"])
             if joined[: len(alone)] == alone:
                 ids = joined[len(alone) :]
             else:  # The tokenizer merged across the border: what is generated starts behind the prompt.
-                ids = self.tokenizer(f" {answer.strip()}", add_special_tokens=False)["input_ids"]
+                ids = self.tokenizer(f"{gap}{answer.strip()}", add_special_tokens=False)["input_ids"]
             found.append([*ids, self.end_token_id])
         return found
 
@@ -152,112 +244,105 @@ class Backbone:
     # -- running -----------------------------------------------------------------------------------------
 
     def embeddings(self, inputs: Inputs) -> Tensor:
-        """Word embeddings of the input ids, (batch, length, width); image tokens hold their placeholder."""
-        return self.word_embeddings(inputs.input_ids)
+        """Word embeddings of the input ids, (batch, length, width); image tokens hold a placeholder."""
+        ids = inputs.input_ids
+        if self.image_token_id is not None and self.image_token_id >= self.word_embeddings.num_embeddings:
+            ids = ids.masked_fill(inputs.image_mask, self.pad_token_id)
+        return self.word_embeddings(ids)
 
     def logits(self, inputs: Inputs) -> Tensor:
         """Logits of every position, (batch, length, vocabulary)."""
         with self._reading(inputs):
-            return self.model(**inputs.model_inputs(), use_cache=False).logits
+            return self.model_for(inputs)(**inputs.model_inputs(), use_cache=False).logits
 
     def states(self, inputs: Inputs, layer: int) -> Tensor:
         """States at a layer; the layers behind it do not run."""
-        handle = self.layers[layer].register_forward_hook(_stop)
-        try:
-            with self._reading(inputs):
-                self.model(**inputs.model_inputs(), use_cache=False)
-        except _StoppedError as stop:
-            return stop.states
-        finally:
-            handle.remove()
-        raise BackboneError(f"Layer {layer} of {self.name} did not run.")
+        with self._reading(inputs):
+            model = self.model_for(inputs)
+            states = states_after(self.layers[layer], lambda: model(**inputs.model_inputs(), use_cache=False))
+        if states is None:
+            raise BackboneError(f"Layer {layer} of {self.name} did not run.")
+        return states
 
-    def logits_from(self, states: Tensor, attention_mask: Tensor, layer: int, positions: Tensor) -> Tensor:
+    def logits_from(self, states: Tensor, layout: Layout, layer: int, wanted: Tensor) -> Tensor:
         """Logits from the states at a layer: only the layers behind it run.
 
-        states: (batch, length, width); attention_mask: (batch, length), right-padded; positions: (batch, length)
-        booleans, the positions whose logits are wanted. Returns (wanted, vocabulary), row by row. Gradients flow
-        into `states`. Not for two threads at once: the earlier layers are stood in for during the call.
+        states: (batch, length, width), right-padded as `layout` says; wanted: (batch, length) booleans, the positions
+        whose logits are wanted. Returns (wanted, vocabulary), row by row. Gradients flow into `states`. Not for two
+        threads at once: the earlier layers are stood in for during the call.
         """
-        with self._resumed_at(layer, states):
-            hidden = self.decoder(inputs_embeds=states, attention_mask=attention_mask, use_cache=False)
-        return self.head(hidden.last_hidden_state[positions])
+        if layer < self.first_edit_layer:
+            raise BackboneError(
+                f"{self.name} cannot be run from the states at layer {layer}: the first layers take the picture in "
+                f"once more. Choose an edit layer from {self.first_edit_layer} on."
+            )
+        with resumed_at(self.decoder, layer, states):
+            arguments = self.decoder_arguments(layout, states)
+            hidden = self.decoder(inputs_embeds=states, use_cache=False, **arguments).last_hidden_state
+        return self.head(hidden[wanted.to(hidden.device)])
+
+    def decoder_arguments(self, layout: Layout, states: Tensor) -> dict[str, Any]:
+        """What the decoder takes besides embeddings."""
+        arguments: dict[str, Any] = {"attention_mask": layout.attention_mask.to(states.device)}
+        if layout.positions is not None:
+            arguments["position_ids"] = layout.positions.to(states.device)
+        return arguments
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of final hidden states."""
         return self.output_embeddings(hidden)
 
     @torch.inference_mode()
-    def generate(self, inputs: Inputs, max_new_tokens: int = 32) -> list[str]:
-        """Greedy answers, until the model stops by itself or `max_new_tokens` are spent.
+    def generate(
+        self, inputs: Inputs, max_new_tokens: int = 32, *, beams: int = 1, sequences: int = 1, use_cache: bool = True
+    ) -> list[str]:
+        """Answers without sampling, until the model stops by itself or `max_new_tokens` are spent.
 
-        Expects a left-padded batch without answers; raises `InvalidInputError` for one that has any.
+        Expects a left-padded batch without answers; raises `InvalidInputError` for one that has any. With `beams`,
+        the `sequences` best of each question, question by question.
         """
         if bool(inputs.answer_mask.any()):
             raise InvalidInputError("Questions with answers were given to generate(). Encode them without.")
         with self._reading(inputs):
-            output = self.model.generate(  # type: ignore[operator]
+            output = self.model_for(inputs).generate(
                 **inputs.model_inputs(),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                num_beams=1,
+                num_beams=beams,
+                num_return_sequences=sequences,
+                use_cache=use_cache,
                 pad_token_id=self.pad_token_id,
             )
         answers = output[:, inputs.input_ids.shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
+    def model_for(self, inputs: Inputs) -> Any:
+        """The module that runs these inputs: the model itself, or the part of it that takes text alone."""
+        return self.model
+
     @contextmanager
     def _reading(self, inputs: Inputs) -> Iterator[None]:
         """Lets editors know during a call which tokens are picture, prompt and answer."""
+        expected, found = self.expected_image_tokens(inputs.extras), int(inputs.image_mask.sum())
+        if expected is not None and expected != found:
+            raise InvalidInputError(
+                f"The batch has {found} image tokens, but its pictures take {expected} in {self.name}. Make inputs "
+                "with encode(), which places them."
+            )
         before, self.current_inputs = self.current_inputs, inputs
         try:
             yield
         finally:
             self.current_inputs = before
 
-    @contextmanager
-    def _resumed_at(self, layer: int, states: Tensor) -> Iterator[None]:
-        """Stand-ins for the layers up to `layer`: the last of them gives the stored states."""
-        originals = self.decoder.layers
-        passed = [_StandIn(original, None) for original in originals[:layer]]
-        stand_ins = [*passed, _StandIn(originals[layer], states), *originals[layer + 1 :]]
-        self.decoder.layers = nn.ModuleList(stand_ins)
-        try:
-            yield
-        finally:
-            self.decoder.layers = originals
 
-
-class _StoppedError(Exception):
-    """Carries the states out of a forward pass that is not to go on."""
-
-    def __init__(self, states: Tensor):
-        super().__init__()
-        self.states = states
-
-
-def _stop(layer: nn.Module, arguments: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
-    raise _StoppedError(output if isinstance(output, Tensor) else output[0])
-
-
-class _StandIn(nn.Module):
-    """Takes the place of a decoder layer: gives stored states, or what it receives. Looks like the original."""
-
-    def __init__(self, original: nn.Module, states: Tensor | None):
-        super().__init__()
-        object.__setattr__(self, "_original", original)
-        object.__setattr__(self, "_states", states)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(object.__getattribute__(self, "_original"), name)
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        """The stored states, or the hidden states unchanged."""
-        states = object.__getattribute__(self, "_states")
-        return hidden_states if states is None else states
+def _execution_device(module: nn.Module) -> torch.device:
+    """Where a module is computed; offloaded weights lie elsewhere, and are moved there for the time of a call."""
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    return next(module.parameters()).device
 
 
 def _find_decoder(model: PreTrainedModel) -> nn.Module:
@@ -265,5 +350,9 @@ def _find_decoder(model: PreTrainedModel) -> nn.Module:
     for _ in range(4):
         if isinstance(getattr(decoder, "layers", None), nn.ModuleList):
             return decoder
-        decoder = decoder.get_decoder()
-    raise BackboneError(f"{type(model).__name__} has no list of decoder layers that LiveEdit can find.")
+        find = getattr(decoder, "get_decoder", None)
+        decoder = find() if find is not None else None
+    raise BackboneError(
+        f"{type(model).__name__} has no list of decoder layers that LiveEdit can find: its get_decoder() leads to no "
+        "module with a ModuleList named `layers`. Subclass liveedit.backbones.Backbone for it."
+    )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..errors import InvalidInputError
 from ..samples import Question
 from .backbone import Backbone
-from .inputs import Inputs, pad
+from .inputs import Inputs, before_each, pad
 
 IN_MEMORY_BYTES = 1 << 31
 """Beyond this, states go to a file that the system pages in as needed."""
@@ -27,6 +28,7 @@ class StateBatch:
 
     states: (batch, length, d) float32. ids: (batch, length). image, prompt, answer: (batch, length) booleans.
     final: (answer tokens in the batch, d), the unedited model's last hidden states that predict them, row by row.
+    positions: (axes, batch, length) where the family has positions of its own.
     """
 
     states: Tensor
@@ -35,6 +37,12 @@ class StateBatch:
     prompt: Tensor
     answer: Tensor
     final: Tensor
+    positions: Tensor | None = None
+
+    @property
+    def image_mask(self) -> Tensor:
+        """(batch, length) booleans: `image`, by its name in `Layout`."""
+        return self.image
 
     @property
     def attention_mask(self) -> Tensor:
@@ -44,7 +52,7 @@ class StateBatch:
     @property
     def predicting(self) -> Tensor:
         """(batch, length) booleans: the positions before each answer token."""
-        return torch.cat([self.answer[:, 1:], torch.zeros_like(self.answer[:, :1])], 1)
+        return before_each(self.answer)
 
     @property
     def targets(self) -> Tensor:
@@ -54,9 +62,21 @@ class StateBatch:
     def select(self, rows: Tensor) -> StateBatch:
         """Some rows, given as (batch,) booleans, in their order."""
         final = self.final[rows[self.answer.nonzero()[:, 0]]]
+        positions = None if self.positions is None else self.positions[:, rows]
         return StateBatch(
-            self.states[rows], self.ids[rows], self.image[rows], self.prompt[rows], self.answer[rows], final
+            self.states[rows],
+            self.ids[rows],
+            self.image[rows],
+            self.prompt[rows],
+            self.answer[rows],
+            final,
+            positions,
         )
+
+    def to(self, device: torch.device) -> StateBatch:
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,6 +93,7 @@ class StateStore:
         self.backbone, self.layer, self._folder = backbone, layer, folder
         self._ids: list[Tensor] = []
         self._kinds: list[Tensor] = []
+        self._positions: list[Tensor] | None = None
         self._starts: list[int] = []
         self._final_starts: list[int] = []
         self._states, self._final = torch.empty(0), torch.empty(0)
@@ -87,7 +108,9 @@ class StateStore:
         batch: int = 64,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Run the backbone over all items. Mixed precision on CPUs: bfloat16 products, float32 sums."""
+        """Run the backbone over all items. Mixed precision for float32 models: bfloat16 products, float32 sums."""
+        if not items:
+            raise InvalidInputError("No question was given to keep the states of. Give at least one.")
         chunks = [items[start : start + batch] for start in range(0, len(items), batch)]
         states_found: list[Tensor] = []
         final_found: list[Tensor] = []
@@ -95,8 +118,7 @@ class StateStore:
         for done, chunk in enumerate(chunks, 1):
             inputs = self.backbone.encode([question for question, _ in chunk], [answer for _, answer in chunk])
             states, final = self._run(inputs)
-            present = inputs.attention_mask.bool()
-            flat = states[present]
+            flat = states[inputs.attention_mask.bool().cpu()]
             if spill is None:
                 states_found.append(flat)
             else:
@@ -118,14 +140,23 @@ class StateStore:
             states[row, :length] = self._states[start : start + length]
             answer_tokens = int((self._kinds[index] == 2).sum())
             finals.append(self._final[self._final_starts[index] : self._final_starts[index] + answer_tokens])
-        return StateBatch(states, ids, kind == 1, kind == 0, kind == 2, torch.cat(finals).float())
+        final, positions = torch.cat(finals).float(), self._padded_positions(indices)
+        found = StateBatch(states, ids, kind == 1, kind == 0, kind == 2, final, positions)
+        return found.to(self.backbone.layer_device(self.layer))
+
+    def _padded_positions(self, indices: Sequence[int]) -> Tensor | None:
+        if self._positions is None:
+            return None
+        kept = [self._positions[index] for index in indices]
+        axes = [pad([row[axis].tolist() for row in kept], 0, "right") for axis in range(len(kept[0]))]
+        return torch.stack(axes)
 
     @torch.no_grad()
     def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
 
-        def keep(module: object, arguments: object, output: Tensor) -> None:
-            kept.append(output)
+        def keep(module: object, arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            kept.append(output if isinstance(output, Tensor) else output[0])
 
         handles = [
             self.backbone.layers[self.layer].register_forward_hook(keep),
@@ -140,8 +171,8 @@ class StateStore:
         finally:
             for handle in handles:
                 handle.remove()
-        predicting = torch.cat([inputs.answer_mask[:, 1:], torch.zeros_like(inputs.answer_mask[:, :1])], 1)
-        return kept[0].bfloat16().cpu(), kept[1][predicting].bfloat16().cpu()
+        states, final = kept
+        return states.bfloat16().cpu(), final[inputs.predicting.to(final.device)].bfloat16().cpu()
 
     def _remember(self, inputs: Inputs) -> None:
         kinds = inputs.image_mask.int() + 2 * inputs.answer_mask.int()
@@ -152,6 +183,9 @@ class StateStore:
             self._final_starts.append(self._final_starts[-1] + previous if self._final_starts else 0)
             self._ids.append(inputs.input_ids[row][present].cpu())
             self._kinds.append(kinds[row][present].to(torch.int8).cpu())
+        if self.backbone.has_positions:
+            self._positions = self._positions or []
+            self._positions += [_positions_of(inputs, row) for row in range(len(inputs))]
 
     def _estimate(self, items: Sequence[Item]) -> int:
         tokens_each = self.backbone.image_tokens + 32
@@ -164,6 +198,14 @@ class StateStore:
             self._folder = Path(self._temporary.name)
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / "states.bf16"
+
+
+def _positions_of(inputs: Inputs, row: int) -> Tensor:
+    """(axes, tokens) of one row; a batch of text alone counts on all axes."""
+    present = inputs.attention_mask[row].bool()
+    if inputs.positions is None:
+        return torch.arange(int(present.sum())).expand(3, -1)
+    return inputs.positions[:, row][:, present].cpu()
 
 
 class _Spill:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone
+from ..backbones import Backbone, Inputs
 from ..samples import Edit
 from .base import Editor
 
@@ -52,15 +52,13 @@ class FineTuneLast(Editor):
         before = len(self.backbone.layers) - 2
         with torch.no_grad():
             states = self.backbone.states(inputs, before)
-        predicting = torch.cat([inputs.answer_mask[:, 1:], torch.zeros_like(inputs.answer_mask[:, :1])], 1)
-        targets = inputs.input_ids[inputs.answer_mask]
         parameters = list(self._layer.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=self.config.rate, weight_decay=self.config.weight_decay)
         self._layer.requires_grad_(True)
         steps = 0
         try:
             while steps < self.config.steps:
-                loss = self._loss(states, inputs.attention_mask, before, predicting, targets)
+                loss = self._loss(states, inputs, before)
                 if loss.item() < self.config.stop_below_nats:
                     break
                 optimizer.zero_grad(set_to_none=True)
@@ -72,9 +70,9 @@ class FineTuneLast(Editor):
             optimizer.zero_grad(set_to_none=True)
         return {"refine_steps": steps}
 
-    def _loss(self, states: Tensor, mask: Tensor, layer: int, predicting: Tensor, targets: Tensor) -> Tensor:
-        logits = self.backbone.logits_from(states, mask, layer, predicting)
-        return F.cross_entropy(logits.float(), targets)
+    def _loss(self, states: Tensor, inputs: Inputs, layer: int) -> Tensor:
+        logits = self.backbone.logits_from(states, inputs, layer, inputs.predicting)
+        return F.cross_entropy(logits.float(), inputs.input_ids[inputs.answer_mask].to(logits.device))
 
     def reset(self) -> None:
         """Put the layer's first weights back."""

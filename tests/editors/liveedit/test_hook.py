@@ -105,7 +105,7 @@ def greedy_without_cache(backbone: Backbone, question: Question, count: int) -> 
             longer(inputs.image_mask, False),
             longer(inputs.prompt_mask, False),
             longer(inputs.answer_mask, True),
-            inputs.pixel_values,
+            inputs.extras,
         )
         with torch.no_grad():
             found.append(int(backbone.logits(whole)[0, -1].argmax()))

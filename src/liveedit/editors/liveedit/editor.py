@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ...backbones import ASSETS, Backbone, Inputs
+from ...backbones import BUILT_IN, Backbone, Inputs, built_in_folder
 from ...checkpoints import load_tensors, save_tensors
 from ...errors import BackboneError, CheckpointError, NotFoundError
 from ...experts import Expert, ExpertRepository
@@ -45,10 +45,10 @@ class LiveEdit(Editor):
                 f"This editor was made for width {self.config.width} and layer {self.config.layer}; {backbone.name} "
                 f"has width {backbone.width} and {len(backbone.layers)} layers. Train one for it: liveedit train."
             )
-        self.modules = modules.to(backbone.device).eval()
-        self.repository = ExpertRepository(backbone.device)
-        self._hook = RoutingHook(backbone, self.config.layer, self._route)
-        self._hook.config = self.config
+        self.device = backbone.layer_device(self.config.layer)
+        self.modules = modules.to(self.device).eval()
+        self.repository = ExpertRepository(self.device)
+        self._hook = RoutingHook(backbone, self.config, self._route, self.repository)
 
     # -- making, saving, loading -------------------------------------------------------------------------
 
@@ -61,10 +61,11 @@ class LiveEdit(Editor):
     @classmethod
     def load(cls, backbone: Backbone, source: str | None = None) -> Self:
         """The trained editor in `source`, or the one that ships with a built-in backbone."""
-        folder = Path(source) if source else ASSETS / f"{backbone.name}-liveedit"
+        shipped = f"{backbone.name}-liveedit"
+        folder = Path(source or (built_in_folder(shipped) if backbone.name in BUILT_IN else shipped))
         if not (folder / _CONFIG).is_file():
             raise NotFoundError(
-                f"There is no trained LiveEdit editor for {backbone.name!r} in {folder}. Train one with "
+                f"There is no trained LiveEdit editor for {backbone.name!r} in {str(folder)!r}. Train one with "
                 f"`liveedit train --backbone {backbone.name}` and give its folder."
             )
         return cls.from_pretrained(folder, backbone)
@@ -112,7 +113,8 @@ class LiveEdit(Editor):
         with self._hook.paused():
             states = self.backbone.states(inputs, self.config.layer).float()
         embeddings = self.backbone.embeddings(inputs).float()
-        return TokenStates(states, inputs.image_mask, inputs.prompt_mask, inputs.answer_mask, embeddings)
+        parts = (inputs.image_mask, inputs.prompt_mask, inputs.answer_mask, embeddings)
+        return TokenStates(states.to(self.device), *(part.to(self.device) for part in parts))
 
     def add(self, edit_id: str, expert: Expert) -> None:
         """Put an expert into force."""

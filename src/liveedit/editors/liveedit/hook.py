@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ...backbones import Backbone
+from ...errors import InvalidInputError
+from .config import LiveEditConfig
 from .modules import TokenStates
-from .routing import Routing, expert_residual
+from .routing import Routing, changed_tokens, expert_residual
 
 Router = Callable[[TokenStates], Routing | None]
 
@@ -22,30 +24,36 @@ class RoutingHook:
     At the first pass over a sequence (prefill) the router sees picture and prompt, never the answer; its decision
     holds for every token that is generated from the KV cache. Nothing is added, to the bit, where no expert passed.
     Other people's hooks are neither cleared nor reordered.
+
+    Which tokens are what comes from `Backbone.current_inputs`, or, where a stranger calls the model or its generate(),
+    from the token ids that pass the model's door or its word embeddings. `experts` tells whether any are in force.
     """
 
-    def __init__(self, backbone: Backbone, layer: int, router: Router):
-        self.backbone, self.router = backbone, router
+    def __init__(self, backbone: Backbone, config: LiveEditConfig, router: Router, experts: Sized):
+        self.backbone, self.config, self.router, self._experts = backbone, config, router, experts
         self.routing: Routing | None = None
-        self.config: Any = None
-        self._call: TokenStates | None = None
+        self._call: Callable[[int, int], TokenStates] | None = None
+        self._ids: Tensor | None = None
+        self._embedded_ids: Tensor | None = None
+        self._mask: Any = None
         self._paused = 0
-        handles = []
+        self._handles: list[Any] = []
         try:
-            handles.append(backbone.model.register_forward_pre_hook(self._before_model, with_kwargs=True))
-            handles.append(backbone.layers[layer].register_forward_hook(self._after_layer))
+            keep = self._handles.append
+            keep(backbone.model.register_forward_pre_hook(self._at_the_door, with_kwargs=True))
+            keep(backbone.word_embeddings.register_forward_pre_hook(self._at_the_embeddings))
+            keep(backbone.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+            keep(backbone.layers[config.layer].register_forward_hook(self._after_layer))
         except BaseException:
-            for handle in handles:
-                handle.remove()
+            self.remove()
             raise
-        self._handles = handles
 
     def remove(self) -> None:
         """Take the hooks off; safe to call twice."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self.routing = self._call = None
+        self.routing = self._call = self._ids = self._embedded_ids = self._mask = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -56,42 +64,73 @@ class RoutingHook:
         finally:
             self._paused -= 1
 
-    def _before_model(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    # -- what is asked -----------------------------------------------------------------------------------
+
+    def _at_the_door(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        given = [value for value in arguments if isinstance(value, Tensor) and not value.is_floating_point()]
+        self._ids = keywords.get("input_ids", given[0] if given else None)
+        self._mask = keywords.get("attention_mask")
+
+    def _at_the_embeddings(self, embeddings: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._embedded_ids = arguments[0] if arguments else None
+
+    def _before_decoder(self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        ids, mask = self._ids, keywords.get("attention_mask") if self._mask is None else self._mask
+        self._ids = self._mask = None
         if self._paused:
             return
         cache = keywords.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             self._call = None  # Decoding from the cache: the routing of the prefill holds.
+            self._refuse_a_prompt_in_pieces(ids)
             return
-        self.routing = None
-        self._call = self._kinds(arguments, keywords)
+        self.routing = self._call = None
+        ids = self._embedded_ids if ids is None else ids
+        self._call = lambda batch, length: self._kinds(batch, length, ids, mask)
 
-    def _kinds(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> TokenStates | None:
+    def _refuse_a_prompt_in_pieces(self, ids: Tensor | None) -> None:
+        if ids is not None and len(self._experts) and bool((ids == self.backbone.image_token_id).any()):
+            raise InvalidInputError(
+                "A prompt came in pieces (prefill_chunk_size, or a cache that was filled before), with its picture "
+                "behind the first: edits are found by the whole question. Give it at once."
+            )
+
+    def _kinds(self, batch: int, length: int, ids: Tensor | None, mask: Any) -> TokenStates:
         current = self.backbone.current_inputs
-        ids = arguments[0] if arguments else keywords.get("input_ids")
-        if ids is None:
-            return None
-        if current is not None and _continues(current.input_ids, ids):
-            # Without a KV cache, what was generated so far stands behind the question: it is answer, not prompt.
-            grown = torch.ones_like(ids[:, current.input_ids.shape[1] :], dtype=torch.bool)
-            image, prompt = (torch.cat([mask, ~grown], 1) for mask in (current.image_mask, current.prompt_mask))
-            answer = torch.cat([current.answer_mask, grown], 1)
-        else:  # Called from outside: everything that is not picture or padding is prompt.
-            mask = keywords.get("attention_mask")
-            present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-            image = (ids == self.backbone.image_token_id) & present
-            prompt, answer = present & ~image, torch.zeros_like(image)
-        nothing = torch.empty(0, device=ids.device)
-        return TokenStates(nothing, image, prompt, answer, nothing)
+        if current is not None and batch % len(current) == 0 and length >= current.input_ids.shape[1]:
+            # Beams and several sequences repeat each question. Without a KV cache, what was generated so far stands
+            # behind the question: it is answer, not prompt.
+            repeated = batch // len(current)
+            image, prompt, answer = (
+                part.repeat_interleave(repeated, 0)
+                for part in (current.image_mask, current.prompt_mask, current.answer_mask)
+            )
+            grown = torch.ones(batch, length - image.shape[1], dtype=torch.bool, device=image.device)
+            image, prompt = torch.cat([image, ~grown], 1), torch.cat([prompt, ~grown], 1)
+            return _unread(image, prompt, torch.cat([answer, grown], 1))
+        if ids is None or ids.shape[1] != length or batch % len(ids):
+            raise InvalidInputError(
+                "The model was called with inputs_embeds, in which picture and prompt cannot be told apart, while "
+                "edits are in force. Call it with input_ids, or ask through Backbone."
+            )
+        # Called from outside: everything that is not picture or padding is prompt.
+        ids = ids.repeat_interleave(batch // len(ids), 0)
+        present = _present(mask, ids)
+        image = (ids == self.backbone.image_token_id) & present
+        return _unread(image, present & ~image, torch.zeros_like(image))
+
+    # -- what is answered --------------------------------------------------------------------------------
 
     def _after_layer(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         if self._paused:
             return None
         states = output if isinstance(output, Tensor) else output[0]
-        call = self._call
-        if call is not None:
-            kinds = TokenStates(states, call.image, call.prompt, call.answer, call.embeddings)
-            self.routing = self.router(kinds)
+        call = None
+        if self._call is not None and len(self._experts):
+            kinds = self._call(*states.shape[:2])
+            image, prompt, answer = (part.to(states.device) for part in (kinds.image, kinds.prompt, kinds.answer))
+            call = TokenStates(states, image, prompt, answer, embeddings=states[:, :0])
+            self.routing = self.router(call)
         if self.routing is None:
             return None
         changed = self._add_residual(states, call)
@@ -103,13 +142,23 @@ class RoutingHook:
         precise = states.to(routing.u.dtype)
         residual = expert_residual(precise, routing.u, routing.v, routing.weights, self.config)
         if call is not None:
-            tokens = call.text if self.config.residual_tokens == "text" else call.text | call.image
-            residual = residual * tokens[..., None]
+            residual = residual * changed_tokens(call.image, call.text, self.config)[..., None]
         return states + residual.to(states.dtype)
 
 
-def _continues(known: Tensor, ids: Tensor) -> bool:
-    """Whether these are the known tokens, or those with further ones behind."""
-    if ids.shape == known.shape:
-        return True
-    return len(ids) == len(known) and torch.equal(ids[:, : known.shape[1]], known)
+def _unread(image: Tensor, prompt: Tensor, answer: Tensor) -> TokenStates:
+    """Kinds of tokens whose states are not there yet."""
+    nothing = torch.empty(0, device=image.device)
+    return TokenStates(nothing, image, prompt, answer, nothing)
+
+
+def _present(mask: Any, ids: Tensor) -> Tensor:
+    """(batch, length) booleans, from whatever mask the family's generate() has made of the padding."""
+    if isinstance(mask, Mapping):
+        mask = next(iter(mask.values()))
+    if not isinstance(mask, Tensor):
+        return torch.ones_like(ids, dtype=torch.bool)
+    if mask.ndim == 4:  # What the last query sees.
+        mask = mask[:, 0, -1]
+        mask = mask if mask.dtype == torch.bool else mask == 0
+    return mask[:, : ids.shape[1]].bool().expand(len(ids), -1)

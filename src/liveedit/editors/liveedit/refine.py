@@ -16,7 +16,7 @@ from ...experts import Expert
 from ...samples import Edit, Question
 from .editor import LiveEdit
 from .modules import LiveEditModules, TokenStates
-from .routing import expert_residual
+from .routing import changed_tokens, expert_residual
 
 
 class RefineConfig(BaseModel):
@@ -45,11 +45,6 @@ class _Passage:
 
     inputs: Inputs
     tokens: TokenStates
-
-    @property
-    def predicting(self) -> Tensor:
-        answer = self.inputs.answer_mask
-        return torch.cat([answer[:, 1:], torch.zeros_like(answer[:, :1])], 1)
 
 
 class LiveEditRefine(LiveEdit):
@@ -139,21 +134,25 @@ class LiveEditRefine(LiveEdit):
     def _loss(self, passage: _Passage, u: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
         states = passage.tokens.states
         noise = torch.randn(states.shape, generator=generator, device=states.device) * states.std()
-        noisy = states + self.refining.picture_noise * noise * passage.inputs.image_mask[..., None]
+        noisy = states + self.refining.picture_noise * noise * passage.tokens.image[..., None]
         logits = self._logits(passage, noisy, u, v)
-        return F.cross_entropy(logits, passage.inputs.input_ids[passage.inputs.answer_mask])
+        return F.cross_entropy(logits, _targets(passage, logits.device))
 
     @torch.no_grad()
     def _is_right(self, passage: _Passage, u: Tensor, v: Tensor) -> bool:
         probabilities = self._logits(passage, passage.tokens.states, u, v).softmax(-1)
-        targets = passage.inputs.input_ids[passage.inputs.answer_mask]
+        targets = _targets(passage, probabilities.device)
         return bool((probabilities.gather(1, targets[:, None]) >= self.refining.confidence).all())
 
     def _logits(self, passage: _Passage, states: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Logits that predict the answer with this expert alone in force."""
         weights = torch.ones(len(states), 1, device=states.device)
         residual = expert_residual(states, u[None], v[None], weights, self.config)
-        inputs = passage.inputs
-        changed = inputs.text_mask if self.config.residual_tokens == "text" else inputs.attention_mask.bool()
+        inputs, tokens = passage.inputs, passage.tokens
+        changed = changed_tokens(tokens.image, tokens.text, self.config)
         edited = (states + residual * changed[..., None]).to(self.backbone.dtype)
-        return self.backbone.logits_from(edited, inputs.attention_mask, self.config.layer, passage.predicting).float()
+        return self.backbone.logits_from(edited, inputs, self.config.layer, inputs.predicting).float()
+
+
+def _targets(passage: _Passage, device: torch.device) -> Tensor:
+    return passage.inputs.input_ids[passage.inputs.answer_mask].to(device)

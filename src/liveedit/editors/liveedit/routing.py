@@ -56,6 +56,18 @@ def expert_residual(states: Tensor, u: Tensor, v: Tensor, weights: Tensor, confi
     return (active * (weights * scale)[:, None, :, None]).flatten(2) @ v.flatten(-3, -2)
 
 
+def changed_tokens(image: Tensor, text: Tensor, config: LiveEditConfig) -> Tensor:
+    """Which tokens experts change, (batch, length) booleans: all, or the text behind the picture.
+
+    Text before the picture (start token, "USER:") is left alone with "text", so that no state of the picture changes
+    in any later layer.
+    """
+    if config.residual_tokens == "all":
+        return image | text
+    before_last_image_token = image.flip(1).cumsum(1).flip(1) > 0
+    return text & ~before_last_image_token
+
+
 @torch.no_grad()
 def route(
     modules: LiveEditModules, query: QueryFeatures, reachable: Tensor, repository: ExpertRepository

@@ -21,7 +21,7 @@ from ...samples import LOCALITY, EditCase, ProbeName
 from . import losses
 from .editor import split_experts
 from .modules import LiveEditModules, QueryFeatures, TokenStates
-from .routing import expert_residual, route, soft_weights
+from .routing import changed_tokens, expert_residual, route, soft_weights
 
 _IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
 
@@ -237,12 +237,9 @@ class LiveEditTask:
     ) -> Tensor:
         """Logits that predict the answer tokens, with these experts in force."""
         residual = expert_residual(batch.states, u, v, weights, modules.config)
-        text_only = modules.config.residual_tokens == "text"
-        changed = batch.prompt | batch.answer if text_only else batch.attention_mask.bool()
+        changed = changed_tokens(batch.image, batch.prompt | batch.answer, modules.config)
         states = batch.states + residual * changed[..., None]
-        return self.backbone.logits_from(
-            states.to(self.backbone.dtype), batch.attention_mask, self.layer, batch.predicting
-        )
+        return self.backbone.logits_from(states.to(self.backbone.dtype), batch, self.layer, batch.predicting)
 
     # -- validation --------------------------------------------------------------------------------------
 

@@ -1,0 +1,27 @@
+"""Where the checkpoints of built-in backbones and their editors lie: in this package, or in `liveedit-models`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import NotFoundError
+
+ASSETS = Path(__file__).parent.parent / "assets"
+BUILT_IN = ("tiny-llava", "tiny-blip2", "tiny-minigpt4")
+"""Backbones that come trained: the first with this package, the others with the distribution `liveedit-models`."""
+
+
+def built_in_folder(name: str) -> Path:
+    """Where the checkpoint of a built-in backbone, or of the editor NAME-liveedit for one, lies.
+
+    Raises `NotFoundError` where it is in a distribution that is not installed.
+    """
+    if (ASSETS / name).is_dir():
+        return ASSETS / name
+    further = find_spec("liveedit_models")
+    if further is not None and further.submodule_search_locations:
+        folder = Path(further.submodule_search_locations[0]) / name
+        if folder.is_dir():
+            return folder
+    raise NotFoundError(f"{name} comes with the distribution liveedit-models: pip install liveedit-models.")

@@ -1,0 +1,60 @@
+"""BLIP-2 and MiniGPT-4: a Q-Former's queries are the image tokens; text alone goes to the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ...samples import Question
+from ..backbone import Backbone
+from ..inputs import Inputs
+
+BLIP2_PROMPT = "Question: {} Answer:"
+"""BLIP-2's prompt for questions: https://arxiv.org/abs/2301.12597, section 4.1."""
+
+MINIGPT4_CHAT_TEMPLATE = (
+    "{% for message in messages %}###Human:"
+    "{% for part in message.content %}{% if part.type == 'image' %} <Img><image></Img>{% endif %}{% endfor %}"
+    "{% for part in message.content %}{% if part.type == 'text' %} {{ part.text }}{% endif %}{% endfor %}"
+    "###Assistant:{% endfor %}"
+)
+"""MiniGPT-4's prompt: https://arxiv.org/abs/2304.10592, section 3.2."""
+
+
+class Blip2Backbone(Backbone):
+    """BLIP-2 with OPT, and MiniGPT-4, which is the same class with a Llama inside and a chat template."""
+
+    marker = "<image>"
+
+    def prompt_text(self, question: Question) -> str:
+        """By the tokenizer's chat template (MiniGPT-4), or BLIP-2's own prompt behind the picture."""
+        parts = [{"type": "image"}] if question.image is not None else []
+        if not self.tokenizer.chat_template:
+            return self.marker * len(parts) + BLIP2_PROMPT.format(question.prompt)
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question.prompt}]}]
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
+        """Queries where the marker is; at the beginning they stand before the start token, as BLIP-2 was trained."""
+        ids = []
+        for text in texts:
+            before = [self.image_token_id] * self._queries if text.startswith(self.marker) else []
+            text = text.removeprefix(self.marker).replace(self.marker, self.marker * self._queries)
+            ids.append(before + self.tokenize([text])[0])
+        if not images:
+            return ids, {}
+        return ids, {"pixel_values": self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]}
+
+    def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
+        """As many as the Q-Former has queries; the model itself would drop a picture that does not fit."""
+        return len(extras["pixel_values"]) * self._queries if "pixel_values" in extras else 0
+
+    def model_for(self, inputs: Inputs) -> Any:
+        """BLIP-2's own forward cannot do without a picture."""
+        return self.model if inputs.extras else self.model.language_model
+
+    @property
+    def _queries(self) -> int:
+        return int(self.model.config.num_query_tokens)

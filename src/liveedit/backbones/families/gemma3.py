@@ -1,0 +1,39 @@
+"""Gemma 3: image tokens see each other in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers.masking_utils import create_masks_for_generate
+from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model, get_block_sequence_ids_for_mask
+
+from ..backbone import Backbone
+from ..inputs import Layout
+
+
+class Gemma3Backbone(Backbone):
+    """Gemma 3 with pictures (https://arxiv.org/abs/2503.19786)."""
+
+    token_type_name = "token_type_ids"
+
+    def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
+        """The processor wants pictures by text."""
+        remaining = iter(images)
+        nested = [[next(remaining)] if self.processor.boi_token in text else [] for text in texts]
+        return super().process(texts, nested if images else [])
+
+    def decoder_arguments(self, layout: Layout, states: Tensor) -> dict[str, Any]:
+        """The masks of sliding and of full layers."""
+        arguments: dict[str, Any] = {
+            "config": self.decoder.config,
+            "inputs_embeds": states,
+            "attention_mask": layout.attention_mask.to(states.device),
+            "past_key_values": None,
+            "position_ids": None,
+        }
+        if not bool(layout.image_mask.any()):
+            return {"attention_mask": create_masks_for_generate(**arguments)}
+        blocks = get_block_sequence_ids_for_mask(layout.image_mask.long(), device=states.device)
+        return {"attention_mask": create_masks_for_vision_model(block_sequence_ids=blocks, **arguments)}

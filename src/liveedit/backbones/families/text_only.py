@@ -1,0 +1,35 @@
+"""Language models without eyes: Llama, Mistral, and every other causal language model by the same rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from ...samples import Question
+from ..backbone import Backbone
+from .parts import Parts
+
+
+class TextBackbone(Backbone):
+    """A causal language model. Prompts go through its chat template where it has one, and as they are otherwise."""
+
+    reads_pictures = False
+
+    @classmethod
+    def load_processor(cls, source: str) -> Any:
+        """The tokenizer alone."""
+        return Parts(AutoTokenizer.from_pretrained(source), None, None)
+
+    def prompt_text(self, question: Question) -> str:
+        """The prompt in the chat format, or as it is."""
+        if not self.tokenizer.chat_template:
+            return question.prompt
+        messages = [{"role": "user", "content": question.prompt}]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
+        """Token ids."""
+        return self.tokenize(texts), {}

@@ -1,0 +1,102 @@
+"""Frozen models by name: built-in, a local path, or a hub name."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from ..errors import BackboneError
+from .backbone import Backbone
+from .built_in_folders import BUILT_IN, built_in_folder
+from .families import backbone_class
+
+Quantization = Literal["8bit", "4bit"]
+DeviceMap = str | dict[str, int | str | torch.device]
+
+
+def load_backbone(
+    name: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
+    quantization: Quantization | None = None,
+    offload_folder: str | Path | None = None,
+) -> Backbone:
+    """Load a vision-language model, or a language model, for editing.
+
+    `name` is a built-in name, a local folder, or a hub name; all take transformers' ordinary path. `dtype` defaults to
+    float32 on CPUs and bfloat16 elsewhere. `device_map` (Accelerate's: "auto", or modules to devices, "cpu" and "disk"
+    among them) spreads the model instead of `device`; what lies on disk goes to `offload_folder`. `quantization` wants
+    bitsandbytes. Raises `BackboneError` where nothing can be loaded, with the reason.
+    """
+    if device is not None and device_map is not None:
+        raise BackboneError("Both device and device_map were given. Give one of them.")
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    spread = device_map is not None or quantization is not None
+    options: dict[str, Any] = {"dtype": dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)}
+    if spread:
+        options |= {"device_map": device_map or {"": target}, "offload_folder": offload_folder}
+    if quantization is not None:
+        options["quantization_config"] = _quantization(quantization)
+    source = str(built_in_folder(str(name)) if str(name) in BUILT_IN else name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        kind = _kind(str(name), config)
+        auto = AutoModelForImageTextToText if kind.reads_pictures else AutoModelForCausalLM
+        processor = kind.load_processor(source)
+        model: Any = auto.from_pretrained(source, **options)
+    except BackboneError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise BackboneError(_not_loaded(str(name), error)) from error
+    return kind(str(name), model if spread else model.to(target), processor)
+
+
+def _kind(name: str, config: Any) -> type[Backbone]:
+    model_type = config.model_type
+    if getattr(config, "is_encoder_decoder", False) or getattr(
+        config.get_text_config(decoder=True), "is_encoder_decoder", False
+    ):
+        raise BackboneError(
+            f"{name} is an encoder-decoder ({model_type}): LiveEdit edits decoder-only language models, with or "
+            "without pictures. Give one of those."
+        )
+    pictures = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if not pictures and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise BackboneError(
+            f"{name} is of the type {model_type!r}, which transformers loads neither as a vision-language model nor "
+            "as a causal language model. Give a model that generates text."
+        )
+    return backbone_class(model_type, pictures)
+
+
+def _quantization(kind: Quantization) -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise BackboneError(f"Loading in {kind} wants bitsandbytes, which is not installed: pip install bitsandbytes.")
+    return BitsAndBytesConfig(load_in_8bit=kind == "8bit", load_in_4bit=kind == "4bit")
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    if isinstance(error, SafetensorError):
+        reason = f"its weights are damaged or cut off ({_first_line(error)})"
+    elif isinstance(error, OSError) and Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        reason = "the folder has no config.json, so it holds no transformers checkpoint"
+    else:
+        reason = _first_line(error)
+    return (
+        f"The backbone {name!r} could not be loaded: {reason}. Give a built-in name ({', '.join(BUILT_IN)}), a folder "
+        "with a transformers checkpoint, or a hub name."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
