@@ -53,7 +53,7 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e '.[plot]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/.made pyproject.toml models/pyproject.toml constraints.txt
 	@echo "Installing LiveEdit and its development tools into $(VENV) (this happens once)"
-	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) -e '.[dev]' -e ./models
 	@touch $@ $(VENV)/.demo

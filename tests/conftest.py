@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_traces import hooks_of, weight_bits
 from PIL import Image
 
 from liveedit.backbones import Backbone, load_backbone
@@ -106,23 +107,3 @@ def random_expert() -> Callable[..., Expert]:
         return Expert(*(torch.randn(shape, generator=generator) for shape in shapes))
 
     return make
-
-
-def hooks_of(backbone: Backbone) -> list[str]:
-    """Names of the modules that carry hooks, apart from those that transformers itself keeps there."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return [
-        f"{name}.{kind}"
-        for name, module in backbone.model.named_modules()
-        for kind in kinds
-        for hook in getattr(module, kind).values()
-        if not hook.__module__.startswith("transformers.")
-    ]
-
-
-def weight_bits(backbone: Backbone) -> int:
-    """A number that changes when any bit of any weight does (with the odds of a 64-bit sum)."""
-    return sum(
-        (place + 1) * int(value.detach().view(torch.int32 if value.element_size() == 4 else torch.int16).sum())
-        for place, value in enumerate(backbone.model.parameters())
-    )

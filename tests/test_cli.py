@@ -486,7 +486,7 @@ def test_bad_trainings_are_refused(run: Run, tmp_path: Path, world: Path) -> Non
 
 def test_train_backbone_and_its_card(answer_of: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     few = ("--pictures", 40, "--vision-steps", 1, "--language-steps", 1, "--card", "--card-pictures", 1)
-    result = answer_of("train-backbone", "--out", tmp_path, *few)
+    result = answer_of("train-backbone", "tiny-llava", "--out", tmp_path, *few)
     model = Path(result["model"])
     assert set(result["accuracy"]["capital"]) == {"train", "unseen_by_editor", "unseen"}
     card = json.loads((model / "model_card.json").read_text())

@@ -87,12 +87,14 @@ class EditedModel:
         editor_path: str | Path | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        **loading: Any,
     ) -> Self:
         """Load a model for editing.
 
         backbone: a built-in name, a local folder, or a hub name. edits: the edits file, made where there is none.
         editor: "liveedit" (generation alone) or "liveedit-refine" (with gradient steps where an edit does not take at
-        once). editor_path: the folder of a trained editor; built-in backbones bring theirs.
+        once). editor_path: the folder of a trained editor; built-in backbones bring theirs. loading: further
+        arguments of `load_backbone` (device_map, quantization, offload_folder).
         """
         kind = editor_class(editor)
         if not issubclass(kind, LiveEdit):
@@ -102,7 +104,7 @@ class EditedModel:
             )
         store = EditStore(edits) if edits is not None else None
         try:
-            frozen = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, dtype, device)
+            frozen = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, dtype, device, **loading)
             return cls(frozen, kind.load(frozen, str(editor_path) if editor_path else None), store)
         except BaseException:
             if store is not None:

@@ -241,6 +241,10 @@ class Backbone:
     def _kinds(self, prompt: list[int], ending: list[int]) -> list[int]:
         return [int(token == self.image_token_id) for token in prompt] + [2] * len(ending)
 
+    def is_image(self, ids: Tensor) -> Tensor:
+        """Which token ids stand for a picture, as booleans of the same shape."""
+        return torch.zeros_like(ids, dtype=torch.bool) if self.image_token_id is None else ids == self.image_token_id
+
     # -- running -----------------------------------------------------------------------------------------
 
     def embeddings(self, inputs: Inputs) -> Tensor:
@@ -312,6 +316,8 @@ class Backbone:
                 num_return_sequences=sequences,
                 use_cache=use_cache,
                 pad_token_id=self.pad_token_id,
+                # A picture's token means nothing in an answer, and the model would want a picture for it.
+                suppress_tokens=None if self.image_token_id is None else [self.image_token_id],
             )
         answers = output[:, inputs.input_ids.shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]

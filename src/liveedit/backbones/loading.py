@@ -34,15 +34,16 @@ def load_backbone(
     """Load a vision-language model, or a language model, for editing.
 
     `name` is a built-in name, a local folder, or a hub name; all take transformers' ordinary path. `dtype` defaults to
-    float32 on CPUs and bfloat16 elsewhere. `device_map` (Accelerate's: "auto", or modules to devices, "cpu" and "disk"
-    among them) spreads the model instead of `device`; what lies on disk goes to `offload_folder`. `quantization` wants
-    bitsandbytes. Raises `BackboneError` where nothing can be loaded, with the reason.
+    float32 on CPUs and bfloat16 elsewhere (float16 with 8 bits). `device_map` (Accelerate's: "auto", or modules to
+    devices, "cpu" and "disk" among them) spreads the model instead of `device`; what lies on disk goes to
+    `offload_folder`. `quantization` wants bitsandbytes. Raises `BackboneError` where nothing can be loaded, with the
+    reason.
     """
     if device is not None and device_map is not None:
         raise BackboneError("Both device and device_map were given. Give one of them.")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     spread = device_map is not None or quantization is not None
-    options: dict[str, Any] = {"dtype": dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)}
+    options: dict[str, Any] = {"dtype": dtype or _default_precision(target, quantization)}
     if spread:
         options |= {"device_map": device_map or {"": target}, "offload_folder": offload_folder}
     if quantization is not None:
@@ -79,6 +80,12 @@ def _kind(name: str, config: Any) -> type[Backbone]:
     return backbone_class(model_type, pictures)
 
 
+def _default_precision(target: torch.device, quantization: Quantization | None) -> torch.dtype:
+    if quantization == "8bit":
+        return torch.float16  # What bitsandbytes multiplies in.
+    return torch.float32 if target.type == "cpu" and quantization is None else torch.bfloat16
+
+
 def _quantization(kind: Quantization) -> BitsAndBytesConfig:
     if find_spec("bitsandbytes") is None:
         raise BackboneError(f"Loading in {kind} wants bitsandbytes, which is not installed: pip install bitsandbytes.")
@@ -88,7 +95,7 @@ def _quantization(kind: Quantization) -> BitsAndBytesConfig:
 def _not_loaded(name: str, error: Exception) -> str:
     if isinstance(error, SafetensorError):
         reason = f"its weights are damaged or cut off ({_first_line(error)})"
-    elif isinstance(error, OSError) and Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+    elif Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         reason = "the folder has no config.json, so it holds no transformers checkpoint"
     else:
         reason = _first_line(error)

@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__
 from ..errors import LiveEditError
-from . import data, editing, measuring, training
+from . import conversion, data, doctor, editing, measuring, pretraining, training
 from .arguments import spread_values
 from .console import InterruptedRunError, complain, quiet
 
@@ -24,8 +24,11 @@ app = typer.Typer(
 )
 editing.register(app)
 data.register(app)
+doctor.register(app)
+pretraining.register(app)
 training.register(app)
 measuring.register(app)
+conversion.register(app)
 
 
 def _show_version(wanted: bool) -> None:

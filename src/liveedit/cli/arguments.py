@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -14,6 +14,14 @@ SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
 """Options that take several values in a row, `--edits 1 10 100`, by command; no plain arguments there."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+LoadOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--load",
+        help="NAME=VALUE for how the backbone is loaded: dtype, device, device_map, quantization (8bit, 4bit), "
+        "offload_folder; once for each.",
+    ),
+]
 BackboneName = Annotated[
     str, typer.Option("--backbone", help="Built-in name, folder of a transformers checkpoint, or hub name.")
 ]
@@ -43,3 +51,21 @@ def named_values(given: Sequence[str], option: str) -> dict[str, str]:
         if not name or not value:
             raise typer.BadParameter(f"{option} {item!r} is not of the form NAME=VALUE.")
     return {name: value for name, _, value in pairs}
+
+
+def loading(given: Sequence[str] | None) -> dict[str, Any]:
+    """`--load` as arguments of `load_backbone`."""
+    import torch
+
+    values: dict[str, Any] = dict(named_values(given or [], "--load"))
+    known = ("dtype", "device", "device_map", "quantization", "offload_folder")
+    if unknown := sorted(values.keys() - set(known)):
+        raise typer.BadParameter(f"--load knows no {', '.join(unknown)}. Give one of {', '.join(known)}.")
+    if "dtype" in values:
+        dtype = getattr(torch, values["dtype"], None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise typer.BadParameter(f"--load dtype={values['dtype']!r}: give float32, float16 or bfloat16.")
+        values["dtype"] = dtype
+    if values.get("quantization", "8bit") not in ("8bit", "4bit"):
+        raise typer.BadParameter(f"--load quantization={values['quantization']!r}: give 8bit or 4bit.")
+    return values

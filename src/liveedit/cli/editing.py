@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import BackboneName, Json
+from .arguments import BackboneName, Json, LoadOptions, loading
 from .console import console, load_quietly, print_fields, print_json
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def edit(
     prompt: Prompt,
     answer: Annotated[str, typer.Option(help="What the model is to answer from now on.")],
     backbone: BackboneName = "tiny-llava",
+    load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
     editor_path: EditorPath = None,
     json: Json = False,
@@ -49,7 +50,7 @@ def edit(
     load_quietly()
     from ..model import EditedModel
 
-    with EditedModel.load(backbone, edits=edits, editor=editor, editor_path=editor_path) as model:
+    with EditedModel.load(backbone, edits=edits, editor=editor, editor_path=editor_path, **loading(load)) as model:
         receipt = model.edit(image, prompt, answer)
     if json:
         print_json(receipt.to_dict())
@@ -72,6 +73,7 @@ def ask(
     edits: Annotated[Path | None, typer.Option("--edits", help="The edits file; without one, no edits.")] = None,
     image: Annotated[Path | None, typer.Option(help="The picture; without one, a text-only question.")] = None,
     backbone: BackboneName = "tiny-llava",
+    load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
     editor_path: EditorPath = None,
     json: Json = False,
@@ -81,7 +83,7 @@ def ask(
     from ..model import EditedModel
 
     kept = edits if edits is not None and edits.exists() else None  # Asking makes no file.
-    with EditedModel.load(backbone, edits=kept, editor=editor, editor_path=editor_path) as model:
+    with EditedModel.load(backbone, edits=kept, editor=editor, editor_path=editor_path, **loading(load)) as model:
         answer = model.ask(image, prompt)
     if json:
         print_json(answer.to_dict())

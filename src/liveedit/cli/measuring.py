@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import BackboneName, Json, named_values
+from .arguments import BackboneName, Json, LoadOptions, loading, named_values
 from .console import Progress, console, load_quietly, print_json, resumable
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def bench(
     ] = "world",
     seeds: Annotated[list[int] | None, typer.Option(min=0, help="Seeds, several in a row (0).")] = None,
     backbone: BackboneName = "tiny-llava",
+    load: LoadOptions = None,
     editor_path: Annotated[
         list[str] | None, typer.Option(help="NAME=DIR: the trained parts of an editor, by its name or label.")
     ] = None,
@@ -62,7 +63,7 @@ def bench(
     makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"))
     with resumable("the bench"), Progress() as progress:
         found = open_data(data, max(edits), progress.of("drawing"))
-        frozen = load_backbone(backbone)
+        frozen = load_backbone(backbone, **loading(load))
         for _, make in makers:  # What cannot be loaded is said before anything long begins.
             make(frozen).detach()
         config = BenchConfig(

@@ -1,86 +1,32 @@
-"""`liveedit train-backbone` and `liveedit train`: making a backbone, and an editor for one."""
+"""`liveedit train`: an editor for a backbone."""
 
 from __future__ import annotations
 
 import json as json_format
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .arguments import BackboneName, Json, named_values
+from .arguments import BackboneName, Json, LoadOptions, loading, named_values
 from .console import Progress, load_quietly, print_fields, print_json, resumable
+from .training_data import TrainingData
+from .training_estimate import print_estimate, with_disk
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
-    from ..editors.liveedit.recipe import TrainingRecipe
+    from ..editors.liveedit.recipe import Report, TrainedEditor, TrainingRecipe
+    from ..processes import Processes
     from ..samples import EditCase
     from ..training import StageConfig
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    app.command("train-backbone")(train_backbone)
     app.command()(train)
-
-
-def train_backbone(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints; the finished model lies in OUT/model.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, pictures and batches.")] = 0,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 60_000,
-    vision_steps: Annotated[int, typer.Option(min=1, help="Steps of the vision stage.")] = 3_000,
-    language_steps: Annotated[int, typer.Option(min=1, help="Steps of the language stage.")] = 1_150,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
-    card: Annotated[bool, typer.Option("--card", help="Measure the model and write its model card.")] = False,
-    card_pictures: Annotated[int, typer.Option(min=1, help="Fresh pictures that the card is measured on.")] = 400,
-    json: Json = False,
-) -> None:
-    """Pretrain the built-in backbone from scratch. Run again, it goes on where it was cut off."""
-    load_quietly()
-    from ..backbones.tiny_llava.train import PretrainingConfig
-    from ..backbones.tiny_llava.train import train_backbone as pretrain
-
-    config = PretrainingConfig(
-        seed=seed,
-        pictures=pictures,
-        vision_steps=vision_steps,
-        language_steps=language_steps,
-        save_every=save_every,
-    )
-    started = time.monotonic()
-    with resumable("the training"), Progress() as progress:
-        pretrain(out, config, progress.report)
-        accuracy = _write_card(out / "model", asdict(config), card_pictures, progress) if card else None
-    result = {
-        "model": str(out / "model"),
-        "accuracy": accuracy,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    if json:
-        print_json(result)
-    else:
-        accuracies = {f"{kind} %": values for kind, values in (accuracy or {}).items()}
-        print_fields({"model": result["model"], "seconds": result["seconds"], **accuracies})
-
-
-def _write_card(folder: Path, config: dict[str, Any], pictures: int, progress: Progress) -> dict[str, dict[str, float]]:
-    from ..backbones import load_backbone
-    from ..backbones.tiny_llava.card import CARD_SEED, measure_backbone, write_card
-
-    backbone = load_backbone(folder)
-    accuracy = measure_backbone(backbone, pictures, progress=progress.of("model card"))
-    parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
-    facts: dict[str, object] = {
-        "parameters": parameters,
-        "card_pictures": pictures,
-        "card_seed": CARD_SEED,
-        "pretraining": json_format.dumps(config),
-    }
-    write_card(accuracy, facts, folder)
-    return accuracy
 
 
 def train(
@@ -92,6 +38,7 @@ def train(
     images: Annotated[Path | None, typer.Option(help="The picture folder of the annotation file.")] = None,
     cases: Annotated[int | None, typer.Option(min=2, help="Cases to train on (world: 8,000; files: all).")] = None,
     backbone: BackboneName = "tiny-llava",
+    load: LoadOptions = None,
     form: Annotated[
         Literal["improved", "paper"], typer.Option(help="The improved form, or the paper's own.")
     ] = "improved",
@@ -111,73 +58,109 @@ def train(
         int | None, typer.Option(min=1, help="Cases kept for validation (256, or a quarter).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only try a few cases and say what the training would take.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Train a LiveEdit editor for a backbone. Run again, it goes on where it was cut off."""
+    """Train a LiveEdit editor for a backbone. Run again, it goes on where it was cut off.
+
+    On several devices: torchrun --nproc_per_node N -m liveedit train ..., which takes the same steps as one.
+    """
     load_quietly()
+    from ..processes import joined_processes
+
+    stages = _stages(stage)
+    settings = {
+        **{"layer": layer, "module_width": module_width, "rank": rank, "heads": heads, "seed": seed},
+        **{name: _value(text) for name, text in named_values(changes or [], "--set").items()},
+    }
+
+    def recipe(frozen: Backbone, count: int) -> TrainingRecipe:
+        given = {"validation": validation or min(256, max(1, count // 4)), **settings}
+        return _recipe(frozen, form, stages, {name: value for name, value in given.items() if value is not None})
+
+    source, load_options = TrainingData(data, annotations, images, cases), loading(load)
+    with resumable("the training"), joined_processes() as processes, _reporting(processes) as report:
+
+        def load_frozen() -> Backbone:
+            return _load(backbone, load_options, processes)
+
+        work = _estimate if dry_run else _train
+        result = work(source, load_frozen, recipe, out, processes, report)
+    if not processes.is_first:
+        return
+    if json:
+        print_json(result)
+    elif dry_run:
+        print_estimate(result)
+    else:
+        figures = {name: f"{value:.1f} %" for name, value in result["validation"].items()}
+        print_fields({**{k: v for k, v in result.items() if k != "validation"}, **figures})
+
+
+def _load(name: str, options: dict[str, Any], processes: Processes) -> Backbone:
+    """The backbone, in every process a copy of its own on the process's device."""
     from ..backbones import load_backbone
+    from ..errors import ConfigError
+
+    placed = {"device", "device_map"} & options.keys()
+    if placed and processes.count > 1:
+        raise ConfigError(
+            f"--load {placed.pop()} was given to {processes.count} processes, each of which has a device of its own. "
+            "Leave it out, or start one process."
+        )
+    return load_backbone(name, **({} if placed else {"device": processes.device}), **options)
+
+
+def _estimate(
+    source: TrainingData,
+    load_frozen: Callable[[], Backbone],
+    recipe: Callable[[Backbone, int], TrainingRecipe],
+    out: Path,
+    processes: Processes,
+    report: Report,
+) -> dict[str, Any]:
+    from ..editors.liveedit.estimate import estimate_training
+
+    with source.sampled(report) as (found, planned):
+        frozen = load_frozen()
+        estimate = estimate_training(frozen, found, recipe(frozen, planned), processes, planned, report)
+    return with_disk(estimate, out)
+
+
+def _train(
+    source: TrainingData,
+    load_frozen: Callable[[], Backbone],
+    recipe: Callable[[Backbone, int], TrainingRecipe],
+    out: Path,
+    processes: Processes,
+    report: Report,
+) -> dict[str, Any]:
     from ..editors.liveedit.recipe import train_liveedit
 
     started = time.monotonic()
-    stages = _stages(stage)
-    with resumable("the training"), Progress() as progress:
-        found = _training_cases(data, annotations, images, cases, out, progress.of("drawing"))
-        frozen = load_backbone(backbone)
-        given = {
-            **{"layer": layer, "module_width": module_width, "rank": rank, "heads": heads},
-            **{"seed": seed, "validation": validation or min(256, max(1, len(found) // 4))},
-            **{name: _value(text) for name, text in named_values(changes or [], "--set").items()},
-        }
-        recipe = _recipe(frozen, form, stages, {name: value for name, value in given.items() if value is not None})
-        try:
-            trained = train_liveedit(frozen, found, recipe, out, _reporting(progress))
-        finally:
+    with processes.first_goes_ahead():
+        found: Sequence[EditCase] = source.read(out / "world", report)
+    frozen = load_frozen()
+    picture: Path | None = None
+    try:
+        trained = train_liveedit(frozen, found, recipe(frozen, len(found)), out, report, processes)
+    finally:
+        if processes.is_first:
             picture = _draw(out)
-    result = {
+    return _summary(trained, out, picture, time.monotonic() - started)
+
+
+def _summary(trained: TrainedEditor, out: Path, picture: Path | None, seconds: float) -> dict[str, Any]:
+    return {
         "editor": str(trained.folder),
         "parameters": trained.parameters,
         "validation": trained.validation,
         "curves": str(out / "curves.json"),
         "picture": picture and str(picture),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
     }
-    if json:
-        print_json(result)
-        return
-    figures = {name: f"{value:.1f} %" for name, value in trained.validation.items()}
-    print_fields({**{k: v for k, v in result.items() if k != "validation"}, **figures})
-
-
-def _training_cases(
-    data: str,
-    annotations: Path | None,
-    images: Path | None,
-    count: int | None,
-    out: Path,
-    progress: Callable[[int, int], None],
-) -> Sequence[EditCase]:
-    from ..datasets import read
-    from ..datasets.sources import world_seed
-    from ..datasets.world.kept import kept_world
-    from ..editors.liveedit.recipe import TRAINING_CASES
-    from ..errors import DatasetError, InvalidInputError
-
-    seed = world_seed(data)
-    if seed is not None:
-        return read("mmedit", kept_world(out / "world", seed, count or TRAINING_CASES, 0, progress)["train"])
-    if Path(data).is_dir():
-        if not (Path(data) / "train.json").is_file():
-            raise DatasetError(f"The folder {data!r} has no train.json. Draw one with `liveedit data draw`.")
-        found = read("mmedit", Path(data) / "train.json", images)
-    elif annotations is None:
-        raise InvalidInputError(
-            f"--data {data!r} was given without --annotations. Give the annotation file, or --data world."
-        )
-    else:
-        found = read(data, annotations, images)
-    if count is not None and count > len(found):
-        raise InvalidInputError(f"{count} cases were asked for and the data holds {len(found)}. Ask for fewer.")
-    return found[:count]
 
 
 def _stages(given: Sequence[str] | None) -> tuple[StageConfig, ...]:
@@ -248,15 +231,22 @@ def _value(text: str) -> object:
         return text
 
 
-def _reporting(progress: Progress) -> Callable[[str, int, int, dict[str, float]], None]:
-    def report(what: str, done: int, total: int, figures: dict[str, float]) -> None:
-        if what.endswith(" validation"):
-            shown = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in figures.items())
-            progress.note(f"{what}, step {done}: {shown}")
-        else:
-            progress.report(what, done, total, figures)
+@contextmanager
+def _reporting(processes: Processes) -> Iterator[Report]:
+    """Progress on the screen; of the first process alone."""
+    if not processes.is_first:
+        yield lambda what, done, total, figures: None
+        return
+    with Progress() as progress:
 
-    return report
+        def report(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+            if what.endswith(" validation"):
+                shown = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in figures.items())
+                progress.note(f"{what}, step {done}: {shown}")
+            else:
+                progress.report(what, done, total, figures)
+
+        yield report
 
 
 def _draw(out: Path) -> Path | None:

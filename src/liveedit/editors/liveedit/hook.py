@@ -17,6 +17,10 @@ from .routing import Routing, changed_tokens, expert_residual
 
 Router = Callable[[TokenStates], Routing | None]
 
+_not_compiled = torch.compiler.disable(
+    reason="LiveEdit finds experts in plain Python: compile without fullgraph=True, and the layers around it compile."
+)
+
 
 class RoutingHook:
     """Adds the routed experts' residual to the output of the edit layer.
@@ -66,14 +70,17 @@ class RoutingHook:
 
     # -- what is asked -----------------------------------------------------------------------------------
 
+    @_not_compiled
     def _at_the_door(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         given = [value for value in arguments if isinstance(value, Tensor) and not value.is_floating_point()]
         self._ids = keywords.get("input_ids", given[0] if given else None)
         self._mask = keywords.get("attention_mask")
 
+    @_not_compiled
     def _at_the_embeddings(self, embeddings: nn.Module, arguments: tuple[Any, ...]) -> None:
         self._embedded_ids = arguments[0] if arguments else None
 
+    @_not_compiled
     def _before_decoder(self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         ids, mask = self._ids, keywords.get("attention_mask") if self._mask is None else self._mask
         self._ids = self._mask = None
@@ -89,7 +96,8 @@ class RoutingHook:
         self._call = lambda batch, length: self._kinds(batch, length, ids, mask)
 
     def _refuse_a_prompt_in_pieces(self, ids: Tensor | None) -> None:
-        if ids is not None and len(self._experts) and bool((ids == self.backbone.image_token_id).any()):
+        # One token at a time is what the model said, be it an image token; a picture comes with several.
+        if ids is not None and ids.shape[1] > 1 and len(self._experts) and bool(self.backbone.is_image(ids).any()):
             raise InvalidInputError(
                 "A prompt came in pieces (prefill_chunk_size, or a cache that was filled before), with its picture "
                 "behind the first: edits are found by the whole question. Give it at once."
@@ -116,11 +124,12 @@ class RoutingHook:
         # Called from outside: everything that is not picture or padding is prompt.
         ids = ids.repeat_interleave(batch // len(ids), 0)
         present = _present(mask, ids)
-        image = (ids == self.backbone.image_token_id) & present
+        image = self.backbone.is_image(ids) & present
         return _unread(image, present & ~image, torch.zeros_like(image))
 
     # -- what is answered --------------------------------------------------------------------------------
 
+    @_not_compiled
     def _after_layer(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         if self._paused:
             return None

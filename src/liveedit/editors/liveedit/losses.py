@@ -68,11 +68,12 @@ def hard_routing_margin(
 def soft_routing_paper(prompt: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
     """Equations 15 and 16: sigmoid loss on the own edit and one random other, InfoNCE over the batch.
 
-    prompt: (queries, edits) similarities s of queries that have an own edit; own: which edit it is.
+    prompt: (queries, edits) similarities s of queries that have an own edit; own: which edit it is. The other edit is
+    drawn on the CPU, with a generator of the CPU: the same one wherever the rest runs.
     """
     inside = own.any(1)
     scores, own = prompt[inside], own[inside].float()
-    drawn = torch.multinomial(1 - own, 1, generator=generator)
+    drawn = torch.multinomial(1 - own.cpu(), 1, generator=generator).to(own.device)
     absolute = -F.logsigmoid((scores * own).sum(1) / own.sum(1)) - F.logsigmoid(-scores.gather(1, drawn)[:, 0])
     relative = -(scores.log_softmax(1) * own).sum(1) / own.sum(1)
     return (absolute + relative).mean()

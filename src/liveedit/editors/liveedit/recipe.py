@@ -13,6 +13,7 @@ import torch
 from ...backbones import Backbone
 from ...backbones.states import StateStore
 from ...errors import CheckpointError
+from ...processes import ALONE, Processes
 from ...samples import EditCase
 from ...training import StageConfig, Trainer, TrainingConfig
 from .config import LiveEditConfig
@@ -64,24 +65,41 @@ def train_liveedit(
     recipe: TrainingRecipe,
     folder: Path,
     report: Report = lambda what, done, total, figures: None,
+    processes: Processes = ALONE,
 ) -> TrainedEditor:
     """Train an editor into `folder`/editor; a later call with the same recipe goes on where one was cut off.
 
-    Learning curves go to `folder`/curves.json. Raises `CheckpointError` where the folder holds a training of
-    another recipe.
+    Learning curves go to `folder`/curves.json. Under several processes each calls this; the first writes and reports,
+    and a later call may have another number of them. Raises `CheckpointError` where the folder holds a training of
+    another recipe, `BackboneError` where the editor does not fit the backbone, `ConfigError` for too few cases or
+    too small a batch.
     """
-    _claim(folder / "training.json", {"backbone": backbone.name, "cases": len(cases), **recipe.to_dict()})
     layer = recipe.editor.layer
-    task = LiveEditTask(backbone, layer, cases, recipe.losses, StateStore(backbone, layer, folder / "states"))
-    trainer = Trainer(folder, recipe.training, task, report)
-    torch.manual_seed(recipe.training.seed)
-    modules = LiveEditModules(recipe.editor)
-    task.prepare(lambda done, total: report("states at the edit layer", done, total, {}))
+    store = StateStore(backbone, layer, folder / ("states" if processes.is_first else f"states-{processes.rank}"))
+    task = LiveEditTask(backbone, layer, cases, recipe.losses, store, processes)
+    trainer = Trainer(folder, recipe.training, task, report, processes)
+    modules = new_modules(backbone, recipe)
+    with processes.first_goes_ahead():
+        _claim(folder / "training.json", {"backbone": backbone.name, "cases": len(cases), **recipe.to_dict()})
+    task.prepare(lambda done, total: trainer.report("states at the edit layer", done, total, {}))
     validation = trainer.run(modules)
-    with LiveEdit(backbone, modules) as editor:
-        editor.save_pretrained(folder / "editor")
+    if processes.is_first:
+        with LiveEdit(backbone, modules) as editor:
+            editor.save_pretrained(folder / "editor")
+    processes.wait()
     parameters = sum(parameter.numel() for parameter in modules.parameters())
     return TrainedEditor(folder / "editor", parameters, validation)
+
+
+def new_modules(backbone: Backbone, recipe: TrainingRecipe) -> LiveEditModules:
+    """Untrained modules on the backbone's device, the same on every one: their weights are drawn on the CPU.
+
+    Raises `BackboneError` where they do not fit the backbone.
+    """
+    torch.manual_seed(recipe.training.seed)
+    modules = LiveEditModules(recipe.editor)
+    LiveEdit(backbone, modules).detach()  # Refuses what would not fit when the training is over.
+    return modules.train()
 
 
 def _claim(note: Path, settings: dict[str, Any]) -> None:

@@ -1,6 +1,9 @@
 """What training LiveEdit means: which inputs, which losses, which validation figures.
 
 Everything runs on states at the edit layer that were computed once; only the layers behind it run in a step.
+
+Several processes choose and draw the same; each sends its share of the cases through extractors, generator and the
+layers behind the edit layer. Features and experts are gathered, for every query is told from every edit of the batch.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from torch import Tensor
 from ...backbones import Backbone
 from ...backbones.states import Item, StateBatch, StateStore
 from ...experts import ExpertRepository
+from ...processes import ALONE, Processes
 from ...samples import LOCALITY, EditCase, ProbeName
 from . import losses
 from .editor import split_experts
-from .modules import LiveEditModules, QueryFeatures, TokenStates
+from .modules import EditFeatures, LiveEditModules, QueryFeatures, TokenStates
 from .routing import changed_tokens, expert_residual, route, soft_weights
 
 _IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
@@ -63,28 +67,43 @@ class LiveEditLosses(BaseModel):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Kept states of some probes of a batch of cases: the case of each row, and its scope as two numbers."""
+    """Some probes of a batch of cases: labels of all rows, and the kept states of those that are this process's own.
+
+    case, subject, relation: (rows,) integers, the place of each row's case in the batch and its scope as two numbers.
+    pictured: (rows,) booleans. own: which of the rows `batch` holds.
+    """
 
     batch: StateBatch
     case: Tensor
     subject: Tensor
     relation: Tensor
+    pictured: Tensor
+    own: slice
 
 
 class LiveEditTask:
     """Cases with their kept states, and the losses on batches of them."""
 
     def __init__(
-        self, backbone: Backbone, layer: int, cases: Sequence[EditCase], options: LiveEditLosses, store: StateStore
+        self,
+        backbone: Backbone,
+        layer: int,
+        cases: Sequence[EditCase],
+        options: LiveEditLosses,
+        store: StateStore,
+        processes: Processes = ALONE,
     ):
         self.backbone, self.layer, self.options, self.store = backbone, layer, options, store
+        self.processes, self.device = processes, backbone.layer_device(layer)
         self.cases = tuple(cases)
+        self.items: list[Item] = []
         self._places: list[dict[str, int]] = []
         self._scopes: list[tuple[int, int]] = []
+        self._pictured: list[bool] = []
+        self._lay_out()
 
-    def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Compute the states of every input, once."""
-        items: list[Item] = []
+    def _lay_out(self) -> None:
+        """Note of every input where it stands in the store, what it is about, and whether it has a picture."""
         subjects: dict[str, int] = {}
         relations: dict[str, int] = {}
         for case in self.cases:
@@ -94,20 +113,24 @@ class LiveEditTask:
                 if probe.name not in (*_IN_SCOPE, *LOCALITY) or not answer or not answer.strip():
                     continue
                 subject, relation = case.edit.scope if probe.name in _IN_SCOPE else probe.question.scope
-                place[probe.name] = len(items)
-                items.append((probe.question, answer))
+                place[probe.name] = len(self.items)
+                self.items.append((probe.question, answer))
+                self._pictured.append(probe.question.image is not None)
                 self._scopes.append(
                     (subjects.setdefault(subject, len(subjects)), relations.setdefault(relation, len(relations)))
                 )
             self._places.append(place)
-        self.store.fill(items, progress=progress)
+
+    def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compute the states of every input, once."""
+        self.store.fill(self.items, progress=progress)
 
     # -- losses ------------------------------------------------------------------------------------------
 
     def loss(
         self, modules: LiveEditModules, stage: Stage, chosen: Sequence[int], rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a stage on these cases, and its parts in nats."""
+        """The loss of a stage on these cases, and its parts in nats: means over processes are those of the batch."""
         if stage == "routing":
             return self._routing_loss(modules, chosen, rng)
         if stage == "generator":
@@ -122,10 +145,10 @@ class LiveEditTask:
         inside = [[self._random_in_scope(case, rng), self._random_in_scope(case, rng)] for case in chosen]
         outside = [self._hard_negatives(case, rng) for case in chosen]
         queries = self._rows(chosen, [[*a, *b] for a, b in zip(inside, outside, strict=True)])
-        hat = modules.edit_features(_tokens(edits.batch, self.backbone))
-        bar = modules.query(_tokens(queries.batch, self.backbone))
-        with full_precision():
-            return self._routing_terms(modules, hat, edits, bar, queries)
+        visual, prompt = self.processes.gather(*modules.edit_features(self._tokens(edits.batch)))
+        bar = self._gathered_query(modules, queries)
+        with self._full_precision():
+            return self._routing_terms(modules, (visual, prompt), edits, bar, queries)
 
     def _routing_terms(
         self, modules: LiveEditModules, hat: tuple[Tensor, Tensor], edits: _Rows, bar: QueryFeatures, queries: _Rows
@@ -138,7 +161,7 @@ class LiveEditTask:
         prompt = (bar.prompt @ hat[1].T) * modules.prompt_scale - modules.prompt_offset
         options = self.options
         if modules.config.scope == "image":  # Hard routing never sees a query without a picture.
-            seen = queries.batch.image.any(1)
+            seen = queries.pictured
             visual, sentinel, own_seen = visual[seen], sentinel[seen], own[seen]
             same_subject = same_subject[seen]
         else:
@@ -165,15 +188,17 @@ class LiveEditTask:
         return hard + soft, figures
 
     def _generator_loss(self, modules: LiveEditModules, chosen: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        """NLL of edit and generality, each row with the own expert alone."""
-        rows = self._rows(chosen, [self._in_scope_names(case) for case in chosen])
-        edits = self._rows(chosen, [["reliability"]] * len(chosen))
-        tokens = _tokens(edits.batch, self.backbone)
+        """NLL of edit and generality, each row with the own expert alone: no case needs another."""
+        own = chosen[self.processes.share(len(chosen))]
+        rows = self._rows(own, [self._in_scope_names(case) for case in own], shared=False)
+        edits = self._rows(own, [["reliability"]] * len(own), shared=False)
+        tokens = self._tokens(edits.batch)
         u, v = modules.generator(tokens.states, tokens.image, tokens.prompt, tokens.answer, tokens.embeddings)
-        weights = torch.ones(len(rows.case), 1)
+        weights = torch.ones(len(rows.case), 1, device=self.device)
         logits = self._edited_logits(modules, rows.batch, u[rows.case, None], v[rows.case, None], weights)
-        loss = losses.answer_nll(logits, rows.batch.targets)
-        right = (logits.argmax(-1) == rows.batch.targets).float().mean().item()
+        (share,) = self._shares(len(logits))
+        loss = share * losses.answer_nll(logits, rows.batch.targets)
+        right = share * (logits.argmax(-1) == rows.batch.targets).float().mean().item()
         return loss, {"edit_loss_nats": loss.item(), "token_accuracy": 100 * right}
 
     def _joint_loss(
@@ -186,28 +211,39 @@ class LiveEditTask:
         ]
         rows = self._rows(chosen, names)
         edits = self._rows(chosen, [["reliability"]] * len(chosen))
-        made = modules.edit(_tokens(edits.batch, self.backbone))
-        tokens = _tokens(rows.batch, self.backbone)
-        bar = modules.query(tokens)
+        features = modules.edit(self._tokens(edits.batch))
+        made = EditFeatures(*self.processes.gather(features.u, features.v, features.visual, features.prompt))
+        bar = self._gathered_query(modules, rows)
         own = (rows.subject[:, None] == edits.subject[None]) & (rows.relation[:, None] == edits.relation[None])
-        with full_precision():
+        with self._full_precision():
             routing, figures = self._routing_terms(modules, (made.visual, made.prompt), edits, bar, rows)
-            weights = self._mixing_weights(modules, made.visual, made.prompt, bar, own, tokens.image.any(1), rng)
-        inside = own.any(1)
+            weights = self._mixing_weights(modules, made.visual, made.prompt, bar, own, rows.pictured, rng)
+        edit_loss, kl, right = self._mixed_terms(modules, rows, made, weights[rows.own], own[rows.own].any(1))
+        figures |= {"edit_loss_nats": edit_loss.item(), "kl_nats": kl.item(), "token_accuracy": 100 * right}
+        return edit_loss + kl + routing, figures
+
+    def _mixed_terms(
+        self, modules: LiveEditModules, rows: _Rows, made: EditFeatures, weights: Tensor, inside: Tensor
+    ) -> tuple[Tensor, Tensor, float]:
+        """Edit loss, KL and token accuracy of this process's rows, under experts mixed with these weights.
+
+        weights: (own rows, edits of all processes); inside: (own rows,) booleans, the rows that an edit is to reach.
+        """
         # Where no expert is mixed, the logits are the base's and the KL is 0: such rows need not run.
         run = inside | (weights > 0).any(1)
         batch, asked_here = rows.batch.select(run), inside[run]
         logits = self._edited_logits(modules, batch, made.u, made.v, weights[run])
         edited = asked_here[batch.answer.nonzero()[:, 0]]
-        edit_loss = losses.answer_nll(logits[edited], batch.targets[edited])
-        base = self.backbone.head(batch.final[~edited].to(self.backbone.dtype))
+        outside = int(rows.batch.answer[~inside].sum())
+        share, outside_share = self._shares(int(edited.sum()), outside)
+        edit_loss = share * losses.answer_nll(logits[edited], batch.targets[edited])
+        base = self._base_logits(batch.final[~edited])
         kl = logits.sum() * 0
         if len(base):  # Averaged over the answer tokens of all rows outside, those that did not run included.
-            share = len(base) / int(rows.batch.answer[~inside].sum())
-            kl = share * losses.locality_kl(base, logits[~edited], self.options.kl_exchanged)
-        right = (logits[edited].argmax(-1) == batch.targets[edited]).float().mean().item()
-        figures |= {"edit_loss_nats": edit_loss.item(), "kl_nats": kl.item(), "token_accuracy": 100 * right}
-        return edit_loss + kl + routing, figures
+            ran = outside_share * (len(base) / outside)
+            kl = ran * losses.locality_kl(base, logits[~edited], self.options.kl_exchanged)
+        right = share * (logits[edited].argmax(-1) == batch.targets[edited]).float().mean().item()
+        return edit_loss, kl, right
 
     def _mixing_weights(
         self,
@@ -227,7 +263,8 @@ class LiveEditTask:
             # An own expert that is still kept out would learn nothing: in training it is always let in.
             kept = kept & pictured[:, None] | own
         elif self.options.mixing == "prefix":
-            kept = own | (torch.arange(own.shape[1]) < int(rng.integers(own.shape[1])))[None]
+            before = torch.arange(own.shape[1], device=own.device) < int(rng.integers(own.shape[1]))
+            kept = own | before[None]
         else:
             kept = torch.ones_like(own)
         return soft_weights(scores.masked_fill(~kept, float("-inf")))
@@ -239,7 +276,12 @@ class LiveEditTask:
         residual = expert_residual(batch.states, u, v, weights, modules.config)
         changed = changed_tokens(batch.image, batch.prompt | batch.answer, modules.config)
         states = batch.states + residual * changed[..., None]
-        return self.backbone.logits_from(states.to(self.backbone.dtype), batch, self.layer, batch.predicting)
+        logits = self.backbone.logits_from(states.to(self.backbone.dtype), batch, self.layer, batch.predicting)
+        return logits.to(self.device)
+
+    def _base_logits(self, final: Tensor) -> Tensor:
+        """Logits of the unedited model, from its last hidden states."""
+        return self.backbone.head(final.to(self.backbone.dtype)).to(self.device)
 
     # -- validation --------------------------------------------------------------------------------------
 
@@ -250,12 +292,11 @@ class LiveEditTask:
         Routing is right where an in-scope query gets at least half of its weight from its own expert, and where a
         locality query gets less than half of the weight from any: it tells routers apart before experts are trained.
         """
-        repository = ExpertRepository()
+        repository = ExpertRepository(self.device)
         for start in range(0, len(chosen), group):
             part = chosen[start : start + group]
-            edits = self._rows(part, [["reliability"]] * len(part))
-            made = modules.edit(_tokens(edits.batch, self.backbone))
-            for case, expert in zip(part, split_experts(made), strict=True):
+            edits = self._rows(part, [["reliability"]] * len(part), shared=False)
+            for case, expert in zip(part, split_experts(modules.edit(self._tokens(edits.batch))), strict=True):
                 repository.add(str(case), expert)
         edited = {self._scopes[self._places[case]["reliability"]] for case in chosen}
         figures = {}
@@ -263,33 +304,37 @@ class LiveEditTask:
             cases = [case for case in chosen if name in self._places[case]]
             if name in LOCALITY:
                 cases = [case for case in cases if self._scopes[self._places[case][name]] not in edited]
-            right = [
-                self._right(modules, repository, cases[start : start + group], name)
-                for start in range(0, len(cases), group)
-            ]
-            if right:
-                tokens, routed = (torch.cat(part).float() for part in zip(*right, strict=True))
-                figures[name] = 100 * tokens.mean().item()
-                figures[f"{name}_routing"] = 100 * routed.mean().item()
+            if cases:
+                own = cases[self.processes.share(len(cases))]
+                parts = [own[start : start + group] for start in range(0, len(own), group)]
+                found = self._percentages([self._right(modules, repository, part, name) for part in parts])
+                figures[name], figures[f"{name}_routing"] = found
         return figures
+
+    def _percentages(self, parts: list[tuple[Tensor, Tensor]]) -> list[float]:
+        """Percent of true values in the first and in the second of each pair, over the pairs of all processes."""
+        counts = [number for kind in zip(*parts, strict=True) for number in _count(kind)] or [0, 0, 0, 0]
+        right_tokens, tokens, right_routes, routes = self.processes.total(*counts)
+        # Divided as float32, as a mean of the values is: the figures of one process and of several are the same.
+        shares = torch.tensor([right_tokens, right_routes]) / torch.tensor([tokens, routes])
+        return [100 * share for share in shares.tolist()]
 
     def _right(
         self, modules: LiveEditModules, repository: ExpertRepository, cases: Sequence[int], name: ProbeName
     ) -> tuple[Tensor, Tensor]:
         """Which answer tokens are right, (tokens,), and which queries are routed right, (cases,)."""
-        rows = self._rows(cases, [[name]] * len(cases))
-        tokens = _tokens(rows.batch, self.backbone)
-        query = modules.query(tokens)
-        with full_precision():
-            routing = route(modules, query, tokens.image.any(1), repository)
+        rows = self._rows(cases, [[name]] * len(cases), shared=False)
+        query = modules.query(self._tokens(rows.batch))
+        with self._full_precision():
+            routing = route(modules, query, rows.pictured, repository)
         if routing is None:
-            u = torch.zeros(len(cases), 1, modules.config.rank, modules.config.width)
-            logits = self._edited_logits(modules, rows.batch, u, u, torch.zeros(len(cases), 1))
+            u = torch.zeros(len(cases), 1, modules.config.rank, modules.config.width, device=self.device)
+            logits = self._edited_logits(modules, rows.batch, u, u, u.new_zeros(len(cases), 1))
         else:
             logits = self._edited_logits(modules, rows.batch, routing.u, routing.v, routing.weights)
         wanted = rows.batch.targets
         if name in LOCALITY:
-            wanted = self.backbone.head(rows.batch.final.to(self.backbone.dtype)).argmax(-1)
+            wanted = self._base_logits(rows.batch.final).argmax(-1)
         fired = [()] * len(cases) if routing is None else routing.fired
         routed = [
             sum(expert.weight for expert in experts if name in LOCALITY or expert.edit_id == str(case)) >= 0.5
@@ -299,11 +344,35 @@ class LiveEditTask:
 
     # -- picking rows ------------------------------------------------------------------------------------
 
-    def _rows(self, cases: Sequence[int], names: Sequence[Sequence[str]]) -> _Rows:
+    def _rows(self, cases: Sequence[int], names: Sequence[Sequence[str]], shared: bool = True) -> _Rows:
+        """These probes of these cases; states of this process's share of the cases, or (not `shared`) of all."""
         places = [self._places[case][name] for case, wanted in zip(cases, names, strict=True) for name in wanted]
-        position = [place for place, wanted in enumerate(names) for _ in wanted]
-        scopes = torch.tensor([self._scopes[place] for place in places])
-        return _Rows(self.store.batch(places), torch.tensor(position), scopes[:, 0], scopes[:, 1])
+        numbers = [number for number, wanted in enumerate(names) for _ in wanted]
+        mine = self.processes.share(len(cases)) if shared else slice(0, len(cases))
+        own = slice(*(sum(map(len, names[:end])) for end in (mine.start, mine.stop)))
+        scopes = torch.tensor([self._scopes[place] for place in places], device=self.device)
+        case = torch.tensor(numbers, device=self.device)
+        pictured = torch.tensor([self._pictured[place] for place in places], device=self.device)
+        return _Rows(self.store.batch(places[own]), case, scopes[:, 0], scopes[:, 1], pictured, own)
+
+    def _tokens(self, batch: StateBatch) -> TokenStates:
+        ids = batch.ids.masked_fill(batch.image, self.backbone.pad_token_id)  # Some families have no embedding of it.
+        embeddings = self.backbone.word_embeddings(ids.to(self.backbone.device)).float().to(self.device)
+        return TokenStates(batch.states, batch.image, batch.prompt, batch.answer, embeddings)
+
+    def _gathered_query(self, modules: LiveEditModules, rows: _Rows) -> QueryFeatures:
+        """Query-time features of the rows of all processes."""
+        own = modules.query(self._tokens(rows.batch))
+        return QueryFeatures(*self.processes.gather(own.visual, own.sentinel, own.prompt))
+
+    def _shares(self, *sizes: int) -> list[float]:
+        """Factors that make the mean over processes of a mean over `size` things the mean over those of all."""
+        totals = self.processes.total(*sizes)
+        return [self.processes.count * size / max(1, total) for size, total in zip(sizes, totals, strict=True)]
+
+    def _full_precision(self) -> torch.autocast:
+        """Similarities are compared with each other: bfloat16 products would blur them."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def _in_scope_names(self, case: int) -> list[str]:
         return [name for name in _IN_SCOPE if name in self._places[case]]
@@ -325,11 +394,6 @@ class LiveEditTask:
         return names[rng.integers(len(names))]
 
 
-def full_precision() -> torch.autocast:
-    """Similarities are compared with each other: bfloat16 products would blur them."""
-    return torch.autocast("cpu", enabled=False)
-
-
-def _tokens(batch: StateBatch, backbone: Backbone) -> TokenStates:
-    embeddings = backbone.model.get_input_embeddings()(batch.ids).float()
-    return TokenStates(batch.states, batch.image, batch.prompt, batch.answer, embeddings)
+def _count(parts: Sequence[Tensor]) -> tuple[int, int]:
+    """How many values are true, and how many there are."""
+    return sum(int(part.sum()) for part in parts), sum(len(part) for part in parts)

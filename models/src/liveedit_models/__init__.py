@@ -1,0 +1,1 @@
+"""Folders of checkpoints; `liveedit` finds them by name."""

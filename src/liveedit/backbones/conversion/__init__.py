@@ -1,0 +1,1 @@
+"""Checkpoints of transformers, built from what other projects released."""

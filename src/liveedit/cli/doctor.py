@@ -1,0 +1,75 @@
+"""`liveedit doctor`: is this model fit for editing, and what will it take?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .arguments import BackboneName, Json, LoadOptions, loading
+from .console import Progress, console, load_quietly, print_fields, print_json
+
+if TYPE_CHECKING:
+    from ..doctor import Diagnosis
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(doctor)
+
+
+def doctor(backbone: BackboneName = "tiny-llava", load: LoadOptions = None, json: Json = False) -> None:
+    """Look a model over: what was found, whether it can be edited, what that takes. Exit code 1 where it cannot."""
+    load_quietly()
+    from ..backbones import load_backbone
+    from ..doctor import examine
+
+    with Progress() as progress:
+        diagnosis = examine(load_backbone(backbone, **loading(load)), progress.of("checking"))
+    if json:
+        print_json({**asdict(diagnosis), "healthy": diagnosis.healthy})
+    else:
+        _print(diagnosis)
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    print_fields(diagnosis.found, title="Found")
+    checks = Table(box=None, title="Checked on the model itself", title_justify="left", show_header=False)
+    checks.add_column()
+    checks.add_column()
+    checks.add_column(overflow="fold")
+    for check in diagnosis.checks:
+        mark = Text("holds", style="green") if check.holds else Text("FAILS", style="bold red")
+        checks.add_row(mark, check.name, Text(check.detail))
+    console().print(checks)
+    plan = diagnosis.plan
+    print_fields(
+        {
+            "edit layer": f"{plan['edit_layer']} of {plan['layers']}, counted from 0 (two thirds of the depth)",
+            "model": _size(plan["model_bytes"]),
+            "editor": f"{plan['editor_parameters'] / 1e6:.1f} million parameters, {_size(plan['editor_bytes'])}; "
+            f"{_size(plan['editor_training_bytes'])} in training, with gradients and AdamW",
+            "edits": f"{plan['edits']:,} take {_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes each "
+            f"(d_m {plan['module_width']}, rank {plan['rank']})",
+        },
+        title="Plan",
+    )
+    for warning in diagnosis.warnings:
+        console().print(Text(f"- {warning}"))
+    verdict = (
+        "This model can be edited." if diagnosis.healthy else "This model cannot be edited as it is: a check fails."
+    )
+    console().print(Text(verdict, style="bold"))
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""

@@ -1,0 +1,99 @@
+"""The cases that `liveedit train` is given: a drawn world, a folder, or an annotation file with its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..editors.liveedit.recipe import Report
+    from ..samples import EditCase
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the options of the command say: `--data`, `--annotations`, `--images`, `--cases`."""
+
+    data: str
+    annotations: Path | None
+    images: Path | None
+    count: int | None
+
+    def read(self, world: Path, report: Report) -> Sequence[EditCase]:
+        """All cases; a world is drawn into `world`. Raises `DatasetError` where a picture is not there."""
+        seed, planned = self._world()
+        if seed is not None:
+            return _drawn(world, seed, planned, report)
+        found = self._annotated()
+        _require_pictures(found)
+        return found
+
+    @contextmanager
+    def sampled(self, report: Report) -> Iterator[tuple[Sequence[EditCase], int]]:
+        """Cases to try a training on, and how many it would have. Of a world a few are drawn, and then removed."""
+        seed, planned = self._world()
+        if seed is None:
+            found = self.read(Path(), report)
+            yield found, len(found)
+            return
+        from ..editors.liveedit.estimate import SAMPLE
+
+        with TemporaryDirectory(prefix="liveedit-dry-run-") as folder:
+            yield _drawn(Path(folder), seed, min(planned, 2 * SAMPLE), report), planned
+
+    def _world(self) -> tuple[int | None, int]:
+        """The seed of the drawn world, None for other data, and the cases to draw."""
+        from ..datasets.sources import world_seed
+        from ..editors.liveedit.recipe import TRAINING_CASES
+
+        return world_seed(self.data), self.count or TRAINING_CASES
+
+    def _annotated(self) -> Sequence[EditCase]:
+        from ..datasets import read
+        from ..errors import DatasetError, InvalidInputError
+
+        data, count = self.data, self.count
+        if Path(data).is_dir():
+            if not (Path(data) / "train.json").is_file():
+                raise DatasetError(f"The folder {data!r} has no train.json. Draw one with `liveedit data draw`.")
+            found = read("mmedit", Path(data) / "train.json", self.images)
+        elif self.annotations is None:
+            raise InvalidInputError(
+                f"--data {data!r} was given without --annotations. Give the annotation file, or --data world."
+            )
+        else:
+            found = read(data, self.annotations, self.images)
+        if count is not None and count > len(found):
+            raise InvalidInputError(f"{count} cases were asked for and the data holds {len(found)}. Ask for fewer.")
+        return found[:count]
+
+
+def _drawn(folder: Path, seed: int, count: int, report: Report) -> Sequence[EditCase]:
+    from ..datasets import read
+    from ..datasets.world.kept import kept_world
+
+    files = kept_world(folder, seed, count, 0, lambda done, total: report("drawing", done, total, {}))
+    return read("mmedit", files["train"])
+
+
+def _require_pictures(cases: Sequence[EditCase]) -> None:
+    """A picture that is missing is found before the first state is computed, not hours later."""
+    from ..errors import DatasetError
+
+    named = {
+        probe.question.image: case.id
+        for case in reversed(cases)
+        for probe in (*reversed(case.probes), case.reliability)
+        if isinstance(probe.question.image, str | Path)
+    }
+    missing = [(picture, case) for picture, case in named.items() if not Path(picture).is_file()]
+    if missing:
+        picture, case = missing[-1]
+        raise DatasetError(
+            f"{len(missing)} of {len(named)} pictures do not exist, the first is {picture} ({case}). Give their folder "
+            "with --images; `liveedit data check FORMAT FILE --images DIR` lists what is missing."
+        )

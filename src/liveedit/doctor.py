@@ -1,0 +1,311 @@
+"""`liveedit doctor`: what LiveEdit finds in a model, whether the contract holds on it, what editing it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .backbones import Backbone
+from .backbones.families import KNOWN_MODEL_TYPES
+from .editors.liveedit import LiveEdit, LiveEditConfig
+from .editors.liveedit.modules import LiveEditModules
+from .errors import LiveEditError
+from .samples import Edit, Question
+
+EDITS_PLANNED = 1_000
+_ANSWERS = ("red", "the deep well", "four")
+_TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest difference of logits, relative to the largest logit."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property of the contract: whether it holds on this model, and by what margin."""
+
+    name: str
+    holds: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that the doctor found. Bytes are bytes; layers are counted from 0."""
+
+    found: dict[str, Any]
+    checks: tuple[Check, ...]
+    plan: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every check holds."""
+        return all(check.holds for check in self.checks)
+
+
+def examine(backbone: Backbone, progress: Callable[[int, int], None] = lambda done, total: None) -> Diagnosis:
+    """Look a backbone over. Runs a few short questions through it; changes nothing."""
+    layer = backbone.default_edit_layer()
+    examination = _Examination(backbone, layer)
+    checks = []
+    tests = examination.tests()
+    for done, (name, test) in enumerate(tests, 1):
+        checks.append(_outcome(name, test))
+        progress(done, len(tests))
+    return Diagnosis(_found(backbone), tuple(checks), _plan(backbone, layer), tuple(_warnings(backbone)))
+
+
+def _outcome(name: str, test: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, test())
+    except _BrokenError as broken:
+        return Check(name, False, str(broken))
+    except (LiveEditError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        return Check(name, False, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+
+
+class _BrokenError(Exception):
+    """A property that does not hold."""
+
+
+class _Examination:
+    """The contract of a backbone, tried on the model itself with three short questions."""
+
+    def __init__(self, backbone: Backbone, layer: int):
+        self.backbone, self.layer = backbone, layer
+        picture, wide = (_picture(size) if backbone.reads_pictures else None for size in ((336, 336), (480, 240)))
+        self.questions = [
+            Question("What color is the circle?", picture),
+            Question("Can you say what lies beside the square?", wide),
+            Question("How many corners does a square have?"),
+        ]
+
+    def tests(self) -> list[tuple[str, Callable[[], str]]]:
+        """Name and test; a test returns a detail, or raises."""
+        return [
+            ("every token is picture, prompt or answer", self.tokens),
+            ("first and last layers are the whole, in logits", self.halves),
+            ("the same in gradients", self.gradients),
+            ("a batch is its rows one by one, padded left or right", self.batches),
+            ("generation from the cache is generation without", self.caches),
+            ("an expert of zeros changes no bit", self.zeros),
+            ("an edit changes answers, and undoing it leaves no bit", self.undone),
+        ]
+
+    def tokens(self) -> str:
+        inputs = self.backbone.encode(self.questions, _ANSWERS)
+        counts = inputs.image_mask.sum(1).tolist()
+        for row, question in enumerate(self.questions):
+            if (counts[row] > 0) != (question.image is not None):
+                raise _BrokenError(
+                    f"A question {'with' if question.image else 'without'} a picture has {counts[row]} image tokens."
+                )
+        return f"image tokens {counts}" if any(counts) else "text alone"
+
+    @torch.no_grad()
+    def halves(self) -> str:
+        inputs = self.backbone.encode(self.questions, _ANSWERS)
+        whole = self.backbone.logits(inputs)[inputs.answer_mask.to(self._logits_device)]
+        states = self.backbone.states(inputs, self.layer)
+        return self._close(self.backbone.logits_from(states, inputs, self.layer, inputs.answer_mask), whole)
+
+    def gradients(self) -> str:
+        inputs = self.backbone.encode(self.questions[:1], _ANSWERS[:1])
+        with torch.no_grad():
+            states = self.backbone.states(inputs, self.layer)
+        change = torch.zeros_like(states, requires_grad=True)
+        handle = self.backbone.layers[self.layer].register_forward_hook(lambda _, __, output: _plus(output, change))
+        try:
+            whole = self.backbone.logits(inputs)[inputs.answer_mask.to(self._logits_device)]
+            (wanted,) = torch.autograd.grad(whole.float().logsumexp(-1).sum(), change)
+        finally:
+            handle.remove()
+        states.requires_grad_()
+        parts = self.backbone.logits_from(1 * states, inputs, self.layer, inputs.answer_mask)
+        (found,) = torch.autograd.grad(parts.float().logsumexp(-1).sum(), states)
+        return self._close(found, wanted)
+
+    @torch.no_grad()
+    def batches(self) -> str:
+        worst = ""
+        for padding in ("left", "right"):
+            inputs = self.backbone.encode(self.questions, _ANSWERS, padding)
+            together = self.backbone.logits(inputs)
+            for row, (question, answer) in enumerate(zip(self.questions, _ANSWERS, strict=True)):
+                alone = self.backbone.logits(self.backbone.encode([question], [answer]))[0]
+                present = inputs.attention_mask[row].bool().to(together.device)
+                worst = max(worst, self._close(together[row][present], alone))
+        return worst
+
+    def caches(self) -> str:
+        inputs = self.backbone.encode(self.questions, padding="left")
+        cached = self.backbone.generate(inputs, 6)
+        uncached = self.backbone.generate(inputs, 6, use_cache=False)
+        exact = self.backbone.dtype == torch.float32 and not getattr(self.backbone.model, "is_quantized", False)
+        if cached != uncached and exact:
+            raise _BrokenError(f"{cached} with the cache, {uncached} without.")
+        return "alike" if cached == uncached else "they differ, as rounding in this precision has it"
+
+    @torch.no_grad()
+    def zeros(self) -> str:
+        with self._editor() as editor:
+            before = self._answers()
+            self._force(editor, zero=True)
+            if not torch.equal(before, self._answers()):
+                raise _BrokenError("Logits differ with an expert whose residual is zero.")
+        return "to the bit"
+
+    @torch.no_grad()
+    def undone(self) -> str:
+        before = self._answers()
+        with self._editor() as editor:
+            self._force(editor, zero=False)
+            if torch.equal(before, self._answers()):
+                raise _BrokenError(
+                    "An expert that must fire changed nothing: the edit layer does not reach the answer."
+                )
+            editor.undo("doctor")
+            if not torch.equal(before, self._answers()):
+                raise _BrokenError("Logits are not what they were after the edit was undone.")
+        if not torch.equal(before, self._answers()):
+            raise _BrokenError("Logits are not what they were after the editor was taken off.")
+        return "to the bit"
+
+    def _editor(self) -> LiveEdit:
+        small = {"module_width": 32, "heads": 1, "rank": 2, "feature_parts": 1}
+        return LiveEdit.untrained(self.backbone, editor_config(self.backbone, self.layer, **small))
+
+    def _force(self, editor: LiveEdit, zero: bool) -> None:
+        """An expert that is sure to pass for the first question."""
+        query = editor.modules.query(editor.read(self.backbone.encode(self.questions[:1])))
+        generator = torch.Generator().manual_seed(0)
+        u, v = (torch.randn(2, self.backbone.width, generator=generator) for _ in range(2))
+        expert = editor.make_experts([Edit(self.questions[0], _ANSWERS[0])])[0]
+        forced = replace(
+            expert,
+            u=u.to(editor.device),
+            v=(0 if zero else 10) * v.to(editor.device),
+            visual_feature=1e4 * (query.visual[0] - query.sentinel[0]),
+            prompt_feature=100 * query.prompt[0],
+        )
+        editor.add("doctor", forced)
+
+    def _answers(self) -> Tensor:
+        return self.backbone.logits(self.backbone.encode(self.questions[:1], _ANSWERS[:1]))
+
+    @property
+    def _logits_device(self) -> torch.device:
+        return next(self.backbone.output_embeddings.parameters()).device
+
+    def _close(self, found: Tensor, wanted: Tensor) -> str:
+        difference = float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+        quantized = getattr(
+            self.backbone.model, "is_quantized", False
+        )  # Activations are rounded by what is beside them.
+        allowed = 0.2 if quantized else _TOLERANCES.get(self.backbone.dtype, 0.2)
+        if not difference <= allowed:
+            raise _BrokenError(f"They differ by {difference:.1e} of the largest value; {allowed:.0e} is allowed.")
+        return f"within {difference:.0e} of the largest value"
+
+
+def editor_config(backbone: Backbone, layer: int, **sizes: object) -> LiveEditConfig:
+    """The shape of an editor for a backbone, as `liveedit train` makes it by default."""
+    return LiveEditConfig.create(
+        **{
+            "width": backbone.width,
+            "layer": layer,
+            "image_tokens": max(1, backbone.image_tokens),
+            "scope": "image" if backbone.reads_pictures else "text+image",
+            **sizes,
+        }
+    )
+
+
+def _found(backbone: Backbone) -> dict[str, Any]:
+    config = backbone.model.config
+    known = config.model_type in KNOWN_MODEL_TYPES
+    return {
+        "model": type(backbone.model).__name__,
+        "family": f"{config.model_type} ({'covered by the contract tests' if known else 'by rule'})",
+        "decoder": f"{len(backbone.layers)} layers of width {backbone.width} ({_path(backbone)})",
+        "head": f"{type(backbone.output_embeddings).__name__}, {config.get_text_config().vocab_size} tokens",
+        "precision": str(backbone.dtype).removeprefix("torch."),
+        "devices": ", ".join(sorted({str(backbone.layer_device(layer)) for layer in range(len(backbone.layers))})),
+        "image tokens": _image_tokens(backbone),
+        "prompt": backbone.prompt_text(Question("QUESTION", _picture((336, 336)) if backbone.reads_pictures else None)),
+        "end of an answer": backbone.tokenizer.convert_ids_to_tokens(backbone.end_token_id),
+    }
+
+
+def _path(backbone: Backbone) -> str:
+    return next(
+        (f"{name}.layers" for name, part in backbone.model.named_modules() if part is backbone.decoder), "layers"
+    )
+
+
+def _image_tokens(backbone: Backbone) -> str:
+    if not backbone.reads_pictures:
+        return "none: text alone"
+    sizes = ((336, 336), (448, 448), (640, 320))
+    counts = [int(backbone.encode([Question("?", _picture(size))]).image_mask.sum()) for size in sizes]
+    marker = backbone.image_token_id
+    if len(set(counts)) == 1:
+        return f"{counts[0]} for any picture (token id {marker})"
+    listed = ", ".join(f"{width} x {height}: {count}" for (width, height), count in zip(sizes, counts, strict=True))
+    return f"by the picture's size ({listed}; token id {marker})"
+
+
+def _plan(backbone: Backbone, layer: int) -> dict[str, Any]:
+    config = editor_config(backbone, layer)
+    with torch.device("meta"):
+        parameters = sum(value.numel() for value in LiveEditModules(config).parameters())
+    features = config.feature_parts * config.module_width
+    expert_bytes = 4 * (2 * config.rank * config.width + 2 * features)
+    model_bytes = sum(value.numel() * value.element_size() for value in backbone.model.parameters())
+    return {
+        "edit_layer": layer,
+        "layers": len(backbone.layers),
+        "model_bytes": model_bytes,
+        "editor_parameters": parameters,
+        "editor_bytes": 4 * parameters,
+        "editor_training_bytes": 16 * parameters,
+        "edits": EDITS_PLANNED,
+        "edits_bytes": EDITS_PLANNED * expert_bytes,
+        "bytes_per_edit": expert_bytes,
+        "module_width": config.module_width,
+        "rank": config.rank,
+    }
+
+
+def _warnings(backbone: Backbone) -> Iterator[str]:
+    model = backbone.model
+    if model.config.model_type not in KNOWN_MODEL_TYPES:
+        yield f"The family {model.config.model_type!r} is not among those that are tested; trust the checks above."
+    if not backbone.reads_pictures:
+        yield "There is no picture to route by: edits are told apart by what is asked alone."
+    if getattr(model, "is_quantized", False):
+        yield "The weights are quantized: fine-tuning editors (ft-l) cannot change them; LiveEdit does not need to."
+    if "cpu" in (places := {str(value) for value in getattr(model, "hf_device_map", {}).values()}) or "disk" in places:
+        yield "Part of the model is offloaded: every pass moves weights, and training will be slow."
+    if backbone.first_edit_layer:
+        yield f"Edit layers before {backbone.first_edit_layer} are not possible: these take the picture in once more."
+    if not getattr(backbone.processor, "chat_template", None) and not backbone.tokenizer.chat_template:
+        yield "There is no chat template: prompts are written in the family's own plain format."
+    yield "torch.compile works around the edit layer; with fullgraph=True it refuses."
+
+
+def _picture(size: tuple[int, int]) -> Image.Image:
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    width, height = size
+    pen.ellipse((width // 8, height // 8, width // 2, height // 2), fill="red")
+    pen.rectangle((width // 2, height // 2, width - 9, height - 9), fill="blue")
+    return picture
+
+
+def _plus(output: Any, change: Tensor) -> Any:
+    return output + change if isinstance(output, Tensor) else (output[0] + change, *output[1:])

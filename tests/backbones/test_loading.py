@@ -1,0 +1,119 @@
+"""Loading models: every family by folder, precisions, device maps, and what is no model."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from family_models import EDIT_LAYER, FAMILIES
+from PIL import Image
+from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+
+from liveedit.backbones import load_backbone
+from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
+from liveedit.errors import BackboneError
+from liveedit.samples import Edit, Question
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llava")
+    FAMILIES["llava"](folder)
+    return folder
+
+
+QUESTION = Question("What color is the hat?", Image.new("RGB", (64, 64), "red"))
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"has no config\.json"):
+        load_backbone(tmp_path)
+
+
+def test_an_encoder_decoder_is_told(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1, "vocab_size": 32}
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(BackboneError, match=r"encoder-decoder \(t5\).*decoder-only"):
+        load_backbone(tmp_path)
+
+
+def test_a_model_that_generates_nothing_is_told(tmp_path: Path) -> None:
+    BertModel(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace('"bert"', '"vit"'))
+    with pytest.raises(BackboneError, match="neither as a vision-language model nor"):
+        load_backbone(tmp_path)
+
+
+def test_an_unknown_type_is_told(llava: Path, tmp_path: Path) -> None:
+    shutil.copytree(llava, tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    config.write_text(config.read_text().replace('"model_type": "llava"', '"model_type": "from-the-future"'))
+    with pytest.raises(BackboneError, match="from-the-future"):
+        load_backbone(tmp_path / "m")
+
+
+def test_cut_off_weights_are_told(llava: Path, tmp_path: Path) -> None:
+    shutil.copytree(llava, tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(BackboneError, match="damaged or cut off"):
+        load_backbone(tmp_path / "m")
+
+
+def test_both_a_device_and_a_map_are_refused(llava: Path) -> None:
+    with pytest.raises(BackboneError, match="Both device and device_map"):
+        load_backbone(llava, device="cpu", device_map="auto")
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_quantization_without_its_library_is_told(llava: Path) -> None:
+    with pytest.raises(BackboneError, match="bitsandbytes, which is not installed"):
+        load_backbone(llava, quantization="8bit")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llava", "blip2-opt", "qwen3-vl"])
+def test_half_precision_models_are_edited_in_the_editors_own(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    FAMILIES[family](tmp_path)
+    backbone = load_backbone(tmp_path, dtype, "cpu")
+    assert backbone.dtype == dtype
+    with LiveEdit.untrained(backbone, _config(backbone.width, backbone.image_tokens)) as editor:
+        editor.edit([("edit", Edit(QUESTION, "red"))])
+        assert editor.repository.u.dtype == torch.float32
+        with torch.no_grad():
+            logits = backbone.logits(backbone.encode([QUESTION], ["red"]))
+    assert logits.dtype == dtype
+    assert bool(torch.isfinite(logits).all())
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_offloaded_models_answer_and_are_edited_alike(llava: Path, tmp_path: Path, place: str) -> None:
+    """The last layers and the head wait elsewhere, and come for the time of their call."""
+    whole = load_backbone(llava, device="cpu")
+    names = [name for name, _ in whole.model.named_children()]
+    parts = {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
+    parts |= {"model.language_model.embed_tokens": "cpu", "model.language_model.norm": "cpu"}
+    parts |= {"model.language_model.rotary_emb": "cpu"}
+    parts |= {f"model.language_model.layers.{layer}": "cpu" if layer < 3 else place for layer in range(4)}
+    assert names == ["model", "lm_head"]
+    spread = load_backbone(llava, device_map=parts, offload_folder=tmp_path / "offloaded")
+    found, config = [], _config(whole.width, whole.image_tokens)
+    for backbone in (whole, spread):
+        inputs = backbone.encode([QUESTION], ["red"])
+        with LiveEdit.untrained(backbone, config) as editor, torch.no_grad():
+            editor.edit([("edit", Edit(QUESTION, "red"))])
+            states = backbone.states(inputs, EDIT_LAYER)
+            suffix = backbone.logits_from(states, inputs, EDIT_LAYER, inputs.answer_mask)
+            found.append((backbone.logits(inputs), suffix, editor.repository.u[:1].clone()))
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+
+
+def _config(width: int, image_tokens: int) -> LiveEditConfig:
+    sizes = {"module_width": 32, "heads": 4, "rank": 2, "feature_parts": 2}
+    return LiveEditConfig.create(width=width, layer=EDIT_LAYER, image_tokens=image_tokens, **sizes)

@@ -1,0 +1,116 @@
+"""The losses of a training: several processes, each with its share, against one with the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from simulated_processes import simulate
+from torch import Tensor
+
+from liveedit.backbones import Backbone
+from liveedit.backbones.states import StateStore
+from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.editors.liveedit.modules import LiveEditModules
+from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask, Stage
+from liveedit.processes import ALONE, Processes
+from liveedit.samples import EditCase
+
+BATCH = [4, 0, 7, 2, 9, 5, 1]
+"""Shared out over two and over three processes with one left over."""
+
+ConfigMaker = Callable[..., LiveEditConfig]
+TaskMaker = Callable[..., LiveEditTask]
+
+
+@pytest.fixture
+def task_of(random_backbone: Backbone, train_cases: tuple[EditCase, ...], small_config: ConfigMaker) -> TaskMaker:
+    """A task on kept states that all tasks of a test share."""
+    layer = small_config().layer
+    store = StateStore(random_backbone, layer)
+    LiveEditTask(random_backbone, layer, train_cases, LiveEditLosses(), store).prepare()
+
+    def make(losses: LiveEditLosses, processes: Processes = ALONE) -> LiveEditTask:
+        return LiveEditTask(random_backbone, layer, train_cases, losses, store, processes)
+
+    return make
+
+
+def gradients(modules: LiveEditModules, loss: Tensor) -> dict[str, Tensor]:
+    modules.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: value.grad for name, value in modules.named_parameters() if value.grad is not None}
+
+
+FORMS = {
+    "improved": LiveEditLosses(),
+    "paper": LiveEditLosses.paper(),
+    "prefix": LiveEditLosses(mixing="prefix", same_subject="ignored"),
+    "all mixed": LiveEditLosses(mixing="batch", text_locality=False, kl_exchanged=True),
+}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(
+    ("stage", "form"),
+    [("routing", "improved"), ("routing", "paper"), ("generator", "improved"), *(("joint", form) for form in FORMS)],
+)
+def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(
+    task_of: TaskMaker, small_config: ConfigMaker, stage: Stage, form: str, count: int
+) -> None:
+    torch.manual_seed(3)
+    modules = LiveEditModules(small_config("paper" if form == "paper" else "improved"))
+    whole, figures = task_of(FORMS[form]).loss(modules, stage, BATCH, np.random.default_rng(1))
+    wanted = gradients(modules, whole)
+    assert max(float(value.abs().max()) for value in wanted.values()) > 1e-3
+
+    shares = simulate(
+        count, lambda own: task_of(FORMS[form], own).loss(modules, stage, BATCH, np.random.default_rng(1))
+    )
+    mean = torch.stack([loss for loss, _ in shares]).mean()
+    assert mean.item() == pytest.approx(whole.item(), rel=1e-5)
+    for name, value in figures.items():
+        assert np.mean([found[name] for _, found in shares]) == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    found = gradients(modules, mean)
+    assert found.keys() == wanted.keys()
+    largest = max(float(value.abs().max()) for value in wanted.values())
+    for name, value in wanted.items():
+        assert (found[name] - value).abs().max() < 1e-4 * value.abs().max() + 1e-6 * largest, name
+
+
+def test_a_process_runs_its_own_rows_alone(
+    task_of: TaskMaker, small_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = LiveEditModules(small_config())
+    rows: dict[int, int] = {}
+
+    def count_rows(own: Processes) -> None:
+        task = task_of(LiveEditLosses(mixing="batch"), own)
+        original = task._edited_logits
+
+        def counting(modules: LiveEditModules, batch: torch.Tensor, *rest: Tensor) -> Tensor:
+            rows[own.rank] = len(batch)
+            return original(modules, batch, *rest)  # type: ignore[arg-type]
+
+        task._edited_logits = counting  # type: ignore[method-assign,assignment]
+        task.loss(modules, "joint", BATCH, np.random.default_rng(1))
+
+    simulate(2, count_rows)
+    each = sum(len(task_of(LiveEditLosses())._places[case]) for case in BATCH[:4])
+    rest = sum(len(task_of(LiveEditLosses())._places[case]) for case in BATCH[4:])
+    assert rows == {0: each, 1: rest}
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_validation_is_the_same_for_any_number_of_processes(
+    task_of: TaskMaker, small_config: ConfigMaker, count: int
+) -> None:
+    torch.manual_seed(3)
+    modules = LiveEditModules(small_config()).eval()
+    held_out = [8, 9, 10, 11]
+    wanted = task_of(LiveEditLosses()).validate(modules, held_out)
+    assert "reliability_routing" in wanted and "near_duplicate_locality" in wanted
+    found = simulate(count, lambda own: task_of(LiveEditLosses(), own).validate(modules, held_out))
+    assert found == [wanted] * count

@@ -1,0 +1,94 @@
+"""The doctor: healthy models of every family, and models that cannot be edited."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from family_models import FAMILIES
+from torch import nn
+
+from liveedit.backbones import load_backbone
+from liveedit.backbones.loading import Quantization
+from liveedit.doctor import editor_config, examine
+from liveedit.editors.liveedit.modules import LiveEditModules
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_healthy(family: str, tmp_path: Path) -> None:
+    FAMILIES[family](tmp_path)
+    backbone = load_backbone(tmp_path, device="cpu")
+    diagnosis = examine(backbone)
+    assert diagnosis.healthy, [check for check in diagnosis.checks if not check.holds]
+    assert "covered by the contract tests" in diagnosis.found["family"]
+    plan = diagnosis.plan
+    assert plan["edit_layer"] == 2  # Two thirds of four, counted from 0.
+    config = editor_config(backbone, 2)
+    modules = LiveEditModules(config)
+    assert plan["editor_parameters"] == sum(value.numel() for value in modules.parameters())
+    assert plan["model_bytes"] == sum(4 * value.numel() for value in backbone.model.parameters())
+    assert json.loads(json.dumps(diagnosis.found)) == diagnosis.found
+    assert any("no picture" in warning for warning in diagnosis.warnings) == (family in ("llama", "mistral"))
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes' own, about what it does on CPUs.
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantized_models_are_healthy(quantization: Quantization) -> None:
+    """On a built-in model, whose widths are whole blocks of 64."""
+    backbone = load_backbone("tiny-llava", device="cpu", quantization=quantization)
+    assert "Linear" in type(backbone.layers[0].self_attn.q_proj).__name__  # type: ignore[union-attr]
+    diagnosis = examine(backbone)
+    assert diagnosis.healthy, [check for check in diagnosis.checks if not check.holds]
+    assert any("quantized" in warning for warning in diagnosis.warnings)
+
+
+class _LooksAhead(nn.Module):
+    """A head that peeks at the whole batch: rows are no longer what they are alone."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden) + len(hidden)
+
+
+def test_a_model_that_breaks_the_contract_is_told(tmp_path: Path) -> None:
+    FAMILIES["llama"](tmp_path)
+    backbone = load_backbone(tmp_path, device="cpu")
+    model = backbone.model
+    model.lm_head = _LooksAhead(model.lm_head)  # type: ignore[assignment]
+    diagnosis = examine(backbone)
+    assert not diagnosis.healthy
+    broken = {check.name for check in diagnosis.checks if not check.holds}
+    assert "a batch is its rows one by one, padded left or right" in broken
+
+
+@pytest.mark.slow
+def test_the_command_says_one_sentence_and_exits_with_one(tmp_path: Path) -> None:
+    FAMILIES["llava"](tmp_path / "good")
+    shutil.copytree(tmp_path / "good", tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (tmp_path / "empty").mkdir()
+    for name, reason in (("cut", "damaged or cut off"), ("empty", "no config.json")):
+        done = _doctor(tmp_path / name)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("Error: ") and reason in line
+    healthy = _doctor(tmp_path / "good", "--json")
+    assert healthy.returncode == 0
+    assert json.loads(healthy.stdout)["healthy"] is True
+
+
+def _doctor(folder: Path, *further: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "liveedit", "doctor", "--backbone", str(folder), *further]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
