@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_models import FAMILIES
 from PIL import Image
 
-from liveedit.backbones import Backbone, built_in_folder
+from liveedit.backbones import Backbone, built_in_folder, load_backbone
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
 from liveedit.editors.liveedit.modules import LiveEditModules
+from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
 from liveedit.experts import Expert
 from liveedit.experts.store import EditStore
@@ -258,3 +260,34 @@ def test_the_editor_that_ships_edits_and_keeps_edits_apart(
         for receipt in receipts:
             model.undo(receipt.id)
         assert [model.ask(image, prompt).text for image, prompt, _ in wanted] == unedited
+
+
+def test_a_language_model_is_edited_asked_and_undone(tmp_path: Path) -> None:
+    """Without pictures, in an edits file, from one process to the next."""
+    FAMILIES["mistral"](tmp_path / "model")
+    backbone = load_backbone(tmp_path / "model", device="cpu")
+    sizes = {"module_width": 32, "heads": 4, "rank": 2, "feature_parts": 2}
+    config = LiveEditConfig.create(**{**default_shape(backbone), **sizes})
+    with LiveEdit.untrained(backbone, config) as editor:
+        editor.save_pretrained(tmp_path / "editor", torch.float32)
+    prompt, edits = "Who holds the office now?", tmp_path / "edits.db"
+    with EditedModel.load(backbone, edits=edits, editor="liveedit", editor_path=tmp_path / "editor") as model:
+        before = model.ask(None, prompt).text
+        receipt = model.edit(None, prompt, "red")
+        (stored,) = model.edits()
+        assert (stored.image_sha256, stored.thumbnail) == (None, None)
+        with pytest.raises(InvalidInputError, match="reads text alone"):
+            model.edit(Image.new("RGB", (8, 8)), prompt, "red")
+    with EditedModel.load(backbone, edits=edits, editor="liveedit", editor_path=tmp_path / "editor") as model:
+        assert model.ask(None, prompt).text == receipt.answer_after
+        model.undo(receipt.id)
+        assert model.ask(None, prompt).text == before
+
+
+def test_an_edit_without_a_picture_needs_a_scope_for_it(
+    random_backbone: Backbone, small_config: Callable[..., LiveEditConfig]
+) -> None:
+    with EditedModel(random_backbone, LiveEdit.untrained(random_backbone, small_config())) as model:
+        with pytest.raises(InvalidInputError, match="scope is 'image'"):
+            model.edit(None, "What is this?", "red")
+        assert len(model) == 0

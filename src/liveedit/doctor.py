@@ -14,6 +14,7 @@ from .backbones import Backbone
 from .backbones.families import KNOWN_MODEL_TYPES
 from .editors.liveedit import LiveEdit, LiveEditConfig
 from .editors.liveedit.modules import LiveEditModules
+from .editors.liveedit.recipe import default_shape
 from .errors import LiveEditError
 from .samples import Edit, Question
 
@@ -177,7 +178,7 @@ class _Examination:
 
     def _editor(self) -> LiveEdit:
         small = {"module_width": 32, "heads": 1, "rank": 2, "feature_parts": 1}
-        return LiveEdit.untrained(self.backbone, editor_config(self.backbone, self.layer, **small))
+        return LiveEdit.untrained(self.backbone, LiveEditConfig.create(**{**default_shape(self.backbone), **small}))
 
     def _force(self, editor: LiveEdit, zero: bool) -> None:
         """An expert that is sure to pass for the first question."""
@@ -210,19 +211,6 @@ class _Examination:
         if not difference <= allowed:
             raise _BrokenError(f"They differ by {difference:.1e} of the largest value; {allowed:.0e} is allowed.")
         return f"within {difference:.0e} of the largest value"
-
-
-def editor_config(backbone: Backbone, layer: int, **sizes: object) -> LiveEditConfig:
-    """The shape of an editor for a backbone, as `liveedit train` makes it by default."""
-    return LiveEditConfig.create(
-        **{
-            "width": backbone.width,
-            "layer": layer,
-            "image_tokens": max(1, backbone.image_tokens),
-            "scope": "image" if backbone.reads_pictures else "text+image",
-            **sizes,
-        }
-    )
 
 
 def _found(backbone: Backbone) -> dict[str, Any]:
@@ -260,7 +248,7 @@ def _image_tokens(backbone: Backbone) -> str:
 
 
 def _plan(backbone: Backbone, layer: int) -> dict[str, Any]:
-    config = editor_config(backbone, layer)
+    config = LiveEditConfig.create(**default_shape(backbone))
     with torch.device("meta"):
         parameters = sum(value.numel() for value in LiveEditModules(config).parameters())
     features = config.feature_parts * config.module_width

@@ -126,14 +126,21 @@ class EditedModel:
 
     # -- editing -----------------------------------------------------------------------------------------
 
-    def edit(self, image: ImageSource, prompt: str, answer: str) -> Receipt:
+    def edit(self, image: ImageSource | None, prompt: str, answer: str) -> Receipt:
         """From now on, answer this prompt about this picture (and what it shows) with `answer`.
 
-        Raises `InvalidInputError` for an empty prompt or answer, `ImageError` for a bad picture; nothing changes then.
+        Without a picture the edit is found by its prompt alone; editors of scope "text+image" reach such questions.
+        Raises `InvalidInputError` for an empty prompt or answer, or a picture that is missing, `ImageError` for a bad
+        one; nothing changes then.
         """
         if not answer.strip():
             raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
-        picture = open_image(image)
+        if image is None and self.editor.config.scope == "image":
+            raise InvalidInputError(
+                "An edit without a picture was asked for, but this editor's scope is 'image': no question without a "
+                "picture would ever find it. Give the picture, or an editor trained with --set scope=text+image."
+            )
+        picture = open_image(image) if image is not None else None
         before = self.ask(picture, prompt).text
         started = time.perf_counter()
         expert, steps = self.editor.make_expert(Edit(Question(prompt, picture), answer))
@@ -146,7 +153,7 @@ class EditedModel:
             answer_before=before,
             milliseconds=milliseconds,
             refine_steps=steps,
-            image_sha256=image_digest(picture),
+            image_sha256=image_digest(picture) if picture is not None else None,
             image_name=name,
         )
         trial = "trial"
@@ -155,7 +162,9 @@ class EditedModel:
             after = self.ask(picture, prompt).text
         finally:
             self.editor.undo(trial)
-        stored = self._keep(replace(described, answer_after=after), expert, thumbnail_png(picture))
+        stored = self._keep(
+            replace(described, answer_after=after), expert, thumbnail_png(picture) if picture is not None else None
+        )
         self.editor.add(stored.id, expert)
         return Receipt(stored.id, prompt, answer, before, after, milliseconds, steps, expert.store_bytes)
 
@@ -193,7 +202,7 @@ class EditedModel:
     ) -> None:
         self.close()
 
-    def _keep(self, edit: NewEdit, expert: Any, thumbnail: bytes) -> StoredEdit:
+    def _keep(self, edit: NewEdit, expert: Any, thumbnail: bytes | None) -> StoredEdit:
         if self._store is not None:
             return self._store.add(edit, expert, thumbnail)
         number = 1 + max((stored.number for stored in self._memory.values()), default=0)

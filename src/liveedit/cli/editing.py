@@ -37,9 +37,9 @@ def register(app: typer.Typer) -> None:
 
 def edit(
     edits: EditsFile,
-    image: Annotated[Path, typer.Option(help="The picture.")],
     prompt: Prompt,
     answer: Annotated[str, typer.Option(help="What the model is to answer from now on.")],
+    image: Annotated[Path | None, typer.Option(help="The picture; none for a text-only question.")] = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",

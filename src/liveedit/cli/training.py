@@ -193,7 +193,7 @@ def _recipe(backbone: Backbone, form: str, stages: tuple[StageConfig, ...], give
     from pydantic import ValidationError
 
     from ..editors.liveedit import LiveEditConfig
-    from ..editors.liveedit.recipe import TrainingRecipe
+    from ..editors.liveedit.recipe import TrainingRecipe, default_shape
     from ..editors.liveedit.task import LiveEditLosses
     from ..errors import ConfigError
     from ..training import TrainingConfig
@@ -204,12 +204,7 @@ def _recipe(backbone: Backbone, form: str, stages: tuple[StageConfig, ...], give
         raise ConfigError(f"There is no setting {', '.join(unknown)}. Give one of {', '.join(known)}.")
     parts = [{name: value for name, value in given.items() if name in kind.model_fields} for kind in kinds]
     paper = form == "paper"
-    shape = {
-        "width": backbone.width,
-        "layer": backbone.default_edit_layer(),
-        "image_tokens": backbone.image_tokens,
-        **parts[0],
-    }
+    shape = {**default_shape(backbone), **parts[0]}
     make: Callable[..., LiveEditConfig] = LiveEditConfig.paper if paper else LiveEditConfig.create
     losses = LiveEditLosses.paper() if paper else LiveEditLosses.model_validate({})
     try:

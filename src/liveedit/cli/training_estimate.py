@@ -44,7 +44,7 @@ def print_estimate(found: Mapping[str, Any]) -> None:
     for stage in found["stages"]:
         fields[f"stage {stage['name']}"] = (
             f"{_duration(stage['seconds'])}: {stage['steps']:,} steps of {stage['batch']} edits at "
-            f"{stage['seconds_per_step']:.3g} s, {stage['validations']} validations"
+            f"{stage['seconds_per_step']:.3g} s, validated {stage['validations']} times"
         )
     print_fields({**fields, "in all": _duration(found["seconds"])}, "What the training would take")
 

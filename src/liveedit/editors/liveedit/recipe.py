@@ -37,6 +37,16 @@ def default_stages() -> tuple[StageConfig, ...]:
     )
 
 
+def default_shape(backbone: Backbone) -> dict[str, Any]:
+    """What a backbone decides of a `LiveEditConfig`: width, edit layer, length of the sentinel, scope."""
+    return {
+        "width": backbone.width,
+        "layer": backbone.default_edit_layer(),
+        "image_tokens": max(1, backbone.image_tokens),
+        "scope": "image" if backbone.reads_pictures else "text+image",
+    }
+
+
 @dataclass(frozen=True)
 class TrainingRecipe:
     """Everything that decides what a training gives, the backbone and the cases apart."""
