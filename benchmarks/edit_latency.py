@@ -36,7 +36,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 
     @torch.no_grad()
     def prefix() -> None:
-        with editor._hook.paused():
+        with editor.paused():
             backbone.states(backbone.encode([edit.question], [edit.answer]), shape.edit_layer)
 
     def edit_once(repository: ExpertRepository) -> None:

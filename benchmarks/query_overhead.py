@@ -60,7 +60,7 @@ class Bench:
 
     @torch.inference_mode()
     def unedited(self) -> None:
-        with self.editor._hook.paused():
+        with self.editor.paused():
             self.backbone.logits(self.inputs)
 
     @torch.inference_mode()
@@ -69,7 +69,7 @@ class Bench:
         self.backbone.logits(self.inputs)
 
     def generate_unedited(self) -> None:
-        with self.editor._hook.paused():
+        with self.editor.paused():
             self.backbone.generate(self.inputs, NEW_TOKENS)
 
     def generate_edited(self, repository: str) -> None:

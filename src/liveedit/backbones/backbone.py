@@ -111,6 +111,16 @@ class Backbone:
         """The first layer from whose states the rest of the model can be run."""
         return 0
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every weight and buffer that a checkpoint holds, offloaded ones read from where they lie."""
+        modules = dict(self.model.named_modules())
+        for name, value in self.model.state_dict().items():
+            if value.is_meta:
+                module, _, part = name.rpartition(".")
+                offloaded: Any = modules[module]._hf_hook
+                value = offloaded.weights_map[part]
+            yield name, value
+
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer is computed."""
         return _execution_device(self.layers[layer])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,7 +111,7 @@ class LiveEdit(Editor):
 
     def read(self, inputs: Inputs) -> TokenStates:
         """States at the edit layer of the unedited model, with the kinds of their tokens."""
-        with self._hook.paused():
+        with self.paused():
             states = self.backbone.states(inputs, self.config.layer).float()
         embeddings = self.backbone.embeddings(inputs).float()
         parts = (inputs.image_mask, inputs.prompt_mask, inputs.answer_mask, embeddings)
@@ -141,6 +142,10 @@ class LiveEdit(Editor):
         """Take hooks and edits off the backbone."""
         self._hook.remove()
         self.reset()
+
+    def paused(self) -> AbstractContextManager[None]:
+        """The model runs unedited inside."""
+        return self._hook.paused()
 
     # -- answering ---------------------------------------------------------------------------------------
 
