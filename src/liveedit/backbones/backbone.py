@@ -112,7 +112,7 @@ class Backbone:
         return 0
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every weight and buffer that a checkpoint holds, offloaded ones read from where they lie."""
+        """Name and value of every weight and buffer of a checkpoint, offloaded ones read from where they lie."""
         modules = dict(self.model.named_modules())
         for name, value in self.model.state_dict().items():
             if value.is_meta:
