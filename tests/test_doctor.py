@@ -15,7 +15,7 @@ from family_models import FAMILIES
 from torch import nn
 
 from liveedit.backbones import load_backbone
-from liveedit.backbones.loading import Quantization
+from liveedit.backbones.loading import DeviceMap, Quantization
 from liveedit.doctor import examine
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
@@ -49,6 +49,14 @@ def test_quantized_models_are_healthy(quantization: Quantization) -> None:
     diagnosis = examine(backbone)
     assert diagnosis.healthy, [check for check in diagnosis.checks if not check.holds]
     assert any("quantized" in warning for warning in diagnosis.warnings)
+
+
+def test_a_model_whose_head_lies_on_disk_is_healthy(tmp_path: Path) -> None:
+    FAMILIES["llava"](tmp_path / "m")
+    parts: DeviceMap = {"model": "cpu", "lm_head": "disk"}
+    diagnosis = examine(load_backbone(tmp_path / "m", device_map=parts, offload_folder=tmp_path / "offloaded"))
+    assert diagnosis.healthy, [check for check in diagnosis.checks if not check.holds]
+    assert any("offloaded" in warning for warning in diagnosis.warnings)
 
 
 class _LooksAhead(nn.Module):

@@ -110,7 +110,7 @@ class _Examination:
     @torch.no_grad()
     def halves(self) -> str:
         inputs = self.backbone.encode(self.questions, _ANSWERS)
-        whole = self.backbone.logits(inputs)[inputs.answer_mask.to(self._logits_device)]
+        whole = self.backbone.logits(inputs)[inputs.answer_mask]
         states = self.backbone.states(inputs, self.layer)
         return self._close(self.backbone.logits_from(states, inputs, self.layer, inputs.answer_mask), whole)
 
@@ -121,7 +121,7 @@ class _Examination:
         change = torch.zeros_like(states, requires_grad=True)
         handle = self.backbone.layers[self.layer].register_forward_hook(lambda _, __, output: _plus(output, change))
         try:
-            whole = self.backbone.logits(inputs)[inputs.answer_mask.to(self._logits_device)]
+            whole = self.backbone.logits(inputs)[inputs.answer_mask]
             (wanted,) = torch.autograd.grad(whole.float().logsumexp(-1).sum(), change)
         finally:
             handle.remove()
@@ -132,15 +132,15 @@ class _Examination:
 
     @torch.no_grad()
     def batches(self) -> str:
-        worst = ""
+        differences = []
         for padding in ("left", "right"):
             inputs = self.backbone.encode(self.questions, _ANSWERS, padding)
             together = self.backbone.logits(inputs)
             for row, (question, answer) in enumerate(zip(self.questions, _ANSWERS, strict=True)):
                 alone = self.backbone.logits(self.backbone.encode([question], [answer]))[0]
                 present = inputs.attention_mask[row].bool().to(together.device)
-                worst = max(worst, self._close(together[row][present], alone))
-        return worst
+                differences.append(_difference(together[row][present], alone))
+        return self._within(float(torch.tensor(differences).max()))  # Not Python's max: it loses what is not a number.
 
     def caches(self) -> str:
         inputs = self.backbone.encode(self.questions, padding="left")
@@ -198,12 +198,10 @@ class _Examination:
     def _answers(self) -> Tensor:
         return self.backbone.logits(self.backbone.encode(self.questions[:1], _ANSWERS[:1]))
 
-    @property
-    def _logits_device(self) -> torch.device:
-        return next(self.backbone.output_embeddings.parameters()).device
-
     def _close(self, found: Tensor, wanted: Tensor) -> str:
-        difference = float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+        return self._within(_difference(found, wanted))
+
+    def _within(self, difference: float) -> str:
         quantized = getattr(
             self.backbone.model, "is_quantized", False
         )  # Activations are rounded by what is beside them.
@@ -225,7 +223,7 @@ def _found(backbone: Backbone) -> dict[str, Any]:
         "devices": ", ".join(sorted({str(backbone.layer_device(layer)) for layer in range(len(backbone.layers))})),
         "image tokens": _image_tokens(backbone),
         "prompt": backbone.prompt_text(Question("QUESTION", _picture((336, 336)) if backbone.reads_pictures else None)),
-        "end of an answer": backbone.tokenizer.convert_ids_to_tokens(backbone.end_token_id),
+        "end of an answer": repr(backbone.tokenizer.decode([backbone.end_token_id])),
     }
 
 
@@ -274,7 +272,10 @@ def _warnings(backbone: Backbone) -> Iterator[str]:
     if model.config.model_type not in KNOWN_MODEL_TYPES:
         yield f"The family {model.config.model_type!r} is not among those that are tested; trust the checks above."
     if not backbone.reads_pictures:
-        yield "There is no picture to route by: edits are told apart by what is asked alone."
+        yield (
+            "There is no picture to route by: edits are told apart by what is asked alone (scope text+image), and "
+            "`liveedit train` has no data without pictures."
+        )
     if getattr(model, "is_quantized", False):
         yield "The weights are quantized: fine-tuning editors (ft-l) cannot change them; LiveEdit does not need to."
     if "cpu" in (places := {str(value) for value in getattr(model, "hf_device_map", {}).values()}) or "disk" in places:
@@ -293,6 +294,12 @@ def _picture(size: tuple[int, int]) -> Image.Image:
     pen.ellipse((width // 8, height // 8, width // 2, height // 2), fill="red")
     pen.rectangle((width // 2, height // 2, width - 9, height - 9), fill="blue")
     return picture
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest, relative to the largest value wanted; the two may lie on two devices."""
+    wanted = wanted.float().to(found.device)
+    return float((found.float() - wanted).abs().max() / wanted.abs().max())
 
 
 def _plus(output: Any, change: Tensor) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +16,7 @@ from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGenera
 
 from liveedit.backbones import load_backbone
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
-from liveedit.errors import BackboneError
+from liveedit.errors import BackboneError, NotFoundError
 from liveedit.model import backbone_digest
 from liveedit.samples import Edit, Question
 
@@ -32,6 +34,18 @@ QUESTION = Question("What color is the hat?", Image.new("RGB", (64, 64), "red"))
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"has no config\.json"):
         load_backbone(tmp_path)
+
+
+def test_what_is_plainly_no_model_is_told_before_a_hub_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("no model")
+    for name, words in (
+        (tmp_path / "file.txt", "is a file"),
+        (tmp_path / "absent", "There is no folder"),
+        ("tiny-lava", "Did you mean tiny-llava"),
+        ("tiny-mingpt4", "Did you mean tiny-minigpt4"),
+    ):
+        with pytest.raises(BackboneError, match=words):
+            load_backbone(name)
 
 
 def test_an_encoder_decoder_is_told(tmp_path: Path) -> None:
@@ -64,6 +78,59 @@ def test_cut_off_weights_are_told(llava: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     with pytest.raises(BackboneError, match="damaged or cut off"):
         load_backbone(tmp_path / "m")
+
+
+def test_impossible_values_in_a_configuration_are_told(llava: Path, tmp_path: Path) -> None:
+    shutil.copytree(llava, tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    config.write_text(re.sub(r'"num_attention_heads": \d+', '"num_attention_heads": "two"', config.read_text()))
+    with pytest.raises(BackboneError, match=r"config\.json has impossible values.*num_attention_heads"):
+        load_backbone(tmp_path / "m")
+
+
+def test_blip2_without_an_image_token_is_told(tmp_path: Path) -> None:
+    """As its first revisions were."""
+    FAMILIES["blip2-opt"](tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    kept = {name: value for name, value in values.items() if not name.startswith("image_token")}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(BackboneError, match="no image_token_index"):
+        load_backbone(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2.5-vl", "gemma3", "idefics3"])
+def test_a_chat_template_may_lie_with_the_processor_or_the_tokenizer(family: str, tmp_path: Path) -> None:
+    """In chat_template.jinja, in chat_template.json, or in tokenizer_config.json, as in released folders."""
+    FAMILIES[family](tmp_path)
+    expected = load_backbone(tmp_path, device="cpu").prompt_text(QUESTION)
+    template = (tmp_path / "chat_template.jinja").read_text()
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert load_backbone(tmp_path, device="cpu").prompt_text(QUESTION) == expected
+    (tmp_path / "chat_template.json").unlink()
+    tokenizer = tmp_path / "tokenizer_config.json"
+    tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "chat_template": template}))
+    assert load_backbone(tmp_path, device="cpu").prompt_text(QUESTION) == expected
+
+
+def test_a_model_without_a_chat_template_is_told(llava: Path, tmp_path: Path) -> None:
+    shutil.copytree(llava, tmp_path / "m")
+    (tmp_path / "m" / "chat_template.jinja").unlink()
+    with pytest.raises(BackboneError, match="no chat template"):
+        load_backbone(tmp_path / "m", device="cpu").encode([QUESTION])
+
+
+def test_an_answer_ends_a_turn_and_does_not_wait_for_a_tool(tmp_path: Path) -> None:
+    """Llama 3.1's template names two of its three stop tokens; only one of them ends an answer."""
+    FAMILIES["mistral"](tmp_path)
+    backbone = load_backbone(tmp_path, device="cpu")
+    tokenizer, turn = backbone.tokenizer, backbone.tokenizer.eos_token
+    for template in (turn, "{% if tools %}<unk>{% else %}" + turn + "{% endif %}"):
+        backbone.__dict__.pop("end_token_id", None)
+        tokenizer.chat_template = template
+        stops = [10**6, tokenizer.unk_token_id, tokenizer.eos_token_id]
+        backbone.model.generation_config.eos_token_id = stops  # type: ignore[union-attr]
+        assert backbone.end_token_id == tokenizer.eos_token_id
 
 
 def test_both_a_device_and_a_map_are_refused(llava: Path) -> None:
@@ -115,6 +182,20 @@ def test_offloaded_models_answer_and_are_edited_alike(llava: Path, tmp_path: Pat
     assert backbone_digest(spread) == backbone_digest(whole), "edits made with one are the other's too"
     for first, second in zip(*found, strict=True):
         torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+
+
+def test_an_editor_of_another_model_is_refused(llava: Path, tmp_path: Path) -> None:
+    """Width and layers are alike; the families are not."""
+    FAMILIES["qwen3-vl"](tmp_path / "qwen")
+    own, other = load_backbone(llava, device="cpu"), load_backbone(tmp_path / "qwen", device="cpu")
+    assert own.width == other.width
+    with LiveEdit.untrained(own, _config(own.width, 16)) as editor:
+        editor.save_pretrained(tmp_path / "out" / "editor")
+    LiveEdit.load(own, str(tmp_path / "out" / "editor")).detach()
+    with pytest.raises(BackboneError, match=r"trained for another model .*model_type llava, here qwen3_vl"):
+        LiveEdit.load(other, str(tmp_path / "out" / "editor"))
+    with pytest.raises(NotFoundError, match=r"There is one in .*editor"):
+        LiveEdit.load(own, str(tmp_path / "out"))
 
 
 def _config(width: int, image_tokens: int) -> LiveEditConfig:

@@ -39,6 +39,11 @@ class Backbone:
 
     def __init__(self, name: str, model: PreTrainedModel, processor: Any):
         self.name, self.model, self.processor = name, model.eval().requires_grad_(False), processor
+        if getattr(processor, "tokenizer", None) is None:
+            raise BackboneError(
+                f"{name} has no processor with a tokenizer (found: {type(processor).__name__}): questions "
+                "cannot be prepared for it. Subclass liveedit.backbones.Backbone for it."
+            )
         self.tokenizer: Any = processor.tokenizer
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -99,11 +104,12 @@ class Backbone:
         """The token that ends an answer: of those at which generate() stops, the one that ends a turn of the chat."""
         stops = getattr(self.model.generation_config, "eos_token_id", None)
         stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or ""
-        for stop in stops:
-            if self.tokenizer.convert_ids_to_tokens(stop) in str(template):
-                return int(stop)
+        template = str(getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or "")
         end = int(self.tokenizer.eos_token_id)
+        # The tokenizer's own first: Llama 3.1's template also has <|eom_id|>, behind which a tool answers.
+        for stop in sorted(stops, key=lambda stop: stop != end):
+            if stop < len(self.tokenizer) and self.tokenizer.convert_ids_to_tokens(stop) in template:
+                return int(stop)
         return end if not stops or end in stops else int(stops[0])
 
     @property
@@ -120,6 +126,18 @@ class Backbone:
                 offloaded: Any = modules[module]._hf_hook
                 value = offloaded.weights_map[part]
             yield name, value
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What two models must share for an editor of one to fit the other; fine-tuned weights may differ."""
+        decoder = self.decoder.config
+        return {
+            "model_type": self.model.config.model_type,
+            "text_model_type": decoder.model_type,
+            "width": self.width,
+            "layers": len(self.layers),
+            "vocabulary": self.word_embeddings.num_embeddings,
+        }
 
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer is computed."""
@@ -171,8 +189,13 @@ class Backbone:
         parts: list[dict[str, str]] = [{"type": "text", "text": question.prompt}]
         if question.image is not None:
             parts.insert(0, {"type": "image"})
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        if not template:
+            raise BackboneError(f"{self.name} has no chat template. Put its chat_template.jinja beside its weights.")
         messages = [{"role": "user", "content": parts}]
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.processor.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
 
     def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
         """Token ids of each text, its picture's tokens among them, and what the model takes of the pictures."""
@@ -265,9 +288,10 @@ class Backbone:
         return self.word_embeddings(ids)
 
     def logits(self, inputs: Inputs) -> Tensor:
-        """Logits of every position, (batch, length, vocabulary)."""
+        """Logits of every position, (batch, length, vocabulary), where the inputs are."""
         with self._reading(inputs):
-            return self.model_for(inputs)(**inputs.model_inputs(), use_cache=False).logits
+            logits = self.model_for(inputs)(**inputs.model_inputs(), use_cache=False).logits
+        return logits.to(inputs.input_ids.device)  # A part of a model that is spread leaves them where its head is.
 
     def states(self, inputs: Inputs, layer: int) -> Tensor:
         """States at a layer; the layers behind it do not run."""
@@ -325,6 +349,8 @@ class Backbone:
                 num_beams=beams,
                 num_return_sequences=sequences,
                 use_cache=use_cache,
+                # Some checkpoints ask for a penalty by default; greedy is the likeliest token, as in teacher forcing.
+                repetition_penalty=1.0,
                 pad_token_id=self.pad_token_id,
                 # A picture's token means nothing in an answer, and the model would want a picture for it.
                 suppress_tokens=None if self.image_token_id is None else [self.image_token_id],

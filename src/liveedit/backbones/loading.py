@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import (
@@ -18,6 +20,8 @@ from ..errors import BackboneError
 from .backbone import Backbone
 from .built_in_folders import BUILT_IN, built_in_folder
 from .families import backbone_class
+
+_DAMAGED = (SafetensorError, StrictDataclassError)
 
 Quantization = Literal["8bit", "4bit"]
 DeviceMap = str | dict[str, int | str | torch.device]
@@ -48,6 +52,7 @@ def load_backbone(
         options |= {"device_map": device_map or {"": target}, "offload_folder": offload_folder}
     if quantization is not None:
         options["quantization_config"] = _quantization(quantization)
+    _check_name(str(name))
     source = str(built_in_folder(str(name)) if str(name) in BUILT_IN else name)
     try:
         config = AutoConfig.from_pretrained(source)
@@ -55,11 +60,24 @@ def load_backbone(
         auto = AutoModelForImageTextToText if kind.reads_pictures else AutoModelForCausalLM
         processor = kind.load_processor(source)
         model: Any = auto.from_pretrained(source, **options)
+        model = model if spread else model.to(target)
     except BackboneError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, *_DAMAGED) as error:
         raise BackboneError(_not_loaded(str(name), error)) from error
-    return kind(str(name), model if spread else model.to(target), processor)
+    return kind(str(name), model, processor)
+
+
+def _check_name(name: str) -> None:
+    """Refuse what is plainly no model before a hub is asked for it."""
+    path = Path(name)
+    if path.is_file():
+        raise BackboneError(f"{name!r} is a file. Give the folder of a transformers checkpoint.")
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise BackboneError(f"There is no folder {name!r}. Give the folder of a transformers checkpoint.")
+    close = get_close_matches(name, BUILT_IN, n=1, cutoff=0.75) if not path.exists() and name not in BUILT_IN else []
+    if close and "/" not in name:
+        raise BackboneError(f"There is no backbone {name!r}. Did you mean {close[0]}?")
 
 
 def _kind(name: str, config: Any) -> type[Backbone]:
@@ -95,6 +113,8 @@ def _quantization(kind: Quantization) -> BitsAndBytesConfig:
 def _not_loaded(name: str, error: Exception) -> str:
     if isinstance(error, SafetensorError):
         reason = f"its weights are damaged or cut off ({_first_line(error)})"
+    elif isinstance(error, StrictDataclassError):
+        reason = f"its config.json has impossible values ({' '.join(str(error).split()).rstrip('.')})"
     elif Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         reason = "the folder has no config.json, so it holds no transformers checkpoint"
     else:

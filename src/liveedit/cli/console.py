@@ -53,6 +53,11 @@ def complain(message: str) -> None:
     sys.stderr.write(f"Error: {' '.join(message.split())}\n")
 
 
+def note(message: str) -> None:
+    """One remark on standard error."""
+    sys.stderr.write(f"Note: {' '.join(message.split())}\n")
+
+
 @contextmanager
 def quiet(debug: bool) -> Iterator[None]:
     """Keep the bars, notes and warnings of libraries off the screen, unless they are asked for."""

@@ -59,6 +59,7 @@ def _print(diagnosis: Diagnosis) -> None:
         },
         title="Plan",
     )
+    console().print(Text("To know"))
     for warning in diagnosis.warnings:
         console().print(Text(f"- {warning}"))
     verdict = (

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .arguments import BackboneName, Json, LoadOptions, loading
-from .console import console, load_quietly, print_fields, print_json
+from .console import console, load_quietly, note, print_fields, print_json
 
 if TYPE_CHECKING:
     from ..experts.store import StoredEdit
@@ -80,11 +80,19 @@ def ask(
 ) -> None:
     """Ask the model, with the edits of a file in force."""
     load_quietly()
-    from ..model import EditedModel
+    from ..backbones import BUILT_IN, load_backbone
+    from ..model import Answer, EditedModel
+    from ..samples import Question
 
     kept = edits if edits is not None and edits.exists() else None  # Asking makes no file.
-    with EditedModel.load(backbone, edits=kept, editor=editor, editor_path=editor_path, **loading(load)) as model:
-        answer = model.ask(image, prompt)
+    if edits is not None and kept is None:
+        note(f"There is no edits file {str(edits)!r} yet: no edits are in force.")
+    frozen = load_backbone(backbone, **loading(load))
+    if kept is None and editor_path is None and frozen.name not in BUILT_IN:  # Without edits no editor is needed.
+        answer = Answer(frozen.generate(frozen.encode([Question(prompt, image)], padding="left"))[0], ())
+    else:
+        with EditedModel.load(frozen, edits=kept, editor=editor, editor_path=editor_path) as model:
+            answer = model.ask(image, prompt)
     if json:
         print_json(answer.to_dict())
         return

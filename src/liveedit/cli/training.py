@@ -110,7 +110,13 @@ def _load(name: str, options: dict[str, Any], processes: Processes) -> Backbone:
             f"--load {placed.pop()} was given to {processes.count} processes, each of which has a device of its own. "
             "Leave it out, or start one process."
         )
-    return load_backbone(name, **({} if placed else {"device": processes.device}), **options)
+    frozen = load_backbone(name, **({} if placed else {"device": processes.device}), **options)
+    if not frozen.reads_pictures:
+        raise ConfigError(
+            f"{name} reads text alone, and every data set here asks about pictures. LiveEdit trains on vision-language "
+            "models; a language model can be edited with an editor that is trained in Python on cases of its own."
+        )
+    return frozen
 
 
 def _estimate(

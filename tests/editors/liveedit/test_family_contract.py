@@ -319,6 +319,19 @@ def test_embeddings_alone_are_refused_while_edits_are_in_force(
         language(inputs_embeds=embedded, attention_mask=inputs.attention_mask[:, :-1])
 
 
+def test_an_earlier_calls_ids_do_not_stand_for_embeddings(
+    backbone: Backbone, editor: LiveEdit, questions: list[Question]
+) -> None:
+    """Embeddings of the same length as the call before them: which tokens they are is not known either."""
+    add_forced(editor, questions)
+    inputs = backbone.encode(questions[2:])
+    model = backbone.model_for(inputs)
+    with torch.no_grad():
+        model(**inputs.model_inputs())
+        with pytest.raises(InvalidInputError, match="inputs_embeds"):
+            model(inputs_embeds=torch.randn(*inputs.input_ids.shape, backbone.width))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from compiling Gemma's masks.
 def test_a_compiled_model_is_edited(backbone: Backbone, editor: LiveEdit, questions: list[Question]) -> None:

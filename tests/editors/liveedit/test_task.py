@@ -48,6 +48,7 @@ FORMS = {
     "improved": LiveEditLosses(),
     "paper": LiveEditLosses.paper(),
     "prefix": LiveEditLosses(mixing="prefix", same_subject="ignored"),
+    "thinned": LiveEditLosses(prompt_dropout=0.4),
     "all mixed": LiveEditLosses(mixing="batch", text_locality=False, kl_exchanged=True),
 }
 
@@ -55,7 +56,13 @@ FORMS = {
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize(
     ("stage", "form"),
-    [("routing", "improved"), ("routing", "paper"), ("generator", "improved"), *(("joint", form) for form in FORMS)],
+    [
+        ("routing", "improved"),
+        ("routing", "paper"),
+        ("routing", "thinned"),
+        ("generator", "improved"),
+        *(("joint", form) for form in FORMS),
+    ],
 )
 def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(
     task_of: TaskMaker, small_config: ConfigMaker, stage: Stage, form: str, count: int
@@ -114,3 +121,17 @@ def test_validation_is_the_same_for_any_number_of_processes(
     assert "reliability_routing" in wanted and "near_duplicate_locality" in wanted
     found = simulate(count, lambda own: task_of(LiveEditLosses(), own).validate(modules, held_out))
     assert found == [wanted] * count
+
+
+def test_thinned_prompts_lose_tokens_but_never_the_last(task_of: TaskMaker) -> None:
+    task, rng = task_of(LiveEditLosses(prompt_dropout=0.5)), np.random.default_rng(0)
+    rows = task._rows(BATCH, [["reliability", "text_generality"]] * len(BATCH))
+    thinned = task._thinned(rows, rng)
+    before, after = rows.batch.prompt, thinned.batch.prompt
+    assert not bool((after & ~before).any())
+    assert 0.3 < float(after.sum() / before.sum()) < 0.8
+    last = before.long().cumsum(1).argmax(1)  # The first place where the count is full.
+    assert bool(after[torch.arange(len(after)), last].all())
+    assert torch.equal(thinned.batch.states, rows.batch.states)
+    untouched = task_of(LiveEditLosses())._thinned(rows, rng)
+    assert untouched is rows

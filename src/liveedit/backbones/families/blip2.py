@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from ...errors import BackboneError
 from ...samples import Question
 from ..backbone import Backbone
 from ..inputs import Inputs
@@ -28,6 +30,14 @@ class Blip2Backbone(Backbone):
     """BLIP-2 with OPT, and MiniGPT-4, which is the same class with a Llama inside and a chat template."""
 
     marker = "<image>"
+
+    def __init__(self, name: str, model: PreTrainedModel, processor: Any):
+        super().__init__(name, model, processor)
+        if self.image_token_id is None:
+            raise BackboneError(
+                f"The config.json of {name} has no image_token_index, as in BLIP-2's first revisions: take a newer "
+                f"one, or set it to the tokenizer's id of {self.marker}."
+            )
 
     def prompt_text(self, question: Question) -> str:
         """By the tokenizer's chat template (MiniGPT-4), or BLIP-2's own prompt behind the picture."""

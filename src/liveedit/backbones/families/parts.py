@@ -24,9 +24,13 @@ class Parts:
     image_processor: Any
     chat_template: str | None
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        """The tokenizer's, with the processor's template where there is one."""
-        return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **options)
+    def apply_chat_template(
+        self, messages: list[dict[str, Any]], chat_template: str | None = None, **options: Any
+    ) -> str:
+        """The tokenizer's, with the processor's template where there is one and no other is given."""
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=chat_template or self.chat_template, **options
+        )
 
 
 def load_parts(source: str) -> Parts:

@@ -65,9 +65,11 @@ class LiveEdit(Editor):
         shipped = f"{backbone.name}-liveedit"
         folder = Path(source or (built_in_folder(shipped) if backbone.name in BUILT_IN else shipped))
         if not (folder / _CONFIG).is_file():
+            inside = folder / "editor"
+            hint = f" There is one in {str(inside)!r}." if (inside / _CONFIG).is_file() else ""
             raise NotFoundError(
-                f"There is no trained LiveEdit editor for {backbone.name!r} in {str(folder)!r}. Train one with "
-                f"`liveedit train --backbone {backbone.name}` and give its folder."
+                f"There is no trained LiveEdit editor for {backbone.name!r} in {str(folder)!r}.{hint} Train one with "
+                f"`liveedit train --backbone {backbone.name} --out DIR` and give it with --editor-path DIR/editor."
             )
         return cls.from_pretrained(folder, backbone)
 
@@ -76,7 +78,15 @@ class LiveEdit(Editor):
         """Load what `save_pretrained` wrote. Raises `CheckpointError` where the two files do not fit."""
         config = LiveEditConfig.create(**_read_json(Path(folder) / _CONFIG))
         modules = LiveEditModules(config)
-        tensors, _ = load_tensors(Path(folder) / _FILE)
+        tensors, metadata = load_tensors(Path(folder) / _FILE)
+        meant, found = metadata.get("trained_for"), backbone.fingerprint
+        if meant is not None and meant != found:
+            others = [name for name in found if meant.get(name) != found[name]]
+            differing = ", ".join(f"{name} {meant.get(name)}, here {found[name]}" for name in others)
+            raise BackboneError(
+                f"The editor in {folder} was trained for another model ({differing}). Give the editor of "
+                f"{backbone.name}, or train one: liveedit train."
+            )
         try:
             modules.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         except RuntimeError as error:
@@ -87,7 +97,7 @@ class LiveEdit(Editor):
         """Write the weights as safetensors and the whole configuration as JSON."""
         folder = Path(folder)
         tensors = {name: tensor.to(dtype) for name, tensor in self.modules.state_dict().items()}
-        save_tensors(folder / _FILE, tensors, {})
+        save_tensors(folder / _FILE, tensors, {"trained_for": self.backbone.fingerprint})
         (folder / _CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def configuration(self) -> dict[str, Any]:

@@ -82,8 +82,10 @@ class RoutingHook:
 
     @_not_compiled
     def _before_decoder(self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        ids, mask = self._ids, keywords.get("attention_mask") if self._mask is None else self._mask
-        self._ids = self._mask = None
+        own = arguments[0] if arguments else keywords.get("input_ids")  # Where the language model alone is called.
+        ids = next((given for given in (own, self._ids, self._embedded_ids) if given is not None), None)
+        mask = keywords.get("attention_mask") if self._mask is None else self._mask
+        self._ids = self._embedded_ids = self._mask = None
         if self._paused:
             return
         cache = keywords.get("past_key_values")
@@ -92,7 +94,6 @@ class RoutingHook:
             self._refuse_a_prompt_in_pieces(ids)
             return
         self.routing = self._call = None
-        ids = self._embedded_ids if ids is None else ids
         self._call = lambda batch, length: self._kinds(batch, length, ids, mask)
 
     def _refuse_a_prompt_in_pieces(self, ids: Tensor | None) -> None:
@@ -131,6 +132,7 @@ class RoutingHook:
 
     @_not_compiled
     def _after_layer(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        self._embedded_ids = None  # A decoder that embeds ids itself has done so: they say nothing of the next call.
         if self._paused:
             return None
         states = output if isinstance(output, Tensor) else output[0]

@@ -9,7 +9,7 @@ layers behind the edit layer. Features and experts are gathered, for every query
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,9 @@ from . import losses
 from .editor import split_experts
 from .modules import EditFeatures, LiveEditModules, QueryFeatures, TokenStates
 from .routing import changed_tokens, expert_residual, route, soft_weights
+
+_DRAWS_PER_ROW = 64
+"""Draws of which prompt tokens to hide; longer prompts go through them again."""
 
 _IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
 
@@ -53,6 +56,13 @@ class LiveEditLosses(BaseModel):
     same_subject: Literal["negative", "ignored"] = Field(
         default="negative",
         description="Edits of the same subject that ask something else, in hard routing with margins.",
+    )
+    prompt_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the prompt's tokens hidden from both extractors in the routing stage, so that no single "
+        "word decides.",
     )
     margin: float = Field(default=2.0, ge=0, description="Margin of hard routing with margins.")
     negative_weight: float = Field(
@@ -145,6 +155,7 @@ class LiveEditTask:
         inside = [[self._random_in_scope(case, rng), self._random_in_scope(case, rng)] for case in chosen]
         outside = [self._hard_negatives(case, rng) for case in chosen]
         queries = self._rows(chosen, [[*a, *b] for a, b in zip(inside, outside, strict=True)])
+        edits, queries = (self._thinned(rows, rng) for rows in (edits, queries))
         visual, prompt = self.processes.gather(*modules.edit_features(self._tokens(edits.batch)))
         bar = self._gathered_query(modules, queries)
         with self._full_precision():
@@ -354,6 +365,18 @@ class LiveEditTask:
         case = torch.tensor(numbers, device=self.device)
         pictured = torch.tensor([self._pictured[place] for place in places], device=self.device)
         return _Rows(self.store.batch(places[own]), case, scopes[:, 0], scopes[:, 1], pictured, own)
+
+    def _thinned(self, rows: _Rows, rng: np.random.Generator) -> _Rows:
+        """The same rows with some prompt tokens hidden, never the last; drawn by row, whoever has it."""
+        share = self.options.prompt_dropout
+        if not share:
+            return rows
+        hidden = torch.from_numpy(rng.random((len(rows.case), _DRAWS_PER_ROW)) < share)[rows.own].to(self.device)
+        prompt = rows.batch.prompt
+        place = prompt.long().cumsum(1) - 1
+        last = place == place[:, -1:]
+        kept = prompt & (last | ~hidden.gather(1, place.clamp(min=0) % _DRAWS_PER_ROW))
+        return replace(rows, batch=replace(rows.batch, prompt=kept))
 
     def _tokens(self, batch: StateBatch) -> TokenStates:
         ids = batch.ids.masked_fill(batch.image, self.backbone.pad_token_id)  # Some families have no embedding of it.
