@@ -202,9 +202,8 @@ class _Examination:
         return self._within(_difference(found, wanted))
 
     def _within(self, difference: float) -> str:
-        quantized = getattr(
-            self.backbone.model, "is_quantized", False
-        )  # Activations are rounded by what is beside them.
+        # Quantized activations are rounded by what stands beside them in the batch.
+        quantized = getattr(self.backbone.model, "is_quantized", False)
         allowed = 0.2 if quantized else _TOLERANCES.get(self.backbone.dtype, 0.2)
         if not difference <= allowed:
             raise _BrokenError(f"They differ by {difference:.1e} of the largest value; {allowed:.0e} is allowed.")

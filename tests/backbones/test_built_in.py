@@ -301,7 +301,7 @@ def test_built_in_backbones_know_their_world(name: str) -> None:
     try:
         backbone = load_backbone(name, device="cpu")
     except NotFoundError as missing:
-        pytest.skip(str(missing))
+        pytest.skip(f"an optional distribution: {missing}")
     rng, batch, truths = np.random.default_rng(123), [], []
     for index in range(8):
         scene = draw_scene(f"check-{index}", catalog.known_creatures()[index], rng)
