@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from liveedit.backbones import Backbone
 from liveedit.editors.base import Editor, EditRecord, Fired
+from liveedit.evaluation.probing import FreeAnswer, ask_freely, choose_along
 from liveedit.evaluation.protocol import (
     UneditedAnswers,
     cost,
@@ -153,20 +156,20 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
     def ask_freely(
         backbone: Any, probes: Sequence[Probe], max_new_tokens: int, batch: int, editor: Any, progress: Any
-    ) -> list[tuple[str, tuple[Fired, ...] | None]]:
-        found: list[tuple[str, tuple[Fired, ...] | None]] = []
+    ) -> list[FreeAnswer]:
+        found: list[FreeAnswer] = []
         for probe in probes:
             fired = None
             if editor is not None:
                 editor.last = [probe.question.prompt]
                 told = editor.fired()
                 fired = None if told is None else (told or [()])[0]
-            found.append((script.say(probe.question.prompt), fired))
+            found.append(FreeAnswer(script.say(probe.question.prompt), None, fired))
             progress(1)
         return found
 
     def choose_along(
-        backbone: Any, probes: Sequence[Probe], answers: Sequence[str], batch: int, progress: Any
+        backbone: Any, probes: Sequence[Probe], answers: Sequence[str], free: Any, batch: int, progress: Any
     ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         def tokens(text: str, count: int) -> tuple[int, ...]:
             words = [*text.lower().strip(".").split(), *["</s>"] * (count + 1)][: max(1, count)]
@@ -289,6 +292,38 @@ def test_unedited_answers_are_asked_once(scripted: Scripted) -> None:
     by_prompt = {it.probe.question.prompt: unedited[it].text for it in asked if it.probe.name != "reliability"}
     assert by_prompt[question("dog", "size").prompt] == ""
     assert by_prompt[question("dog", "age").prompt] == "old"
+
+
+def test_unedited_answers_outlive_the_run_and_a_line_cut_short(scripted: Scripted, tmp_path: Path) -> None:
+    file, (asked, *_) = tmp_path / "unedited" / "answers.jsonl", probes_of([CASE_B])
+    UneditedAnswers(scripted, 8, 4, file).ask(asked)  # type: ignore[arg-type]
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]) + lines[-1][:5], encoding="utf-8")
+    again = UneditedAnswers(scripted, 8, 4, file)  # type: ignore[arg-type]
+    assert len(again.missing(asked)) == 1
+    first = UneditedAnswers(scripted, 8, 4)  # type: ignore[arg-type]
+    first.ask(asked)
+    kept = [item for item in asked if item not in again.missing(asked) and item.probe.name != "reliability"]
+    assert kept and all(again[item] == first[item] for item in kept)
+
+
+def test_teacher_forcing_is_the_same_where_free_answers_spare_it(
+    tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]
+) -> None:
+    """Against asking every probe: half of the expected answers are what the model says, half are not."""
+    probes = [probe for case in eval_cases[:6] for probe in (case.reliability, *case.probes)]
+    free = ask_freely(tiny_llava, probes, 8, 16, None, lambda done: None)
+    answers = [answer.text if place % 2 else "teal well" for place, answer in enumerate(free)]
+    unknown = [replace(answer, tokens=None) for answer in free]
+    forwards: list[int] = []
+    handle = tiny_llava.model.register_forward_pre_hook(lambda module, arguments: forwards.append(1))
+    try:
+        spared = choose_along(tiny_llava, probes, answers, free, 1, lambda done: None)
+        asked = len(forwards)
+        assert choose_along(tiny_llava, probes, answers, unknown, 1, lambda done: None) == spared
+    finally:
+        handle.remove()
+    assert 0 < asked < len(probes) == len(forwards) - asked
 
 
 def test_costs() -> None:

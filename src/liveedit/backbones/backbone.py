@@ -18,10 +18,13 @@ from ..images import open_image
 from ..samples import Question
 from .halves import resumed_at, states_after
 from .inputs import Inputs, Layout, pad
+from .interception import Asked, Interceptor, answerers, as_they_are, prefixes_embedded
 
 _NOT_OF_PICTURES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 _PICTURE_WORDS = ("image", "img", "vision", "video", "<row_")
 _SAMPLE_PICTURE = (448, 448)
+_PREFIX = 3
+"""The kind of a token that stands for a soft prompt, beside 0 (prompt), 1 (image) and 2 (answer)."""
 
 
 class Backbone:
@@ -51,6 +54,7 @@ class Backbone:
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.pad_token_id: Any = self.tokenizer.pad_token_id
         self.current_inputs: Inputs | None = None
+        self._interceptor: Interceptor | None = None
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
@@ -162,14 +166,19 @@ class Backbone:
         if padding not in ("left", "right"):
             raise InvalidInputError(f"padding={padding!r} was given. Give 'left' or 'right'.")
         self._check_texts([question.prompt for question in questions], answers or ())
-        images = [open_image(question.image) for question in questions if question.image is not None]
-        if images and not self.reads_pictures:
+        if not self.reads_pictures and any(question.image is not None for question in questions):
             raise InvalidInputError(f"{self.name} reads text alone, but a picture was given. Ask without one.")
+        asked = [] if self._interceptor is None else list(self._interceptor(questions))
+        if asked:
+            questions = [item.question for item in asked]
+        images = [open_image(question.image) for question in questions if question.image is not None]
         texts = [self.prompt_text(question) for question in questions]
         prompts, extras = self.process(texts, images)
         endings = [[] for _ in texts] if answers is None else self._answer_ids(texts, answers)
-        rows = [prompt + ending for prompt, ending in zip(prompts, endings, strict=True)]
-        kinds = [self._kinds(prompt, ending) for prompt, ending in zip(prompts, endings, strict=True)]
+        heads = [_prefix_tokens(item) for item in asked or as_they_are(questions)]
+        parts = list(zip(heads, prompts, endings, strict=True))
+        rows = [[self.pad_token_id] * head + prompt + ending for head, prompt, ending in parts]
+        kinds = [[_PREFIX] * head + self._kinds(prompt, ending) for head, prompt, ending in parts]
         self._check_length(max(len(row) for row in rows))
         kind = pad(kinds, -1, padding)
         inputs = Inputs(
@@ -178,6 +187,7 @@ class Backbone:
             image_mask=kind == 1,
             prompt_mask=kind == 0,
             answer_mask=kind == 2,
+            asked=tuple(asked),
             extras={
                 name: value.to(self.dtype) if value.is_floating_point() else value for name, value in extras.items()
             },
@@ -271,12 +281,41 @@ class Backbone:
             found.append([*ids, self.end_token_id])
         return found
 
+    def answer_tokens(self, questions: Sequence[Question], answers: Sequence[str]) -> list[list[int]]:
+        """Tokens of each answer as `encode` puts them behind its question, the one that ends it included."""
+        return self._answer_ids([self.prompt_text(question) for question in questions], answers)
+
     def _kinds(self, prompt: list[int], ending: list[int]) -> list[int]:
         return [int(token == self.image_token_id) for token in prompt] + [2] * len(ending)
 
     def is_image(self, ids: Tensor) -> Tensor:
         """Which token ids stand for a picture, as booleans of the same shape."""
         return torch.zeros_like(ids, dtype=torch.bool) if self.image_token_id is None else ids == self.image_token_id
+
+    @contextmanager
+    def intercepted(self, interceptor: Interceptor | None) -> Iterator[None]:
+        """Questions reach the model through `interceptor` inside, or as they are where it is None."""
+        before, self._interceptor = self._interceptor, interceptor
+        try:
+            yield
+        finally:
+            self._interceptor = before
+
+    def intercept(self, interceptor: Interceptor) -> None:
+        """Questions reach the model through `interceptor` from now on, until `release`.
+
+        Only what goes through `encode` is intercepted. Raises `BackboneError` where another interceptor is in place.
+        """
+        if self._interceptor is not None and self._interceptor != interceptor:
+            raise BackboneError(
+                f"Another editor stands between the questions and {self.name} already. Detach it before the next."
+            )
+        self._interceptor = interceptor
+
+    def release(self, interceptor: Interceptor) -> None:
+        """Take an interceptor away; nothing happens where it is not in place."""
+        if self._interceptor == interceptor:
+            self._interceptor = None
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -291,7 +330,10 @@ class Backbone:
         """Logits of every position, (batch, length, vocabulary), where the inputs are."""
         with self._reading(inputs):
             logits = self.model_for(inputs)(**inputs.model_inputs(), use_cache=False).logits
-        return logits.to(inputs.input_ids.device)  # A part of a model that is spread leaves them where its head is.
+        logits = logits.to(inputs.input_ids.device)  # A part of a model that is spread leaves them where its head is.
+        for answerer, rows in answerers(inputs.asked):
+            logits[rows] = answerer.logits([inputs.asked[row].question for row in rows], inputs, rows).to(logits)
+        return logits
 
     def states(self, inputs: Inputs, layer: int) -> Tensor:
         """States at a layer; the layers behind it do not run."""
@@ -330,7 +372,6 @@ class Backbone:
         """Logits of final hidden states."""
         return self.output_embeddings(hidden)
 
-    @torch.inference_mode()
     def generate(
         self, inputs: Inputs, max_new_tokens: int = 32, *, beams: int = 1, sequences: int = 1, use_cache: bool = True
     ) -> list[str]:
@@ -339,6 +380,14 @@ class Backbone:
         Expects a left-padded batch without answers; raises `InvalidInputError` for one that has any. With `beams`,
         the `sequences` best of each question, question by question.
         """
+        found = self.generate_tokens(inputs, max_new_tokens, beams=beams, sequences=sequences, use_cache=use_cache)
+        return [text for text, _ in found]
+
+    @torch.inference_mode()
+    def generate_tokens(
+        self, inputs: Inputs, max_new_tokens: int = 32, *, beams: int = 1, sequences: int = 1, use_cache: bool = True
+    ) -> list[tuple[str, tuple[int, ...] | None]]:
+        """As `generate`, each answer with its tokens, those behind its end included; None where another answered."""
         if bool(inputs.answer_mask.any()):
             raise InvalidInputError("Questions with answers were given to generate(). Encode them without.")
         with self._reading(inputs):
@@ -356,7 +405,19 @@ class Backbone:
                 suppress_tokens=None if self.image_token_id is None else [self.image_token_id],
             )
         answers = output[:, inputs.input_ids.shape[1] :]
-        return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        rows: list[tuple[str, tuple[int, ...] | None]] = [
+            (self.spoken(text), tuple(tokens)) for text, tokens in zip(texts, answers.tolist(), strict=True)
+        ]
+        for answerer, places in answerers(inputs.asked):
+            answered = answerer.generate([inputs.asked[place].question for place in places], max_new_tokens)
+            for place, text in zip(places, answered, strict=True):
+                rows[place * sequences : (place + 1) * sequences] = [(text, None)] * sequences
+        return rows
+
+    def spoken(self, text: str) -> str:
+        """What of the generated text is the answer."""
+        return text.strip()
 
     def model_for(self, inputs: Inputs) -> Any:
         """The module that runs these inputs: the model itself, or the part of it that takes text alone."""
@@ -373,9 +434,14 @@ class Backbone:
             )
         before, self.current_inputs = self.current_inputs, inputs
         try:
-            yield
+            with prefixes_embedded(self.word_embeddings, inputs):
+                yield
         finally:
             self.current_inputs = before
+
+
+def _prefix_tokens(asked: Asked) -> int:
+    return 0 if asked.prefix is None else len(asked.prefix)
 
 
 def _execution_device(module: nn.Module) -> torch.device:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .interception import Asked
+
 
 class Layout(Protocol):
     """What a decoder has to know of tokens besides their states; both `Inputs` and kept states are one."""
@@ -37,6 +39,7 @@ class Inputs:
     image_mask, prompt_mask, answer_mask: (batch, length) booleans, disjoint; padding is in none of them. The
         prompt mask covers every text token before the answer, those of the template included; the answer mask
         covers the answer and the end-of-sequence token behind it.
+    asked: how each question reaches the model, where something stands between; empty where nothing does.
     extras: what the model takes besides, by the model's own names: pixels, picture sizes, token types.
     positions: (axes, batch, length) integers, only for families whose positions are not a plain count.
     """
@@ -48,6 +51,12 @@ class Inputs:
     answer_mask: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     positions: Tensor | None = None
+    asked: tuple[Asked, ...] = ()
+
+    @property
+    def prefix_mask(self) -> Tensor:
+        """(batch, length) booleans: tokens that stand for a soft prompt."""
+        return self.attention_mask.bool() & ~(self.image_mask | self.prompt_mask | self.answer_mask)
 
     @property
     def pixel_values(self) -> Tensor | None:

@@ -6,11 +6,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from torch import Tensor
+
 from ..backbones import Backbone
-from ..errors import InvalidInputError, NotFoundError
+from ..checkpoints import load_tensors, save_tensors
+from ..errors import CheckpointError, InvalidInputError, NotFoundError
 from ..samples import Edit
 
 Progress = Callable[[int, int], None]
@@ -70,9 +74,7 @@ class Editor(ABC):
 
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
         """Make edits, given with their ids, in their order."""
-        for edit_id, edit in edits:
-            if not edit.answer.strip():
-                raise InvalidInputError(f"The answer of edit {edit_id!r} is empty. Give what the model should answer.")
+        check_answers(edits)
         records = []
         for done, (edit_id, edit) in enumerate(edits, 1):
             started = time.perf_counter()
@@ -109,6 +111,36 @@ class Editor(ABC):
         """What tells this editor from another of the same name, "" where nothing does."""
         return ""
 
+    # -- keeping what edits left behind ------------------------------------------------------------------
+
+    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the edits made so far have left, as tensors by name and a JSON object."""
+        raise NotImplementedError
+
+    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        """Put what `edited_state` gave in place of the edits made so far: answers are the same again."""
+        raise NotImplementedError
+
+    def save_edits(self, file: Path) -> None:
+        """Write the edits in force to one safetensors file."""
+        tensors, note = self.edited_state()
+        save_tensors(file, tensors, {"made_by": self._maker(), "note": note})
+
+    def load_edits(self, file: Path) -> None:
+        """Put saved edits in place of those in force.
+
+        Raises `CheckpointError` for a damaged file and for edits of another editor, settings or backbone, and
+        changes nothing then.
+        """
+        tensors, metadata = load_tensors(file)
+        made_by, mine = metadata.get("made_by"), self._maker()
+        if made_by != mine:
+            raise CheckpointError(f"The edits in {file} were made by {made_by}, and this is {mine}. Use the same.")
+        self.restore(tensors, metadata["note"])
+
+    def _maker(self) -> dict[str, Any]:
+        return {"editor": self.name, "editor_digest": self.digest(), "backbone": self.backbone.fingerprint}
+
     def detach(self) -> None:
         """Leave the backbone as it was before this editor."""
         self.reset()
@@ -120,3 +152,10 @@ class Editor(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+
+def check_answers(edits: Sequence[tuple[str, Edit]]) -> None:
+    """Raise `InvalidInputError` for an edit without an answer, before any is made."""
+    for edit_id, edit in edits:
+        if not edit.answer.strip():
+            raise InvalidInputError(f"The answer of edit {edit_id!r} is empty. Give what the model should answer.")

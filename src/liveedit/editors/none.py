@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ..samples import Edit
 from .base import Editor
 
@@ -19,3 +21,10 @@ class NoEditor(Editor):
 
     def reset(self) -> None:
         """There is nothing to take back."""
+
+    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Nothing."""
+        return {}, {}
+
+    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        """There is nothing to restore."""

@@ -75,7 +75,9 @@ class Bench:
         folder: Path,
         provenance: Provenance,
         report: Report = lambda what, done, total: None,
+        unedited: Path | None = None,
     ):
+        """`unedited` is a folder in which runs of the same backbone share what the unedited model answers."""
         if max(config.edits) > len(cases):
             raise ConfigError(
                 f"{max(config.edits)} edits were asked for and the data holds {len(cases)}. "
@@ -83,8 +85,9 @@ class Bench:
             )
         self.backbone, self.cases, self.config, self.folder = backbone, tuple(cases), config, folder
         self.provenance, self.report = provenance, report
-        self.unedited = UneditedAnswers(backbone, config.max_new_tokens, config.batch)
+        self._unedited_folder = unedited or folder / "unedited"
         folder.mkdir(parents=True, exist_ok=True)
+        self.unedited = UneditedAnswers(backbone, config.max_new_tokens, config.batch, self._unedited_file())
 
     def run(self, editors: Sequence[tuple[str, Callable[[Backbone], Editor]]]) -> list[Row]:
         """All rows, editor by editor, seed by seed."""
@@ -191,6 +194,12 @@ class Bench:
             and kept["data_digest"] == self.provenance.data_digest
         )
         return row if same else None
+
+    def _unedited_file(self) -> Path:
+        """One file for each backbone, data set and longest answer: digests tell them apart."""
+        parts = (self.provenance.backbone_digest, self.provenance.data_digest, self.config.max_new_tokens)
+        name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return self._unedited_folder / f"{name}.jsonl"
 
     def _file(self, name: str, edits: int, seed: int, ending: str) -> Path:
         folder = self.folder / "results"

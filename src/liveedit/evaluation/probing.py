@@ -9,10 +9,13 @@ import torch
 
 from ..backbones import Backbone, Inputs
 from ..editors.base import Editor, Fired
-from ..samples import Probe
+from ..samples import Probe, Question
 
 Progress = Callable[[int], None]
 """Called with how many more probes are done."""
+
+
+Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,16 @@ class Reply:
     """
 
     text: str
-    forced: tuple[int, ...]
-    fired: tuple[Fired, ...] | None = None
+    forced: Tokens
+
+
+@dataclass(frozen=True)
+class FreeAnswer:
+    """A greedy answer, its tokens where the model itself gave it, and the edits that fired where the editor tells."""
+
+    text: str
+    tokens: Tokens | None
+    fired: tuple[Fired, ...] | None
 
 
 def ask_freely(
@@ -34,34 +45,54 @@ def ask_freely(
     batch: int,
     editor: Editor | None,
     progress: Progress,
-) -> list[tuple[str, tuple[Fired, ...] | None]]:
-    """Greedy answers through `generate()`, with the edits that fired where the editor tells."""
-    found: list[tuple[str, tuple[Fired, ...] | None]] = []
+) -> list[FreeAnswer]:
+    """Greedy answers through `generate()`."""
+    found: list[FreeAnswer] = []
     for part in _parts(probes, batch):
         inputs = backbone.encode([probe.question for probe in part], padding="left")
-        texts = backbone.generate(inputs, max_new_tokens)
+        answers = backbone.generate_tokens(inputs, max_new_tokens)
         fired = editor.fired() if editor is not None else None
         unfired = None if fired is None else ()
-        found += zip(texts, fired or [unfired] * len(part), strict=True)
+        rows = zip(answers, fired or [unfired] * len(part), strict=True)
+        found += [FreeAnswer(text, tokens, edits) for (text, tokens), edits in rows]
+        progress(len(part))
+    return found
+
+
+def choose_along(
+    backbone: Backbone,
+    probes: Sequence[Probe],
+    answers: Sequence[str],
+    free: Sequence[FreeAnswer],
+    batch: int,
+    progress: Progress,
+) -> list[tuple[Tokens, Tokens]]:
+    """Per probe: the tokens of its expected answer, and those the model chooses in their place (teacher-forced).
+
+    The end-of-sequence token behind an answer is not counted, as in the field; free generation counts it. Where the
+    free answer is the expected one token by token, each of them was chosen behind the ones before it: teacher forcing
+    would ask the same once more, and is left out.
+    """
+    wanted = [
+        _counted(tokens) for tokens in backbone.answer_tokens([probe.question for probe in probes], list(answers))
+    ]
+    said = [answer.tokens and answer.tokens[: len(tokens)] for answer, tokens in zip(free, wanted, strict=True)]
+    open_places = [place for place, tokens in enumerate(wanted) if said[place] != tokens]
+    found = [(tokens, tokens) for tokens in wanted]
+    progress(len(probes) - len(open_places))
+    for part in _parts(open_places, batch):
+        questions, along = [probes[place].question for place in part], [answers[place] for place in part]
+        for place, pair in zip(part, _forced(backbone, questions, along), strict=True):
+            found[place] = pair
         progress(len(part))
     return found
 
 
 @torch.inference_mode()
-def choose_along(
-    backbone: Backbone, probes: Sequence[Probe], answers: Sequence[str], batch: int, progress: Progress
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Per probe: the tokens of its expected answer, and those the model chooses in their place (teacher-forced).
-
-    The end-of-sequence token behind an answer is not counted, as in the field; free generation counts it.
-    """
-    found = []
-    for part in _parts(list(zip(probes, answers, strict=True)), batch):
-        inputs = backbone.encode([probe.question for probe, _ in part], [answer for _, answer in part])
-        chosen = backbone.logits(inputs).argmax(-1)
-        found += [_along(inputs, chosen, row) for row in range(len(part))]
-        progress(len(part))
-    return found
+def _forced(backbone: Backbone, questions: Sequence[Question], answers: Sequence[str]) -> list[tuple[Tokens, Tokens]]:
+    inputs = backbone.encode(questions, answers)
+    chosen = backbone.logits(inputs).argmax(-1)
+    return [_along(inputs, chosen, row) for row in range(len(questions))]
 
 
 def token_accuracy(chosen: Sequence[int], wanted: Sequence[int]) -> float:
@@ -69,11 +100,16 @@ def token_accuracy(chosen: Sequence[int], wanted: Sequence[int]) -> float:
     return 100 * sum(a == b for a, b in zip(chosen, wanted, strict=True)) / len(wanted)
 
 
-def _along(inputs: Inputs, chosen: torch.Tensor, row: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _along(inputs: Inputs, chosen: torch.Tensor, row: int) -> tuple[Tokens, Tokens]:
     positions = inputs.answer_mask[row].nonzero().flatten()
     if len(positions) > 1:
         positions = positions[:-1]
     return tuple(inputs.input_ids[row, positions].tolist()), tuple(chosen[row, positions - 1].tolist())
+
+
+def _counted(tokens: Sequence[int]) -> Tokens:
+    """Tokens of an answer without the one that ends it; an empty answer is its end."""
+    return tuple(tokens[:-1] if len(tokens) > 1 else tokens)
 
 
 def _parts(items: Sequence, size: int) -> list[Sequence]:

@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -62,11 +63,17 @@ def probes_of(
 
 
 class UneditedAnswers:
-    """What the unedited model says to locality probes; asked once, remembered for every editor."""
+    """What the unedited model says to locality probes; asked once, remembered for every editor.
 
-    def __init__(self, backbone: Backbone, max_new_tokens: int, batch: int):
-        self.backbone, self.max_new_tokens, self.batch = backbone, max_new_tokens, batch
+    With `file`, across runs as well: one backbone's answers to one data set, as JSON lines. Several processes may
+    share it; each adds what it asked, and reads what was there when it began.
+    """
+
+    def __init__(self, backbone: Backbone, max_new_tokens: int, batch: int, file: Path | None = None):
+        self.backbone, self.max_new_tokens, self.batch, self._file = backbone, max_new_tokens, batch, file
         self._replies: dict[tuple[str, int], Reply] = {}
+        if file is not None and file.is_file():
+            self._read(file)
 
     def missing(self, asked: Sequence[AskedProbe]) -> list[AskedProbe]:
         """Those locality probes that are not answered yet."""
@@ -80,10 +87,25 @@ class UneditedAnswers:
         missing = self.missing(asked)
         probes = [item.probe for item in missing]
         free = ask_freely(self.backbone, probes, self.max_new_tokens, self.batch, None, progress)
-        texts = [text for text, _ in free]
-        forced = choose_along(self.backbone, probes, texts, self.batch, progress)
-        for item, text, (_, chosen) in zip(missing, texts, forced, strict=True):
-            self._replies[item.key] = Reply(text, chosen)
+        texts = [answer.text for answer in free]
+        forced = choose_along(self.backbone, probes, texts, free, self.batch, progress)
+        found = {
+            item.key: Reply(text, chosen) for item, text, (_, chosen) in zip(missing, texts, forced, strict=True)
+        }
+        self._replies |= found
+        if self._file is not None and found:
+            rows = [json.dumps([*key, reply.text, reply.forced]) + "\n" for key, reply in found.items()]
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write("".join(rows))
+
+    def _read(self, file: Path) -> None:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                case, place, text, forced = json.loads(line)
+            except ValueError:  # A line that was cut off when a run was killed: its probe is asked again.
+                continue
+            self._replies[case, place] = Reply(text, tuple(forced))
 
     def __getitem__(self, asked: AskedProbe) -> Reply:
         return self._replies[asked.key]
@@ -115,9 +137,10 @@ def measure(
     expected = [unedited[item].text if item.probe.name in LOCALITY else str(item.probe.answer) for item in asked]
     probes = [item.probe for item in asked]
     free = ask_freely(backbone, probes, unedited.max_new_tokens, unedited.batch, editor, progress)
-    forced = choose_along(backbone, probes, expected, unedited.batch, progress)
+    forced = choose_along(backbone, probes, expected, free, unedited.batch, progress)
     scores, fired_found = [], []
-    for item, wanted, (text, fired), (tokens, chosen) in zip(asked, expected, free, forced, strict=True):
+    for item, wanted, answer, (tokens, chosen) in zip(asked, expected, free, forced, strict=True):
+        text, fired = answer.text, answer.fired
         reference = unedited[item].forced if item.probe.name in LOCALITY else tokens
         accuracy = token_accuracy(chosen, reference)
         score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, text, accuracy)

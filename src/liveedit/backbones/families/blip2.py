@@ -58,10 +58,9 @@ class Blip2Backbone(Backbone):
             return ids, {}
         return ids, {"pixel_values": self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]}
 
-    def generate(self, inputs: Inputs, max_new_tokens: int = 32, **options: Any) -> list[str]:
-        """Answers; MiniGPT-4's end where the next turn would begin, whose mark its Vicuna goes on to write."""
-        texts = super().generate(inputs, max_new_tokens, **options)
-        return [text.split(_NEXT_TURN)[0].strip() for text in texts] if self.tokenizer.chat_template else texts
+    def spoken(self, text: str) -> str:
+        """MiniGPT-4's answers end where the next turn would begin, whose mark its Vicuna goes on to write."""
+        return (text.split(_NEXT_TURN)[0] if self.tokenizer.chat_template else text).strip()
 
     def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
         """As many as the Q-Former has queries; the model itself would drop a picture that does not fit."""
