@@ -6,6 +6,7 @@ import json as json_format
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,11 +15,13 @@ import typer
 from .arguments import BackboneName, Json, LoadOptions, loading, named_values
 from .console import Progress, load_quietly, print_fields, print_json, resumable
 from .training_data import TrainingData
+from .training_editors import Training, train_other, trained_class, world_cases
 from .training_estimate import print_estimate, with_disk
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
-    from ..editors.liveedit.recipe import Report, TrainedEditor, TrainingRecipe
+    from ..editors.liveedit.recipe import TrainingRecipe
+    from ..editors.trained import Report, TrainedEditor, TrainingResult
     from ..processes import Processes
     from ..samples import EditCase
     from ..training import StageConfig
@@ -36,7 +39,10 @@ def train(
     ] = "world",
     annotations: Annotated[Path | None, typer.Option(help="The annotation file, where --data is a format.")] = None,
     images: Annotated[Path | None, typer.Option(help="The picture folder of the annotation file.")] = None,
-    cases: Annotated[int | None, typer.Option(min=2, help="Cases to train on (world: 8,000; files: all).")] = None,
+    cases: Annotated[
+        int | None, typer.Option(min=2, help="Cases to train on (world: 8,000, other editors 3,000; files: all).")
+    ] = None,
+    editor: Annotated[str, typer.Option(help="The editor to train; `liveedit editors` lists them.")] = "liveedit",
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
     form: Annotated[
@@ -52,7 +58,7 @@ def train(
     ] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="NAME:STEPS:BATCH:RATE, several in a row; routing, generator, joint."),
+        typer.Option(help="NAME:STEPS:BATCH:RATE, several in a row; for liveedit: routing, generator, joint."),
     ] = None,
     validation: Annotated[
         int | None, typer.Option(min=1, help="Cases kept for validation (256, or a quarter).")
@@ -63,14 +69,17 @@ def train(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Train a LiveEdit editor for a backbone. Run again, it goes on where it was cut off.
+    """Train an editor for a backbone, LiveEdit or another that has trained parts. Run again, it goes on.
 
     On several devices: torchrun --nproc_per_node N -m liveedit train ..., which takes the same steps as one.
     """
     load_quietly()
     from ..processes import joined_processes
 
-    stages = _stages(stage)
+    other = None if editor == "liveedit" else trained_class(editor)
+    if other is not None and (form != "improved" or dry_run):
+        raise typer.BadParameter(f"--form and --dry-run are of the editor liveedit; {editor} has neither.")
+    stages = _stages(stage, other)
     settings = {
         **{"layer": layer, "module_width": module_width, "rank": rank, "heads": heads, "seed": seed},
         **{name: _value(text) for name, text in named_values(changes or [], "--set").items()},
@@ -80,14 +89,21 @@ def train(
         given = {"validation": validation or min(256, max(1, count // 4)), **settings}
         return _recipe(frozen, form, stages, {name: value for name, value in given.items() if value is not None})
 
-    source, load_options = TrainingData(data, annotations, images, cases), loading(load)
+    planned = cases if other is None or cases is not None else world_cases(other, data)
+    source, load_options = TrainingData(data, annotations, images, planned), loading(load)
     with resumable("the training"), joined_processes() as processes, _reporting(processes) as report:
 
         def load_frozen() -> Backbone:
             return _load(backbone, load_options, processes)
 
-        work = _estimate if dry_run else _train
-        result = work(source, load_frozen, recipe, out, processes, report)
+        if other is not None:
+            training = partial(train_other, other, stages, settings, validation)
+        else:
+            training = partial(_train_liveedit, recipe)
+        if dry_run:
+            result = _estimate(source, load_frozen, recipe, out, processes, report)
+        else:
+            result = _train(source, load_frozen, training, out, processes, report)
     if not processes.is_first:
         return
     if json:
@@ -138,27 +154,38 @@ def _estimate(
 def _train(
     source: TrainingData,
     load_frozen: Callable[[], Backbone],
-    recipe: Callable[[Backbone, int], TrainingRecipe],
+    training: Training,
     out: Path,
     processes: Processes,
     report: Report,
 ) -> dict[str, Any]:
-    from ..editors.liveedit.recipe import train_liveedit
-
     started = time.monotonic()
     with processes.first_goes_ahead():
         found: Sequence[EditCase] = source.read(out / "world", report)
     frozen = load_frozen()
     picture: Path | None = None
     try:
-        trained = train_liveedit(frozen, found, recipe(frozen, len(found)), out, report, processes)
+        trained = training(frozen, found, out, report, processes)
     finally:
         if processes.is_first:
             picture = _draw(out)
     return _summary(trained, out, picture, time.monotonic() - started)
 
 
-def _summary(trained: TrainedEditor, out: Path, picture: Path | None, seconds: float) -> dict[str, Any]:
+def _train_liveedit(
+    recipe: Callable[[Backbone, int], TrainingRecipe],
+    frozen: Backbone,
+    cases: Sequence[EditCase],
+    out: Path,
+    report: Report,
+    processes: Processes,
+) -> TrainingResult:
+    from ..editors.liveedit.recipe import train_liveedit
+
+    return train_liveedit(frozen, cases, recipe(frozen, len(cases)), out, report, processes)
+
+
+def _summary(trained: TrainingResult, out: Path, picture: Path | None, seconds: float) -> dict[str, Any]:
     return {
         "editor": str(trained.folder),
         "parameters": trained.parameters,
@@ -169,15 +196,16 @@ def _summary(trained: TrainedEditor, out: Path, picture: Path | None, seconds: f
     }
 
 
-def _stages(given: Sequence[str] | None) -> tuple[StageConfig, ...]:
+def _stages(given: Sequence[str] | None, other: type[TrainedEditor] | None) -> tuple[StageConfig, ...]:
     from pydantic import ValidationError
 
     from ..editors.liveedit.recipe import default_stages
     from ..errors import ConfigError
     from ..training import StageConfig
 
+    defaults = default_stages() if other is None else other.default_stages()
     if not given:
-        return default_stages()
+        return defaults
     stages = []
     for text in given:
         names = ("name", "steps", "batch", "rate")
@@ -187,7 +215,7 @@ def _stages(given: Sequence[str] | None) -> tuple[StageConfig, ...]:
             raise ConfigError(
                 f"The stage {text!r} cannot be used. Give NAME:STEPS:BATCH:RATE, as in joint:300:32:3e-4."
             ) from error
-        known = [stage.name for stage in default_stages()]
+        known = [stage.name for stage in defaults]
         if stage.name not in known:
             raise ConfigError(f"There is no stage {stage.name!r}. Give one of {', '.join(known)}.")
         stages.append(stage)

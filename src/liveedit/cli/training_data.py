@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..editors.liveedit.recipe import Report
+    from ..editors.trained import Report
     from ..samples import EditCase
 
 

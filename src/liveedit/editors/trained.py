@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +20,7 @@ from ..datasets.sources import cache_folder
 from ..errors import BackboneError, CheckpointError, ConfigError, NotFoundError
 from ..processes import ALONE, Processes
 from ..samples import EditCase
-from ..training import StageConfig, Task, Trainer, TrainingConfig
+from ..training import StageConfig, Task, Trainer, TrainingConfig, check_cases
 from .base import Editor
 
 _FILE, _CONFIG = "editor.safetensors", "editor.json"
@@ -37,6 +37,8 @@ class TrainedEditor(Editor):
 
     config_class: ClassVar[type[BaseModel]]
     """Everything that decides what its modules are and how they are trained."""
+    parts_of: ClassVar[str] = ""
+    """The editor whose trained parts this one uses, where they are not its own."""
     training_cases: ClassVar[int] = 3_000
     """Cases of the drawn world that a training draws by default."""
 
@@ -96,19 +98,21 @@ class TrainedEditor(Editor):
     @classmethod
     def load(cls, backbone: Backbone, source: str | None = None) -> Self:
         """The trained editor in `source`, or the one that ships with, or was made here for, a built-in backbone."""
-        folder = Path(source) if source is not None else trained_folder(cls.name, backbone.name)
+        named = cls.parts_of or cls.name
+        folder = Path(source) if source is not None else trained_folder(named, backbone.name)
         if not (folder / _CONFIG).is_file():
             inside = folder / "editor"
             hint = f" There is one in {str(inside)!r}." if (inside / _CONFIG).is_file() else ""
             raise NotFoundError(
-                f"There is no trained editor {cls.name!r} for {backbone.name!r} in {str(folder)!r}.{hint} Train one "
-                f"with `{train_command(cls.name, backbone.name)}` and give it with --editor-path DIR/editor."
+                f"There is no trained editor {named!r} for {backbone.name!r} in {str(folder)!r}.{hint} Train one "
+                f"with `{train_command(named, backbone.name)}` and give it with --editor-path DIR/editor."
             )
         return cls.from_pretrained(folder, backbone)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> Self:
         """Load what `save_pretrained` wrote. Raises `CheckpointError` where the two files do not fit each other."""
+        config = cls.new_config(backbone, **_read_json(Path(folder) / _CONFIG))
         tensors, metadata = load_tensors(Path(folder) / _FILE)
         meant, found = metadata.get("trained_for"), backbone.fingerprint
         if meant is not None and meant != found:
@@ -118,7 +122,7 @@ class TrainedEditor(Editor):
                 f"The editor in {folder} was trained for another model ({differing}). Give the editor of "
                 f"{backbone.name}, or train one: liveedit train."
             )
-        modules = cls.new_modules(backbone, cls.config_class.model_validate(_read_json(Path(folder) / _CONFIG)))
+        modules: Any = cls.new_modules(backbone, config)
         try:
             modules.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         except RuntimeError as error:
@@ -136,9 +140,13 @@ class TrainedEditor(Editor):
         """The whole configuration."""
         return self.config.model_dump(mode="json")
 
+    def settings_for_digest(self) -> str:
+        """The configuration as text; fields that came later are left out where they say what held before."""
+        return self.config.model_dump_json()
+
     def digest(self) -> str:
         """SHA-256 of configuration and weights."""
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        digest = hashlib.sha256(self.settings_for_digest().encode())
         for name, tensor in sorted(self.modules.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -162,26 +170,39 @@ def train_editor(
     folder: Path,
     report: Report = lambda what, done, total, figures: None,
     processes: Processes = ALONE,
+    **options: BaseModel,
 ) -> TrainingResult:
     """Train an editor into `folder`/editor; a later call with the same settings goes on where one was cut off.
 
-    Learning curves go to `folder`/curves.json. Under several processes each calls this; the first writes and reports.
-    Raises `CheckpointError` where the folder holds a training with other settings.
+    `options` are further settings of the editor's task, as LiveEdit's losses. Learning curves go to
+    `folder`/curves.json. Under several processes each calls this; the first writes and reports.
+    Raises `CheckpointError` where the folder holds a training with other settings, `BackboneError` where the editor
+    does not fit the backbone, `ConfigError` for too few cases or too small a batch.
     """
-    torch.manual_seed(training.seed)
-    modules: Any = kind.new_modules(backbone, config)
-    settings = {"editor": config.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    check_cases(len(cases), training, processes)
+    modules = untrained_modules(kind, backbone, config, training.seed)
+    parts = {"editor": config, "training": training, **options}
     with processes.first_goes_ahead():
         named = {"kind": kind.name, "backbone": backbone.name, "cases": len(cases)}
-        claim_folder(folder / "training.json", {**named, **settings})
-    task = kind.make_task(backbone, config, cases, folder, report, processes)
-    modules.train()
+        claim_folder(folder / "training.json", named, parts)
+    task = kind.make_task(backbone, config, cases, folder, report, processes, **options)
     validation = Trainer(folder, training, task, report, processes).run(modules)
     if processes.is_first:
         with kind(backbone, modules) as editor:
             editor.save_pretrained(folder / "editor")
     processes.wait()
     return TrainingResult(folder / "editor", sum(part.numel() for part in modules.parameters()), validation)
+
+
+def untrained_modules(kind: type[TrainedEditor], backbone: Backbone, config: Any, seed: int) -> Any:
+    """Modules on the backbone's device, the same on every one: their weights are drawn on the CPU.
+
+    Raises `BackboneError` where they do not fit the backbone.
+    """
+    torch.manual_seed(seed)
+    modules = kind.new_modules(backbone, config)
+    kind(backbone, modules).detach()  # Refuses what would not fit when the training is over, and moves them.
+    return modules.train()
 
 
 def trained_folder(editor: str, backbone: str) -> Path:
@@ -200,8 +221,12 @@ def train_command(editor: str, backbone: str) -> str:
     return f"liveedit train{named} --backbone {backbone} --out DIR"
 
 
-def claim_folder(note: Path, settings: dict[str, Any]) -> None:
-    """Write down what this folder trains, or make sure that it is the same. Raises `CheckpointError`."""
+def claim_folder(note: Path, named: dict[str, Any], parts: Mapping[str, BaseModel]) -> None:
+    """Write down what this folder trains, or make sure that it is the same. Raises `CheckpointError`.
+
+    A setting that did not exist when the note was written had what is now its default.
+    """
+    settings = {**named, **{name: part.model_dump(mode="json") for name, part in parts.items()}}
     if not note.exists():
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -210,6 +235,11 @@ def claim_folder(note: Path, settings: dict[str, Any]) -> None:
         found = json.loads(note.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{note} could not be read ({error}). Remove it or choose another folder.") from error
+    found = {"kind": "liveedit", **found}  # The only editor that was trained before others were.
+    for name, part in parts.items():
+        fields = type(part).model_fields.items()
+        later = {field: info.default for field, info in fields if not info.is_required() and info.default is not None}
+        found[name] = {**later, **(found.get(name) or {})}
     differing = [f"{name} = {before!r} there, {after!r} here" for name, before, after in _differences(found, settings)]
     if differing:
         raise CheckpointError(

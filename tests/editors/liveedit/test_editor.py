@@ -12,7 +12,7 @@ import torch
 from forced_experts import fired_ids, forced_expert
 from torch import Tensor
 
-from liveedit.backbones import Backbone
+from liveedit.backbones import Backbone, built_in_folder
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from liveedit.experts import Expert
@@ -145,10 +145,101 @@ def test_saving_in_half_precision_stays_close(editor: LiveEdit, questions: list[
 
 def test_digests_tell_editors_apart(random_backbone: Backbone, small_config: ConfigMaker) -> None:
     digests = set()
-    for config, seed in ((small_config(), 0), (small_config(), 1), (small_config(top_experts=3), 0)):
+    kinds: list[dict[str, object]] = [
+        {},
+        {"top_experts": 3},
+        {"soft_routing": False},
+        {"soft_factors": "absolute"},
+        {"hard_prompt": False},
+    ]
+    for config, seed in ((small_config(), 1), *((small_config(**changes), 0) for changes in kinds)):
         with LiveEdit.untrained(random_backbone, config, seed) as editor:
             digests.add(editor.digest())
-    assert len(digests) == 3
+    assert len(digests) == 6
+
+
+def test_the_shipped_editor_keeps_the_digest_that_edits_were_bound_to(tiny_llava: Backbone) -> None:
+    """Its configuration was saved before there were ablations; edits files of then must open."""
+    config = json.loads((built_in_folder("tiny-llava-liveedit") / "editor.json").read_text())
+    assert not {"soft_routing", "soft_factors", "hard_prompt"} & config.keys()
+    with LiveEdit.load(tiny_llava) as editor:
+        assert editor.digest() == "fa5882323f803d2f6b0f56c3c9bd9955d24849d5e8aa5ffc48df800a0d2799e6"
+        assert editor.config.weighting == "both" and editor.config.hard_prompt
+
+
+@pytest.mark.parametrize("changes", [{"hard_prompt": False}, {"soft_routing": False}, {"soft_factors": "relative"}])
+def test_ablated_editors_are_saved_and_loaded(
+    random_backbone: Backbone,
+    small_config: ConfigMaker,
+    questions: list[Question],
+    tmp_path: Path,
+    changes: dict[str, object],
+) -> None:
+    edit = Edit(questions[0], "red")
+    with LiveEdit.untrained(random_backbone, small_config(**changes)) as editor:
+        editor.save_pretrained(tmp_path, torch.float32)
+        (expert,) = editor.make_experts([edit])
+        digest = editor.digest()
+    with LiveEdit.from_pretrained(tmp_path, random_backbone) as loaded:
+        assert loaded.digest() == digest
+        assert loaded.make_experts([edit])[0].digest == expert.digest
+
+
+def test_kept_edits_answer_as_before_in_a_fresh_editor(
+    editor: LiveEdit, questions: list[Question], tmp_path: Path
+) -> None:
+    unedited = logits_of(editor, questions)
+    for edit_id, expert in overlapping(editor, questions).items():
+        editor.add(edit_id, expert)
+    editor.undo("edit-0")
+    edited, fired = logits_of(editor, questions), editor.fired()
+    file = tmp_path / "edits.safetensors"
+    editor.save_edits(file)
+    with LiveEdit(editor.backbone, editor.modules) as fresh:
+        editor.reset()
+        assert torch.equal(logits_of(fresh, questions), unedited)
+        fresh.load_edits(file)
+        assert torch.equal(logits_of(fresh, questions), edited)
+        assert fresh.fired() == fired
+        assert sorted(fresh.repository.ids) == ["edit-1", "edit-2"]
+
+
+def test_kept_edits_are_the_same_whatever_their_order(editor: LiveEdit, questions: list[Question]) -> None:
+    experts = overlapping(editor, questions)
+    found = []
+    for order in (list(experts), list(experts)[::-1]):
+        editor.reset()
+        for edit_id in order:
+            editor.add(edit_id, experts[edit_id])
+        found.append(editor.edited_state())
+    assert found[0][1] == found[1][1] == {"ids": ["edit-0", "edit-1", "edit-2"]}
+    assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
+    assert found[0][0]["u"].shape == (3, editor.config.rank, editor.config.width)
+
+
+def test_nothing_is_kept_and_restored_of_no_edits(editor: LiveEdit, questions: list[Question], tmp_path: Path) -> None:
+    file = tmp_path / "edits.safetensors"
+    editor.save_edits(file)
+    editor.add("edit", forced_expert(editor, questions[0]))
+    editor.load_edits(file)
+    assert len(editor.repository) == 0
+
+
+@pytest.mark.parametrize("damage", ["shape", "missing", "ids", "twice", "no ids"])
+def test_kept_edits_that_do_not_fit_change_nothing(editor: LiveEdit, questions: list[Question], damage: str) -> None:
+    editor.add("edit", forced_expert(editor, questions[0]))
+    before = logits_of(editor, questions)
+    tensors, note = editor.edited_state()
+    if damage == "shape":
+        tensors["u"] = tensors["u"][:, :1]
+    elif damage == "missing":
+        del tensors["v"]
+    else:
+        note = {"ids": {"ids": ["edit", "other"], "twice": ["edit", "edit"]}.get(damage)}
+    with pytest.raises(CheckpointError, match="Kept edits"):
+        editor.restore(tensors, note)
+    assert torch.equal(logits_of(editor, questions), before)
+    assert fired_ids(editor)[0] == ["edit"]
 
 
 @pytest.mark.parametrize("changes", [{"width": 96}, {"layer": 5}, {"layer": 9}])

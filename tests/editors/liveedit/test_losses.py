@@ -108,6 +108,30 @@ def test_soft_routing_is_equations_15_and_16() -> None:
     assert float(losses.soft_routing_paper(prompt, own, generator)) == pytest.approx(total / 2)
 
 
+@pytest.mark.parametrize("terms", ["absolute", "relative"])
+def test_each_term_of_soft_routing_alone_is_its_equation(terms: losses.SoftTerms) -> None:
+    prompt = scores_of(3, rows=3)[:, :2]
+    own = torch.tensor([[True, False], [False, True], [False, False]])
+    total = 0.0
+    for row, mine in ((0, 0), (1, 1)):
+        scores = prompt[row].tolist()
+        if terms == "absolute":  # Equation 15
+            total -= math.log(reference.sigmoid(scores[mine])) + math.log(1 - reference.sigmoid(scores[1 - mine]))
+        else:  # Equation 16
+            total += reference.info_nce(scores, mine)
+    found = losses.soft_routing_paper(prompt, own, torch.Generator().manual_seed(0), terms)
+    assert float(found) == pytest.approx(total / 2)
+
+
+def test_both_terms_of_soft_routing_are_their_sum() -> None:
+    prompt = scores_of(3)
+    parts = {
+        terms: float(losses.soft_routing_paper(prompt, OWN, torch.Generator().manual_seed(5), terms))
+        for terms in ("both", "absolute", "relative")
+    }
+    assert parts["both"] == pytest.approx(parts["absolute"] + parts["relative"])
+
+
 def test_soft_routing_draws_its_negative_among_the_others() -> None:
     prompt, own = scores_of(3)[:1], OWN[:1]
     first = -math.log(reference.sigmoid(float(prompt[0, 0])))
@@ -153,3 +177,58 @@ def test_soft_routing_masked_without_any_own_edit() -> None:
     assert loss.item() > 0
     (gradient,) = torch.autograd.grad(loss, prompt)
     assert torch.isfinite(gradient).all()
+
+
+MASKED = torch.zeros_like(OWN)
+MASKED[0, 2] = MASKED[3, 1] = True
+"""Pairs that ask the same without belonging together."""
+
+
+def test_the_absolute_masked_term_is_equation_15_over_all_possible_draws() -> None:
+    """The mean over every negative that equation 15 might draw, same askers apart, for queries of any kind."""
+    prompt, weight = scores_of(4), 0.5
+    positive, negative = [], []
+    for row in range(5):
+        scores = prompt[row].tolist()
+        positive += [-math.log(reference.sigmoid(scores[k])) for k in range(4) if OWN[row, k]]
+        others = [-math.log(1 - reference.sigmoid(scores[k])) for k in range(4) if not (OWN | MASKED)[row, k]]
+        negative.append(sum(others) / len(others))
+    wanted = sum(positive) / len(positive) + weight * sum(negative) / 5
+    found = losses.soft_routing_masked(prompt, losses.PairKinds(OWN, MASKED), weight, "absolute")
+    assert float(found) == pytest.approx(wanted)
+
+
+def test_the_relative_masked_term_is_equation_16_without_same_askers() -> None:
+    prompt = scores_of(4)
+    found = []
+    for row in range(5):
+        scores = prompt[row].tolist()
+        others = [scores[k] for k in range(4) if not (OWN | MASKED)[row, k]]
+        found += [reference.info_nce([scores[k], *others], 0) for k in range(4) if OWN[row, k]]
+    wanted = sum(found) / len(found)
+    kinds = losses.PairKinds(OWN, MASKED)
+    assert float(losses.soft_routing_masked(prompt, kinds, 0.5, "relative")) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("form", ["paper", "masked"])
+def test_only_the_relative_term_does_not_see_a_shift_of_all_scores(form: str) -> None:
+    """What table 2 takes away: without the absolute term nothing says how large a score has to be."""
+
+    def loss(shift: float, terms: losses.SoftTerms) -> float:
+        if form == "paper":
+            return float(losses.soft_routing_paper(scores_of(4) + shift, OWN, torch.Generator().manual_seed(5), terms))
+        return float(losses.soft_routing_masked(scores_of(4) + shift, losses.PairKinds(OWN, MASKED), 1.0, terms))
+
+    assert loss(3.0, "relative") == pytest.approx(loss(0.0, "relative"))
+    assert loss(3.0, "absolute") > loss(0.0, "absolute") + 0.5
+
+
+@pytest.mark.parametrize("terms", ["both", "absolute", "relative"])
+def test_masked_terms_have_gradients_where_a_query_has_no_negative(terms: losses.SoftTerms) -> None:
+    prompt = scores_of(4)[:1].requires_grad_()
+    kinds = losses.PairKinds(OWN[:1], torch.ones_like(OWN[:1]))
+    loss = losses.soft_routing_masked(prompt, kinds, 1.0, terms)
+    (gradient,) = torch.autograd.grad(loss, prompt)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[0, 0] == 0) == (terms == "relative")  # Nobody is there to be nearer than.
+    assert not gradient[0, 1:].any()

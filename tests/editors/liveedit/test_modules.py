@@ -109,14 +109,50 @@ def test_experts_are_equation_1(form: str, source: str) -> None:
         torch.testing.assert_close(made.v[row], torch.tensor(v, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("form", ["paper", "improved"])
+def test_without_the_prompt_the_picture_is_read_as_a_whole(form: str) -> None:
+    """HR* of table 2: phi = CA_phi2(phi0, h_v), against the loops."""
+    modules, batch = modules_of(config_of(form, hard_prompt=False)), batch_of()
+    config = modules.config
+    assert not [name for name in modules.state_dict() if "phi1" in name]
+    visual, _ = modules.edit_features(batch)
+    query = modules.query(batch)
+
+    def phi(side: str, image: reference.Matrix) -> reference.Vector:
+        weights = reference.part_of(modules.state_dict(), side)
+        start = reference.matrix(weights["phi0"])
+        read = reference.cross_attention(start, [image], reference.part_of(weights, "attend_phi2"), config.heads)
+        flat = [value for row in read for value in row]
+        length = math.sqrt(reference.dot(flat, flat)) if form == "improved" else 1.0
+        return [value / length for value in flat]
+
+    for row in range(3):
+        image = tokens_at(batch.states[row], batch.image[row])
+        assert visual[row].tolist() == pytest.approx(phi("hat", image), abs=FLOAT32)
+        assert query.visual[row].tolist() == pytest.approx(phi("bar", image), abs=FLOAT32)
+        theta = phi("bar", reference.matrix(modules.sentinel.detach()))
+        assert query.sentinel[row].tolist() == pytest.approx(theta, abs=FLOAT32)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_prompt_moves_the_visual_feature_only_where_it_is_asked(asked: bool) -> None:
+    modules, batch = modules_of(config_of("improved", hard_prompt=asked)), batch_of()
+    other = replace(batch, states=torch.where(batch.prompt[..., None], batch.states.flip(0), batch.states))
+    before, after = modules.query(batch), modules.query(other)
+    assert torch.equal(before.visual, after.visual) is not asked
+    assert torch.equal(before.sentinel, after.sentinel) is not asked
+    assert not torch.equal(before.prompt, after.prompt)
+
+
 def everything_of(modules: LiveEditModules, batch: TokenStates) -> list[torch.Tensor]:
     made, query = modules.edit(batch), modules.query(batch)
     return [made.u, made.v, made.visual, made.prompt, query.visual, query.sentinel, query.prompt]
 
 
 @pytest.mark.parametrize("form", ["paper", "improved"])
-def test_padding_never_matters(form: str) -> None:
-    modules, batch = modules_of(config_of(form)), batch_of()
+@pytest.mark.parametrize("hard_prompt", [True, False])
+def test_padding_never_matters(form: str, hard_prompt: bool) -> None:
+    modules, batch = modules_of(config_of(form, hard_prompt=hard_prompt)), batch_of()
     padding = ~(batch.image | batch.prompt | batch.answer)
     assert padding.any()
     garbage = torch.full_like(batch.states, 1e4)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import reference
 import torch
 
 from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.editors.liveedit.config import Weighting
 from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
 from liveedit.editors.liveedit.routing import Routing, expert_residual, route, soft_weights
 from liveedit.experts import Expert, ExpertRepository
@@ -99,6 +100,32 @@ def test_routing_and_residual_are_equations_5_to_7(form: str) -> None:
     assert 0 < sum(counts) < 3 * len(experts), "all or none passed: hard routing was not tested"
 
 
+@pytest.mark.parametrize("form", ["paper", "improved"])
+@pytest.mark.parametrize(
+    ("changes", "weigh"),
+    [
+        ({"soft_factors": "absolute"}, lambda scores: [reference.sigmoid(score) for score in scores]),
+        ({"soft_factors": "relative"}, reference.softmax),
+        ({"soft_routing": False}, lambda scores: [1 / len(scores)] * len(scores)),
+        ({"soft_routing": False, "soft_factors": "absolute"}, lambda scores: [1 / len(scores)] * len(scores)),
+    ],
+)
+def test_weights_of_the_ablations(
+    form: str, changes: dict[str, object], weigh: Callable[[list[float]], list[float]]
+) -> None:
+    """Table 2: one factor of equation 7 alone, or the plain mean of all that pass hard routing ("- SR")."""
+    experts, query = experts_of(9), query_of()
+    whole = routed(modules_of(form), query, EVERY, repository_of(experts))
+    found = routed(modules_of(form, **changes), query, EVERY, repository_of(experts))
+    scale, offset = (1 / math.sqrt(8), 0.0) if form == "paper" else (math.exp(0.4), 0.3)
+    for row in range(3):
+        passed = [fired.edit_id for fired in whole.fired[row]]
+        assert [fired.edit_id for fired in found.fired[row]] == passed, "hard routing is another"
+        scores = [float(query.prompt[row] @ experts[name].prompt_feature) * scale - offset for name in passed]
+        assert [fired.weight for fired in found.fired[row]] == pytest.approx(weigh(scores), rel=1e-4)
+        assert found.weights[row, : len(passed)].tolist() == pytest.approx(weigh(scores), rel=1e-4)
+
+
 def test_margins_tell_by_how_much_an_expert_passed() -> None:
     modules, experts, query = modules_of(), experts_of(9), query_of()
     routing = routed(modules, query, EVERY, repository_of(experts))
@@ -119,6 +146,21 @@ def test_soft_weights_sum_to_less_than_one() -> None:
     weights = soft_weights(scores)
     assert (weights >= 0).all()
     assert (weights.sum(-1) <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("weighting", ["absolute", "relative", "equal"])
+def test_soft_weights_of_one_factor_and_of_none(weighting: Weighting) -> None:
+    scores = torch.tensor([[1.0, -math.inf, 0.5, 2.0], [-math.inf] * 4])
+    plain = [1.0, 0.5, 2.0]
+    wanted = {
+        "absolute": [reference.sigmoid(score) for score in plain],
+        "relative": reference.softmax(plain),
+        "equal": [1 / 3] * 3,
+    }[weighting]
+    found = soft_weights(scores, weighting)
+    assert found[0, [0, 2, 3]].tolist() == pytest.approx(wanted)
+    assert found[0, 1] == 0
+    assert not found[1].any()
 
 
 def test_soft_weights_ignore_experts_that_did_not_pass() -> None:
@@ -174,8 +216,9 @@ def bits(routing: Routing) -> tuple[bytes, ...]:
 
 @pytest.mark.parametrize("count", [12, 600])
 @pytest.mark.parametrize("top", [None, 4])
-def test_the_order_of_edits_does_not_change_a_bit(count: int, top: int | None) -> None:
-    modules, experts, query = modules_of(top_experts=top), experts_of(count), query_of()
+@pytest.mark.parametrize("changes", [{}, {"soft_factors": "absolute"}, {"soft_routing": False}])
+def test_the_order_of_edits_does_not_change_a_bit(count: int, top: int | None, changes: dict[str, object]) -> None:
+    modules, experts, query = modules_of(top_experts=top, **changes), experts_of(count), query_of()
     names = list(experts)
     first = routed(modules, query, EVERY, repository_of(experts))
     if count > 256:
@@ -218,6 +261,34 @@ def test_bounded_mode_keeps_the_largest_weights_and_says_what_it_dropped() -> No
         dropped = math.fsum(everyone.values()) - math.fsum(kept.values())
         assert bounded.dropped_weight[row] == pytest.approx(dropped, abs=1e-6)
     assert max(bounded.dropped_weight) > 0, "nothing was dropped: the bound was not tested"
+
+
+def test_without_soft_routing_the_bound_keeps_the_nearest_pictures() -> None:
+    experts, query = experts_of(40), query_of()
+    exact = routed(modules_of(top_experts=None, soft_routing=False), query, EVERY, repository_of(experts))
+    bounded = routed(modules_of(top_experts=4, soft_routing=False), query, EVERY, repository_of(experts))
+    for row in range(3):
+        margins = {fired.edit_id: fired.margin for fired in exact.fired[row]}
+        assert len(margins) > 4, "nothing was dropped: the bound was not tested"
+        kept = {fired.edit_id: fired.weight for fired in bounded.fired[row]}
+        assert set(kept) == set(sorted(margins, key=margins.__getitem__, reverse=True)[:4])
+        assert list(kept.values()) == pytest.approx([1 / len(margins)] * 4)
+        assert bounded.dropped_weight[row] == pytest.approx(1 - 4 / len(margins), abs=1e-6)
+
+
+def test_equal_margins_are_told_apart_by_the_digests_whatever_the_order() -> None:
+    """Two questions about one picture have the same margin where the prompt does not decide what is looked at."""
+    query, alike = query_of(1), experts_of(6)
+    shared = 100 * query.visual[0]
+    experts = {name: Expert(it.u, it.v, shared, it.prompt_feature) for name, it in alike.items()}
+    modules = modules_of(top_experts=2, soft_routing=False)
+    found = [
+        routed(modules, query, EVERY[:1], repository_of(experts, order))
+        for order in (list(experts), list(experts)[::-1])
+    ]
+    assert bits(found[0]) == bits(found[1])
+    first = sorted(experts, key=lambda name: experts[name].digest)[:2]
+    assert {fired.edit_id for fired in found[0].fired[0]} == set(first)
 
 
 def test_the_dropped_weight_bounds_the_change_of_the_residual() -> None:

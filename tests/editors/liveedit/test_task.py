@@ -13,6 +13,7 @@ from torch import Tensor
 from liveedit.backbones import Backbone
 from liveedit.backbones.states import StateStore
 from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.editors.liveedit import losses as losses_module
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask, Stage
 from liveedit.processes import ALONE, Processes
@@ -53,6 +54,14 @@ FORMS = {
 }
 
 
+ABLATIONS: dict[str, dict[str, object]] = {
+    "no soft routing": {"soft_routing": False},
+    "one factor": {"soft_factors": "absolute"},
+    "no prompt": {"hard_prompt": False},
+}
+"""Changes of the editor's shape that training must honour."""
+
+
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize(
     ("stage", "form"),
@@ -61,21 +70,21 @@ FORMS = {
         ("routing", "paper"),
         ("routing", "thinned"),
         ("generator", "improved"),
-        *(("joint", form) for form in FORMS),
+        *(("joint", form) for form in (*FORMS, *ABLATIONS)),
     ],
 )
 def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(
     task_of: TaskMaker, small_config: ConfigMaker, stage: Stage, form: str, count: int
 ) -> None:
     torch.manual_seed(3)
-    modules = LiveEditModules(small_config("paper" if form == "paper" else "improved"))
-    whole, figures = task_of(FORMS[form]).loss(modules, stage, BATCH, np.random.default_rng(1))
+    shape = small_config("paper" if form == "paper" else "improved", **ABLATIONS.get(form, {}))
+    modules = LiveEditModules(shape)
+    losses = FORMS.get(form, LiveEditLosses())
+    whole, figures = task_of(losses).loss(modules, stage, BATCH, np.random.default_rng(1))
     wanted = gradients(modules, whole)
     assert max(float(value.abs().max()) for value in wanted.values()) > 1e-3
 
-    shares = simulate(
-        count, lambda own: task_of(FORMS[form], own).loss(modules, stage, BATCH, np.random.default_rng(1))
-    )
+    shares = simulate(count, lambda own: task_of(losses, own).loss(modules, stage, BATCH, np.random.default_rng(1)))
     mean = torch.stack([loss for loss, _ in shares]).mean()
     assert mean.item() == pytest.approx(whole.item(), rel=1e-5)
     for name, value in figures.items():
@@ -135,3 +144,63 @@ def test_thinned_prompts_lose_tokens_but_never_the_last(task_of: TaskMaker) -> N
     assert torch.equal(thinned.batch.states, rows.batch.states)
     untouched = task_of(LiveEditLosses())._thinned(rows, rng)
     assert untouched is rows
+
+
+@pytest.mark.parametrize("form", ["paper", "masked"])
+def test_soft_terms_reach_the_loss_in_both_forms(task_of: TaskMaker, small_config: ConfigMaker, form: str) -> None:
+    torch.manual_seed(3)
+    modules = LiveEditModules(small_config())
+    found, offsets = {}, {}
+    for terms in ("both", "absolute", "relative"):
+        task = task_of(LiveEditLosses(soft_loss=form, soft_terms=terms))  # type: ignore[arg-type]
+        loss, figures = task.loss(modules, "routing", BATCH, np.random.default_rng(1))
+        found[terms] = figures["soft_loss_nats"]
+        offsets[terms] = gradients(modules, loss)["prompt_offset"]
+    assert len(set(found.values())) == 3
+    if form == "paper":
+        assert found["both"] == pytest.approx(found["absolute"] + found["relative"], rel=1e-5)
+    assert abs(float(offsets["relative"])) < 1e-5 < abs(float(offsets["absolute"]))
+
+
+@pytest.mark.parametrize("form", ["paper", "masked"])
+def test_without_soft_routing_nothing_is_learned_of_the_prompt(
+    task_of: TaskMaker, small_config: ConfigMaker, form: str
+) -> None:
+    modules = LiveEditModules(small_config(soft_routing=False))
+    losses = LiveEditLosses(soft_loss=form)  # type: ignore[arg-type]
+    for stage in ("routing", "joint"):
+        loss, figures = task_of(losses).loss(modules, stage, BATCH, np.random.default_rng(1))
+        assert figures["soft_loss_nats"] == 0
+        found = gradients(modules, loss)
+        assert not any(bool(value.any()) for name, value in found.items() if "psi" in name or name.startswith("prompt"))
+        assert found["hat.attend_phi1.query.weight"].any()
+
+
+def test_a_router_without_the_prompt_is_not_asked_to_tell_questions_about_one_picture_apart(
+    task_of: TaskMaker, small_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Tensor] = {}
+    original = losses_module.hard_routing_margin
+
+    def spy(visual: Tensor, sentinel: Tensor, own: Tensor, ignored: Tensor, *rest: float) -> Tensor:
+        seen["own"], seen["ignored"] = own, ignored
+        return original(visual, sentinel, own, ignored, *rest)
+
+    monkeypatch.setattr(losses_module, "hard_routing_margin", spy)
+    for hard_prompt in (True, False):
+        modules = LiveEditModules(small_config(hard_prompt=hard_prompt))
+        task_of(LiveEditLosses()).loss(modules, "joint", BATCH, np.random.default_rng(1))
+        ignored = seen["ignored"] & ~seen["own"]
+        # Each case has one question of locality about its own picture.
+        assert int(ignored.sum()) == (0 if hard_prompt else len(BATCH))
+
+
+def test_equal_mixing_gives_each_expert_that_is_let_in_the_same(task_of: TaskMaker, small_config: ConfigMaker) -> None:
+    modules = LiveEditModules(small_config(soft_routing=False))
+    task = task_of(LiveEditLosses(mixing="batch"))
+    rows = task._rows(BATCH, [["reliability"]] * len(BATCH))
+    visual, prompt = modules.edit_features(task._tokens(rows.batch))
+    bar = task._gathered_query(modules, rows)
+    own = torch.eye(len(BATCH), dtype=torch.bool)
+    weights = task._mixing_weights(modules, visual, prompt, bar, own, rows.pictured, np.random.default_rng(0))
+    torch.testing.assert_close(weights, torch.full((7, 7), 1 / 7))

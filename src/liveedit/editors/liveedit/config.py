@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...errors import ConfigError
+
+Weighting = Literal["both", "absolute", "relative", "equal"]
+"""Weight of an expert that passed hard routing: sigmoid(s) softmax(s), sigmoid(s), softmax(s), or 1 / their number."""
+
+_LATER_FIELDS: Final = ("soft_routing", "soft_factors", "hard_prompt")
 
 
 class LiveEditConfig(BaseModel):
@@ -49,12 +54,38 @@ class LiveEditConfig(BaseModel):
     top_experts: int | None = Field(
         default=32, gt=0, description="Experts mixed per query at most; None mixes all that pass (exact mode)."
     )
+    soft_routing: bool = Field(
+        default=True,
+        description="Weigh the experts that pass hard routing by what is asked; else all n weigh 1/n (table 2: - SR).",
+    )
+    soft_factors: Literal["both", "absolute", "relative"] = Field(
+        default="both",
+        description="A soft weight: sigmoid(s) softmax(s) (paper, equation 7), or sigmoid(s) or softmax(s) alone.",
+    )
+    hard_prompt: bool = Field(
+        default=True,
+        description="The prompt decides what is looked at in the picture: phi = CA_phi2(CA_phi1(phi0, h_p), h_v) "
+        "(paper); else phi = CA_phi2(phi0, h_v) (table 2: HR*).",
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.module_width % self.heads or self.width % self.heads:
             raise ValueError(f"heads = {self.heads} must divide module_width and width")
         return self
+
+    @property
+    def weighting(self) -> Weighting:
+        """How the experts that pass hard routing are weighed."""
+        return self.soft_factors if self.soft_routing else "equal"
+
+    def for_digest(self) -> str:
+        """The configuration as JSON; fields that an earlier version did not have are left out at their defaults.
+
+        Digests then stay what they were, and with them the edits that were made under them.
+        """
+        defaults = {name: type(self).model_fields[name].default for name in _LATER_FIELDS}
+        return self.model_dump_json(exclude={name for name in defaults if getattr(self, name) == defaults[name]})
 
     @classmethod
     def paper(cls, width: int, layer: int, image_tokens: int, **changes: object) -> LiveEditConfig:

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...backbones import BUILT_IN, Backbone, Inputs, built_in_folder
-from ...checkpoints import load_tensors, save_tensors
-from ...errors import BackboneError, CheckpointError, NotFoundError
+from ...backbones import Backbone, Inputs
+from ...backbones.states import StateStore
+from ...errors import BackboneError, CheckpointError
 from ...experts import Expert, ExpertRepository
-from ...samples import Edit
-from ..base import Editor, Fired
+from ...processes import ALONE, Processes
+from ...samples import Edit, EditCase
+from ...training import StageConfig, Task
+from ..base import Fired
+from ..trained import Report, TrainedEditor
 from .config import LiveEditConfig
 from .hook import RoutingHook
 from .modules import EditFeatures, LiveEditModules, TokenStates
 from .routing import Routing, route
 
-_FILE, _CONFIG = "editor.safetensors", "editor.json"
 
-
-class LiveEdit(Editor):
+class LiveEdit(TrainedEditor):
     """The editor of "Lifelong Vision Language Model Editing with Generative Low-Rank Experts" (LiveEdit).
 
     For an edit, the states h = [h_v; h_p; h_o] at the edit layer give an expert (U, V) and features phi_hat, psi_hat
@@ -38,78 +37,68 @@ class LiveEdit(Editor):
     name = "liveedit"
     summary = "an expert per edit, generated in one forward pass (LiveEdit)"
 
+    config_class = LiveEditConfig
+    training_cases = 8_000
+
     def __init__(self, backbone: Backbone, modules: LiveEditModules):
-        super().__init__(backbone)
-        self.config = modules.config
-        if self.config.width != backbone.width or self.config.layer >= len(backbone.layers) - 1:
-            raise BackboneError(
-                f"This editor was made for width {self.config.width} and layer {self.config.layer}; {backbone.name} "
-                f"has width {backbone.width} and {len(backbone.layers)} layers. Train one for it: liveedit train."
-            )
+        check_fit(backbone, modules.config)
+        super().__init__(backbone, modules)
         self.device = backbone.layer_device(self.config.layer)
-        self.modules = modules.to(self.device).eval()
+        self.modules = modules.to(self.device)
         self.repository = ExpertRepository(self.device)
         self._hook = RoutingHook(backbone, self.config, self._route, self.repository)
 
-    # -- making, saving, loading -------------------------------------------------------------------------
+    # -- its trained parts -------------------------------------------------------------------------------
 
     @classmethod
-    def untrained(cls, backbone: Backbone, config: LiveEditConfig, seed: int = 0) -> Self:
-        """An editor whose modules have random weights."""
-        torch.manual_seed(seed)
-        return cls(backbone, LiveEditModules(config))
+    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+        """Width, edit layer, length of the sentinel, scope."""
+        return {
+            "width": backbone.width,
+            "layer": backbone.default_edit_layer(),
+            "image_tokens": max(1, backbone.image_tokens),
+            "scope": "image" if backbone.reads_pictures else "text+image",
+        }
 
     @classmethod
-    def load(cls, backbone: Backbone, source: str | None = None) -> Self:
-        """The trained editor in `source`, or the one that ships with a built-in backbone."""
-        shipped = f"{backbone.name}-liveedit"
-        folder = Path(source or (built_in_folder(shipped) if backbone.name in BUILT_IN else shipped))
-        if not (folder / _CONFIG).is_file():
-            inside = folder / "editor"
-            hint = f" There is one in {str(inside)!r}." if (inside / _CONFIG).is_file() else ""
-            raise NotFoundError(
-                f"There is no trained LiveEdit editor for {backbone.name!r} in {str(folder)!r}.{hint} Train one with "
-                f"`liveedit train --backbone {backbone.name} --out DIR` and give it with --editor-path DIR/editor."
-            )
-        return cls.from_pretrained(folder, backbone)
+    def new_modules(cls, backbone: Backbone, config: LiveEditConfig) -> LiveEditModules:
+        """Untrained generator and extractors."""
+        check_fit(backbone, config)
+        return LiveEditModules(config)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> Self:
-        """Load what `save_pretrained` wrote. Raises `CheckpointError` where the two files do not fit."""
-        config = LiveEditConfig.create(**_read_json(Path(folder) / _CONFIG))
-        modules = LiveEditModules(config)
-        tensors, metadata = load_tensors(Path(folder) / _FILE)
-        meant, found = metadata.get("trained_for"), backbone.fingerprint
-        if meant is not None and meant != found:
-            others = [name for name in found if meant.get(name) != found[name]]
-            differing = ", ".join(f"{name} {meant.get(name)}, here {found[name]}" for name in others)
-            raise BackboneError(
-                f"The editor in {folder} was trained for another model ({differing}). Give the editor of "
-                f"{backbone.name}, or train one: liveedit train."
-            )
-        try:
-            modules.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        except RuntimeError as error:
-            raise CheckpointError(f"{folder}: weights and configuration do not fit ({error}).") from error
-        return cls(backbone, modules)
+    def default_stages(cls) -> tuple[StageConfig, ...]:
+        """Routing alone, the generator alone, then both together."""
+        return (
+            StageConfig(name="routing", steps=1200, batch=160, rate=1e-3),
+            StageConfig(name="generator", steps=800, batch=32, rate=1e-3),
+            StageConfig(name="joint", steps=300, batch=32, rate=3e-4),
+        )
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the weights as safetensors and the whole configuration as JSON."""
-        folder = Path(folder)
-        tensors = {name: tensor.to(dtype) for name, tensor in self.modules.state_dict().items()}
-        save_tensors(folder / _FILE, tensors, {"trained_for": self.backbone.fingerprint})
-        (folder / _CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    @classmethod
+    def make_task(
+        cls,
+        backbone: Backbone,
+        config: LiveEditConfig,
+        cases: Sequence[EditCase],
+        folder: Path,
+        report: Report,
+        processes: Processes = ALONE,
+        losses: Any = None,
+    ) -> Task:
+        """Cases with their states at the edit layer; `losses` are `LiveEditLosses`, the improved ones by default."""
+        from .task import LiveEditLosses, LiveEditTask  # The task makes experts as the editor does.
 
-    def configuration(self) -> dict[str, Any]:
-        """The whole `LiveEditConfig`."""
-        return self.config.model_dump()
+        place = folder / ("states" if processes.is_first else f"states-{processes.rank}")
+        store = StateStore(backbone, config.layer, place)
+        chosen = losses or LiveEditLosses.model_validate({})
+        task = LiveEditTask(backbone, config.layer, cases, chosen, store, processes)
+        task.prepare(lambda done, total: report("states at the edit layer", done, total, {}))
+        return task
 
-    def digest(self) -> str:
-        """SHA-256 of configuration and weights."""
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
-        for name, tensor in sorted(self.modules.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().float().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def settings_for_digest(self) -> str:
+        """As it was before the ablations' switches."""
+        return self.config.for_digest()
 
     # -- editing -----------------------------------------------------------------------------------------
 
@@ -157,6 +146,25 @@ class LiveEdit(Editor):
         """The model runs unedited inside."""
         return self._hook.paused()
 
+    # -- keeping what edits left behind ------------------------------------------------------------------
+
+    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The experts in force, sorted by their edits' ids: u, v (edits, r, d); visual_feature, prompt_feature."""
+        ids = sorted(self.repository.ids)
+        parts = [self.repository.get(edit_id).tensors for edit_id in ids]
+        names = parts[0] if parts else ()
+        return {name: torch.stack([part[name] for part in parts]).cpu() for name in names}, {"ids": ids}
+
+    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        """Put what `edited_state` gave in place of the edits in force: answers are the same again, bit for bit.
+
+        Raises `CheckpointError` where it does not fit this editor, and changes nothing then.
+        """
+        experts = _experts_of(tensors, note, self.config)
+        self.reset()
+        for edit_id, expert in experts:
+            self.add(edit_id, expert)
+
     # -- answering ---------------------------------------------------------------------------------------
 
     def fired(self) -> list[tuple[Fired, ...]] | None:
@@ -174,14 +182,36 @@ class LiveEdit(Editor):
         return route(self.modules, self.modules.query(precise), reachable, self.repository)
 
 
+def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:
+    """Raise `BackboneError` where an editor of this shape cannot be put on the backbone."""
+    if config.width != backbone.width or config.layer >= len(backbone.layers) - 1:
+        raise BackboneError(
+            f"This editor was made for width {config.width} and layer {config.layer}; {backbone.name} "
+            f"has width {backbone.width} and {len(backbone.layers)} layers. Train one for it: liveedit train."
+        )
+
+
 def split_experts(features: EditFeatures) -> list[Expert]:
     """A batch of edits' features as single experts."""
     parts: tuple[Tensor, ...] = (features.u, features.v, features.visual, features.prompt)
     return [Expert(*(part[row].clone() for part in parts)) for row in range(len(features.u))]
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} could not be read as a configuration ({error}).") from error
+def _experts_of(tensors: dict[str, Tensor], note: dict[str, Any], config: LiveEditConfig) -> list[tuple[str, Expert]]:
+    """Kept experts with their ids. Raises `CheckpointError`."""
+    ids = note.get("ids")
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids) or len(set(ids)) != len(ids):
+        raise CheckpointError("Kept edits have no list of ids, each of them once. They are not LiveEdit's, or damaged.")
+    feature = config.feature_parts * config.module_width
+    one: dict[str, tuple[int, ...]] = {
+        "u": (config.rank, config.width),
+        "v": (config.rank, config.width),
+        "visual_feature": (feature,),
+        "prompt_feature": (feature,),
+    }
+    wanted = {name: (len(ids), *shape) for name, shape in one.items()} if ids else {}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        raise CheckpointError(f"Kept edits have the shapes {found}; this editor takes {wanted}. Use the same editor.")
+    parts = {name: tensor.float() for name, tensor in tensors.items()}
+    return [(name, Expert(**{part: parts[part][row] for part in parts})) for row, name in enumerate(ids)]

@@ -20,8 +20,9 @@ from ...backbones.states import IN_MEMORY_BYTES, StateStore
 from ...processes import ALONE, Processes
 from ...samples import EditCase
 from ...training import StageConfig, Trainer, TrainingConfig, check_cases
+from ..trained import Report
 from .modules import LiveEditModules
-from .recipe import Report, TrainingRecipe, new_modules
+from .recipe import TrainingRecipe, new_modules
 from .task import LiveEditTask
 
 SAMPLE: Final = 8

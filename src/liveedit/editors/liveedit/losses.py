@@ -7,10 +7,14 @@ so as well, and the balance of the terms then does not depend on the batch size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+SoftTerms = Literal["both", "absolute", "relative"]
+"""Terms of the soft-routing loss: equation 15 is the absolute one, equation 16 the relative one."""
 
 
 @dataclass(frozen=True)
@@ -65,29 +69,44 @@ def hard_routing_margin(
     return positive + negative_weight * negative
 
 
-def soft_routing_paper(prompt: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+def soft_routing_paper(prompt: Tensor, own: Tensor, generator: torch.Generator, terms: SoftTerms = "both") -> Tensor:
     """Equations 15 and 16: sigmoid loss on the own edit and one random other, InfoNCE over the batch.
 
     prompt: (queries, edits) similarities s of queries that have an own edit; own: which edit it is. The other edit is
-    drawn on the CPU, with a generator of the CPU: the same one wherever the rest runs.
+    drawn on the CPU, with a generator of the CPU: the same one wherever the rest runs. terms: both, or equation 15
+    ("absolute") or 16 ("relative") alone.
     """
     inside = own.any(1)
     scores, own = prompt[inside], own[inside].float()
-    drawn = torch.multinomial(1 - own.cpu(), 1, generator=generator).to(own.device)
-    absolute = -F.logsigmoid((scores * own).sum(1) / own.sum(1)) - F.logsigmoid(-scores.gather(1, drawn)[:, 0])
-    relative = -(scores.log_softmax(1) * own).sum(1) / own.sum(1)
+    absolute = relative = scores.new_zeros(len(scores))
+    if terms != "relative":
+        drawn = torch.multinomial(1 - own.cpu(), 1, generator=generator).to(own.device)
+        absolute = -F.logsigmoid((scores * own).sum(1) / own.sum(1)) - F.logsigmoid(-scores.gather(1, drawn)[:, 0])
+    if terms != "absolute":
+        relative = -(scores.log_softmax(1) * own).sum(1) / own.sum(1)
     return (absolute + relative).mean()
 
 
-def soft_routing_masked(prompt: Tensor, kinds: PairKinds, negative_weight: float) -> Tensor:
+def soft_routing_masked(prompt: Tensor, kinds: PairKinds, negative_weight: float, terms: SoftTerms = "both") -> Tensor:
     """As `soft_routing_paper`, but an edit that asks the same is no negative, and all negatives count.
 
     Two edits that ask the same of different pictures have the same prompt feature by definition; the paper's form
     asks to tell them apart by it.
+
+    `both`: -log sigmoid(s) of own edits, and log(1 + sum exp s_j) over the others, which compares all of them with 0
+    at once. It is no sum of two terms; alone, each is what the paper's is when same askers are masked out. `absolute`:
+    -log sigmoid(s) of own edits and -log(1 - sigmoid(s_j)) of the others, averaged over them (equation 15 draws one).
+    `relative`: InfoNCE of each own edit among the others (equation 16), for queries that have one.
     """
     same = kinds.asks_same | kinds.own
-    positive = F.softplus(-prompt)[kinds.own].mean() if bool(kinds.own.any()) else prompt.sum() * 0
     others = prompt.masked_fill(same, float("-inf"))
+    if terms == "relative":
+        joint = torch.logaddexp(prompt, others.logsumexp(1, keepdim=True)) - prompt
+        return joint[kinds.own].mean() if bool(kinds.own.any()) else prompt.sum() * 0
+    positive = F.softplus(-prompt)[kinds.own].mean() if bool(kinds.own.any()) else prompt.sum() * 0
+    if terms == "absolute":
+        each = F.softplus(prompt).masked_fill(same, 0.0).sum(1) / (~same).sum(1).clamp(min=1)
+        return positive + negative_weight * each.mean()
     nothing = torch.zeros_like(prompt[:, :1])
     negative = torch.cat([others, nothing], 1).logsumexp(1).mean()
     return positive + negative_weight * negative

@@ -43,16 +43,29 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, sources: Sequence[Source]) -> Tensor:
         """x: (batch, queries, query width) -> (batch, queries, value width)."""
-        query = self._split(self.query(self.query_norm(x)))
-        normed = [norm(tokens) for norm, (tokens, _) in zip(self.source_norms, sources, strict=True)]
-        key = self._split(_joined([layer(tokens) for layer, tokens in zip(self.keys, normed, strict=True)]))
+        normed = self._normed(sources)
+        weights = self._weights(x, normed, [counts for _, counts in sources])
         value = self._split(_joined([layer(tokens) for layer, tokens in zip(self.values, normed, strict=True)]))
-        mask = _joined([counts for _, counts in sources])[:, None, None, :]
+        return self.output((weights @ value).transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, sources: Sequence[Source]) -> Tensor:
+        """softmax(x Wq (y Wk)^T / sqrt(d_k)): how much is read of each token, (batch, heads, queries, all tokens).
+
+        Sums to 1 over the tokens that count; 0 for all others, and throughout where none counts.
+        """
+        return self._weights(x, self._normed(sources), [counts for _, counts in sources])
+
+    def _normed(self, sources: Sequence[Source]) -> list[Tensor]:
+        return [norm(tokens) for norm, (tokens, _) in zip(self.source_norms, sources, strict=True)]
+
+    def _weights(self, x: Tensor, normed: list[Tensor], counts: list[Tensor]) -> Tensor:
+        query = self._split(self.query(self.query_norm(x)))
+        key = self._split(_joined([layer(tokens) for layer, tokens in zip(self.keys, normed, strict=True)]))
+        mask = _joined(counts)[:, None, None, :]
         scores = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         # A row whose sources are all masked (no answer, no picture) reads nothing rather than everything.
-        weights = scores.softmax(-1) * mask
-        return self.output((weights @ value).transpose(1, 2).flatten(2))
+        return scores.softmax(-1) * mask
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -125,7 +138,8 @@ class ExpertGenerator(nn.Module):
 class FeatureExtractor(nn.Module):
     """`phi = CA_phi2(CA_phi1(phi0, h_p), h_v)` and `psi = CA_psi(psi0, h_p)` (equation 3).
 
-    phi: what in the picture the prompt asks about; psi: the prompt alone; both (k d_m,).
+    phi: what in the picture the prompt asks about; psi: the prompt alone; both (k d_m,). Without `hard_prompt`, phi =
+    CA_phi2(phi0, h_v), whatever is asked ("HR*" of the paper's table 2), and there is no CA_phi1.
     """
 
     def __init__(self, config: LiveEditConfig):
@@ -136,16 +150,25 @@ class FeatureExtractor(nn.Module):
         shape = (part, [config.width], config.module_width, part, config.heads, config.norm)
         self.phi0 = nn.Parameter(torch.randn(parts, part) / math.sqrt(config.module_width))
         self.psi0 = nn.Parameter(torch.randn(parts, part) / math.sqrt(config.module_width))
-        self.attend_phi1, self.attend_phi2 = CrossAttention(*shape), CrossAttention(*shape)
+        self.attend_phi1 = CrossAttention(*shape) if config.hard_prompt else None
+        self.attend_phi2 = CrossAttention(*shape)
         self.attend_psi = CrossAttention(*shape)
 
     def asked(self, prompt: Source) -> Tensor:
-        """`CA_phi1(phi0, h_p)`: what the prompt asks for, (batch, parts, part width)."""
-        return self.attend_phi1(self.phi0.expand(len(prompt[0]), -1, -1), [prompt])
+        """`CA_phi1(phi0, h_p)`: what the prompt asks for, (batch, parts, part width); phi0 without `hard_prompt`."""
+        start = self.phi0.expand(len(prompt[0]), -1, -1)
+        return start if self.attend_phi1 is None else self.attend_phi1(start, [prompt])
 
     def visual(self, asked: Tensor, image: Source) -> Tensor:
         """phi: the asked-for part of the picture, (batch, k d_m)."""
         return self._finish(self.attend_phi2(asked, [image]))
+
+    def looked_at(self, asked: Tensor, image: Source) -> Tensor:
+        """Shares of the image tokens in phi, (batch, tokens): the attention of CA_phi2, each row summing to 1.
+
+        Averaged over heads and over the feature vectors (one in the paper's form, k with `features="set"`).
+        """
+        return self.attend_phi2.weights(asked, [image]).float().mean((1, 2))
 
     def visual_shared(self, asked: Tensor, image: Tensor) -> Tensor:
         """phi of one picture, (1, tokens, d), that all rows share: its keys and values are made once."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...experts import ExpertRepository
 from ..base import Fired
-from .config import LiveEditConfig
+from .config import LiveEditConfig, Weighting
 from .modules import LiveEditModules, QueryFeatures
 
 _SCORED_AT_ONCE = 512
@@ -36,11 +36,18 @@ class Routing:
     dropped_weight: tuple[float, ...]
 
 
-def soft_weights(scores: Tensor) -> Tensor:
-    """`sigmoid(s) * softmax(s)` over the last dimension (equation 7); -inf marks experts that did not pass."""
+def soft_weights(scores: Tensor, weighting: Weighting = "both") -> Tensor:
+    """`sigmoid(s) * softmax(s)` over the last dimension (equation 7); -inf marks experts that did not pass.
+
+    With another weighting one factor alone, or the same weight for all that passed, whatever their scores.
+    """
     finite = torch.isfinite(scores)
+    if weighting == "equal":
+        return finite / finite.sum(-1, keepdim=True).clamp(min=1)
+    if weighting == "absolute":
+        return torch.where(finite, scores.sigmoid(), 0.0)
     relative = torch.where(finite.any(-1, keepdim=True), scores, 0.0).softmax(-1)
-    return torch.where(finite, scores.sigmoid() * relative, 0.0)
+    return torch.where(finite, relative if weighting == "relative" else scores.sigmoid() * relative, 0.0)
 
 
 def expert_residual(states: Tensor, u: Tensor, v: Tensor, weights: Tensor, config: LiveEditConfig) -> Tensor:
@@ -78,13 +85,20 @@ def route(
     """
     if not len(repository):
         return None
-    threshold = modules.visual_score(query.visual, query.sentinel)
-    visual = (query.visual @ repository.visual_features.T) * modules.visual_scale
-    passed = (visual > threshold[:, None]) & reachable[:, None]
+    threshold, passed = hard_routed(modules, query, reachable, repository)
     if not bool(passed.any()):
         return None
     chosen = [_choose(modules, query, row, passed[row], threshold[row], repository) for row in range(len(passed))]
     return _assemble(chosen, repository)
+
+
+def hard_routed(
+    modules: LiveEditModules, query: QueryFeatures, reachable: Tensor, repository: ExpertRepository
+) -> tuple[Tensor, Tensor]:
+    """The sentinel's similarities, (batch,), and which experts exceed them, (batch, experts) booleans (equation 5)."""
+    threshold = modules.visual_score(query.visual, query.sentinel)
+    visual = (query.visual @ repository.visual_features.T) * modules.visual_scale
+    return threshold, (visual > threshold[:, None]) & reachable[:, None]
 
 
 _Chosen = tuple[list[int], Tensor, Tensor, float]
@@ -104,11 +118,14 @@ def _choose(
         return [], torch.empty(0), torch.empty(0), 0.0
     # Scores one by one, a total without rounding, experts mixed in the order of their digests: no bit depends on
     # the order in which edits came and went.
-    scores = _prompt_scores(modules, query.prompt[row], rows, repository)
-    weights = _order_free_weights(scores)
-    dropped, top = 0.0, modules.config.top_experts
+    weighting, dropped, top = modules.config.weighting, 0.0, modules.config.top_experts
+    if weighting == "equal":  # Nothing but the margin of hard routing is left to choose the kept by.
+        scores = modules.visual_score(query.visual[row], repository.visual_features[rows])
+    else:
+        scores = _prompt_scores(modules, query.prompt[row], rows, repository)
+    weights = _order_free_weights(scores, weighting)
     if top is not None and len(rows) > top:
-        kept = scores.topk(top).indices
+        kept = scores.topk(top).indices if weighting != "equal" else _first(scores, rows, repository, top)
         dropped = float(weights.sum() - weights[kept].sum())
         rows, weights = rows[kept], weights[kept]
     found = rows.tolist()
@@ -130,12 +147,25 @@ def _prompt_scores(modules: LiveEditModules, bar: Tensor, rows: Tensor, reposito
     return modules.prompt_score(bar, features[rows])
 
 
-def _order_free_weights(scores: Tensor) -> Tensor:
+def _first(scores: Tensor, rows: Tensor, repository: ExpertRepository, count: int) -> Tensor:
+    """Places of the highest scores; of equal ones (two questions about one picture) those of the first digests."""
+    values, found = scores.tolist(), rows.tolist()
+    order = sorted(range(len(values)), key=lambda place: (-values[place], repository.digest_of(found[place])))
+    return torch.tensor(order[:count], device=scores.device)
+
+
+def _order_free_weights(scores: Tensor, weighting: Weighting) -> Tensor:
     """`soft_weights` of one query's scores, (experts,), to the same bits whatever their order."""
+    if weighting == "equal":
+        return torch.full_like(scores, 1 / len(scores))
+    # Not Tensor.sigmoid: its last bit depends on the place within a vector register.
+    doubt = 1 + (-scores).exp()
+    if weighting == "absolute":
+        return 1 / doubt
     shares = (scores - scores.max()).exp()
     total = (shares.double() / _SUM_STEP).round().long().sum() * _SUM_STEP
-    # Not Tensor.sigmoid: its last bit depends on the place within a vector register.
-    return shares / total.to(shares.dtype) / (1 + (-scores).exp())
+    relative = shares / total.to(shares.dtype)
+    return relative if weighting == "relative" else relative / doubt
 
 
 def _assemble(chosen: list[_Chosen], repository: ExpertRepository) -> Routing:

@@ -46,6 +46,11 @@ class LiveEditLosses(BaseModel):
     soft_loss: Literal["paper", "masked"] = Field(
         default="masked", description="Soft-routing loss: equations 15, 16, or masked."
     )
+    soft_terms: losses.SoftTerms = Field(
+        default="both",
+        description="Terms of the soft-routing loss, in either form: both, the absolute alone (equation 15; table 2: "
+        "- l_sr2) or the relative alone (equation 16; table 2: - l_sr1).",
+    )
     mixing: Literal["batch", "prefix", "routed"] = Field(
         default="routed",
         description="Experts mixed in a step: the batch's (paper), a random prefix and the own one (released code), or "
@@ -79,7 +84,8 @@ class LiveEditLosses(BaseModel):
 class _Rows:
     """Some probes of a batch of cases: labels of all rows, and the kept states of those that are this process's own.
 
-    case, subject, relation: (rows,) integers, the place of each row's case in the batch and its scope as two numbers.
+    case, subject, relation, picture: (rows,) integers, the place of each row's case in the batch, its scope as two
+    numbers, and which picture it shows.
     pictured: (rows,) booleans. own: which of the rows `batch` holds.
     """
 
@@ -87,6 +93,7 @@ class _Rows:
     case: Tensor
     subject: Tensor
     relation: Tensor
+    picture: Tensor
     pictured: Tensor
     own: slice
 
@@ -108,7 +115,7 @@ class LiveEditTask:
         self.cases = tuple(cases)
         self.items: list[Item] = []
         self._places: list[dict[str, int]] = []
-        self._scopes: list[tuple[int, int]] = []
+        self._labels: list[tuple[int, int, int]] = []
         self._pictured: list[bool] = []
         self._lay_out()
 
@@ -116,6 +123,7 @@ class LiveEditTask:
         """Note of every input where it stands in the store, what it is about, and whether it has a picture."""
         subjects: dict[str, int] = {}
         relations: dict[str, int] = {}
+        pictures: dict[str, int] = {}
         for case in self.cases:
             place: dict[str, int] = {}
             for probe in (case.reliability, *case.probes):
@@ -126,8 +134,13 @@ class LiveEditTask:
                 place[probe.name] = len(self.items)
                 self.items.append((probe.question, answer))
                 self._pictured.append(probe.question.image is not None)
-                self._scopes.append(
-                    (subjects.setdefault(subject, len(subjects)), relations.setdefault(relation, len(relations)))
+                shown, _ = replace(probe.question, subject=None).scope
+                self._labels.append(
+                    (
+                        subjects.setdefault(subject, len(subjects)),
+                        relations.setdefault(relation, len(relations)),
+                        pictures.setdefault(shown, len(pictures)),
+                    )
                 )
             self._places.append(place)
 
@@ -167,28 +180,31 @@ class LiveEditTask:
         same_subject = queries.subject[:, None] == edits.subject[None]
         asks_same = queries.relation[:, None] == edits.relation[None]
         own = same_subject & asks_same
+        options = self.options
+        ignored = same_subject if options.same_subject == "ignored" else torch.zeros_like(own)
+        if not modules.config.hard_prompt:  # Two questions about one picture are one query to such a router.
+            ignored = ignored | (queries.picture[:, None] == edits.picture[None])
         visual = (bar.visual @ hat[0].T) * modules.visual_scale
         sentinel = modules.visual_score(bar.visual, bar.sentinel)
         prompt = (bar.prompt @ hat[1].T) * modules.prompt_scale - modules.prompt_offset
-        options = self.options
+        own_seen = own
         if modules.config.scope == "image":  # Hard routing never sees a query without a picture.
             seen = queries.pictured
-            visual, sentinel, own_seen = visual[seen], sentinel[seen], own[seen]
-            same_subject = same_subject[seen]
-        else:
-            own_seen = own
+            visual, sentinel, own_seen, ignored = visual[seen], sentinel[seen], own[seen], ignored[seen]
         if options.hard_loss == "paper":
             hard = losses.hard_routing_paper(visual, sentinel, own_seen)
         else:
-            ignored = same_subject if options.same_subject == "ignored" else torch.zeros_like(own_seen)
             hard = losses.hard_routing_margin(
                 visual, sentinel, own_seen, ignored, options.margin, options.negative_weight
             )
-        if options.soft_loss == "paper":
+        if not modules.config.soft_routing:  # Nothing that is asked weighs anything: there is nothing to learn.
+            soft = prompt.sum() * 0
+        elif options.soft_loss == "paper":
             generator = torch.Generator().manual_seed(int(queries.case.sum()))
-            soft = losses.soft_routing_paper(prompt, own, generator)
+            soft = losses.soft_routing_paper(prompt, own, generator, options.soft_terms)
         else:
-            soft = losses.soft_routing_masked(prompt, losses.PairKinds(own, asks_same), options.negative_weight)
+            kinds = losses.PairKinds(own, asks_same)
+            soft = losses.soft_routing_masked(prompt, kinds, options.negative_weight, options.soft_terms)
         fires = visual > sentinel[:, None]
         figures = {
             "hard_loss_nats": hard.item(),
@@ -278,7 +294,7 @@ class LiveEditTask:
             kept = own | before[None]
         else:
             kept = torch.ones_like(own)
-        return soft_weights(scores.masked_fill(~kept, float("-inf")))
+        return soft_weights(scores.masked_fill(~kept, float("-inf")), modules.config.weighting)
 
     def _edited_logits(
         self, modules: LiveEditModules, batch: StateBatch, u: Tensor, v: Tensor, weights: Tensor
@@ -309,12 +325,12 @@ class LiveEditTask:
             edits = self._rows(part, [["reliability"]] * len(part), shared=False)
             for case, expert in zip(part, split_experts(modules.edit(self._tokens(edits.batch))), strict=True):
                 repository.add(str(case), expert)
-        edited = {self._scopes[self._places[case]["reliability"]] for case in chosen}
+        edited = {self._labels[self._places[case]["reliability"]][:2] for case in chosen}
         figures = {}
         for name in (*_IN_SCOPE, *LOCALITY):
             cases = [case for case in chosen if name in self._places[case]]
             if name in LOCALITY:
-                cases = [case for case in cases if self._scopes[self._places[case][name]] not in edited]
+                cases = [case for case in cases if self._labels[self._places[case][name]][:2] not in edited]
             if cases:
                 own = cases[self.processes.share(len(cases))]
                 parts = [own[start : start + group] for start in range(0, len(own), group)]
@@ -361,10 +377,10 @@ class LiveEditTask:
         numbers = [number for number, wanted in enumerate(names) for _ in wanted]
         mine = self.processes.share(len(cases)) if shared else slice(0, len(cases))
         own = slice(*(sum(map(len, names[:end])) for end in (mine.start, mine.stop)))
-        scopes = torch.tensor([self._scopes[place] for place in places], device=self.device)
+        subject, relation, picture = torch.tensor([self._labels[place] for place in places], device=self.device).T
         case = torch.tensor(numbers, device=self.device)
         pictured = torch.tensor([self._pictured[place] for place in places], device=self.device)
-        return _Rows(self.store.batch(places[own]), case, scopes[:, 0], scopes[:, 1], pictured, own)
+        return _Rows(self.store.batch(places[own]), case, subject, relation, picture, pictured, own)
 
     def _thinned(self, rows: _Rows, rng: np.random.Generator) -> _Rows:
         """The same rows with some prompt tokens hidden, never the last; drawn by row, whoever has it."""
