@@ -61,6 +61,7 @@ class Editor(ABC):
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
+        self._unedited_digest = backbone.digest()
 
     @classmethod
     def load(cls, backbone: Backbone, source: str | None = None) -> Self:
@@ -139,7 +140,7 @@ class Editor(ABC):
         self.restore(tensors, metadata["note"])
 
     def _maker(self) -> dict[str, Any]:
-        return {"editor": self.name, "editor_digest": self.digest(), "backbone": self.backbone.fingerprint}
+        return {"editor": self.name, "editor_digest": self.digest(), "backbone_digest": self._unedited_digest}
 
     def detach(self) -> None:
         """Leave the backbone as it was before this editor."""
