@@ -2,6 +2,7 @@
 #   make demo    three pictures edited and asked again, then 1,000 edits measured; writes demo-report/
 #   make test    the tests
 #   make check   lint, format and types
+#   make editors train the other editors for the built-in backbones; resumes (about 10 minutes each on one core)
 #   make bench   the speed benchmarks and the standard lifelong bench; writes runs/bench/
 #   make format  bring the code into its format
 #   make clean   remove what was built
@@ -16,8 +17,11 @@ EDITS ?= 1 10 100 1000
 SEEDS ?= 0 1 2
 DATA ?= world
 OUT ?= runs/bench
+BACKBONES ?= tiny-llava tiny-blip2 tiny-minigpt4
+TRAINED ?= mend serac lte recipe
+CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check editors bench format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -30,6 +34,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+editors: $(VENV)/.dev
+	$(BIN)/liveedit data draw --out $(CACHE)/training-world --train 3000 --eval 0
+	set -e; for backbone in $(BACKBONES); do for editor in $(TRAINED); do \
+		$(BIN)/liveedit train --editor $$editor --backbone $$backbone --data $(CACHE)/training-world \
+			--out $(CACHE)/editors/$$backbone-$$editor; done; done
 
 bench: $(VENV)/.dev
 	set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done

@@ -47,6 +47,12 @@ def bench(
     ] = 100,
     batch: Annotated[int, typer.Option(min=1, help="Questions per forward pass.")] = 128,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest free answer, in tokens.")] = 16,
+    mixed_precision: Annotated[
+        bool, typer.Option("--mixed-precision", help="Ask with bfloat16 products and float32 sums.")
+    ] = False,
+    passages: Annotated[
+        bool, typer.Option("--passages", help="Also perplexity and agreement, for answers that are passages of text.")
+    ] = False,
     published: Annotated[
         bool, typer.Option("--published", help="Add the paper's values, in a table of their own.")
     ] = False,
@@ -74,6 +80,8 @@ def bench(
             few_edits_cases=few_edits_cases,
             batch=batch,
             max_new_tokens=max_new_tokens,
+            mixed_precision=mixed_precision,
+            passages=passages,
         )
         provenance = make_provenance(backbone_digest(frozen), found.files)
         rows = Bench(frozen, found.cases, config, out, provenance, progress.report).run(makers)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..backbones import Backbone
 from ..editors.base import Editor, EditRecord
 from ..errors import ConfigError
 from ..samples import EditCase
+from .passages import PassageScores
 from .protocol import Measurement, UneditedAnswers, cost, measure, probes_of, summarize_measurements
 
 Row = dict[str, Any]
@@ -40,6 +42,12 @@ class BenchConfig(BaseModel):
     )
     batch: int = Field(default=128, ge=1, description="Questions per forward pass.")
     max_new_tokens: int = Field(default=16, ge=1, description="Longest free answer, in tokens.")
+    mixed_precision: bool = Field(
+        default=False, description="Ask with bfloat16 products and float32 sums; edits are made in full precision."
+    )
+    passages: bool = Field(
+        default=False, description="Also score answers by perplexity, and locality by agreement along unrelated texts."
+    )
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,9 @@ class Bench:
         tick = self._ticking(f"asking: {label}", total)
         editor.reset()
         self._ask_unedited(groups, label)
+        passages = PassageScores(self.backbone) if self.config.passages else None
+        if passages is not None:
+            passages.ask_unedited([case for group in groups for case in group])
         with beside.open("w", encoding="utf-8") as raw:
             for group in groups:
                 editor.reset()
@@ -141,7 +152,10 @@ class Bench:
                     ids,
                     lambda count, _, made=made: self.report(f"editing: {label}", made + count, sum(map(len, groups))),
                 )
-                measurements.append(measure(self.backbone, editor, group, self.unedited, tick, raw))
+                with self._precision():
+                    measurements.append(measure(self.backbone, editor, group, self.unedited, tick, raw))
+                if passages is not None:
+                    passages.add(group)
         editor.reset()
         beside.replace(raw_file)
         row = {
@@ -152,6 +166,7 @@ class Bench:
             "seed": seed,
             **summarize_measurements(measurements),
             **cost(records),
+            **({} if passages is None else passages.summary()),
             "status": "complete",
             "provenance": {**vars(self.provenance), "config": self._settings(settings)},
         }
@@ -162,7 +177,11 @@ class Bench:
         """All groups at once: of few edits each, they would make small batches."""
         asked = [item for group in groups for item in probes_of(group)[0]]
         tick = self._ticking(f"asking the unedited model: {label}", 2 * len(self.unedited.missing(asked)))
-        self.unedited.ask(asked, tick)
+        with self._precision():
+            self.unedited.ask(asked, tick)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self.config.mixed_precision)
 
     def _ticking(self, what: str, total: int) -> Callable[[int], None]:
         """A function that is told how many more are done, and reports how many that makes."""
@@ -178,7 +197,9 @@ class Bench:
     # -- rows on disk ------------------------------------------------------------------------------------
 
     def _settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        general = self.config.model_dump(mode="json", include={"few_edits_cases", "max_new_tokens"})
+        """What a row's figures hang on. Settings that came later are named only where they are used."""
+        later = {name for name in ("mixed_precision", "passages") if getattr(self.config, name)}
+        general = self.config.model_dump(mode="json", include={"few_edits_cases", "max_new_tokens", *later})
         return json.loads(json.dumps({**general, **settings}))
 
     def _read(self, name: str, edits: int, settings: dict[str, Any]) -> Row | None:
@@ -196,8 +217,10 @@ class Bench:
         return row if same else None
 
     def _unedited_file(self) -> Path:
-        """One file for each backbone, data set and longest answer: digests tell them apart."""
-        parts = (self.provenance.backbone_digest, self.provenance.data_digest, self.config.max_new_tokens)
+        """One file for each backbone, data set, longest answer and precision: digests tell them apart."""
+        digests = (self.provenance.backbone_digest, self.provenance.data_digest)
+        config = self.config
+        parts = (*digests, config.max_new_tokens, config.mixed_precision)
         name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return self._unedited_folder / f"{name}.jsonl"
 

@@ -89,9 +89,7 @@ class UneditedAnswers:
         free = ask_freely(self.backbone, probes, self.max_new_tokens, self.batch, None, progress)
         texts = [answer.text for answer in free]
         forced = choose_along(self.backbone, probes, texts, free, self.batch, progress)
-        found = {
-            item.key: Reply(text, chosen) for item, text, (_, chosen) in zip(missing, texts, forced, strict=True)
-        }
+        found = {item.key: Reply(text, chosen) for item, text, (_, chosen) in zip(missing, texts, forced, strict=True)}
         self._replies |= found
         if self._file is not None and found:
             rows = [json.dumps([*key, reply.text, reply.forced]) + "\n" for key, reply in found.items()]

@@ -22,7 +22,7 @@ from ..errors import InvalidInputError
 from .lines import COMPLETE, Line, Row, lines_of, metric_names
 from .plots import PlotsUnavailableError, write_plots
 from .published import published_table
-from .report_tables import answer_type_table, cost_table, interval_table, main_table
+from .report_tables import answer_type_table, cost_table, interval_table, main_table, passage_table
 from .table import Table, markdown_text
 
 _SETTING = ("editor", "backbone", "data", "edits", "seed", "status")
@@ -72,6 +72,7 @@ def _tables(lines: Sequence[Line], title: str) -> list[Table]:
         main_table(lines, title),
         answer_type_table(lines),
         interval_table(lines),
+        passage_table(lines),
         cost_table(lines),
     )
     return [table for table in candidates if table is not None]

@@ -104,19 +104,42 @@ _QUANTITIES: Final[tuple[tuple[str, str, str | None], ...]] = (
 )
 
 
+_OF_PASSAGES: Final[tuple[tuple[str, str, str | None], ...]] = (
+    ("Mean perplexity", "perplexity", "mean"),
+    ("Median perplexity", "perplexity", "median"),
+    ("Corpus perplexity", "perplexity", "corpus"),
+    ("Agreement %", "agreement", None),
+)
+
+
 def cost_table(lines: Sequence[Line]) -> Table | None:
     """Time, memory, refine steps and routing; None where nothing of it was measured."""
+    return _quantity_table("Cost and routing", _QUANTITIES, lines, ())
+
+
+def passage_table(lines: Sequence[Line]) -> Table | None:
+    """Perplexity of edited answers and agreement along unrelated texts; None where neither was measured."""
+    note = (
+        "Perplexity per token of the model's own tokenizer: mean and median over answers, corpus over all tokens. "
+        "Agreement: tokens along unrelated texts at which the edited model chooses as the unedited one does."
+    )
+    return _quantity_table("Passages", _OF_PASSAGES, lines, (note,))
+
+
+def _quantity_table(
+    title: str, quantities: Sequence[tuple[str, str, str | None]], lines: Sequence[Line], further: tuple[str, ...]
+) -> Table | None:
     found = {
         label: [number_cell(line.quantity(key, inner), line.seeds) for line in lines]
-        for label, key, inner in _QUANTITIES
+        for label, key, inner in quantities
     }
     found = {label: cells for label, cells in found.items() if any(cell != MISSING for cell in cells)}
     if not found:
         return None
     setting = _Setting.of(lines)
     rows = tuple((*setting.cells(line), *(cells[i] for cells in found.values())) for i, line in enumerate(lines))
-    notes = ("Each figure is of one run; the mean over seeds is shown.", *_std_note(lines), *setting.notes)
-    return Table("Cost and routing", (*setting.header, *found), rows, notes, setting.text_columns)
+    notes = (*further, "Each figure is of one run; the mean over seeds is shown.", *_std_note(lines), *setting.notes)
+    return Table(title, (*setting.header, *found), rows, notes, setting.text_columns)
 
 
 @dataclass(frozen=True, slots=True)
