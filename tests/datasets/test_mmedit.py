@@ -302,9 +302,9 @@ def test_a_byte_order_mark_and_an_empty_list(tmp_path):
 
 
 def test_the_registry_knows_names_and_aliases(tmp_path):
-    assert sorted(readers) == ["e-ic", "e-vqa", "mmedit", "vlkeb"]
+    assert sorted(readers) == ["e-ic", "e-vqa", "hallucination", "mmedit", "selfcheckgpt", "vlkeb", "zsre"]
     assert readers["e-vqa"] is readers["e-ic"] is readers["mmedit"] is reader_named("E-VQA")
-    with pytest.raises(NotFoundError, match=r"no data format 'coco'\. Give one of e-ic, e-vqa, mmedit, vlkeb"):
+    with pytest.raises(NotFoundError, match=r"no data format 'coco'\. Give one of e-ic, e-vqa, hallucination, mmedit"):
         read("coco", tmp_path / "rows.json")
 
 

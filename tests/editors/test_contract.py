@@ -13,14 +13,15 @@ from torch import Tensor
 from liveedit.backbones import Backbone
 from liveedit.checkpoints import save_tensors
 from liveedit.editors import Editor, editor_class, editor_names
-from liveedit.editors.ft import FineTuneConfig, FineTuneLast
+from liveedit.editors.ft import FineTuneConfig, FineTuneLast, FineTuneMultimodal, FineTuneMultimodalConfig
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine, RefineConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
+from liveedit.editors.t_patcher import TPatcher, TPatcherConfig
+from liveedit.editors.trained import TrainedEditor
 from liveedit.errors import CheckpointError, InvalidInputError, NotFoundError
 from liveedit.samples import Edit, Question
 
 Maker = Callable[[Backbone, Callable[..., LiveEditConfig]], Editor]
-
 
 
 def refining(backbone: Backbone, config: LiveEditConfig) -> LiveEditRefine:
@@ -28,9 +29,23 @@ def refining(backbone: Backbone, config: LiveEditConfig) -> LiveEditRefine:
     return LiveEditRefine(backbone, LiveEditModules(config), RefineConfig(steps=3))  # type: ignore[call-arg]
 
 
+def untrained(name: str) -> Maker:
+    """An editor with its first weights."""
+
+    def make(backbone: Backbone, config: Callable[..., LiveEditConfig]) -> Editor:
+        kind = editor_class(name)
+        assert issubclass(kind, TrainedEditor)
+        return kind.untrained(backbone)
+
+    return make
+
+
 MAKERS: dict[str, Maker] = {
     "none": lambda backbone, config: editor_class("none").load(backbone),
     "ft-l": lambda backbone, config: FineTuneLast(backbone, FineTuneConfig(steps=3)),  # type: ignore[call-arg]
+    "ft-m": lambda backbone, config: FineTuneMultimodal(backbone, FineTuneMultimodalConfig(steps=3)),  # type: ignore[call-arg]
+    **{name: untrained(name) for name in ("mend", "serac", "lte", "recipe")},
+    "t-patcher": lambda backbone, config: TPatcher(backbone, TPatcherConfig(steps=3)),  # type: ignore[call-arg]
     "liveedit": lambda backbone, config: LiveEdit.untrained(backbone, config()),
     "liveedit-refine": lambda backbone, config: refining(backbone, config()),
 }
@@ -132,9 +147,7 @@ def test_undo_takes_back_one_edit_or_says_that_it_cannot(editor: Editor, edits: 
     assert model_bits(editor.backbone, edits) == before
 
 
-def test_undo_leaves_the_other_edit_as_if_alone(
-    editor: Editor, edits: list[tuple[str, Edit]], tmp_path: Path
-) -> None:
+def test_undo_leaves_the_other_edit_as_if_alone(editor: Editor, edits: list[tuple[str, Edit]], tmp_path: Path) -> None:
     editor.edit(edits[1:])
     alone = model_bits(editor.backbone, edits)
     editor.reset()
@@ -153,7 +166,10 @@ def test_undo_leaves_the_other_edit_as_if_alone(
 
 
 def test_the_same_edits_give_the_same_bits(
-    editor: Editor, random_backbone: Backbone, small_config: Callable[..., LiveEditConfig], edits: list[tuple[str, Edit]]
+    editor: Editor,
+    random_backbone: Backbone,
+    small_config: Callable[..., LiveEditConfig],
+    edits: list[tuple[str, Edit]],
 ) -> None:
     editor.edit(edits)
     first = model_bits(random_backbone, edits)
@@ -212,8 +228,8 @@ def test_what_an_editor_fired_fits_the_batch(editor: Editor, edits: list[tuple[s
 
 
 def test_unknown_editors_are_told_with_those_there_are() -> None:
-    with pytest.raises(NotFoundError, match="ft-l, liveedit, liveedit-refine, none"):
-        editor_class("lemoe")
+    with pytest.raises(NotFoundError, match=r"ft-l, ft-m, .*liveedit, .*none"):
+        editor_class("rome")
 
 
 @pytest.mark.parametrize("name", ["none", "ft-l"])
@@ -222,7 +238,7 @@ def test_editors_without_trained_parts_refuse_a_folder(random_backbone: Backbone
         editor_class(name).load(random_backbone, "some/folder")
 
 
-@pytest.mark.parametrize("name", ["liveedit", "liveedit-refine"])
+@pytest.mark.parametrize("name", ["liveedit", "liveedit-refine", "mend", "serac", "lte", "recipe"])
 def test_editors_that_need_training_say_so(random_backbone: Backbone, name: str) -> None:
-    with pytest.raises(NotFoundError, match="liveedit train --backbone tiny-random"):
+    with pytest.raises(NotFoundError, match=r"liveedit train .*--backbone tiny-random"):
         editor_class(name).load(random_backbone)

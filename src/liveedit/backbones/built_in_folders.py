@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import NotFoundError
 
 ASSETS = Path(__file__).parent.parent / "assets"
-BUILT_IN = ("tiny-llava", "tiny-blip2", "tiny-minigpt4")
+BUILT_IN = ("tiny-llava", "tiny-blip2", "tiny-minigpt4", "tiny-llama-lm", "tiny-mistral-lm")
 """Backbones that come trained: the first with this package, the others with the distribution `liveedit-models`."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
@@ -10,6 +11,17 @@ import typer
 SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
     "bench": ("--edits", "--seeds", "--editor", "--editor-path"),
     "train": ("--stage", "--set"),
+    "paper": (
+        "--edits",
+        "--seeds",
+        "--editor",
+        "--editor-path",
+        "--backbone",
+        "--data",
+        "--setting",
+        "--grid",
+        "--set",
+    ),
 }
 """Options that take several values in a row, `--edits 1 10 100`, by command; no plain arguments there."""
 
@@ -51,6 +63,14 @@ def named_values(given: Sequence[str], option: str) -> dict[str, str]:
         if not name or not value:
             raise typer.BadParameter(f"{option} {item!r} is not of the form NAME=VALUE.")
     return {name: value for name, _, value in pairs}
+
+
+def setting_value(text: str) -> object:
+    """A setting's value: JSON where it is JSON (4, 0.5, true, null), text otherwise."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def loading(given: Sequence[str] | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 @data.command()
 def check(
-    format: Annotated[str, typer.Argument(help="mmedit (also e-vqa, e-ic) or vlkeb.")],
+    format: Annotated[str, typer.Argument(help="mmedit (also e-vqa, e-ic), vlkeb, zsre or selfcheckgpt.")],
     file: Annotated[Path, typer.Argument(help="The annotation file.")],
     images: Annotated[
         Path | None, typer.Option(help="The picture folder; without it pictures are not looked for.")

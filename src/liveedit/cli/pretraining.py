@@ -5,14 +5,19 @@ from __future__ import annotations
 import json as json_format
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
 from .arguments import Json
 from .console import Progress, load_quietly, print_fields, print_json, resumable
+
+if TYPE_CHECKING:
+    from ..backbones import Backbone
+    from ..backbones.built_in.card import Accuracy
 
 
 def register(app: typer.Typer) -> None:
@@ -21,40 +26,48 @@ def register(app: typer.Typer) -> None:
 
 
 def train_backbone(
-    name: Annotated[str, typer.Argument(help="Which built-in backbone: tiny-llava, tiny-blip2 or tiny-minigpt4.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Which built-in backbone: tiny-llava, tiny-blip2, tiny-minigpt4, tiny-llama-lm or tiny-mistral-lm."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; the finished model lies in OUT/model.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, pictures and batches.")] = 0,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 60_000,
-    vision_steps: Annotated[int, typer.Option(min=1, help="Steps of the vision stage.")] = 3_000,
-    language_steps: Annotated[int, typer.Option(min=1, help="Steps of the language stage.")] = 1_150,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Pictures to draw (60,000).")] = None,
+    vision_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the vision stage (3,000).")] = None,
+    language_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the language stage (1,150; language models: LM_STEPS).")
+    ] = None,
     vision_from: Annotated[
         Path | None, typer.Option(help="Folder of the checkpoint whose vision tiny-minigpt4 takes (tiny-blip2's).")
     ] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
     card: Annotated[bool, typer.Option("--card", help="Measure the model and write its model card.")] = False,
-    card_pictures: Annotated[int, typer.Option(min=1, help="Fresh pictures that the card is measured on.")] = 400,
+    card_pictures: Annotated[
+        int | None, typer.Option(min=1, help="Fresh pictures that the card is measured on (400).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Pretrain a built-in backbone from scratch. Run again, it goes on where it was cut off."""
     load_quietly()
+    from ..backbones.built_in.language_models import LANGUAGE_MODELS
     from ..backbones.built_in.models import BUILT_INS
-    from ..backbones.built_in.train import PretrainingConfig
-    from ..backbones.built_in.train import train_backbone as pretrain
 
-    if name not in BUILT_INS:
-        raise InvalidInputError(f"There is no built-in backbone {name!r}. Give one of {', '.join(BUILT_INS)}.")
-    config = PretrainingConfig(
-        backbone=name,
-        seed=seed,
-        pictures=pictures,
-        vision_steps=vision_steps,
-        language_steps=language_steps,
-        save_every=save_every,
-    )
+    steps = {"language_steps": language_steps}
+    of_pictures = {"pictures": pictures, "vision_steps": vision_steps}
+    if name in BUILT_INS:
+        settings, train = {**steps, **of_pictures}, partial(_train_with_vision, vision_from, card_pictures)
+    elif name in LANGUAGE_MODELS:
+        _refuse_pictures(name, {**of_pictures, "vision_from": vision_from, "card_pictures": card_pictures})
+        settings, train = steps, _train_language_model
+    else:
+        known = ", ".join([*BUILT_INS, *LANGUAGE_MODELS])
+        raise InvalidInputError(f"There is no built-in backbone {name!r}. Give one of {known}.")
+    given = {key: value for key, value in settings.items() if value is not None}
     started = time.monotonic()
     with resumable("the training"), Progress() as progress:
-        pretrain(out, config, progress.report, vision_from)
-        accuracy = _write_card(out / "model", asdict(config), card_pictures, progress) if card else None
+        accuracy = train({"backbone": name, "seed": seed, "save_every": save_every, **given}, out, card, progress)
     result = {
         "model": str(out / "model"),
         "accuracy": accuracy,
@@ -67,19 +80,57 @@ def train_backbone(
         print_fields({"model": result["model"], "seconds": result["seconds"], **accuracies})
 
 
-def _write_card(folder: Path, config: dict[str, Any], pictures: int, progress: Progress) -> dict[str, dict[str, float]]:
+def _refuse_pictures(name: str, options: dict[str, object]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise InvalidInputError(
+                f"--{option.replace('_', '-')} was given, but {name} reads no pictures. Leave it out."
+            )
+
+
+def _train_with_vision(
+    vision_from: Path | None,
+    card_pictures: int | None,
+    settings: dict[str, Any],
+    out: Path,
+    card: bool,
+    progress: Progress,
+) -> Accuracy | None:
     from ..backbones import load_backbone
     from ..backbones.built_in.card import CARD_SEED, measure_backbone, write_card
     from ..backbones.built_in.models import BUILT_INS
+    from ..backbones.built_in.train import PretrainingConfig
+    from ..backbones.built_in.train import train_backbone as pretrain
 
-    backbone = load_backbone(folder)
+    config = PretrainingConfig(**settings)
+    pretrain(out, config, progress.report, vision_from)
+    if not card:
+        return None
+    pictures = card_pictures or 400
+    backbone = load_backbone(out / "model")
     accuracy = measure_backbone(backbone, pictures, progress=progress.of("model card"))
-    parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
-    facts: dict[str, object] = {
-        "parameters": parameters,
-        "card_pictures": pictures,
-        "card_seed": CARD_SEED,
-        "pretraining": json_format.dumps(config),
-    }
-    write_card(BUILT_INS[str(config["backbone"])], accuracy, facts, folder)
+    facts = _facts(backbone, config, card_pictures=pictures, card_seed=CARD_SEED)
+    write_card(BUILT_INS[config.backbone], accuracy, facts, out / "model")
     return accuracy
+
+
+def _train_language_model(settings: dict[str, Any], out: Path, card: bool, progress: Progress) -> Accuracy | None:
+    from ..backbones import load_backbone
+    from ..backbones.built_in.language_card import CARD_SEED, measure_language_model, write_language_card
+    from ..backbones.built_in.language_models import LANGUAGE_MODELS, LanguageModelConfig, train_language_model
+
+    config = LanguageModelConfig(**settings)
+    train_language_model(out, config, progress.report)
+    if not card:
+        return None
+    backbone = load_backbone(out / "model")
+    accuracy = measure_language_model(backbone, progress=progress.of("model card"))
+    facts = _facts(backbone, config, card_seed=CARD_SEED)
+    write_language_card(LANGUAGE_MODELS[config.backbone], accuracy, facts, out / "model")
+    return accuracy
+
+
+def _facts(backbone: Backbone, config: Any, **measured: object) -> dict[str, object]:
+    """What a card says besides accuracies."""
+    parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
+    return {"parameters": parameters, **measured, "pretraining": json_format.dumps(asdict(config))}

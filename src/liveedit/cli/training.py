@@ -76,10 +76,12 @@ def train(
     load_quietly()
     from ..processes import joined_processes
 
-    other = None if editor == "liveedit" else trained_class(editor)
-    if other is not None and (form != "improved" or dry_run):
-        raise typer.BadParameter(f"--form and --dry-run are of the editor liveedit; {editor} has neither.")
-    stages = _stages(stage, other)
+    kind = trained_class(editor)
+    if not kind.has_forms and (form != "improved" or dry_run):
+        raise typer.BadParameter(
+            f"The editor {editor} has one form and no estimate: give neither --form nor --dry-run."
+        )
+    stages = _stages(stage, kind)
     settings = {
         **{"layer": layer, "module_width": module_width, "rank": rank, "heads": heads, "seed": seed},
         **{name: _value(text) for name, text in named_values(changes or [], "--set").items()},
@@ -89,17 +91,17 @@ def train(
         given = {"validation": validation or min(256, max(1, count // 4)), **settings}
         return _recipe(frozen, form, stages, {name: value for name, value in given.items() if value is not None})
 
-    planned = cases if other is None or cases is not None else world_cases(other, data)
-    source, load_options = TrainingData(data, annotations, images, planned), loading(load)
+    source, load_options = TrainingData(data, annotations, images, cases or world_cases(kind, data)), loading(load)
     with resumable("the training"), joined_processes() as processes, _reporting(processes) as report:
 
         def load_frozen() -> Backbone:
             return _load(backbone, load_options, processes)
 
-        if other is not None:
-            training = partial(train_other, other, stages, settings, validation)
-        else:
-            training = partial(_train_liveedit, recipe)
+        training = (
+            partial(_train_by_recipe, recipe)
+            if kind.has_forms
+            else partial(train_other, kind, stages, settings, validation)
+        )
         if dry_run:
             result = _estimate(source, load_frozen, recipe, out, processes, report)
         else:
@@ -172,7 +174,7 @@ def _train(
     return _summary(trained, out, picture, time.monotonic() - started)
 
 
-def _train_liveedit(
+def _train_by_recipe(
     recipe: Callable[[Backbone, int], TrainingRecipe],
     frozen: Backbone,
     cases: Sequence[EditCase],
@@ -196,14 +198,13 @@ def _summary(trained: TrainingResult, out: Path, picture: Path | None, seconds: 
     }
 
 
-def _stages(given: Sequence[str] | None, other: type[TrainedEditor] | None) -> tuple[StageConfig, ...]:
+def _stages(given: Sequence[str] | None, kind: type[TrainedEditor]) -> tuple[StageConfig, ...]:
     from pydantic import ValidationError
 
-    from ..editors.liveedit.recipe import default_stages
     from ..errors import ConfigError
     from ..training import StageConfig
 
-    defaults = default_stages() if other is None else other.default_stages()
+    defaults = kind.default_stages()
     if not given:
         return defaults
     stages = []

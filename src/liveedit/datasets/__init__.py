@@ -13,7 +13,9 @@ from ..samples import EditCase
 from .base import OnError, Reader, Row, RowError
 from .check import KEPT_PROBLEMS, DataReport, Problem, Progress, check_file
 from .mmedit import MMEDIT
+from .selfcheckgpt import SELFCHECKGPT
 from .vlkeb import VLKEB
+from .zsre import ZSRE
 
 __all__ = [
     "DataReport",
@@ -27,7 +29,7 @@ __all__ = [
     "readers",
 ]
 
-_ALL: Final = (MMEDIT, VLKEB)
+_ALL: Final = (MMEDIT, VLKEB, ZSRE, SELFCHECKGPT)
 
 readers: Final[dict[str, Reader]] = {name: reader for reader in _ALL for name in (reader.name, *reader.aliases)}
 """Every format by its name and by its aliases."""

@@ -1,4 +1,4 @@
-"""Data by one word, as commands take it: "world", "world:SEED", a drawn folder, or FORMAT:FILE[:IMAGES]."""
+"""Data by one word: "world", "world:SEED", "facts", "facts:SEED", a drawn folder, or FORMAT:FILE[:IMAGES]."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import DatasetError, InvalidInputError, NotFoundError
 from ..samples import EditCase
 from . import read, readers
+from .facts import write_facts
 from .world.kept import kept_world
 
 Progress = Callable[[int, int], None]
@@ -19,6 +20,9 @@ HELD_OUT_SEED = 0
 
 FEWEST_DRAWN = 6_000
 """Cases that are drawn at least: runs of up to 5,000 edits share one world, and seeds take different edits of it."""
+
+FEWEST_FACTS = 3_000
+"""Edits of facts that are made at least: of more, fewer than a third would change what the models know."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,20 @@ def cache_folder() -> Path:
 
 def world_seed(source: str) -> int | None:
     """The seed of "world" or "world:SEED"; None where something else is meant."""
+    return _seed("world", source)
+
+
+def facts_seed(source: str) -> int | None:
+    """The seed of "facts" or "facts:SEED"; None where something else is meant."""
+    return _seed("facts", source)
+
+
+def _seed(kind: str, source: str) -> int | None:
     name, _, seed = source.partition(":")
-    if name != "world":
+    if name != kind:
         return None
     if seed and not seed.isdecimal():
-        raise InvalidInputError(f"{source!r} has the seed {seed!r}. Give world or world:SEED, as in world:7777.")
+        raise InvalidInputError(f"{source!r} has the seed {seed!r}. Give {kind} or {kind}:SEED, as in {kind}:7777.")
     return int(seed or HELD_OUT_SEED)
 
 
@@ -55,8 +68,9 @@ def open_data(
     """The cases to measure on.
 
     source: "world" or "world:SEED" (the held-out part, drawn into `cache_folder` with a fifth more cases
-    than `at_least`, and no fewer than `fewest`, or `FEWEST_DRAWN`), a folder with eval.json, or
-    FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for anything else.
+    than `at_least`, and no fewer than `fewest`, or `FEWEST_DRAWN`), "facts" or "facts:SEED" (made-up
+    facts for language models, as many cases, and no fewer than `fewest`, or `FEWEST_FACTS`), a folder with eval.json,
+    or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for anything else.
     """
     seed = world_seed(source)
     if seed is not None:
@@ -64,6 +78,11 @@ def open_data(
         folder = cache_folder() / f"world-{seed}-{count}"
         file = kept_world(folder, seed, 0, count, progress)["eval"]
         return NamedData("world" if seed == HELD_OUT_SEED else f"world:{seed}", read("mmedit", file), (file,))
+    seed = facts_seed(source)
+    if seed is not None:
+        count = max(FEWEST_FACTS if fewest is None else fewest, at_least + at_least // 5)
+        file = write_facts(cache_folder() / f"facts-{seed}-{count}.json", "eval", seed, count)
+        return NamedData("facts" if seed == HELD_OUT_SEED else f"facts:{seed}", read("zsre", file), (file,))
     if Path(source).is_dir():
         file = Path(source) / "eval.json"
         if not file.is_file():
@@ -76,7 +95,7 @@ def _annotated(source: str) -> NamedData:
     format, _, rest = source.partition(":")
     if format.lower() not in readers or not rest:
         raise NotFoundError(
-            f"There is no data {source!r}. Give world, world:SEED, a folder with eval.json, or "
+            f"There is no data {source!r}. Give world, world:SEED, facts, facts:SEED, a folder with eval.json, or "
             f"FORMAT:FILE[:IMAGES] with one of the formats {', '.join(sorted(readers))}."
         )
     name, _, images = rest.partition(":")

@@ -1,7 +1,11 @@
-"""FT-L: fine-tune the last layer of the language model on each edit, one after the other."""
+"""Fine-tuning on each edit, one after the other: the last language layer (FT-L), or what hands over pictures (FT-M)."""
 
 from __future__ import annotations
 
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,8 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone, Inputs
+from ..errors import BackboneError, CheckpointError, InvalidInputError
 from ..samples import Edit
-from .base import Editor
+from .base import Editor, EditRecord, Progress, no_progress
+
+_MULTIMODAL_PARTS = ("qformer", "multi_modal_projector", "connector", "merger")
+"""By what name families call the part between vision tower and language model: BLIP-2, LLaVA, Idefics3, Qwen."""
+_VISION_TOWERS = ("vision_tower", "vision_model", "visual")
+
+Logits = Callable[[], Tensor]
+"""Gives the logits that predict the answer, (answer tokens, vocabulary), with the weights as they are now."""
 
 
 class FineTuneConfig(BaseModel):
@@ -31,53 +43,171 @@ class FineTuneConfig(BaseModel):
     )
 
 
-class FineTuneLast(Editor):
-    """FT-L: AdamW on the last decoder layer until the edit is learned or its steps are spent.
+class FineTuneMultimodalConfig(FineTuneConfig):
+    """How one edit is trained into the part between vision tower and language model."""
 
-    The states before the last layer do not change while only that layer is trained: they are computed once per
-    edit. The layer's weights are kept from before the first edit and put back bit for bit by `reset` and `detach`.
+    rate: float = Field(default=1e-3, gt=0, description="Learning rate of AdamW (paper: 1e-3).")
+
+
+class FineTune(Editor):
+    """AdamW on one part of the model until the edit is learned or its steps are spent.
+
+    Each edit starts with fresh moments. The part's weights are kept from before the first edit and put back bit for
+    bit by `reset` and `detach`. Later edits write over earlier ones: single edits cannot be taken back.
+    """
+
+    def __init__(self, backbone: Backbone, part: nn.Module, config: FineTuneConfig):
+        super().__init__(backbone)
+        self.config = config
+        self._part = part
+        self._original = {name: value.clone() for name, value in part.state_dict().items()}
+
+    @abstractmethod
+    @contextmanager
+    def _answering(self, inputs: Inputs) -> Iterator[Logits]:
+        """Computes once what training does not change; gives what answers with the weights as they are now."""
+        yield lambda: torch.empty(0)
+
+    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
+        inputs = self.backbone.encode([edit.question], [edit.answer])
+        wanted = inputs.input_ids[inputs.answer_mask]
+        parameters = list(self._part.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=self.config.rate, weight_decay=self.config.weight_decay)
+        self._part.requires_grad_(True)
+        steps = 0
+        try:
+            with self._answering(inputs) as logits:
+                while steps < self.config.steps:
+                    found = logits().float()
+                    loss = F.cross_entropy(found, wanted.to(found.device))
+                    if loss.item() < self.config.stop_below_nats:
+                        break
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    steps += 1
+        finally:
+            self._part.requires_grad_(False)
+            optimizer.zero_grad(set_to_none=True)
+        return {"refine_steps": steps}
+
+    def reset(self) -> None:
+        """Put the part's first weights back."""
+        self._part.load_state_dict(self._original)
+
+    def configuration(self) -> dict[str, Any]:
+        """The whole configuration."""
+        return self.config.model_dump()
+
+    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The part's weights as they are now."""
+        return {name: value.detach().clone().cpu() for name, value in self._part.state_dict().items()}, {}
+
+    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        """Put kept weights into the part. Raises `CheckpointError` for those of another part, and changes nothing."""
+        wanted = {name: tuple(value.shape) for name, value in self._original.items()}
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        if found != wanted:
+            raise CheckpointError(f"Kept weights have the shapes {found}; this editor takes {wanted}. Use the same.")
+        self._part.load_state_dict(tensors)
+
+
+class FineTuneLast(FineTune):
+    """FT-L: the last decoder layer.
+
+    The states before the last layer do not change while only that layer is trained: they are computed once per edit.
     """
 
     name = "ft-l"
     summary = "fine-tuning of the last language layer (FT-L)"
 
     def __init__(self, backbone: Backbone, config: FineTuneConfig | None = None):
-        super().__init__(backbone)
-        self.config = config or FineTuneConfig()
-        self._layer: nn.Module = backbone.layers[-1]
-        self._original = {name: value.clone() for name, value in self._layer.state_dict().items()}
+        super().__init__(backbone, backbone.layers[-1], config or FineTuneConfig())
 
-    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
-        inputs = self.backbone.encode([edit.question], [edit.answer])
+    @contextmanager
+    def _answering(self, inputs: Inputs) -> Iterator[Logits]:
         before = len(self.backbone.layers) - 2
         with torch.no_grad():
             states = self.backbone.states(inputs, before)
-        parameters = list(self._layer.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=self.config.rate, weight_decay=self.config.weight_decay)
-        self._layer.requires_grad_(True)
-        steps = 0
-        try:
-            while steps < self.config.steps:
-                loss = self._loss(states, inputs, before)
-                if loss.item() < self.config.stop_below_nats:
-                    break
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                steps += 1
-        finally:
-            self._layer.requires_grad_(False)
-            optimizer.zero_grad(set_to_none=True)
-        return {"refine_steps": steps}
+        yield lambda: self.backbone.logits_from(states, inputs, before, inputs.predicting)
 
-    def _loss(self, states: Tensor, inputs: Inputs, layer: int) -> Tensor:
-        logits = self.backbone.logits_from(states, inputs, layer, inputs.predicting)
-        return F.cross_entropy(logits.float(), inputs.input_ids[inputs.answer_mask].to(logits.device))
 
-    def reset(self) -> None:
-        """Put the layer's first weights back."""
-        self._layer.load_state_dict(self._original)
+class FineTuneMultimodal(FineTune):
+    """FT-M: the projector (LLaVA) or the Q-Former (BLIP-2, MiniGPT-4), as in the LiveEdit paper's table 3.
 
-    def configuration(self) -> dict[str, Any]:
-        """The whole `FineTuneConfig`."""
-        return self.config.model_dump()
+    A question without a picture does not reach what is trained: text-only answers stay as they are, bit for bit, and an
+    edit without a picture is refused. The vision tower runs once per edit, what is behind it at every step.
+    """
+
+    name = "ft-m"
+    summary = "fine-tuning of the part between vision tower and language model (FT-M)"
+
+    def __init__(self, backbone: Backbone, config: FineTuneMultimodalConfig | None = None):
+        super().__init__(backbone, find_multimodal_part(backbone), config or FineTuneMultimodalConfig())
+        self._tower = _find_tower(backbone.model, self._part)
+
+    def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
+        """Make edits. Raises `InvalidInputError` where one has no picture, before any is made."""
+        for edit_id, edit in edits:
+            if edit.question.image is None:
+                raise InvalidInputError(
+                    f"The edit {edit_id!r} has no picture, and FT-M trains what hands pictures over: nothing it does "
+                    "could reach this edit. Give the edit a picture or use another editor."
+                )
+        return super().edit(edits, progress)
+
+    @contextmanager
+    def _answering(self, inputs: Inputs) -> Iterator[Logits]:
+        with _computed_once(self._tower):
+            yield lambda: self.backbone.logits(inputs)[inputs.predicting]
+
+
+def find_multimodal_part(backbone: Backbone) -> nn.Module:
+    """What stands between vision tower and language model: a Q-Former, or else a projector.
+
+    Raises `BackboneError` where there is none, or none that is known.
+    """
+    if not backbone.reads_pictures:
+        raise BackboneError(f"{backbone.name} reads text alone: there is no projector that FT-M could train. Use ft-l.")
+    for wanted in _MULTIMODAL_PARTS:
+        for name, module in backbone.model.named_modules():
+            if name.rpartition(".")[2] == wanted and any(True for _ in module.parameters()):
+                return module
+    raise BackboneError(
+        f"{backbone.name} ({type(backbone.model).__name__}) has no part between vision tower and language model that "
+        f"FT-M knows; known are {', '.join(_MULTIMODAL_PARTS)}. Use ft-l."
+    )
+
+
+def _find_tower(model: nn.Module, part: nn.Module) -> nn.Module | None:
+    """The vision tower, where it lies wholly before the part that is trained."""
+    for wanted in _VISION_TOWERS:
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] == wanted and all(inner is not part for inner in module.modules()):
+                return module
+    return None
+
+
+@contextmanager
+def _computed_once(module: nn.Module | None) -> Iterator[None]:
+    """Inside, the module computes its first call and answers all others with what it gave then."""
+    if module is None:
+        yield
+        return
+    kept: list[Any] = []
+    forward = module.forward
+
+    def first_or_kept(*arguments: Any, **keywords: Any) -> Any:
+        if not kept:
+            with torch.no_grad():
+                kept.append(forward(*arguments, **keywords))
+        return copy.copy(kept[0])  # Some families write what they compute of it into the same object.
+
+    own = module.__dict__.get("forward")  # Libraries that spread a model over devices put one there.
+    module.forward = first_or_kept
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own

@@ -39,6 +39,8 @@ class TrainedEditor(Editor):
     """Everything that decides what its modules are and how they are trained."""
     parts_of: ClassVar[str] = ""
     """The editor whose trained parts this one uses, where they are not its own."""
+    has_forms: ClassVar[bool] = False
+    """Whether it comes in the paper's form and an improved one, with losses and an estimate of its own."""
     training_cases: ClassVar[int] = 3_000
     """Cases of the drawn world that a training draws by default."""
 
@@ -217,8 +219,7 @@ def trained_folder(editor: str, backbone: str) -> Path:
 
 def train_command(editor: str, backbone: str) -> str:
     """The command that trains an editor for a backbone."""
-    named = "" if editor == "liveedit" else f" --editor {editor}"
-    return f"liveedit train{named} --backbone {backbone} --out DIR"
+    return f"liveedit train --editor {editor} --backbone {backbone} --out DIR"
 
 
 def claim_folder(note: Path, named: dict[str, Any], parts: Mapping[str, BaseModel]) -> None:

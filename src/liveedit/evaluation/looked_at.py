@@ -31,6 +31,7 @@ weight_of_all, attention), the nearest first. `picture` is a name in `pictures`.
 SHOWN: Final = 3
 """Edits beside each question, as in the paper."""
 
+_DARKEST: Final = 0.85
 _PASSED, _FILTERED = COLORS[2], "#888888"
 _HEADS: Final = ("Picture", "Attention", "Change when covered")
 
@@ -48,7 +49,10 @@ def write_looked_at(
     content = {"title": title, "remarks": list(remarks), "questions": list(entries)}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "looked_at.json").write_text(text + "\n", encoding="utf-8")
-    caption = "Each row is a question; beside it the edits whose pictures came nearest."
+    caption = (
+        "Each row is a question: its picture, bright where it was looked at, and the edits whose pictures came "
+        "nearest, with their margins over the sentinel, bright where they were looked at when they were made."
+    )
     try:
         draw_looked_at(entries, pictures, folder / "looked-at.png", title)
         shown = f"![{caption}](looked-at.png)\n\n*{caption}*"
@@ -168,9 +172,13 @@ def _draw_map(panel: Axes, picture: Image.Image, found: Mapping[str, Any] | None
     extent = (0.0, float(picture.width), float(picture.height), 0.0)
     panel.imshow(picture, extent=extent, interpolation="nearest")
     if found is not None:
-        values = found["values"]
-        top = max(max(row) for row in values) or 1.0
-        panel.imshow(values, extent=extent, cmap="inferno", alpha=0.6, vmin=0, vmax=top, interpolation="nearest")
+        panel.imshow(_shade(found["values"]), extent=extent, interpolation="nearest")
+
+
+def _shade(values: Sequence[Sequence[float]]) -> list[list[tuple[float, float, float, float]]]:
+    """Black that hides what was not looked at: a coloured map would be read as colours of the picture."""
+    top = max(max(row) for row in values) or 1.0
+    return [[(0.0, 0.0, 0.0, _DARKEST * (1 - value / top)) for value in row] for row in values]
 
 
 def _draw_weights(panel: Axes, nearest: Sequence[Mapping[str, Any]], *, headed: bool) -> None:

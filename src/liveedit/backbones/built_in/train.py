@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,17 @@ from .vision_stage import VisionHeads, VisionTargets, use_convolved_patches, use
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with stage, step, steps and figures."""
+
+
+class Resumable(Protocol):
+    """A dataclass that says how something is trained; fields named ..._steps may change between two runs."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ def _vision_stage(
             tokens = vision(pixels)
         return stage["heads"](tokens.float(), VisionTargets([pool.scenes[index] for index in indices]))
 
-    _optimize(stage, step_loss, folder / "vision.safetensors", config.vision_steps, config.vision_rate, config, report)
+    optimize(stage, step_loss, folder / "vision.safetensors", config.vision_steps, config.vision_rate, config, report)
     use_convolved_patches(vision.tower)
 
 
@@ -128,18 +140,18 @@ def _language_stage(
                 packer.pack(rows), picked, torch.from_numpy(words[indices]), torch.from_numpy(cells[indices]).float()
             )
 
-    _optimize(
+    optimize(
         stage, step_loss, folder / "language.safetensors", config.language_steps, config.language_rate, config, report
     )
 
 
-def _optimize(
+def optimize(
     module: nn.Module,
     step_loss: Callable[[int], tuple[Tensor, dict[str, float]]],
     checkpoint: Path,
     steps: int,
     peak_rate: float,
-    config: PretrainingConfig,
+    config: Resumable,
     report: Report,
 ) -> None:
     """AdamW from the last checkpoint on. A step depends on the weights and its number alone."""
@@ -168,7 +180,7 @@ def _optimize(
     module.eval()
 
 
-def _identity(config: PretrainingConfig) -> dict[str, float]:
+def _identity(config: Resumable) -> dict[str, float]:
     """What must not change between two runs that continue each other."""
     return {
         name: value for name, value in asdict(config).items() if not name.endswith("_steps") and name != "save_every"

@@ -38,6 +38,7 @@ class LiveEdit(TrainedEditor):
     summary = "an expert per edit, generated in one forward pass (LiveEdit)"
 
     config_class = LiveEditConfig
+    has_forms = True
     training_cases = 8_000
 
     def __init__(self, backbone: Backbone, modules: LiveEditModules):

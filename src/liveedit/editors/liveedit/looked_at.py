@@ -19,11 +19,14 @@ from ...errors import InvalidInputError
 from ...images import open_image
 from ...samples import Edit, Question
 from .editor import LiveEdit
-from .modules import FeatureExtractor, TokenStates, gathered
+from .modules import FeatureExtractor, gathered
 from .routing import hard_routed, route, soft_weights
 
 _MOST_CELLS = 8
 """Rows and columns of a map of changes at most: each of its cells is a picture to run."""
+
+_AT_ONCE = 17
+"""Pictures in a batch: one with nothing covered, and 4 x 4 covered ones."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def look(
     with editor.paused():
         (unedited,) = backbone.generate(asked, max_new_tokens)
     (answer,) = backbone.generate(asked, max_new_tokens)
-    sentinel, candidates = _candidates(editor, editor.read(asked), edits)
+    sentinel, candidates = met(editor, question, edits)
     attention = attention_map(editor, question)
     return LookedAt(
         prompt=question.prompt,
@@ -114,8 +117,9 @@ def look(
 
 
 @torch.no_grad()
-def _candidates(editor: LiveEdit, tokens: TokenStates, edits: Mapping[str, Edit]) -> tuple[float, list[Candidate]]:
-    """The sentinel's similarity, and every edit, sorted by its margin and then by its id."""
+def met(editor: LiveEdit, question: Question, edits: Mapping[str, Edit]) -> tuple[float, list[Candidate]]:
+    """The sentinel's similarity, and how each edit in force fared: by margin, the largest first, then by id."""
+    tokens = editor.read(editor.backbone.encode([question], padding="left"))
     modules, repository = editor.modules, editor.repository
     query, reachable = modules.query(tokens), tokens.image.any(1)
     sentinel = modules.visual_score(query.visual, query.sentinel)[0]
@@ -237,16 +241,13 @@ def change_map(editor: LiveEdit, question: Question, cells: int = 4) -> HeatMap:
     """
     assert question.image is not None
     picture = open_image(question.image)
-    covered = [replace(question, image=each) for each in _covered(picture, cells)]
-    phi = _visual(editor, question)
-    changes = torch.stack([1 - F.cosine_similarity(phi, _visual(editor, each), dim=0) for each in covered])
+    asked = [question, *(replace(question, image=each) for each in _covered(picture, cells))]
+    batches = [asked[start : start + _AT_ONCE] for start in range(0, len(asked), _AT_ONCE)]
+    encoded = (editor.backbone.encode(batch, padding="left") for batch in batches)
+    phi = torch.cat([editor.modules.query(editor.read(inputs)).visual for inputs in encoded])
+    changes = (1 - F.cosine_similarity(phi[:1], phi[1:], dim=1)).clamp(min=0)
     note = "change of the visual feature when the cell is covered"
-    return HeatMap("change", "cells", _rows(changes.clamp(min=0).view(cells, cells)), note)
-
-
-def _visual(editor: LiveEdit, question: Question) -> Tensor:
-    """phi_bar of one question, alone: in a batch of others its last bits would be other ones."""
-    return editor.modules.query(editor.read(editor.backbone.encode([question], padding="left"))).visual[0]
+    return HeatMap("change", "cells", _rows(changes.view(cells, cells)), note)
 
 
 def _covered(picture: Image.Image, cells: int) -> Iterator[Image.Image]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..lines import Line, sections
+from ..lines import Line, metric_label, sections
 from ..plots import (
     Plot,
+    _draw_bar,
     _edit_axis,
     _new_figure,
     _panels,
@@ -17,7 +19,7 @@ from ..plots import (
     _set_title,
     _style,
 )
-from .averages import SCORES, average_spread
+from .averages import PAPER_METRICS, SCORES, average_spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,3 +86,112 @@ def _handles(editors: Sequence[str]) -> list[Any]:
 
 def _dash(place: int) -> Any:
     return ("-", "--", ":")[place // 7 % 3]  # Seven colours; those that come again have another dash.
+
+
+def draw_bars(lines: Sequence[Line], file: Path, title: str) -> Plot:
+    """The five metrics and their average: a group of bars for each, a bar per line; both ways of scoring.
+
+    Raises `PlotsUnavailableError` without matplotlib.
+    """
+    figure = _new_figure(7.0)
+    names = (*PAPER_METRICS, "average")
+    width = 0.84 / max(1, len(lines))
+    for panel, (score, scored) in zip(_panels(figure, len(SCORES), 1), SCORES, strict=True):
+        for place, line in enumerate(lines):
+            for group, name in enumerate(names):
+                found = average_spread(line, score) if name == "average" else line.score(name, score)
+                middle = group + (place - (len(lines) - 1) / 2) * width
+                _draw_bar(panel, middle, width * 0.92, found, _style(place)[0], "" if line.complete else "///")
+        _percent_axis(panel, top=112.0)
+        panel.set_title(scored, fontsize=11)
+        panel.set_ylabel("%")
+        panel.set_xticks(range(len(names)), [metric_label(name) for name in names])
+    _set_title(figure, title)
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=_style(place)[0], label=_plain(line.label)) for place, line in enumerate(lines)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7) or 1, frameon=False)
+    return save(figure, file, title)
+
+
+def draw_lines(lines: Sequence[Line], values: Mapping[str, float], name: str, file: Path, title: str) -> Plot:
+    """The five metrics and their average against a setting; `values` gives it by editor. Both ways of scoring."""
+    figure = _new_figure(5.5)
+    ordered = sorted(lines, key=lambda line: values[line.editor])
+    at = [values[line.editor] for line in ordered]
+    for panel, (score, scored) in zip(_panels(figure, 1, len(SCORES)), SCORES, strict=True):
+        for place, metric in enumerate((*PAPER_METRICS, "average")):
+            spreads = [
+                average_spread(line, score) if metric == "average" else line.score(metric, score) for line in ordered
+            ]
+            points = [(where, found) for where, found in zip(at, spreads, strict=True) if found is not None]
+            color, marker = _style(place)
+            panel.errorbar(
+                [where for where, _ in points],
+                [found.mean for _, found in points],
+                [found.std or 0.0 for _, found in points],
+                color=color,
+                marker=marker,
+                capsize=2,
+                linewidth=2.4 if metric == "average" else 1.2,
+                label=metric_label(metric),
+            )
+        if min(at) > 0 and max(at) >= 8 * min(at):
+            panel.set_xscale("log")
+        panel.set_xticks(at, [f"{value:g}" for value in at], minor=False)
+        panel.minorticks_off()
+        panel.set_title(scored, fontsize=11)
+        panel.set_xlabel(name)
+        panel.set_ylabel("%")
+        panel.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+    _set_title(figure, title)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    return save(figure, file, title)
+
+
+@dataclass(frozen=True)
+class Circle:
+    """One combination of two settings: where it stands, how large its editor is, its average in both ways."""
+
+    column: str
+    row: str
+    parameters: int
+    averages: Mapping[str, float]
+
+
+def draw_circles(circles: Sequence[Circle], names: tuple[str, str], file: Path, title: str) -> Plot:
+    """As figure 3 of the LiveEdit paper: size is the number of parameters, colour the average."""
+    figure = _new_figure(6.5)
+    columns, rows = (list(dict.fromkeys(values)) for values in zip(*((c.column, c.row) for c in circles), strict=True))
+    known = [value for circle in circles for value in circle.averages.values()]
+    low, high = min(known, default=0.0), max(known, default=100.0)
+    largest = max(circle.parameters for circle in circles)
+    panels = _panels(figure, 1, len(SCORES))
+    image: Any = None
+    for panel, (score, scored) in zip(panels, SCORES, strict=True):
+        shown = [circle for circle in circles if score in circle.averages]
+        image = panel.scatter(
+            [columns.index(circle.column) for circle in shown],
+            [rows.index(circle.row) for circle in shown],
+            s=[300 + 3000 * circle.parameters / largest for circle in shown],
+            c=[circle.averages[score] for circle in shown],
+            cmap="cividis",
+            vmin=low,
+            vmax=high,
+        )
+        for circle in shown:
+            value = circle.averages[score]
+            color = "white" if value < (low + high) / 2 else "black"
+            place = (columns.index(circle.column), rows.index(circle.row))
+            panel.annotate(f"{value:.1f}", place, ha="center", va="center", fontsize=8.5, color=color)
+        panel.set_xticks(range(len(columns)), columns)
+        panel.set_yticks(range(len(rows)), rows)
+        panel.margins(0.2)
+        panel.set_xlabel(names[0])
+        panel.set_ylabel(names[1])
+        panel.set_title(scored, fontsize=11)
+    figure.colorbar(image, ax=panels, label="Average of the five metrics, %", shrink=0.8, aspect=30)
+    _set_title(figure, f"{title}\nlarger circles: more parameters")
+    return save(figure, file, title)

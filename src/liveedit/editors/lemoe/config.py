@@ -1,0 +1,108 @@
+"""Every choice of the LEMoE editor: what the paper's abstract says, and what had to be reconstructed, as switches."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class LemoeConfig(BaseModel):
+    """How experts are inserted, found and trained.
+
+    "Paper" is LEMoE as its abstract, its figures and secondary sources tell it; what none of them says is marked as
+    reconstructed, and can be switched.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Where, and what an expert is.
+    layer: int | None = Field(
+        default=None, ge=0, description="Decoder layer, from 0. None: the paper's 18th of 32, at the backbone's depth."
+    )
+    expert: Literal["ffn", "low_rank"] = Field(
+        default="ffn", description="An expert is an FFN of the layer's own form (paper), or a linear map of low rank."
+    )
+    hidden: int | None = Field(
+        default=None, gt=0, description="Hidden width of an expert FFN. None: that of the layer's FFN (paper)."
+    )
+    rank: int = Field(default=16, gt=0, description="Rank of a low-rank expert.")
+    start: Literal["copy", "random"] = Field(
+        default="copy",
+        description="A new FFN expert reads as the layer's FFN does, or at random (reconstructed).",
+    )
+    strength: float = Field(default=1.0, gt=0, description="Factor lambda on the experts' sum (paper: 1).")
+
+    # Which edits share an expert.
+    batch_edits: int = Field(default=10, gt=0, description="Edits per expert (paper: a batch).")
+    order: Literal["clustered", "given", "shuffled"] = Field(
+        default="clustered", description="Batches of like edits by K-means (paper), in the given order, or at random."
+    )
+
+    # How experts are found.
+    routing: Literal["kv_anchor", "conventional"] = Field(
+        default="kv_anchor",
+        description="Once per question by key and value (paper), or by a gate for every token (what it improves upon).",
+    )
+    top_k: int = Field(default=1, gt=0, description="Experts that take part in an answer, at most (paper: 1).")
+    gate: Literal["softmax", "renormalized"] = Field(
+        default="renormalized",
+        description="Weight of a chosen expert: its softmax, or that over the sum of the chosen (reconstructed).",
+    )
+    anchor: Literal["text", "text+image"] = Field(
+        default="text+image", description="What an anchor is the mean of (the second is ours, for pictures)."
+    )
+    text_weight: float = Field(
+        default=0.5, gt=0, description="Length of an anchor's text part; that of its image part is 1."
+    )
+    centered: bool = Field(
+        default=True, description="Anchors are told from those of everyday questions and a grey picture (ours)."
+    )
+    projection: Literal["fixed", "first_batch", "every_batch"] = Field(
+        default="fixed",
+        description="When W_up and W_down train: never, with the first batch, with each (reconstructed).",
+    )
+    projection_width: int = Field(default=1024, gt=0, description="Rows of W_down.")
+    value_width: int = Field(default=1024, gt=0, description="Width of keys and values.")
+    projection_gain: float = Field(default=4.0, gt=0, description="Spread of what W_down gives for an anchor.")
+    force_new_expert: bool = Field(
+        default=True, description="A batch goes to its new expert while that trains, whatever the router says "
+        "(reconstructed)."
+    )  # fmt: skip
+    routing_steps: int = Field(
+        default=100,
+        ge=0,
+        description="Steps of a key on cross-entropy over all anchors so far; 0: keys learn from answers alone "
+        "(reconstructed).",
+    )
+    routing_rate: float = Field(default=0.05, gt=0, description="Learning rate of keys on that loss.")
+    replay: int = Field(
+        default=256, gt=0, description="Earlier anchors per step at most, where the projection trains along."
+    )
+    null_expert: Literal["none", "key", "threshold"] = Field(
+        default="threshold",
+        description="What keeps other questions out: nothing, a null key, or a least likeness (reconstructed).",
+    )
+    threshold: float = Field(
+        default=0.72, gt=-1, le=1, description="Least cosine to an anchor of the expert, for questions with a picture."
+    )
+    text_threshold: float = Field(default=0.72, gt=-1, le=1, description="The same for questions without a picture.")
+
+    # How a batch is trained.
+    rate: float = Field(default=2e-4, gt=0, description="Learning rate of AdamW (paper: 2e-4).")
+    steps: int = Field(default=100, gt=0, description="Optimiser steps per batch at most (paper: 100).")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW.")
+    stop_below_nats: float = Field(
+        default=0.05, ge=0, description="A batch is done when no answer token's loss is above this."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of random weights and of the order.")
+
+    @model_validator(mode="after")
+    def _keys_learn(self) -> Self:
+        silent = self.force_new_expert and not self.routing_steps and self.gate == "renormalized" and self.top_k == 1
+        if silent and self.routing == "kv_anchor":
+            raise ValueError(
+                "routing_steps = 0 with force_new_expert and gate = renormalized leaves keys without any gradient: "
+                "give routing_steps, or gate = softmax"
+            )
+        return self

@@ -1,0 +1,365 @@
+"""LEMoE: one expert per batch of edits, beside one FFN, found by a key that is compared with the question's value."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...backbones import Backbone
+from ...errors import BackboneError, CheckpointError, ConfigError
+from ...samples import Edit, Question
+from ..base import Editor, EditRecord, Progress, check_answers, no_progress
+from .anchors import EVERYDAY_QUESTIONS, Means, Origin, grey_picture
+from .config import LemoeConfig
+from .experts import FeedForward, Weights, mixed_output, new_expert, store_bytes
+from .gate import TokenGate
+from .hook import ExpertHook
+from .learning import Batch, Learned, learn
+from .planning import Embedder, plan_batches
+from .routing import KeyRouter, Route
+
+_READ_AT_ONCE = 64
+
+
+class Lemoe(Editor):
+    """The editor of "LEMoE: Advanced Mixture of Experts Adaptor for Lifelong Model Editing" (Wang and Li 2024).
+
+    Beside the FFN of one layer, `h(x) = FFN(x) + lambda sum_i g(i | e) f_i(x)`; the model's own weights stay as they
+    are. A batch of edits inserts one expert f_i and one key k_i, which are frozen from then on. A question is known by
+    its anchor e (see `anchors`), and `g(i | e) = top_k softmax_i(k_i . v)`, `v = W_up silu(W_down e)`, the same in
+    training as in answering; decided once per sequence and kept while the answer is generated from the KV cache.
+    Batches are planned by K-means, so that each holds edits that are alike.
+
+    The paper's full text was not at hand: `LemoeConfig` marks what is reconstructed. A text-only model is edited in
+    the same way.
+    """
+
+    name = "lemoe"
+    summary = "an expert per batch of edits beside an FFN, found by key and value (LEMoE)"
+
+    def __init__(self, backbone: Backbone, config: LemoeConfig | None = None, embedder: Embedder | None = None):
+        """`embedder` gives what batches are planned by, instead of the anchors."""
+        super().__init__(backbone)
+        self.config = config or LemoeConfig()
+        if not backbone.reads_pictures:
+            self.config = self.config.model_copy(update={"anchor": "text"})
+        self.layer = _edit_layer(backbone, self.config)
+        self.device = backbone.layer_device(self.layer)
+        self.embedder = embedder
+        self.place = FeedForward.of(backbone.layers[self.layer])
+        self.experts: list[Weights] = []
+        self.edits_of: list[list[str]] = []
+        """The ids of each expert's edits."""
+        self.processed_by: dict[str, int] = {}
+        self.gate = TokenGate(self.config, backbone.width, self.device)
+        self._keys: KeyRouter | None = None
+        self._origin: Origin | None = None
+        self._usage: Tensor | None = None
+        by_key = self._route if self.config.routing == "kv_anchor" else None
+        self._hook = ExpertHook(backbone, self.layer, self.place, by_key, self._added, self.experts)
+
+    # -- editing -----------------------------------------------------------------------------------------
+
+    def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
+        """Make edits, batch by batch, in the planned order; records come in the given order.
+
+        A record's time is its share of its batch's time and of the planning; `details` tell the expert, the place in
+        the planned order, and the worst loss of the batch.
+        """
+        check_answers(edits)
+        if not edits:
+            return []
+        started = time.perf_counter()
+        plan = self._plan([edit for _, edit in edits])
+        planning = (time.perf_counter() - started) / len(edits)
+        records: dict[int, EditRecord] = {}
+        for places in plan:
+            started = time.perf_counter()
+            details = self._insert([edits[place] for place in places])
+            milliseconds = 1000 * ((time.perf_counter() - started) / len(places) + planning)
+            for place in places:
+                noted = {**details["details"], "place": len(records)}
+                records[place] = EditRecord(edits[place][0], milliseconds, **{**details, "details": noted})
+                progress(len(records), len(edits))
+        return [records[place] for place in range(len(edits))]
+
+    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
+        """A batch of one."""
+        return self._insert([(edit_id, edit)])
+
+    def _plan(self, edits: Sequence[Edit]) -> list[list[int]]:
+        if self.config.order == "clustered" and len(edits) > self.config.batch_edits:
+            embeddings = (self.embedder or self.anchors_of_edits)(edits)
+        else:
+            embeddings = torch.empty(len(edits), 0)
+        return plan_batches(embeddings, self.config.batch_edits, self.config.order, self.config.seed)
+
+    def _insert(self, edits: Sequence[tuple[str, Edit]]) -> dict[str, Any]:
+        """One expert for these edits; where it fails, all is as before."""
+        questions = [edit.question for _, edit in edits]
+        inputs = self.backbone.encode(questions, [edit.answer for _, edit in edits])
+        with torch.no_grad(), self._hook.listening():
+            states = self.backbone.states(inputs, self.layer - 1)
+            means = self._hook.means
+        assert means is not None
+        number = len(self.experts)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+        expert = new_expert(self.place, self.backbone.width, self.config, generator, self.device)
+        kept = self._routing_state()
+        try:
+            batch = Batch(inputs, states)
+            learned = self._learn_gated(expert, batch) if self._keys_off else self._learn_keyed(expert, batch, means)
+        except BaseException:
+            self._load_routing(kept)
+            raise
+        self.experts.append(expert)
+        self.edits_of.append([edit_id for edit_id, _ in edits])
+        processing = self.route_of(questions) if self._keys_off or not self.config.force_new_expert else None
+        self.processed_by |= dict(zip(self.edits_of[-1], processing or [number] * len(edits), strict=True))
+        size = store_bytes(expert) // len(edits)
+        worst = round(learned.worst_nats, 6)
+        return {
+            "refine_steps": learned.steps,
+            "store_bytes": size,
+            "details": {"expert": number, "worst_nats": worst},
+        }
+
+    def _learn_keyed(self, expert: Weights, batch: Batch, means: Means) -> Learned:
+        router, config = self._router(), self.config
+        anchors = self._anchors(means)
+        number = router.insert(anchors)
+        keys, experts = router.keys.clone(), [*self.experts, expert]
+        route = router.forced(anchors, keys, number) if config.force_new_expert else router.route(anchors)
+        trained = list(expert.values())
+        # Where the gate is the softmax, or chooses freely, the answers' loss reaches the new key.
+        reaches_key = config.gate == "softmax" or not config.force_new_expert
+        newest = keys[-1:].clone()
+        if reaches_key:
+            trained.append(newest)
+
+        def added(x: Tensor) -> Tensor:
+            now = route
+            if reaches_key:
+                current = torch.cat([keys[:-1], newest])
+                now = (
+                    router.forced(anchors, current, number)
+                    if config.force_new_expert
+                    else router.route(anchors, current)
+                )
+            return config.strength * mixed_output(experts, now.experts, now.weights, x, self.place.activation)
+
+        with self._hook.paused():
+            learned = learn(self.backbone, self.layer, self.place, batch, trained, added, config)
+        router.keys = torch.cat([keys[:-1], newest])
+        return learned
+
+    def _learn_gated(self, expert: Weights, batch: Batch) -> Learned:
+        self.gate.insert()
+        experts, rows = [*self.experts, expert], self.gate.rows.clone()
+
+        def added(x: Tensor) -> Tensor:
+            flat = x.flatten(0, 1)
+            route = self.gate.route(flat, rows)
+            mixed = mixed_output(experts, route.experts, route.weights, flat, self.place.activation)
+            return self.config.strength * mixed.view_as(x)
+
+        with self._hook.paused():
+            learned = learn(self.backbone, self.layer, self.place, batch, [*expert.values(), rows], added, self.config)
+        self.gate.rows = rows
+        return learned
+
+    # -- taking back -------------------------------------------------------------------------------------
+
+    def undo(self, edit_id: str) -> None:
+        """Take an edit back that has an expert to itself. Raises `NotFoundError` for any other.
+
+        The other experts and their keys stay as they are.
+        """
+        alone = [number for number, ids in enumerate(self.edits_of) if ids == [edit_id]]
+        if not alone or self._keys_off or self.config.projection != "fixed":
+            super().undo(edit_id)
+        (number,) = alone[-1:]
+        self._router().remove(number)
+        del self.experts[number], self.edits_of[number]
+        self.processed_by = {
+            other: expert - (expert > number) for other, expert in self.processed_by.items() if expert != number
+        }
+
+    def reset(self) -> None:
+        """Take every expert out."""
+        self.experts.clear()
+        self.edits_of.clear()
+        self.processed_by.clear()
+        self.gate = TokenGate(self.config, self.backbone.width, self.device)
+        self._keys = None
+
+    def detach(self) -> None:
+        """Take hooks and experts off the backbone."""
+        self._hook.remove()
+        self.reset()
+
+    # -- keeping -----------------------------------------------------------------------------------------
+
+    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Experts, keys and anchors, and which edits each expert has."""
+        tensors = {f"routing.{name}": value for name, value in self._routing_state().items()}
+        for number, expert in enumerate(self.experts):
+            tensors |= {f"expert.{number}.{name}": value for name, value in expert.items()}
+        tensors = {name: value.detach().clone() for name, value in tensors.items()}
+        return tensors, {"edits_of": [list(ids) for ids in self.edits_of], "processed_by": dict(self.processed_by)}
+
+    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        """Put what `edited_state` gave in place of the edits made so far.
+
+        Raises `CheckpointError` where a part is missing, and changes nothing then.
+        """
+        generator = torch.Generator().manual_seed(0)
+        pattern = new_expert(self.place, self.backbone.width, self.config, generator, self.device)
+        edits_of = [list(ids) for ids in note["edits_of"]]
+        routing = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("routing.")}
+        try:
+            experts = [
+                {name: tensors[f"expert.{number}.{name}"].to(self.device) for name in pattern}
+                for number in range(len(edits_of))
+            ]
+            fits = all(expert[name].shape == pattern[name].shape for expert in experts for name in pattern)
+            missing = self._routing_names(bool(edits_of)) - routing.keys()
+        except KeyError as error:
+            raise CheckpointError(f"The kept edits have no {error}. Keep them with the same version.") from error
+        if missing or not fits:
+            what = f"no {', '.join(sorted(missing))}" if missing else "experts of another shape"
+            raise CheckpointError(f"The kept edits have {what}. Restore them under the settings they were made with.")
+        self.reset()
+        self.experts.extend(experts)
+        self.edits_of.extend(edits_of)
+        self.processed_by |= note["processed_by"]
+        self._load_routing(routing)
+
+    def _routing_state(self) -> dict[str, Tensor]:
+        if self._keys_off:
+            return {"rows": self.gate.rows}
+        return {} if self._keys is None else self._keys.state()
+
+    def _routing_names(self, any_edits: bool) -> set[str]:
+        if self._keys_off:
+            return {"rows"}
+        return set(self._router().state()) if any_edits else set()
+
+    def _load_routing(self, state: dict[str, Tensor]) -> None:
+        if self._keys_off:
+            self.gate.rows = state["rows"].to(self.device)
+        elif state:
+            self._router().load(state)
+        else:
+            self._keys = None
+
+    def configuration(self) -> dict[str, Any]:
+        """The whole `LemoeConfig`, with the layer that it comes to."""
+        return {**self.config.model_dump(mode="json"), "layer": self.layer}
+
+    def digest(self) -> str:
+        """SHA-256 of the configuration."""
+        return hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()
+
+    # -- routing -----------------------------------------------------------------------------------------
+
+    def trained_by(self) -> dict[str, int]:
+        """The expert that processed each edit when its batch had been trained, by edit id."""
+        return dict(self.processed_by)
+
+    @torch.no_grad()
+    def route_of(self, questions: Sequence[Question]) -> list[int]:
+        """The expert of each question, -1 for none; with conventional routing, that of most weight in its tokens."""
+        if not self.experts:
+            return [-1] * len(questions)
+        found: list[int] = []
+        for start in range(0, len(questions), _READ_AT_ONCE):
+            inputs = self.backbone.encode(questions[start : start + _READ_AT_ONCE])
+            self.backbone.states(inputs, self.layer)
+            route, usage = self._hook.route, self._usage
+            chosen = route.experts[:, 0] if route is not None else usage.argmax(1) if usage is not None else None
+            assert chosen is not None
+            found += chosen.tolist()
+        return found
+
+    @torch.no_grad()
+    def anchors_of_edits(self, edits: Sequence[Edit]) -> Tensor:
+        """(edits, a) anchors, by which batches are planned unless another embedder was given."""
+        return self.anchors_of([edit.question for edit in edits])
+
+    @torch.no_grad()
+    def anchors_of(self, questions: Sequence[Question]) -> Tensor:
+        """(questions, a) anchors."""
+        return torch.cat([self._anchors(means) for means in self._means(questions)])
+
+    def _anchors(self, means: Means) -> Tensor:
+        if self._origin is None:
+            self._origin = self._read_origin()
+        return self._origin.anchors(means.to(self.device), self.config)
+
+    def _read_origin(self) -> Origin:
+        (everyday,) = self._means([Question(text) for text in EVERYDAY_QUESTIONS])
+        text, image = everyday.text.mean(0), everyday.image.mean(0)
+        if self.config.anchor == "text+image":
+            (grey,) = self._means([Question(EVERYDAY_QUESTIONS[0], grey_picture())])
+            image = grey.image[0]
+        return Origin(text.to(self.device), image.to(self.device))
+
+    def _means(self, questions: Sequence[Question]) -> list[Means]:
+        found: list[Means] = []
+        with torch.no_grad(), self._hook.listening():
+            for start in range(0, len(questions), _READ_AT_ONCE):
+                inputs = self.backbone.encode(questions[start : start + _READ_AT_ONCE])
+                self.backbone.states(inputs, 0)
+                assert self._hook.means is not None
+                found.append(self._hook.means)
+        return found
+
+    def _router(self) -> KeyRouter:
+        if self._keys is None:
+            everyday = self.anchors_of([Question(text) for text in EVERYDAY_QUESTIONS])
+            self._keys = KeyRouter(self.config, everyday.shape[1], self.device, everyday)
+        return self._keys
+
+    @property
+    def _keys_off(self) -> bool:
+        return self.config.routing == "conventional"
+
+    @torch.no_grad()
+    def _route(self, means: Means) -> Route:
+        return self._router().route(self._anchors(means))
+
+    @torch.no_grad()
+    def _added(self, route: Route | None, x: Tensor, question: Tensor | None) -> Tensor:
+        """What the experts in force add to the FFN's output."""
+        precise = x.to(self.device).float()
+        if route is not None:
+            mixed = mixed_output(self.experts, route.experts, route.weights, precise, self.place.activation)
+            return self.config.strength * mixed
+        flat = precise.flatten(0, 1)
+        by_token = self.gate.route(flat)
+        if question is not None:
+            shares = self.gate.shares(flat).view(*x.shape[:2], -1) * question.to(self.device)[..., None]
+            self._usage = shares.sum(1)
+        mixed = mixed_output(self.experts, by_token.experts, by_token.weights, flat, self.place.activation)
+        return self.config.strength * mixed.view_as(precise)
+
+
+def _edit_layer(backbone: Backbone, config: LemoeConfig) -> int:
+    """The layer by the configuration, or the 18th of 32 at the backbone's depth (counted from 1 in the paper)."""
+    count, first = len(backbone.layers), backbone.first_edit_layer + 1
+    if count <= first:
+        raise BackboneError(f"{backbone.name} has {count} layers, too few to put experts into.")
+    if config.layer is None:
+        return max(first, round(count * 18 / 32) - 1)
+    if not first <= config.layer < count:
+        raise ConfigError(
+            f"layer = {config.layer} was given, and {backbone.name} can be edited in layers {first} to {count - 1}. "
+            "Give one of them, or None."
+        )
+    return config.layer

@@ -1,0 +1,27 @@
+"""LTE's trained parts: the change of the model's weights, and the retriever."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ...backbones import Backbone
+from ..retrieval import QuestionEncoder, ScopeSimilarity
+from .config import LearningToEditConfig
+from .tuning import Tuning, linear_layers
+
+
+class LearningToEditModules(nn.Module):
+    """Both parts; `similarity` says from which cosine on an edit concerns a query."""
+
+    def __init__(self, backbone: Backbone, config: LearningToEditConfig):
+        super().__init__()
+        self.config = config
+        self.retriever = QuestionEncoder(config.encoder)
+        self.similarity = ScopeSimilarity()
+        self.tuning = Tuning(linear_layers(backbone), config)
+
+    def threshold(self) -> float | None:
+        """The cosine that an edit must exceed to be put before a query; None where all may be."""
+        if self.config.threshold != "trained":
+            return self.config.threshold
+        return (self.similarity.offset / self.similarity.temperature.exp()).item()

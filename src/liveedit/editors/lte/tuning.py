@@ -1,0 +1,114 @@
+"""The tuned weights: how they are made from the backbone's own, put in force, and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ...backbones import Backbone
+from ...errors import BackboneError
+from .config import LearningToEditConfig
+
+
+def linear_layers(backbone: Backbone) -> dict[str, nn.Linear]:
+    """The linear layers of the decoder, by their names in it. Raises `BackboneError` where none can be tuned."""
+    found = {name: part for name, part in backbone.layers.named_modules() if isinstance(part, nn.Linear)}
+    unfit = [name for name, part in found.items() if part.weight.is_meta or not part.weight.is_floating_point()]
+    if unfit or not found:
+        why = f"{unfit[0]} is quantized or offloaded" if unfit else "its decoder has no linear layers"
+        raise BackboneError(
+            f"LTE cannot tune {backbone.name}: {why}. Load the model whole, in a floating-point precision."
+        )
+    return found
+
+
+class Tuning(nn.Module):
+    """A trained change of linear layers: `W' = W + (alpha / rank) B A`, or `W' = W + D`; both begin as W itself."""
+
+    def __init__(self, linears: Mapping[str, nn.Linear], config: LearningToEditConfig):
+        super().__init__()
+        self.scale = config.alpha / config.rank
+        self.changes = nn.ModuleDict()
+        for name, linear in linears.items():
+            rows, columns = linear.weight.shape
+            parts = nn.ParameterDict()
+            if config.tuning == "all":
+                parts["whole"] = nn.Parameter(torch.zeros(rows, columns))
+            else:
+                parts["down"] = nn.Parameter(torch.randn(config.rank, columns) / columns**0.5)
+                parts["up"] = nn.Parameter(torch.zeros(rows, config.rank))
+            self.changes[_key(name)] = parts
+
+    def tuned(self, name: str, weight: Tensor) -> Tensor:
+        """W' of a layer, in W's precision; gradients flow into the change."""
+        parts = self.changes[_key(name)]
+        change = parts["whole"] if "whole" in parts else self.scale * (parts["up"] @ parts["down"])
+        return (weight.float() + change.to(weight.device)).to(weight.dtype)
+
+
+class TunedWeights:
+    """Tuned weights in the place of a backbone's own, which are kept aside: taking them back is exact."""
+
+    def __init__(self, backbone: Backbone, tuning: Tuning):
+        self.linears = linear_layers(backbone)
+        self.tuning = tuning
+        self._own: dict[str, nn.Parameter] = {}
+        self._made: dict[str, nn.Parameter] = {}
+
+    @property
+    def in_force(self) -> bool:
+        """Whether the model answers with tuned weights."""
+        return bool(self._own)
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """Put the tuned weights in force; they are computed the first time."""
+        if self.in_force:
+            return
+        if not self._made:
+            self._made = {
+                name: nn.Parameter(self.tuning.tuned(name, linear.weight), requires_grad=False)
+                for name, linear in self.linears.items()
+            }
+        self._own = {name: linear.weight for name, linear in self.linears.items()}
+        _place(self.linears, self._made)
+
+    def take_back(self) -> None:
+        """Put the backbone's own weights back."""
+        own, self._own = self._own, {}
+        _place({name: self.linears[name] for name in own}, own)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The backbone's own weights are in force inside."""
+        was_in_force = self.in_force
+        self.take_back()
+        try:
+            yield
+        finally:
+            if was_in_force:
+                self.put()
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """The tuned weights are in force inside as functions of the change, so that gradients reach it."""
+        own = {name: linear.weight for name, linear in self.linears.items()}
+        try:
+            _place(self.linears, {name: self.tuning.tuned(name, weight) for name, weight in own.items()})
+            yield
+        finally:
+            _place(self.linears, own)
+
+
+def _place(linears: Mapping[str, nn.Linear], weights: Mapping[str, Tensor]) -> None:
+    for name, linear in linears.items():
+        # By assignment torch would refuse a tensor with a history, and change the order of the state.
+        linear._parameters["weight"] = weights[name]  # type: ignore[assignment]
+
+
+def _key(name: str) -> str:
+    """A layer's name as torch allows it for a part."""
+    return name.replace(".", "/")

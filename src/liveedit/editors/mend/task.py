@@ -1,0 +1,176 @@
+"""What training MEND means: edit a batch of cases, each for itself, and see what each answers afterwards.
+
+Everything runs on states before the first edited layer that were computed once; only the edited layers run in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...backbones import Backbone
+from ...backbones.states import Item, StateBatch, StateStore
+from ...processes import ALONE, Processes
+from ...samples import LOCALITY, EditCase, ProbeName
+from .config import MendConfig
+from .factors import Factors, changed, edit_gradients, layer_before, mlp_matrices
+from .modules import MendModules
+
+_IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
+_GATHERED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What edited models said to some probes.
+
+    logits: (answer tokens, vocabulary), row by row. batch: the probes. names: the probe of each row.
+    """
+
+    logits: Tensor
+    batch: StateBatch
+    names: list[str]
+
+    def tokens_of(self, wanted: Sequence[str]) -> Tensor:
+        """(answer tokens,) booleans: those of probes with these names."""
+        rows = torch.tensor([name in wanted for name in self.names], device=self.batch.answer.device)
+        return rows[self.batch.answer.nonzero()[:, 0]]
+
+
+class MendTask:
+    """Cases with their kept states, the loss on batches of them, and what is measured of them."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: MendConfig,
+        cases: Sequence[EditCase],
+        store: StateStore,
+        processes: Processes = ALONE,
+    ):
+        self.backbone, self.config, self.store, self.processes = backbone, config, store, processes
+        self.matrices = mlp_matrices(backbone, config.layers)
+        self.cases = tuple(cases)
+        self.items: list[Item] = []
+        self._places: list[dict[str, int]] = []
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Note where in the store every probe of every case stands; of locality, each case has some kinds in turn."""
+        for number, case in enumerate(self.cases):
+            first = number % len(LOCALITY)
+            kinds = [name for name in (*LOCALITY[first:], *LOCALITY[:first]) if case.named(name)]
+            wanted = (*_IN_SCOPE, *kinds[: self.config.locality_inputs])
+            place: dict[str, int] = {}
+            for probe in (case.reliability, *case.probes):
+                answer = case.edit.answer if probe.name in _IN_SCOPE else probe.answer
+                if probe.name in wanted and answer and answer.strip():
+                    place[probe.name] = len(self.items)
+                    self.items.append((probe.question, answer))
+            self._places.append(place)
+
+    def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compute the states of every input, once."""
+        self.store.fill(self.items, progress=progress)
+
+    # -- loss --------------------------------------------------------------------------------------------
+
+    def loss(
+        self, modules: MendModules, stage: str, chosen: Sequence[int], rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """c_edit (NLL of edits + NLL of their generality) + c_loc KL(base || edited) on locality inputs.
+
+        Each is averaged over answer tokens; means over processes are those of the batch.
+        """
+        if not modules.has_statistics:
+            self._gather(modules)
+        own = chosen[self.processes.share(len(chosen))]
+        answers = self._edited(modules, own, self.config.edits_together)
+        targets = answers.batch.targets
+        nll = F.cross_entropy(answers.logits.float(), targets, reduction="none")
+        edit, general, outside = (answers.tokens_of(part) for part in (_IN_SCOPE[:1], _IN_SCOPE[1:], LOCALITY))
+        edited, base = answers.logits[outside], self._base_logits(answers.batch.final[outside])
+        kl = F.kl_div(edited.float().log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+        edit_nll, general_nll, locality_kl = self._means(nll[edit], nll[general], kl)
+        loss = self.config.edit_weight * (edit_nll + general_nll) + self.config.locality_weight * locality_kl
+        (right,) = self._means((answers.logits.argmax(-1) == targets)[~outside].float())
+        return loss, {
+            "edit_loss_nats": edit_nll.item(),
+            "generality_loss_nats": general_nll.item(),
+            "kl_nats": locality_kl.item(),
+            "token_accuracy": 100 * right.item(),
+        }
+
+    def _gather(self, modules: MendModules) -> None:
+        """Take the statistics of gradients, alike in every process."""
+        cases = range(min(self.config.statistics_cases, len(self.cases)))
+        for start in cases[::_GATHERED_AT_ONCE]:
+            modules.gather(self._gradients(cases[start : start + _GATHERED_AT_ONCE]))
+
+    def _gradients(self, cases: Sequence[int]) -> list[Factors]:
+        batch = self.store.batch([self._places[case]["reliability"] for case in cases])
+        with self._attention():
+            return edit_gradients(self.backbone, self.matrices, batch.states, batch, batch.ids, batch.answer)
+
+    def _edited(self, modules: MendModules, cases: Sequence[int], together: int = 1) -> _Answers:
+        """All probes of these cases, answered with the edits of as many neighbouring cases in force."""
+        changes = [change.together(together) for change in modules(self._gradients(cases))]
+        rows = [(number, name) for number, case in enumerate(cases) for name in self._places[case]]
+        batch = self.store.batch([self._places[cases[number]][name] for number, name in rows])
+        case = torch.tensor([number // together for number, _ in rows], device=batch.ids.device)
+        with self._attention(), changed(self.matrices, changes, case, batch.ids.shape[1]):
+            logits = self.backbone.logits_from(
+                batch.states.to(self.backbone.dtype), batch, layer_before(self.matrices), batch.predicting
+            )
+        return _Answers(logits.to(batch.ids.device), batch, [name for _, name in rows])
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """On a CPU the fused attention's backward takes a third of a step; the plain one is several times faster."""
+        on_cpu = self.backbone.device.type == "cpu"
+        return sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
+
+    def _base_logits(self, final: Tensor) -> Tensor:
+        """Logits of the unedited model, from its last hidden states."""
+        return self.backbone.head(final.to(self.backbone.dtype)).to(final.device).float()
+
+    def _means(self, *parts: Tensor) -> list[Tensor]:
+        """Factors that make means over processes those of all values; a mean of nothing is 0."""
+        totals = self.processes.total(*map(len, parts))
+        return [part.sum() * (self.processes.count / max(1, total)) for part, total in zip(parts, totals, strict=True)]
+
+    # -- validation --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self, modules: MendModules, chosen: Sequence[int], group: int = 16) -> dict[str, float]:
+        """Every case edited for itself on the unedited model: teacher-forced token accuracy in percent by probe.
+
+        Locality compares with the unedited model. The token that ends an answer is not counted.
+        """
+        names = (*_IN_SCOPE, *LOCALITY)
+        own = chosen[self.processes.share(len(chosen))]
+        counts: dict[str, tuple[int, int]] = dict.fromkeys(names, (0, 0))
+        for start in range(0, len(own), group):
+            answers = self._edited(modules, own[start : start + group])
+            right, counted = self._right(answers)
+            for name in names:
+                tokens = answers.tokens_of([name]) & counted
+                before = counts[name]
+                counts[name] = (before[0] + int(right[tokens].sum()), before[1] + int(tokens.sum()))
+        found = {name: self.processes.total(*counts[name]) for name in names}
+        return {name: 100 * right / total for name, (right, total) in found.items() if total}
+
+    def _right(self, answers: _Answers) -> tuple[Tensor, Tensor]:
+        """(answer tokens,) booleans: which are right, and which count."""
+        batch = answers.batch
+        outside = answers.tokens_of(LOCALITY)
+        wanted = torch.where(outside, self._base_logits(batch.final).argmax(-1), batch.targets)
+        ends = batch.answer & ~torch.cat([batch.answer[:, 1:], torch.zeros_like(batch.answer[:, :1])], 1)
+        alone = batch.answer.sum(1, keepdim=True) == 1
+        return answers.logits.argmax(-1) == wanted, (~ends | alone)[batch.answer]

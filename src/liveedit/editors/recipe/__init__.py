@@ -1,0 +1,6 @@
+"""RECIPE: an edit becomes a short continuous prompt, retrieved where the query is nearer to it than to a sentinel."""
+
+from .config import RecipeConfig
+from .editor import Recipe
+
+__all__ = ["Recipe", "RecipeConfig"]

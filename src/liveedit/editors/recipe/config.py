@@ -1,0 +1,31 @@
+"""Every choice of RECIPE."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from ..retrieval import EncoderConfig
+
+
+class RecipeConfig(EncoderConfig):
+    """The shape of a RECIPE editor and its losses. The paper's values are in the fields."""
+
+    prompt_tokens: int = Field(default=3, gt=0, description="Continuous prompt tokens of an edit (paper: 3).")
+    generator_width: int = Field(default=192, gt=0, description="Width of the encoder that makes the prompts.")
+    generator_layers: int = Field(default=2, gt=0, description="Its layers.")
+    answer_slots: int = Field(default=16, gt=0, description="Positions that an answer's tokens are told apart by.")
+    embedding_scale: float = Field(
+        default=1.0, gt=0, description="Standard deviation of the backbone's word embeddings, that of first prompts."
+    )
+    locality_share: float = Field(
+        default=0.5, ge=0, le=1, description="Locality inputs per edit in a step of prompt training (paper: 1)."
+    )
+    locality_weight: float = Field(default=1.0, ge=0, description="Weight of the KL on them (paper: 1).")
+
+    @model_validator(mode="after")
+    def _generator_heads_divide(self) -> Self:
+        if self.generator_width % self.heads:
+            raise ValueError(f"heads = {self.heads} must divide generator_width = {self.generator_width}")
+        return self

@@ -1,0 +1,177 @@
+"""SERAC: edits are remembered; a query in the scope of one is answered by a small model that reads the edit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...backbones import Backbone, Inputs
+from ...backbones.interception import Asked
+from ...backbones.states import StateStore
+from ...errors import BackboneError
+from ...processes import ALONE, Processes
+from ...samples import Edit, EditCase, Question
+from ...training import StageConfig
+from ..base import Fired
+from ..retrieval import EditMemory, EncoderConfig, read_questions
+from ..trained import Report, TrainedEditor
+from .config import SeracConfig
+from .counterfactual import Counterfactual, Rewrite
+from .modules import SeracModules
+from .task import SeracTask
+
+
+class Serac(TrainedEditor):
+    """Semi-Parametric Editing with a Retrieval-Augmented Counterfactual (Mitchell et al. 2022, arXiv:2206.06520).
+
+    `beta = max_i g(edit_i, query)`; where beta > 0.5 the counterfactual model answers, with the edit of the largest g
+    as its context, and else the backbone, which is not touched (equation 2). The backbone's weights never change, and
+    a query out of every scope gets its logits bit for bit.
+    """
+
+    name = "serac"
+    summary = "a scope classifier and a small counterfactual model (SERAC)"
+    config_class: ClassVar = SeracConfig
+
+    def __init__(self, backbone: Backbone, modules: SeracModules):
+        super().__init__(backbone, modules)
+        self.device = backbone.layer_device(self.config.layer)
+        self.memory = EditMemory(self.device)
+        self._fired: list[tuple[Fired, ...]] = []
+
+    # -- how it is trained -------------------------------------------------------------------------------
+
+    @classmethod
+    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+        """Width, layer and vocabulary."""
+        return {**EncoderConfig.shape(backbone), "vocabulary": backbone.word_embeddings.num_embeddings}
+
+    @classmethod
+    def new_modules(cls, backbone: Backbone, config: SeracConfig) -> SeracModules:
+        """Untrained modules. Raises `BackboneError` where they do not fit the backbone."""
+        vocabulary = backbone.word_embeddings.num_embeddings
+        if (config.width, config.vocabulary) != (backbone.width, vocabulary) or config.layer >= len(backbone.layers):
+            raise BackboneError(
+                f"These settings are for width {config.width}, layer {config.layer} and {config.vocabulary} words; "
+                f"{backbone.name} has width {backbone.width}, {len(backbone.layers)} layers and {vocabulary} words. "
+                "Leave these settings out."
+            )
+        return SeracModules(backbone, config).to(backbone.layer_device(config.layer))
+
+    @classmethod
+    def default_stages(cls) -> tuple[StageConfig, ...]:
+        """The counterfactual model and the classifier, each by itself, as in the paper."""
+        return (
+            StageConfig(name="counterfactual", steps=200, batch=48, rate=1e-3),
+            StageConfig(name="classifier", steps=700, batch=48, rate=1e-3),
+        )
+
+    @classmethod
+    def make_task(
+        cls,
+        backbone: Backbone,
+        config: SeracConfig,
+        cases: Sequence[EditCase],
+        folder: Path,
+        report: Report,
+        processes: Processes = ALONE,
+    ) -> SeracTask:
+        """Cases with their states at the classifier's layer."""
+        store = StateStore(backbone, config.layer, folder / f"states-{processes.rank}")
+        task = SeracTask(backbone, config, cases, store, processes)
+        task.prepare(lambda done, total: report("states", done, total, {}) if processes.is_first else None)
+        return task
+
+    # -- editing -----------------------------------------------------------------------------------------
+
+    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
+        feature = self._features([edit.question], [edit.answer])[0]
+        self.backbone.intercept(self._ask)
+        self.memory.add(edit_id, edit, feature)
+        texts = f"{edit.question.prompt}{edit.answer}".encode()
+        return {"store_bytes": feature.nbytes + len(texts)}
+
+    def undo(self, edit_id: str) -> None:
+        """Forget one edit: all is as if it had never been there. Raises `NotFoundError`."""
+        self.memory.remove(edit_id)
+        if not len(self.memory):
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget every edit."""
+        self.backbone.release(self._ask)
+        self.memory.clear()
+        self._fired = []
+
+    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The memory: features and pictures, and the edits' texts."""
+        tensors, edits = self.memory.state()
+        return tensors, {"edits": edits}
+
+    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        """Put a kept memory in place of this one."""
+        self.reset()
+        self.memory.restore(tensors, note["edits"])
+        if len(self.memory):
+            self.backbone.intercept(self._ask)
+
+    # -- answering ---------------------------------------------------------------------------------------
+
+    def fired(self) -> list[tuple[Fired, ...]] | None:
+        """The edit that answered, query by query; its margin is g - 0.5."""
+        return list(self._fired)
+
+    @torch.no_grad()
+    def in_scope(self, questions: Sequence[Question]) -> list[tuple[str, float]]:
+        """The edit with the largest g for each question, and that g. Raises `NotFoundError` where there is no edit."""
+        ids, cosines = self.memory.nearest(self._features(questions))
+        probabilities = self.modules.classifier.similarity(cosines).sigmoid()
+        return list(zip(ids, probabilities.tolist(), strict=True))
+
+    def _ask(self, questions: Sequence[Question]) -> list[Asked]:
+        found = self.in_scope(questions)
+        inside = [probability > 0.5 for _, probability in found]
+        edits = [self.memory[edit_id] for (edit_id, _), hit in zip(found, inside, strict=True) if hit]
+        answerer = _EditAnswerer(self.modules.counterfactual, edits)
+        self._fired = [
+            (Fired(edit_id, 1.0, probability - 0.5),) if hit else ()
+            for (edit_id, probability), hit in zip(found, inside, strict=True)
+        ]
+        return [
+            Asked(question, answerer=answerer if hit else None) for question, hit in zip(questions, inside, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _features(self, questions: Sequence[Question], answers: Sequence[str] | None = None) -> Tensor:
+        return self.modules.classifier(read_questions(self.backbone, questions, self.config.layer, answers))
+
+
+class _EditAnswerer:
+    """The counterfactual model for those rows of one batch that are in the scope of an edit."""
+
+    def __init__(self, model: Counterfactual, edits: Sequence[Edit]):
+        self.model, self.edits = model, edits
+
+    def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
+        """Greedy answers."""
+        return self.model.generate(self._rewrites(questions), max_new_tokens)
+
+    @torch.no_grad()
+    def logits(self, questions: Sequence[Question], inputs: Inputs, rows: Sequence[int]) -> Tensor:
+        """(rows, length, vocabulary): its logits where an answer's token is predicted, 0 elsewhere."""
+        chosen = torch.tensor(rows, device=inputs.input_ids.device)
+        answer, predicting = inputs.answer_mask[chosen], inputs.predicting[chosen]
+        ids = inputs.input_ids[chosen]
+        logits = torch.zeros(*ids.shape, self.model.vocabulary, device=ids.device)
+        if bool(answer.any()):
+            answers = [row[mask].tolist() for row, mask in zip(ids, answer, strict=True)]
+            logits[predicting] = self.model(self._rewrites(questions), answers).to(logits)
+        return logits
+
+    def _rewrites(self, questions: Sequence[Question]) -> list[Rewrite]:
+        pairs = zip(self.edits, questions, strict=True)
+        return [Rewrite(edit.question.prompt, edit.answer, question.prompt) for edit, question in pairs]

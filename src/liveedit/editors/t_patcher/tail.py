@@ -1,0 +1,95 @@
+"""What follows the last FFN, run again and again for the few tokens that predict an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...backbones import Backbone, Inputs
+from .patches import PatchedFeedForward, Patches
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A `Layout` of tokens that no layer will read: nothing but the final norm and the head follows."""
+
+    attention_mask: Tensor
+    image_mask: Tensor
+    positions: None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One question with its answer, with the patches that are in force.
+
+    before, after: the states before the last layer, (1, length, d), and after it, (answer tokens, d). queries: (answer
+    tokens, d) float32, what the last FFN is given before each token of the answer. targets: (answer tokens,) token ids.
+    """
+
+    inputs: Inputs
+    before: Tensor
+    after: Tensor
+    queries: Tensor
+    targets: Tensor
+
+
+class Tail:
+    """The end of a model, from the last FFN on.
+
+    In most families the FFN's output is the last thing that a layer adds to the states: then what patches say is added
+    to the states after the layer, and nothing but the final norm and the head runs, for the answer's tokens alone.
+    Where more follows the FFN (a norm in Gemma and OPT-350m), which a trial tells, the last layer runs as a whole.
+    """
+
+    def __init__(self, backbone: Backbone, feed_forward: PatchedFeedForward):
+        self.backbone, self.feed_forward = backbone, feed_forward
+        self.last = len(backbone.layers) - 1
+        self.device = backbone.layer_device(self.last)
+        self._adds: bool | None = None
+
+    @torch.no_grad()
+    def read(self, inputs: Inputs) -> Passage:
+        """One pass of the model."""
+        before: list[Tensor] = []
+        handle = self.backbone.layers[self.last - 1].register_forward_hook(
+            lambda layer, arguments, output: before.append(output if isinstance(output, Tensor) else output[0])
+        )
+        try:
+            with self.feed_forward.keeping() as kept:
+                after = self.backbone.states(inputs, self.last)
+        finally:
+            handle.remove()
+        predicting = inputs.predicting.to(after.device)
+        queries = kept[0].reshape(after.shape)[predicting].float()
+        targets = inputs.input_ids[inputs.answer_mask].to(self.device)
+        passage = Passage(inputs, before[0], after[predicting], queries, targets)
+        if self._adds is None:
+            self._adds = self._try_adding(passage)
+        return passage
+
+    def logits(self, passage: Passage, patches: Patches) -> Tensor:
+        """(answer tokens, vocabulary) float32 that predict the answer, with these patches besides those in force."""
+        return self._by_adding(passage, patches) if self._adds else self._by_the_whole_layer(passage, patches)
+
+    def _try_adding(self, passage: Passage) -> bool:
+        """Whether adding to the states after the layer answers as the layer does, for patches that say much."""
+        width = passage.after.shape[-1]
+        loud = torch.linspace(-1, 1, width, device=self.device) * passage.after.float().std()
+        trial = Patches(torch.zeros_like(loud)[None], torch.ones_like(loud[:1]), loud[None])
+        unmoved = self._by_adding(passage, Patches.start(passage.queries[:0]))
+        added, whole = self._by_adding(passage, trial), self._by_the_whole_layer(passage, trial)
+        return bool((added - whole).norm() < 0.05 * (whole - unmoved).norm())
+
+    def _by_adding(self, passage: Passage, patches: Patches) -> Tensor:
+        after = passage.after + patches.output(passage.queries).to(passage.after.dtype)
+        everything = torch.ones(1, len(after), dtype=torch.bool, device=self.device)
+        tokens = _Tokens(everything.long(), ~everything)
+        return self.backbone.logits_from(after[None], tokens, self.last, everything).float().to(self.device)
+
+    def _by_the_whole_layer(self, passage: Passage, patches: Patches) -> Tensor:
+        inputs = passage.inputs
+        with self.feed_forward.adding(patches):
+            logits = self.backbone.logits_from(passage.before, inputs, self.last - 1, inputs.predicting)
+        return logits.float().to(self.device)

@@ -1,0 +1,267 @@
+"""Independent jobs, run one by one, in several processes, or on a Ray cluster; one that fails does not stop others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import ConfigError, LiveEditError
+
+Row = Mapping[str, Any]
+Report = Callable[[str, int, int], None]
+"""Called with what is going on, how much of it is done, and how much there is."""
+
+
+_KILLED = "The process that worked on it was killed, also when it ran alone. Did the system run out of memory?"
+
+
+class ClusterUnavailableError(LiveEditError, ImportError):
+    """A cluster was asked for, but Ray is not installed."""
+
+
+class Job(Protocol):
+    """One piece of work that needs no other; it is pickled to where it runs."""
+
+    @property
+    def title(self) -> str:
+        """What it is, in a line."""
+        ...
+
+    @property
+    def stage(self) -> int:
+        """Jobs of a lower stage begin first."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """Jobs of a kind take times in proportion to their sizes."""
+        ...
+
+    @property
+    def size(self) -> float:
+        """How much work it is, beside other jobs of its kind."""
+        ...
+
+    def run(self, report: Report) -> Done:
+        """Do it, or find it done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job gave: rows, and whether all of them were there already."""
+
+    rows: tuple[Row, ...]
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: with rows, or with an error."""
+
+    job: Job
+    seconds: float
+    done: Done | None = None
+    error: str = ""
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where jobs run.
+
+    jobs: how many at once; above 1 each has a process of its own with one torch thread. None is one, or as many as a
+    cluster has CPUs. cluster: None for this machine, else "local" (a cluster of this machine), "auto" (one that runs),
+    or the address of a Ray cluster; its machines must see the folders that are given.
+    """
+
+    jobs: int | None = None
+    cluster: str | None = None
+
+    def __post_init__(self) -> None:
+        fewest = 1 if self.cluster is None else 2
+        if self.jobs is not None and self.jobs < fewest:
+            where = "" if self.cluster is None else " on a cluster"
+            raise ConfigError(f"{self.jobs} jobs at once were asked for{where}. Give {fewest} or more.")
+
+    @property
+    def in_process(self) -> bool:
+        """Whether jobs run in this very process, where their progress can be watched."""
+        return self.jobs in (None, 1) and self.cluster is None
+
+    @property
+    def count(self) -> int:
+        """How many at once, as joblib has it: -1 for as many as there are CPUs."""
+        return self.jobs or (1 if self.cluster is None else -1)
+
+
+Ended = Callable[[Outcome, int, int], None]
+"""Called with an outcome, how many jobs have ended, and how many there are."""
+
+
+def run_jobs(
+    jobs: Sequence[Job], workers: Workers, ended: Ended = lambda *_: None, report: Report = lambda *_: None
+) -> list[Outcome]:
+    """Run all jobs; the outcomes come in the order of `jobs`.
+
+    A job that raises is an outcome with its error. Ctrl-C stops all and is raised again. Raises
+    `ClusterUnavailableError` where a cluster is asked for without Ray.
+    """
+    queue = _Queue(list(jobs), list(range(len(jobs))))
+    found: dict[int, Outcome] = {}
+    with _backend(workers) as killings:
+        while batch := queue.next_batch():
+            for place, outcome in _until_killed(batch, queue, workers, report, killings):
+                found[place] = outcome
+                queue.took(place, outcome)
+                ended(outcome, len(found), len(jobs))
+    return [found[place] for place in range(len(jobs))]
+
+
+def _until_killed(
+    places: Iterable[int], queue: _Queue, workers: Workers, report: Report, killings: type[Exception]
+) -> Iterator[tuple[int, Outcome]]:
+    """Outcomes of these jobs, until a process is killed."""
+    from joblib import Parallel, delayed
+
+    runner, argument = (_run_here, report) if workers.in_process else (_run_there, str(Path.cwd()))
+    how: dict[str, Any] = {"batch_size": 1, "pre_dispatch": "n_jobs", "return_as": "generator_unordered"}
+    parallel: Any = Parallel(n_jobs=workers.count, **how)
+    try:
+        yield from parallel(delayed(runner)(place, queue.jobs[place], argument) for place in places)
+    except killings:
+        yield from queue.killed()
+    except BaseException:
+        _stop_workers(workers)
+        raise
+
+
+@dataclass
+class _Queue:
+    """Places of jobs in the order in which they begin: by stage, and within one those that take longest first.
+
+    How long a job takes is known from others of its kind that have ended; kinds not seen yet go first, in their order.
+    When a process is killed, each job that had begun is suspected, and tried again alone when no other waits.
+    """
+
+    jobs: list[Job]
+    waiting: list[int]
+    begun: set[int] = field(default_factory=set)
+    suspects: list[int] = field(default_factory=list)
+    alone: int | None = None
+    """The suspect that is tried at present."""
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def next_batch(self) -> Iterator[int] | None:
+        """What to run next: all that wait, or one suspect; None where nothing is left."""
+        if self.waiting:
+            return self._in_order()
+        if not self.suspects:
+            return None
+        self.alone = self.suspects.pop(0)
+        return iter([self.alone])
+
+    def _in_order(self) -> Iterator[int]:
+        while self.waiting:
+            place = min(self.waiting, key=self._rank)
+            self.waiting.remove(place)
+            self.begun.add(place)
+            yield place
+
+    def _rank(self, place: int) -> tuple[int, float]:
+        job = self.jobs[place]
+        rate = self.rates.get(job.kind)
+        return (job.stage, float("-inf") if rate is None else -rate * job.size)
+
+    def took(self, place: int, outcome: Outcome) -> None:
+        """Learn from a job that has ended."""
+        self.begun.discard(place)
+        if outcome.done is not None and not outcome.done.kept and outcome.job.size > 0:
+            self.rates[outcome.job.kind] = outcome.seconds / outcome.job.size
+
+    def killed(self) -> Iterator[tuple[int, Outcome]]:
+        """What follows from a killed process: suspects, or the outcome of the one that was tried alone."""
+        if self.alone is not None:
+            yield self.alone, Outcome(self.jobs[self.alone], 0.0, None, _KILLED)
+        else:
+            self.suspects += sorted(self.begun)
+            self.begun.clear()
+
+
+def _run_here(place: int, job: Job, report: Report) -> tuple[int, Outcome]:
+    started = time.perf_counter()
+    try:
+        done = job.run(report)
+    except Exception as error:
+        text = str(error) if isinstance(error, LiveEditError) else f"{type(error).__name__}: {error}"
+        return place, Outcome(job, time.perf_counter() - started, None, text, traceback.format_exc())
+    return place, Outcome(job, time.perf_counter() - started, done)
+
+
+def _run_there(place: int, job: Job, folder: str) -> tuple[int, Outcome]:
+    """In a process of its own, in the same folder: one thread, and nothing on the screen but errors."""
+    import warnings
+
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _run_here(place, job, lambda *_: None)
+
+
+@contextmanager
+def _backend(workers: Workers) -> Iterator[type[Exception]]:
+    """Where joblib runs jobs inside; gives the error by which it says that a process was killed."""
+    from joblib import parallel_config
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    if workers.cluster is None:
+        with parallel_config(backend="loky"):
+            yield TerminatedWorkerError
+        return
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
+        from ray.util.joblib.ray_backend import RayBackend  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ClusterUnavailableError(
+            "A cluster was asked for, but Ray cannot be imported. Install it with: pip install 'liveedit[cluster]'"
+        ) from error
+
+    class StreamingRay(RayBackend):
+        """Ray's backend, whose outcomes come as they end; joblib asks for this word, all else is there."""
+
+        supports_return_generator = True
+
+    begun = not ray.is_initialized()
+    if begun:
+        passed = {name: value for name, value in os.environ.items() if name.startswith("LIVEEDIT_")}
+        environment = {"env_vars": passed} if passed else {}
+        ray.init(workers.cluster, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+    try:
+        with parallel_config(backend=StreamingRay()):
+            yield RayError
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def _stop_workers(workers: Workers) -> None:
+    """Leave no process behind that still works on a job nobody waits for."""
+    if workers.in_process or workers.cluster is not None:
+        return
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)

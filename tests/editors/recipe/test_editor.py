@@ -1,0 +1,159 @@
+"""RECIPE at work: prompts are retrieved, put before the query, taken back, kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from liveedit.backbones import Backbone
+from liveedit.backbones.interception import Asked
+from liveedit.editors.recipe import Recipe
+from liveedit.editors.retrieval import read_questions
+from liveedit.editors.trained import train_editor
+from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
+from liveedit.samples import Edit, EditCase, Question
+from liveedit.training import StageConfig, TrainingConfig
+
+SIZES = {"features": 32, "generator_width": 32}
+
+
+@pytest.fixture
+def editor(random_backbone: Backbone) -> Iterator[Recipe]:
+    with Recipe.untrained(random_backbone, Recipe.new_config(random_backbone, **SIZES)) as made:
+        yield made
+
+
+@pytest.fixture
+def edits(picture: Callable[[int], Image.Image]) -> list[tuple[str, Edit]]:
+    return [
+        ("first", Edit(Question("What color is the hat?", picture(1)), "red")),
+        ("second", Edit(Question("Where does this creature live?", picture(2)), "deep well")),
+    ]
+
+
+def queries_of(editor: Recipe, questions: list[Question]) -> torch.Tensor:
+    with torch.no_grad():
+        return editor.modules.queries(read_questions(editor.backbone, questions, editor.config.layer))
+
+
+def lower_border(editor: Recipe) -> None:
+    """Put the sentinel so far off that the nearest edit is always nearer."""
+    with torch.no_grad():
+        editor.modules.sentinel.copy_(-editor.memory.features.sum(0))
+
+
+def raise_border(editor: Recipe, question: Question) -> None:
+    """Put the sentinel on a query: nothing is nearer to it."""
+    with torch.no_grad():
+        editor.modules.sentinel.copy_(queries_of(editor, [question])[0])
+
+
+@torch.no_grad()
+def test_the_nearest_edits_prompt_stands_before_the_query(editor: Recipe, edits: list[tuple[str, Edit]]) -> None:
+    backbone, questions = editor.backbone, [edit.question for _, edit in edits]
+    editor.edit(edits)
+    lower_border(editor)
+    tokens = read_questions(backbone, questions, editor.config.layer, ["red", "deep well"])
+    keys, prompts = editor.modules.keys(tokens), editor.modules.generator(tokens)
+    sought = queries_of(editor, questions)
+    nearest = (sought @ keys.T).argmax(1)
+    with backbone.intercepted(lambda asked: [Asked(q, prompts[int(n)]) for q, n in zip(asked, nearest, strict=True)]):
+        expected = backbone.logits(backbone.encode(questions, ["red", "well"]))
+    found = backbone.logits(backbone.encode(questions, ["red", "well"]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    fired = editor.fired()
+    assert fired is not None
+    assert [row[0].edit_id for row in fired] == [("first", "second")[int(n)] for n in nearest]
+    margins = (sought * keys[nearest]).sum(1) - sought @ editor.modules.border
+    assert [row[0].margin for row in fired] == pytest.approx(margins.tolist(), abs=1e-4)
+
+
+@torch.no_grad()
+def test_below_the_sentinel_nothing_changes(editor: Recipe, edits: list[tuple[str, Edit]]) -> None:
+    question = edits[0][1].question
+    before = editor.backbone.logits(editor.backbone.encode([question], ["red"]))
+    editor.edit(edits)
+    raise_border(editor, question)
+    assert torch.equal(editor.backbone.logits(editor.backbone.encode([question], ["red"])), before)
+    assert editor.fired() == [()]
+
+
+@torch.no_grad()
+def test_undo_and_reset_leave_no_trace(editor: Recipe, edits: list[tuple[str, Edit]]) -> None:
+    backbone, questions = editor.backbone, [edit.question for _, edit in edits]
+
+    def logits() -> torch.Tensor:
+        return backbone.logits(backbone.encode(questions))
+
+    unedited = logits()
+    editor.edit(edits[:1])
+    lower_border(editor)
+    one = logits()
+    assert one.shape[1] == unedited.shape[1] + 3
+    assert (one[:, -1] - unedited[:, -1]).abs().max() > 1e-3
+    editor.edit(edits[1:])
+    editor.undo("second")
+    assert torch.equal(logits(), one)
+    with pytest.raises(NotFoundError, match="no edit 'second'"):
+        editor.undo("second")
+    with pytest.raises(InvalidInputError, match="already there"):
+        editor.edit(edits[:1])
+    editor.undo("first")
+    assert backbone.encode(questions).asked == ()
+    assert torch.equal(logits(), unedited)
+    editor.edit(edits)
+    editor.reset()
+    assert torch.equal(logits(), unedited)
+    assert editor.fired() == []
+
+
+@torch.no_grad()
+def test_kept_edits_answer_the_same_elsewhere(editor: Recipe, edits: list[tuple[str, Edit]], tmp_path: Path) -> None:
+    backbone, questions = editor.backbone, [edit.question for _, edit in edits]
+    editor.edit(edits)
+    lower_border(editor)
+    editor.save_pretrained(tmp_path / "editor", torch.float32)
+    editor.save_edits(tmp_path / "edits.safetensors")
+    expected = backbone.logits(backbone.encode(questions))
+    editor.detach()
+    with Recipe.from_pretrained(tmp_path / "editor", backbone) as again:
+        again.load_edits(tmp_path / "edits.safetensors")
+        assert torch.equal(backbone.logits(backbone.encode(questions)), expected)
+        again.undo("first")
+        again.undo("second")
+        again.save_edits(tmp_path / "none.safetensors")
+        again.load_edits(tmp_path / "none.safetensors")
+        assert backbone.encode(questions).asked == ()
+    with Recipe.untrained(backbone, editor.config, seed=1) as other, pytest.raises(CheckpointError, match="made by"):
+        other.load_edits(tmp_path / "edits.safetensors")
+
+
+def test_what_an_edit_costs_is_its_key_and_its_prompt(editor: Recipe, edits: list[tuple[str, Edit]]) -> None:
+    (record, _) = editor.edit(edits)
+    assert record.store_bytes == 4 * (32 + 3 * 192)
+
+
+def test_modules_of_another_width_are_refused(random_backbone: Backbone) -> None:
+    with pytest.raises(BackboneError, match="made for width 64"):
+        Recipe.untrained(random_backbone, Recipe.new_config(random_backbone, width=64))
+    with pytest.raises(BackboneError, match="layer 6"):
+        Recipe.untrained(random_backbone, Recipe.new_config(random_backbone, layer=6))
+
+
+def test_it_trains_into_a_folder_and_goes_on_there(
+    random_backbone: Backbone, train_cases: tuple[EditCase, ...], tmp_path: Path
+) -> None:
+    config = Recipe.new_config(random_backbone, **SIZES)
+    stages = tuple(StageConfig(name=name, steps=2, batch=3, rate=1e-3) for name in ("retrieval", "prompts"))
+    training = TrainingConfig(stages=stages, validation=4, validate_every=2, mixed_precision=False)  # type: ignore[call-arg]
+    result = train_editor(Recipe, random_backbone, train_cases, config, training, tmp_path)
+    assert result.folder == tmp_path / "editor"
+    assert 0 <= result.validation["text_generality"] <= 100
+    first = Recipe.load(random_backbone, str(result.folder))
+    again = train_editor(Recipe, random_backbone, train_cases, config, training, tmp_path)
+    second = Recipe.load(random_backbone, str(again.folder))
+    assert first.digest() == second.digest() != Recipe.untrained(random_backbone, config).digest()
