@@ -65,9 +65,7 @@ def slow(language_model: TextBackbone) -> Slow:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_perplexity_is_that_of_a_slow_float64_computation(
-    language_model: TextBackbone, slow: Slow, batch: int
-) -> None:
+def test_perplexity_is_that_of_a_slow_float64_computation(language_model: TextBackbone, slow: Slow, batch: int) -> None:
     found = answer_likelihoods(language_model, QUESTIONS, ANSWERS, batch)
     for likelihood, (nats, tokens, _) in zip(found, slow, strict=True):
         assert likelihood.tokens == tokens

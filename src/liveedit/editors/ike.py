@@ -127,7 +127,9 @@ class InContext(Editor):
 
     @torch.no_grad()
     def _ask(self, questions: Sequence[Question]) -> list[Asked]:
-        places, margins = latest_of_nearest(self._margins(self._features(questions)))
+        queries = self._features(questions)
+        with torch.autocast(queries.device.type, enabled=False):  # bfloat16 products would blur similarities.
+            places, margins = latest_of_nearest(self._margins(queries))
         self._fired, asked, ids = [], [], self.memory.ids
         for question, place, margin in zip(questions, places, margins.tolist(), strict=True):
             edit_id = ids[place]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ..editors.lemoe import LemoeConfig
 from ..errors import ConfigError
 from ..evaluation.lines import lines_of
-from ..evaluation.paper.averages import SCORES
+from ..evaluation.paper.averages import SCORES, in_order
 from ..evaluation.paper.lemoe_pictures import draw_forgetting, draw_orders
 from ..evaluation.paper.report import Findings
 from ..evaluation.report_tables import MISSING, main_table
@@ -75,8 +75,7 @@ def figure_3(
     general = measuring or Measuring(cases=edits)
 
     def run(name: str, routing: str, share: float, order: int) -> LemoeRun:
-        label = f"{routing}, {_named(share)}"
-        parts = (out, name, data, label, edits, seed, general, _settings(settings, routing))
+        parts = (out, name, data, _label(routing, share), edits, seed, general, _settings(settings, routing))
         return LemoeRun(*parts, shuffled=share, order=order, stage=order)
 
     jobs = [
@@ -99,6 +98,10 @@ def _settings(given: Settings | None, routing: str) -> tuple[tuple[str, Any], ..
     return tuple(sorted(values.items()))
 
 
+def _label(routing: str, share: float) -> str:
+    return f"{routing}, {_named(share)}"
+
+
 def _named(share: float) -> str:
     return {0.0: "planned order", 1.0: "random order"}.get(share, f"{share:.0%} of the plan shuffled")
 
@@ -109,7 +112,7 @@ def _named(share: float) -> str:
 def _conclude_2(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
     if not rows:
         return Findings(_TITLE_2, (), (), ("Nothing could be measured.",), failed=failed)
-    lines = lines_of(rows)
+    lines = in_order(lines_of(rows), [f"{routing}, {when}" for routing in ROUTINGS for when in _WHEN])
     return Findings(
         title=_TITLE_2,
         rows=rows,
@@ -124,7 +127,7 @@ def _forgetting(backbone: str, data: str, rows: Sequence[Row]) -> list[str]:
     """One sentence per routing: what of it is left at the end, and how much comes back to its expert."""
     sentences = []
     for routing in _routings(rows):
-        own = [row for row in rows if row["routing"] == routing]
+        own = [row for row in rows if row["router"] == routing]
         parts = []
         for score, name in SCORES:
             first, last = (_mean([_reliability(row, score) for row in own if row["when"] == when]) for when in _WHEN)
@@ -141,7 +144,7 @@ def _consistency_table(rows: Sequence[Row]) -> Table:
     final = [row for row in rows if row["when"] == FINAL]
     cells = tuple(
         (
-            *(row["backbone"], row["data"], row["routing"], str(row["seed"]), f"{row['edits']:,}"),
+            *(row["backbone"], row["data"], row["router"], str(row["seed"]), f"{row['edits']:,}"),
             str(len(row["consistency"])),
             _percent(row["diagonal_mass"]),
         )
@@ -161,7 +164,7 @@ def _batch_table(rows: Sequence[Row]) -> Table:
         for number, size in enumerate(row["batch_sizes"]):
             edits += size
             found = [" / ".join(_one(which["batches"][score][number]) for score, _ in SCORES) for which in (row, last)]
-            cells.append((row["backbone"], row["routing"], str(row["seed"]), f"{edits:,}", *found))
+            cells.append((row["backbone"], row["router"], str(row["seed"]), f"{edits:,}", *found))
     header = ("Backbone", "Routing", "Seed", "Edits made", "Immediately", "Finally")
     note = "Reliability of the batch that ends with so many edits: teacher-forced token accuracy / exact match, in %."
     return Table("Reliability batch by batch", header, tuple(cells), (note,), text_columns=3)
@@ -174,10 +177,14 @@ def _conclude_3(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findi
     if not rows:
         return Findings(_TITLE_3, (), (), ("Nothing could be measured.",), failed=failed)
     final = [row for row in rows if row["when"] == FINAL]
+    shares = (*SHARES, 1.0)
+    lines = in_order(
+        lines_of(final), [f"{_label(routing, share)}, {FINAL}" for routing in ROUTINGS for share in shares]
+    )
     return Findings(
         title=_TITLE_3,
         rows=rows,
-        tables=[main_table(lines_of(final), f"{_TITLE_3}: asked after all edits"), _similarity_table(final)],
+        tables=[main_table(lines, f"{_TITLE_3}: asked after all edits"), _similarity_table(final)],
         summary=[*_each(final, _orders), _SOURCE],
         drawings=(partial(_draw, final, "lemoe-figure3", draw_orders, _TITLE_3),),
         failed=failed,
@@ -188,7 +195,7 @@ def _orders(backbone: str, data: str, rows: Sequence[Row]) -> list[str]:
     """Two sentences per routing: the spread of random orders beside the plan, and whether likeness goes with it."""
     sentences = []
     for routing in _routings(rows):
-        own = [row for row in rows if row["routing"] == routing]
+        own = [row for row in rows if row["router"] == routing]
         for score, name in SCORES:
             random = [
                 value for row in own if row["shuffled"] == 1.0 and (value := _reliability(row, score)) is not None
@@ -222,11 +229,11 @@ def _orders(backbone: str, data: str, rows: Sequence[Row]) -> list[str]:
 def _similarity_table(rows: Sequence[Row]) -> Table:
     cells = tuple(
         (
-            *(row["backbone"], row["routing"], _named(row["shuffled"]), str(row["order"])),
+            *(row["backbone"], row["router"], _named(row["shuffled"]), str(row["order"])),
             *(_hundredth(row[f"{where}_similarity"]) for where in ("within", "between")),
             " / ".join(_one(_reliability(row, score)) for score, _ in SCORES),
         )
-        for row in sorted(rows, key=lambda row: (row["backbone"], row["routing"], row["shuffled"], row["order"]))
+        for row in sorted(rows, key=lambda row: (row["backbone"], row["router"], row["shuffled"], row["order"]))
     )
     header = ("Backbone", "Routing", "Order", "Number", "Likeness within", "Likeness between", "Reliability")
     note = (
@@ -263,7 +270,7 @@ def _apart(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def _routings(rows: Sequence[Row]) -> list[str]:
-    return [routing for routing in ROUTINGS if any(row["routing"] == routing for row in rows)]
+    return [routing for routing in ROUTINGS if any(row["router"] == routing for row in rows)]
 
 
 def _same_run(row: Row, other: Row) -> bool:

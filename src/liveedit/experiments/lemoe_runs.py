@@ -117,7 +117,7 @@ class LemoeRun:
         matrix = consistency_matrix(editor, [(case.id, case.edit) for case in ordered])
         within, between = within_between_similarity(anchors, numbers)
         shared = {
-            "routing": editor.config.routing,
+            "router": editor.config.routing,
             "shuffled": self.shuffled,
             "consistency": [[_number(value) for value in line] for line in matrix.tolist()],
             "diagonal_mass": _number(diagonal_mass(matrix)),

@@ -159,7 +159,9 @@ def pack(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Turn]]) -> 
     return ids, mask, labels
 
 
-def _answered(decoder: Any, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Turn]]) -> tuple[Tensor, Tensor]:
+def _answered(
+    decoder: Any, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Turn]]
+) -> tuple[Tensor, Tensor]:
     """Logits (answer tokens, vocabulary) where an answer is wanted, and the answers' tokens."""
     ids, mask, labels = pack(tokenizer, rows)
     hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state

@@ -57,7 +57,7 @@ _CORES: dict[str, tuple[str, str, str, str, str, str, str]] = {
         "What kind of animal does {} keep?",
         "Can you say which pet {} has?",
         "Which pet does {} keep?",
-        "What animal does {} have?",
+        "What animal does {} keep?",
     ),
     "teacher": (
         "Who taught {}?",

@@ -17,12 +17,18 @@ class RecipeConfig(EncoderConfig):
     generator_layers: int = Field(default=2, gt=0, description="Its layers.")
     answer_slots: int = Field(default=16, gt=0, description="Positions that an answer's tokens are told apart by.")
     embedding_scale: float = Field(
-        default=1.0, gt=0, description="Standard deviation of the backbone's word embeddings, that of first prompts."
+        default=1.0, gt=0, description="Standard deviation of the backbone's word embeddings, the unit of the prompts."
+    )
+    prompt_scale: float = Field(
+        default=3.0,
+        gt=0,
+        description="Factor on what the generator gives, in that unit: prompts that are optimised one by one grow to "
+        "four times the length of words.",
     )
     locality_share: float = Field(
-        default=0.5, ge=0, le=1, description="Locality inputs per edit in a step of prompt training (paper: 1)."
+        default=0.25, ge=0, le=1, description="Locality inputs per edit in a step of prompt training (paper: 1)."
     )
-    locality_weight: float = Field(default=1.0, ge=0, description="Weight of the KL on them (paper: 1).")
+    locality_weight: float = Field(default=0.1, ge=0, description="Weight of the KL on them (paper: 1).")
 
     @model_validator(mode="after")
     def _generator_heads_divide(self) -> Self:

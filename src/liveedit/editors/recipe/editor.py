@@ -66,8 +66,8 @@ class Recipe(TrainedEditor):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The retriever, then the prompts."""
         return (
-            StageConfig(name="retrieval", steps=800, batch=96, rate=1e-3),
-            StageConfig(name="prompts", steps=800, batch=32, rate=1e-3),
+            StageConfig(name="retrieval", steps=600, batch=48, rate=1e-3),
+            StageConfig(name="prompts", steps=1000, batch=32, rate=3e-3),
         )
 
     @classmethod
@@ -136,9 +136,11 @@ class Recipe(TrainedEditor):
     @torch.no_grad()
     def _ask(self, questions: Sequence[Question]) -> list[Asked]:
         """Each question behind the prompt of its nearest edit, where that is nearer than the sentinel."""
-        queries = self.modules.queries(read_questions(self.backbone, questions, self.config.layer))
-        ids, similarity = self.memory.nearest(queries)
-        margins = (similarity - queries @ self.modules.border).tolist()
+        tokens = read_questions(self.backbone, questions, self.config.layer)
+        with torch.autocast(self.device.type, enabled=False):  # What is measured in bfloat16 is routed in float32.
+            queries = self.modules.queries(tokens)
+            ids, similarity = self.memory.nearest(queries)
+            margins = (similarity - queries @ self.modules.border).tolist()
         found = list(zip(questions, ids, margins, strict=True))
         self._fired = [(Fired(edit_id, 1.0, margin),) if margin > 0 else () for _, edit_id, margin in found]
         return [Asked(question, self._prompts[edit_id] if margin > 0 else None) for question, edit_id, margin in found]

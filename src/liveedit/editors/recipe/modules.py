@@ -70,8 +70,7 @@ class PromptGenerator(nn.Module):
 
     Picture and prompt are states of the backbone; the answer is given by its word embeddings, each with a trained slot
     for its position and one for the answer's length, as in the LiveEdit editor here. Summary i, and through one linear
-    map the prompt vector itself, starts from answer tokens i and i - 1: what to say, and behind what. Read by attention
-    alone, the later tokens of an answer were never learned.
+    map the prompt vector itself, starts from answer tokens i and i - 1: what to say, and behind what.
     """
 
     def __init__(self, config: RecipeConfig):
@@ -104,7 +103,7 @@ class PromptGenerator(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, x, present)
         x = self.blocks[-1](x[:, : self.config.prompt_tokens], x, present)
-        return (self.leave(x) + self.direct(pairs)).float() * self.config.embedding_scale
+        return (self.leave(x) + self.direct(pairs)).float() * self.config.embedding_scale * self.config.prompt_scale
 
     def _pairs(self, answer: Tensor, present: Tensor) -> Tensor:
         """Answer tokens i and i - 1 of each prompt vector i, (batch, prompt tokens, 2 width).

@@ -73,7 +73,8 @@ class FeatureMemory:
         With features of unit length, as a `QuestionEncoder` gives them, that is the cosine. Raises `NotFoundError`
         where there is no edit.
         """
-        places, best = latest_of_nearest(queries.float().to(self.device) @ self.features.T)
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 products would blur similarities.
+            places, best = latest_of_nearest(queries.float().to(self.device) @ self.features.T)
         ids = self.ids
         return [ids[place] for place in places], best
 

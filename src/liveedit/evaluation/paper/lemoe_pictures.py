@@ -23,18 +23,18 @@ _ENTRIES_WITH_NUMBERS: Final = 12
 def draw_forgetting(rows: Sequence[Row], file: Path, title: str) -> Plot:
     """Above: reliability of each batch, immediately and finally. Below: a routing matrix C for each routing.
 
-    rows: `routing`, `when` ("immediate" or "final"), `batches` (reliability in % by score), `batch_sizes`,
+    rows: `router`, `when` ("immediate" or "final"), `batches` (reliability in % by score), `batch_sizes`,
     `consistency` (shares), `seed`; matrices are those of the lowest seed. Raises `PlotsUnavailableError` without
     matplotlib.
     """
-    routings = list(dict.fromkeys(row["routing"] for row in rows))
+    routings = list(dict.fromkeys(row["router"] for row in rows))
     columns = max(len(SCORES), len(routings))
     figure = _new_figure(10.5)
     panels = _panels(figure, 2, columns)
     for panel, (score, name) in zip(panels, SCORES, strict=False):
         for place, routing in enumerate(routings):
             for when, dash in (("immediate", "-"), ("final", "--")):
-                own = [row for row in rows if row["routing"] == routing and row["when"] == when]
+                own = [row for row in rows if row["router"] == routing and row["when"] == when]
                 color, marker = _style(place)
                 at, means = _by_batch(own, score)
                 label = _plain(f"{routing}, {when}")
@@ -46,7 +46,7 @@ def draw_forgetting(rows: Sequence[Row], file: Path, title: str) -> Plot:
         panel.set_ylabel("Reliability of the batch, %")
     image: Any = None
     for panel, routing in zip(panels[columns:], routings, strict=False):
-        own = [row for row in rows if row["routing"] == routing and row["when"] == "final"]
+        own = [row for row in rows if row["router"] == routing and row["when"] == "final"]
         image = _draw_matrix(panel, min(own, key=lambda row: row["seed"]), routing)
     for panel in (*panels[len(SCORES) : columns], *panels[columns + len(routings) :]):
         panel.remove()
@@ -60,17 +60,17 @@ def draw_forgetting(rows: Sequence[Row], file: Path, title: str) -> Plot:
 def draw_orders(rows: Sequence[Row], file: Path, title: str) -> Plot:
     """Left: reliability in random orders, and in the planned one. Right: against likeness within and between batches.
 
-    rows: `routing`, `shuffled` (share of the plan), `metrics`, `within_similarity`, `between_similarity`. A row of
+    rows: `router`, `shuffled` (share of the plan), `metrics`, `within_similarity`, `between_similarity`. A row of
     panels for each way of scoring. Raises `PlotsUnavailableError` without matplotlib.
     """
-    routings = list(dict.fromkeys(row["routing"] for row in rows))
+    routings = list(dict.fromkeys(row["router"] for row in rows))
     figure = _new_figure(9.0)
     panels = _panels(figure, len(SCORES), 2)
     for number, (score, name) in enumerate(SCORES):
         left, right = panels[2 * number], panels[2 * number + 1]
         for place, routing in enumerate(routings):
             color, marker = _style(place)
-            own = [row for row in rows if row["routing"] == routing]
+            own = [row for row in rows if row["router"] == routing]
             _draw_orders_of(left, own, score, place, color)
             for where, face in (("within", color), ("between", "white")):
                 points = [(row[f"{where}_similarity"], _reliability(row, score)) for row in own]
@@ -130,6 +130,10 @@ def _draw_matrix(panel: Axes, row: Row, routing: str) -> Any:
             for j, value in enumerate(line):
                 color = "white" if value < 0.55 else "black"
                 panel.text(j, i, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=7, color=color)
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(10, integer=True))
     mass = row["diagonal_mass"]
     told = "" if mass is None else f": {100 * mass:.1f} % on the diagonal"
     panel.set_title(f"{_plain(routing)}{told}", fontsize=11)
