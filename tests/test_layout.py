@@ -87,6 +87,18 @@ def test_nothing_imports_the_command_line() -> None:
     assert wrong == []
 
 
+def test_only_the_command_line_imports_experiments() -> None:
+    wrong = [
+        (module_of(file), name)
+        for file in SOURCES
+        for name in imports_of(file)
+        if is_in(name, "experiments")
+        and not is_in(module_of(file), "experiments")
+        and not is_in(module_of(file), "cli")
+    ]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("folder", ["samples", "errors"])
 def test_the_ground_floor_stands_alone(folder: str) -> None:
     assert importing(folder) == []

@@ -14,6 +14,7 @@ from liveedit.backbones import Backbone
 from liveedit.checkpoints import save_tensors
 from liveedit.editors import Editor, editor_class, editor_names
 from liveedit.editors.ft import FineTuneConfig, FineTuneLast, FineTuneMultimodal, FineTuneMultimodalConfig
+from liveedit.editors.lemoe import Lemoe, LemoeConfig
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine, RefineConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.t_patcher import TPatcher, TPatcherConfig
@@ -45,6 +46,8 @@ MAKERS: dict[str, Maker] = {
     "ft-l": lambda backbone, config: FineTuneLast(backbone, FineTuneConfig(steps=3)),  # type: ignore[call-arg]
     "ft-m": lambda backbone, config: FineTuneMultimodal(backbone, FineTuneMultimodalConfig(steps=3)),  # type: ignore[call-arg]
     **{name: untrained(name) for name in ("mend", "serac", "lte", "recipe")},
+    "lemoe": lambda backbone, config: Lemoe(backbone, LemoeConfig(steps=3, routing_steps=3)),  # type: ignore[call-arg]
+    "ike": lambda backbone, config: editor_class("ike").load(backbone),
     "t-patcher": lambda backbone, config: TPatcher(backbone, TPatcherConfig(steps=3)),  # type: ignore[call-arg]
     "liveedit": lambda backbone, config: LiveEdit.untrained(backbone, config()),
     "liveedit-refine": lambda backbone, config: refining(backbone, config()),
@@ -232,7 +235,7 @@ def test_unknown_editors_are_told_with_those_there_are() -> None:
         editor_class("rome")
 
 
-@pytest.mark.parametrize("name", ["none", "ft-l"])
+@pytest.mark.parametrize("name", ["none", "ft-l", "ft-m", "t-patcher", "lemoe", "ike"])
 def test_editors_without_trained_parts_refuse_a_folder(random_backbone: Backbone, name: str) -> None:
     with pytest.raises(InvalidInputError, match="no trained parts"):
         editor_class(name).load(random_backbone, "some/folder")

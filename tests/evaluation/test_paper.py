@@ -152,10 +152,10 @@ def test_judged_at_the_most_edits_and_never_by_a_variant_or_an_unfinished_run() 
         *seeds("mend", [99, 99], status="cut off"),
         *seeds("ft-l", [99, 99], edits=1),
     ]
-    found = judge(lines_of(rows), "liveedit", ["liveedit-refine"])
+    found = judge(lines_of(rows), "liveedit", ["liveedit-refine"], ["liveedit", "liveedit-refine", "lte", "serac"])
     assert [(verdict.standing, verdict.rival, verdict.edits) for verdict in found] == [("best", "lte", 1000)] * 2
-    assert found[0].absent == ("ft-l", "mend")
-    assert "Not measured there: ft-l, mend." in found[0].sentence()
+    assert found[0].absent == ("ft-l", "mend", "serac")
+    assert "Not measured there: ft-l, mend, serac." in found[0].sentence()
     table = verdict_table(found)
     assert dict(zip(table.header, table.rows[0], strict=True))["Lead"] == "+10.0 [10.0, 10.0]"
 

@@ -40,10 +40,10 @@ class InContextConfig(BaseModel):
         default=None, ge=0, description="Layer whose states are compared, from 0; None: two thirds of the depth."
     )
     picture_threshold: float = Field(
-        default=0.65, ge=-1, le=1, description="Cosine that the pooled states of both pictures must exceed."
+        default=0.7, ge=-1, le=1, description="Cosine that the pooled states of both pictures must exceed."
     )
     prompt_threshold: float = Field(
-        default=0.94, ge=-1, le=1, description="Cosine that the pooled states of both prompts must exceed."
+        default=0.95, ge=-1, le=1, description="Cosine that the pooled states of both prompts must exceed."
     )
 
     @field_validator("template")

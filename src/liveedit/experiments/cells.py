@@ -108,7 +108,12 @@ def measure_cell(cell: Cell, editor: EditorChoice, report: Report) -> Done:
     )
     folder = cell.out / "cells" / slug(f"{name}-{found.name}")
     provenance = make_provenance(backbone_digest(backbone), found.files)
-    rows = Bench(backbone, found.cases, config, folder, provenance, noted).run([(cell.editor.label, editor.make)])
+    bench = Bench(backbone, found.cases, config, folder, provenance, noted)
+    try:
+        rows = bench.run([(cell.editor.label, editor.make)])
+    except BaseException:
+        loaded_backbone.cache_clear()  # Whatever an editor left on it must not reach the next cell.
+        raise
     return Done(tuple(rows), kept=not measured)
 
 

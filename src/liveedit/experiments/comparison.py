@@ -129,7 +129,7 @@ def conclude(
     if not rows:
         return Findings(table.title, (), (), ("Nothing could be measured.",), (), (published,), failed)
     lines = in_order(lines_of(rows), labels)
-    verdicts = judge(lines, OWN, FAMILY) if OWN in labels else []
+    verdicts = judge(lines, OWN, FAMILY, labels) if OWN in labels else []
     summary = [headline(verdicts), *(verdict.sentence() for verdict in verdicts)] if verdicts else []
     if failed and summary:
         summary.insert(1, f"{len(failed)} cells failed and are missing from this: see below.")

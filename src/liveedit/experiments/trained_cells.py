@@ -129,7 +129,7 @@ class TrainedCell(Cell):
         shutil.rmtree(folder / "states", ignore_errors=True)
         note = {"parameters": result.parameters, "validation": result.validation, **self.training.to_dict()}
         _write(folder / _NOTE, {"settings": wanted, "training": note})
-        return note, True
+        return _read(folder / _NOTE)["training"], True  # As it will be found again: JSON knows no tuples.
 
     def _folder(self) -> Path:
         """One for each backbone, settings and way of training, so that none meets the checkpoints of another."""

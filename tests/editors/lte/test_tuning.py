@@ -8,17 +8,21 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers import OPTConfig, OPTForCausalLM
 
 from liveedit.backbones import Backbone
+from liveedit.backbones.built_in.tokenizer import build_tokenizer
+from liveedit.backbones.families.parts import Parts
+from liveedit.backbones.families.text_only import TextBackbone
 from liveedit.editors.lte import LearningToEdit
-from liveedit.editors.lte.tuning import TunedWeights, Tuning, linear_layers
+from liveedit.editors.lte.tuning import TunedWeights, Tuning, linear_layers, tuned_layers
 from liveedit.errors import BackboneError
 from liveedit.samples import Question
 
 
 def tuning_of(backbone: Backbone, **settings: object) -> Tuning:
     config = LearningToEdit.new_config(backbone, **settings)
-    return Tuning(linear_layers(backbone), config)
+    return Tuning(backbone, config)
 
 
 def stir(tuning: nn.Module, seed: int = 1) -> None:
@@ -114,3 +118,33 @@ def test_weights_that_are_not_numbers_of_their_own_cannot_be_tuned(
         patch.setitem(linear._parameters, "weight", nn.Parameter(torch.empty(2, 2, device="meta")))
         with pytest.raises(BackboneError, match=r"0\.self_attn\.q_proj is quantized or offloaded"):
             linear_layers(random_backbone)
+
+
+def test_learned_positions_are_tuned_with_all_of_the_decoder_and_word_embeddings_never() -> None:
+    torch.manual_seed(5)
+    shape = OPTConfig(
+        vocab_size=1000,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        dropout=0.0,
+        max_position_embeddings=64,
+    )
+    backbone = TextBackbone("opt", OPTForCausalLM(shape), Parts(build_tokenizer(), None, None))
+    linears = set(linear_layers(backbone))
+    assert len(linears) == 6 * 2
+    every, low_rank = (
+        set(tuned_layers(backbone, LearningToEdit.new_config(backbone, tuning=tuning))) for tuning in ("all", "lora")
+    )
+    assert every - linears == {"embed_positions"} and low_rank == linears
+    tuning = tuning_of(backbone)
+    stir(tuning)
+    before, weights = bits(backbone), TunedWeights(backbone, tuning)
+    weights.put()
+    changed = {name for name, value in bits(backbone).items() if value != before[name]}
+    weights.take_back()
+    assert "model.decoder.embed_positions.weight" in changed
+    assert not any("embed_tokens" in name or "lm_head" in name for name in changed)
+    assert bits(backbone) == before

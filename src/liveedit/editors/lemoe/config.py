@@ -86,7 +86,7 @@ class LemoeConfig(BaseModel):
     threshold: float = Field(
         default=0.72, gt=-1, le=1, description="Least cosine to an anchor of the expert, for questions with a picture."
     )
-    text_threshold: float = Field(default=0.72, gt=-1, le=1, description="The same for questions without a picture.")
+    text_threshold: float = Field(default=0.75, gt=-1, le=1, description="The same for questions without a picture.")
 
     # How a batch is trained.
     rate: float = Field(default=2e-4, gt=0, description="Learning rate of AdamW (paper: 2e-4).")

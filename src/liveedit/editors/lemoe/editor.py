@@ -298,9 +298,13 @@ class Lemoe(Editor):
         return torch.cat([self._anchors(means) for means in self._means(questions)])
 
     def _anchors(self, means: Means) -> Tensor:
+        return self._origin_of_all().anchors(means.to(self.device), self.config)
+
+    def _origin_of_all(self) -> Origin:
+        """Read from the model once; no edit changes it."""
         if self._origin is None:
             self._origin = self._read_origin()
-        return self._origin.anchors(means.to(self.device), self.config)
+        return self._origin
 
     def _read_origin(self) -> Origin:
         (everyday,) = self._means([Question(text) for text in EVERYDAY_QUESTIONS])
@@ -322,8 +326,10 @@ class Lemoe(Editor):
 
     def _router(self) -> KeyRouter:
         if self._keys is None:
-            everyday = self.anchors_of([Question(text) for text in EVERYDAY_QUESTIONS])
-            self._keys = KeyRouter(self.config, everyday.shape[1], self.device, everyday)
+            by_key = self.config.null_expert == "key"
+            everyday = self.anchors_of([Question(text) for text in EVERYDAY_QUESTIONS]) if by_key else None
+            width = len(self._origin_of_all().text) * (1 + (self.config.anchor == "text+image"))
+            self._keys = KeyRouter(self.config, width, self.device, everyday)
         return self._keys
 
     @property

@@ -36,7 +36,8 @@ class KeyRouter:
     a further expert with the key 0, which does nothing.
     """
 
-    def __init__(self, config: LemoeConfig, anchor_width: int, device: torch.device, everyday: Tensor):
+    def __init__(self, config: LemoeConfig, anchor_width: int, device: torch.device, everyday: Tensor | None = None):
+        """`everyday`: (questions, a) anchors of questions that are nobody's edits, which the null key is taught by."""
         self.config, self.device = config, device
         generator = torch.Generator().manual_seed(config.seed)
         down = torch.randn(config.projection_width, anchor_width, generator=generator) * config.projection_gain
@@ -46,7 +47,7 @@ class KeyRouter:
         self.keys = torch.empty(0, config.value_width, device=device)
         self.anchors = torch.empty(0, anchor_width, device=device)
         self.owner = torch.empty(0, dtype=torch.long, device=device)
-        self._everyday = everyday.to(device)
+        self._everyday = self.anchors if everyday is None else everyday.to(device)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -25,8 +25,8 @@ class LearningToEditConfig(BaseModel):
     layer: int = Field(ge=0, description="Decoder layer whose states the retriever reads, counted from 0.")
     tuning: Literal["lora", "all"] = Field(
         default="all",
-        description="What is tuned of the decoder's linear layers: a change of low rank, or all of it (the paper has "
-        "both; LiveEdit paper, table 4: the whole language transformer).",
+        description="What is tuned: a change of low rank of the decoder's linear layers, or all of these and learned "
+        "positions (the paper has both; LiveEdit paper, table 4: the whole language transformer).",
     )
     rank: int = Field(default=32, gt=0, description="Rank of the change, with tuning = lora.")
     alpha: float = Field(default=32.0, gt=0, description="The change of low rank is multiplied by alpha / rank.")
@@ -54,7 +54,7 @@ class LearningToEditConfig(BaseModel):
         "edits to answers that no training edit has.",
     )
     keep_weight: float = Field(
-        default=1.0, gt=0, description="Weight of staying with the base model's own answers, in and without a context."
+        default=2.0, gt=0, description="Weight of staying with the base model's own answers, in and without a context."
     )
 
     @model_validator(mode="after")

@@ -75,8 +75,8 @@ class LearningToEdit(TrainedEditor):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The retriever, then the model."""
         return (
-            StageConfig(name="retriever", steps=500, batch=40, rate=1e-3),
-            StageConfig(name="alignment", steps=450, batch=16, rate=1e-3),
+            StageConfig(name="retriever", steps=700, batch=48, rate=1e-3),
+            StageConfig(name="alignment", steps=500, batch=16, rate=1e-3),
         )
 
     @classmethod

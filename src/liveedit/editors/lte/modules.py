@@ -7,7 +7,7 @@ from torch import nn
 from ...backbones import Backbone
 from ..retrieval import QuestionEncoder, ScopeSimilarity
 from .config import LearningToEditConfig
-from .tuning import Tuning, linear_layers
+from .tuning import Tuning
 
 
 class LearningToEditModules(nn.Module):
@@ -18,7 +18,7 @@ class LearningToEditModules(nn.Module):
         self.config = config
         self.retriever = QuestionEncoder(config.encoder)
         self.similarity = ScopeSimilarity()
-        self.tuning = Tuning(linear_layers(backbone), config)
+        self.tuning = Tuning(backbone, config)
 
     def threshold(self) -> float | None:
         """The cosine that an edit must exceed to be put before a query; None where all may be."""

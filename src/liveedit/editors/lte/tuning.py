@@ -25,15 +25,29 @@ def linear_layers(backbone: Backbone) -> dict[str, nn.Linear]:
     return found
 
 
-class Tuning(nn.Module):
-    """A trained change of linear layers: `W' = W + (alpha / rank) B A`, or `W' = W + D`; both begin as W itself."""
+def tuned_layers(backbone: Backbone, config: LearningToEditConfig) -> dict[str, nn.Module]:
+    """The parts of the decoder whose weights are tuned, by name: linear layers, and learned positions with all of them.
 
-    def __init__(self, linears: Mapping[str, nn.Linear], config: LearningToEditConfig):
+    A model with learned positions (OPT) may have seen few as late as those of a query behind an edit.
+    """
+    found: dict[str, nn.Module] = dict(linear_layers(backbone))
+    if config.tuning == "all":
+        words = backbone.word_embeddings
+        parts = backbone.decoder.named_children()
+        found |= {name: part for name, part in parts if isinstance(part, nn.Embedding) and part is not words}
+    return found
+
+
+class Tuning(nn.Module):
+    """A trained change of weights: `W' = W + (alpha / rank) B A`, or `W' = W + D`; both begin as W itself."""
+
+    def __init__(self, backbone: Backbone, config: LearningToEditConfig):
         super().__init__()
         self.scale = config.alpha / config.rank
+        self.config = config
         self.changes = nn.ModuleDict()
-        for name, linear in linears.items():
-            rows, columns = linear.weight.shape
+        for name, layer in tuned_layers(backbone, config).items():
+            rows, columns = _weight(layer).shape
             parts = nn.ParameterDict()
             if config.tuning == "all":
                 parts["whole"] = nn.Parameter(torch.zeros(rows, columns))
@@ -53,7 +67,7 @@ class TunedWeights:
     """Tuned weights in the place of a backbone's own, which are kept aside: taking them back is exact."""
 
     def __init__(self, backbone: Backbone, tuning: Tuning):
-        self.linears = linear_layers(backbone)
+        self.layers = tuned_layers(backbone, tuning.config)
         self.tuning = tuning
         self._own: dict[str, nn.Parameter] = {}
         self._made: dict[str, nn.Parameter] = {}
@@ -70,16 +84,16 @@ class TunedWeights:
             return
         if not self._made:
             self._made = {
-                name: nn.Parameter(self.tuning.tuned(name, linear.weight), requires_grad=False)
-                for name, linear in self.linears.items()
+                name: nn.Parameter(self.tuning.tuned(name, _weight(layer)), requires_grad=False)
+                for name, layer in self.layers.items()
             }
-        self._own = {name: linear.weight for name, linear in self.linears.items()}
-        _place(self.linears, self._made)
+        self._own = {name: _weight(layer) for name, layer in self.layers.items()}
+        _place(self.layers, self._made)
 
     def take_back(self) -> None:
         """Put the backbone's own weights back."""
         own, self._own = self._own, {}
-        _place({name: self.linears[name] for name in own}, own)
+        _place({name: self.layers[name] for name in own}, own)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -95,18 +109,22 @@ class TunedWeights:
     @contextmanager
     def training(self) -> Iterator[None]:
         """The tuned weights are in force inside as functions of the change, so that gradients reach it."""
-        own = {name: linear.weight for name, linear in self.linears.items()}
+        own = {name: _weight(layer) for name, layer in self.layers.items()}
         try:
-            _place(self.linears, {name: self.tuning.tuned(name, weight) for name, weight in own.items()})
+            _place(self.layers, {name: self.tuning.tuned(name, weight) for name, weight in own.items()})
             yield
         finally:
-            _place(self.linears, own)
+            _place(self.layers, own)
 
 
-def _place(linears: Mapping[str, nn.Linear], weights: Mapping[str, Tensor]) -> None:
-    for name, linear in linears.items():
+def _weight(layer: nn.Module) -> nn.Parameter:
+    return layer.weight  # type: ignore[return-value]
+
+
+def _place(layers: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> None:
+    for name, layer in layers.items():
         # By assignment torch would refuse a tensor with a history, and change the order of the state.
-        linear._parameters["weight"] = weights[name]  # type: ignore[assignment]
+        layer._parameters["weight"] = weights[name]  # type: ignore[assignment]
 
 
 def _key(name: str) -> str:

@@ -16,7 +16,7 @@ class MendConfig(BaseModel):
     layers: int = Field(default=3, gt=0, description="Last decoder layers whose MLP matrices are edited (paper: 3).")
     rank: int = Field(default=128, gt=0, description="Rank of the networks' linear maps (paper: 1920).")
     edit_rate: float = Field(
-        default=1e-3, gt=0, description="First value of each matrix's learned edit learning rate (paper: 1e-4)."
+        default=3e-4, gt=0, description="First value of each matrix's learned edit learning rate (paper: 1e-4)."
     )
     edit_weight: float = Field(default=0.1, ge=0, description="Weight c_edit of the edit loss (paper: 0.1).")
     locality_weight: float = Field(default=1.0, ge=0, description="Weight c_loc of the locality loss (paper: 1).")

@@ -71,7 +71,7 @@ class Mend(TrainedEditor):
     @classmethod
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """One stage."""
-        return (StageConfig(name="edit", steps=600, batch=16, rate=1e-3),)
+        return (StageConfig(name="edit", steps=1400, batch=12, rate=3e-3),)
 
     @classmethod
     def make_task(

@@ -9,14 +9,15 @@ class TPatcherConfig(BaseModel):
     """How the patches of one edit are trained.
 
     "Authors" are those of Transformer-Patcher (https://arxiv.org/abs/2301.09785); the values are those of their code
-    (ZeroYuHuang/Transformer-Patcher), with which they edit generated answers.
+    (ZeroYuHuang/Transformer-Patcher), with which they edit generated answers. Steps and the size of the memory are the
+    best of the settings tried in `docs/EXPERIMENTS.md`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rate: float = Field(default=1e-2, gt=0, description="Learning rate of Adam (authors, LiveEdit's table 3: 1e-2).")
     steps: int = Field(
-        default=25, gt=0, description="Steps per edit, at most (LiveEdit's table 3: 25; authors: 2,000)."
+        default=50, gt=0, description="Steps per edit, at most (LiveEdit's table 3: 25; authors: 2,000)."
     )
     activation_weight: float = Field(default=1.0, ge=0, description="Weight a of the activation loss (authors: 1).")
     memory_weight: float = Field(default=10.0, ge=0, description="Weight m of the memory loss (authors: 10).")
@@ -38,5 +39,5 @@ class TPatcherConfig(BaseModel):
         default=True, description="Whether the queries of earlier edits join the memory (authors: yes)."
     )
     memory_questions: int = Field(
-        default=200, ge=1, description="Questions of the drawn world in the memory of a built-in backbone."
+        default=1000, ge=1, description="Questions of the drawn world or facts in a built-in backbone's memory."
     )

@@ -57,16 +57,19 @@ class Verdict:
         return f"{where}: {words[self.standing]}{absent}"
 
 
-def judge(lines: Sequence[Line], own: str, family: Collection[str] = ()) -> list[Verdict]:
+def judge(
+    lines: Sequence[Line], own: str, family: Collection[str] = (), expected: Collection[str] = ()
+) -> list[Verdict]:
     """A verdict on `own` for each backbone and data set, and for both ways of scoring.
 
-    `family` are variants of it, which are not its rivals. The average is that of the paper's five metrics.
+    `family` are variants of it, which are not its rivals; `expected` are editors that should have been measured. The
+    average is that of the paper's five metrics.
     """
     verdicts = []
     for section in sections(lines):
         largest = [line for line in at_largest(section) if line.complete]
         edits = largest[0].edits if largest else section[0].edits
-        judged = {line.editor for line in section} - {*family, own}
+        judged = {*expected, *(line.editor for line in section)} - {*family, own}
         for score, _ in SCORES:
             found = {line.editor: averages(line, score) for line in largest if averages(line, score)}
             rivals = {name: values for name, values in found.items() if name in judged}
