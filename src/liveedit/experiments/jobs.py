@@ -117,11 +117,15 @@ def run_jobs(
     queue = _Queue(list(jobs), list(range(len(jobs))))
     found: dict[int, Outcome] = {}
     with _backend(workers) as killings:
-        while batch := queue.next_batch():
-            for place, outcome in _until_killed(batch, queue, workers, report, killings):
-                found[place] = outcome
-                queue.took(place, outcome)
-                ended(outcome, len(found), len(jobs))
+        try:
+            while batch := queue.next_batch():
+                for place, outcome in _until_killed(batch, queue, workers, report, killings):
+                    found[place] = outcome
+                    queue.took(place, outcome)
+                    ended(outcome, len(found), len(jobs))
+        except BaseException:
+            _stop_workers(workers)
+            raise
     return [found[place] for place in range(len(jobs))]
 
 
@@ -138,9 +142,6 @@ def _until_killed(
         yield from parallel(delayed(runner)(place, queue.jobs[place], argument) for place in places)
     except killings:
         yield from queue.killed()
-    except BaseException:
-        _stop_workers(workers)
-        raise
 
 
 @dataclass
@@ -214,7 +215,8 @@ def _run_there(place: int, job: Job, folder: str) -> tuple[int, Outcome]:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    os.chdir(folder)
+    if Path(folder).is_dir():  # A machine of a cluster may have no such folder; paths are then to be whole ones.
+        os.chdir(folder)
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -118,7 +118,7 @@ def test_the_key_trains(make_editor: EditorMaker, edits: Edits) -> None:
 
 @pytest.mark.parametrize("routing", ["kv_anchor", "conventional"])
 def test_earlier_experts_are_frozen_and_the_gate_is_not(make_editor: EditorMaker, edits: Edits, routing: str) -> None:
-    editor = make_editor(routing=routing)
+    editor = make_editor(routing=routing, conventional_trains="new")
     editor.edit(edits[:2])
     expert = {name: value.clone() for name, value in editor.experts[0].items()}
     routed = (editor.gate.rows if routing == "conventional" else editor._router().keys).clone()
@@ -126,6 +126,14 @@ def test_earlier_experts_are_frozen_and_the_gate_is_not(make_editor: EditorMaker
     assert all(torch.equal(editor.experts[0][name], value) for name, value in expert.items())
     now = editor.gate.rows if routing == "conventional" else editor._router().keys
     assert torch.equal(now[:1], routed) is (routing == "kv_anchor")
+
+
+def test_a_conventional_adaptor_trains_earlier_experts_too(make_editor: EditorMaker, edits: Edits) -> None:
+    editor = make_editor(routing="conventional")
+    editor.edit(edits[:2])
+    expert = editor.experts[0]["write"].clone()
+    editor.edit(edits[2:])
+    assert not torch.equal(editor.experts[0]["write"], expert)
 
 
 def test_the_answer_has_no_say_in_routing(make_editor: EditorMaker, edits: Edits) -> None:
@@ -314,8 +322,8 @@ def test_other_models_are_edited_in_the_same_way(
     assert torch.equal(logits_of(backbone, [edit.question for _, edit in edits]), before)
 
 
-def test_the_paper_s_layer_is_the_default(make_editor: EditorMaker) -> None:
-    assert make_editor().layer == 2  # The 3rd of 6, as the 18th of 32.
+def test_layers_that_cannot_be_edited_are_refused(make_editor: EditorMaker) -> None:
+    assert make_editor().layer == make_editor().backbone.default_edit_layer() == 3
     with pytest.raises(ConfigError, match="layers 1 to 5"):
         make_editor(layer=6)
     with pytest.raises(ConfigError, match="layer = 0 was given"):

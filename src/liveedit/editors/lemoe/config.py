@@ -18,7 +18,9 @@ class LemoeConfig(BaseModel):
 
     # Where, and what an expert is.
     layer: int | None = Field(
-        default=None, ge=0, description="Decoder layer, from 0. None: the paper's 18th of 32, at the backbone's depth."
+        default=None,
+        ge=0,
+        description="Decoder layer, from 0 (paper: the 18th of 32). None: the backbone's edit layer.",
     )
     expert: Literal["ffn", "low_rank"] = Field(
         default="ffn", description="An expert is an FFN of the layer's own form (paper), or a linear map of low rank."
@@ -28,8 +30,8 @@ class LemoeConfig(BaseModel):
     )
     rank: int = Field(default=16, gt=0, description="Rank of a low-rank expert.")
     start: Literal["copy", "random"] = Field(
-        default="copy",
-        description="A new FFN expert reads as the layer's FFN does, or at random (reconstructed).",
+        default="random",
+        description="What a new FFN expert reads with: the layer's own weights, or random ones (reconstructed).",
     )
     strength: float = Field(default=1.0, gt=0, description="Factor lambda on the experts' sum (paper: 1).")
 
@@ -43,6 +45,11 @@ class LemoeConfig(BaseModel):
     routing: Literal["kv_anchor", "conventional"] = Field(
         default="kv_anchor",
         description="Once per question by key and value (paper), or by a gate for every token (what it improves upon).",
+    )
+    conventional_trains: Literal["all", "new"] = Field(
+        default="all",
+        description="With conventional routing, experts that a batch trains: all, as in a conventional MoE adaptor, or "
+        "the new one.",
     )
     top_k: int = Field(default=1, gt=0, description="Experts that take part in an answer, at most (paper: 1).")
     gate: Literal["softmax", "renormalized"] = Field(
@@ -89,7 +96,7 @@ class LemoeConfig(BaseModel):
     text_threshold: float = Field(default=0.75, gt=-1, le=1, description="The same for questions without a picture.")
 
     # How a batch is trained.
-    rate: float = Field(default=2e-4, gt=0, description="Learning rate of AdamW (paper: 2e-4).")
+    rate: float = Field(default=1e-3, gt=0, description="Learning rate of AdamW (paper: 2e-4).")
     steps: int = Field(default=100, gt=0, description="Optimiser steps per batch at most (paper: 100).")
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW.")
     stop_below_nats: float = Field(

@@ -159,8 +159,11 @@ class Lemoe(Editor):
         return learned
 
     def _learn_gated(self, expert: Weights, batch: Batch) -> Learned:
-        self.gate.insert()
-        experts, rows = [*self.experts, expert], self.gate.rows.clone()
+        number, rows = self.gate.insert(), self.gate.rows.clone()
+        experts, trained = [*self.experts, expert], list(expert.values())
+        if self.config.conventional_trains == "all":
+            experts = [*({name: value.clone() for name, value in one.items()} for one in self.experts), expert]
+            trained = [value for one in experts for value in one.values()]
 
         def added(x: Tensor) -> Tensor:
             flat = x.flatten(0, 1)
@@ -169,8 +172,8 @@ class Lemoe(Editor):
             return self.config.strength * mixed.view_as(x)
 
         with self._hook.paused():
-            learned = learn(self.backbone, self.layer, self.place, batch, [*expert.values(), rows], added, self.config)
-        self.gate.rows = rows
+            learned = learn(self.backbone, self.layer, self.place, batch, [*trained, rows], added, self.config)
+        self.gate.rows, self.experts[:] = rows, experts[:number]
         return learned
 
     # -- taking back -------------------------------------------------------------------------------------
@@ -357,12 +360,12 @@ class Lemoe(Editor):
 
 
 def _edit_layer(backbone: Backbone, config: LemoeConfig) -> int:
-    """The layer by the configuration, or the 18th of 32 at the backbone's depth (counted from 1 in the paper)."""
+    """The layer by the configuration, or the backbone's edit layer where the layers before can be left out."""
     count, first = len(backbone.layers), backbone.first_edit_layer + 1
     if count <= first:
         raise BackboneError(f"{backbone.name} has {count} layers, too few to put experts into.")
     if config.layer is None:
-        return max(first, round(count * 18 / 32) - 1)
+        return max(first, backbone.default_edit_layer())
     if not first <= config.layer < count:
         raise ConfigError(
             f"layer = {config.layer} was given, and {backbone.name} can be edited in layers {first} to {count - 1}. "

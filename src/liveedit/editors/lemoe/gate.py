@@ -13,7 +13,8 @@ class TokenGate:
     """`g(i | x) = top_k softmax_i(w_i . x)`, x what the FFN reads for one token.
 
     rows: (experts, d), w_i by expert. All of them train with each batch, as the gate of a conventional MoE adaptor
-    does: earlier edits may be led to other experts by it, which is what KV anchor routing is there to prevent.
+    does (and, unless `conventional_trains` is "new", all experts as well): earlier edits are overwritten, and led to
+    other experts, which is what module insertion and KV anchor routing are there to prevent.
     """
 
     def __init__(self, config: LemoeConfig, width: int, device: torch.device):
