@@ -81,8 +81,9 @@ def choose_along(
     found = [(tokens, tokens) for tokens in wanted]
     progress(len(probes) - len(open_places))
     for part in _parts(open_places, batch):
-        questions, along = [probes[place].question for place in part], [answers[place] for place in part]
-        for place, pair in zip(part, _forced(backbone, questions, along), strict=True):
+        questions = [probes[place].question for place in part]
+        forced = _forced(backbone, questions, [str(answers[place]) for place in part])
+        for place, pair in zip(part, forced, strict=True):
             found[place] = pair
         progress(len(part))
     return found

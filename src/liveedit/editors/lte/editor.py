@@ -73,10 +73,11 @@ class LearningToEdit(TrainedEditor):
 
     @classmethod
     def default_stages(cls) -> tuple[StageConfig, ...]:
-        """The retriever, then the model."""
+        """The retriever; then the model learns to follow an edit, and to do so where it concerns the query alone."""
         return (
             StageConfig(name="retriever", steps=700, batch=48, rate=1e-3),
-            StageConfig(name="alignment", steps=500, batch=16, rate=1e-3),
+            StageConfig(name="following", steps=400, batch=32, rate=1e-3),
+            StageConfig(name="alignment", steps=300, batch=16, rate=1e-3),
         )
 
     @classmethod

@@ -42,7 +42,7 @@ class _Asked:
 
 
 class LearningToEditTask(ScopeTask):
-    """The stages `retriever` and `alignment`. Each process takes its own share of the cases of a step."""
+    """The stages `retriever`, `following` and `alignment`. Each process takes its own share of the cases of a step."""
 
     def __init__(
         self,
@@ -66,6 +66,8 @@ class LearningToEditTask(ScopeTask):
         own = list(chosen)[self.processes.share(len(chosen))]
         if stage == "retriever":
             return self._retriever_loss(modules, own, rng)
+        if stage == "following":
+            return self._following_loss(modules, own, rng)
         return self._alignment_loss(modules, own, rng)
 
     def _retriever_loss(
@@ -78,6 +80,17 @@ class LearningToEditTask(ScopeTask):
         return scope_loss(scores, pairs.own), {"own_passes": 100 * (scores > 0)[pairs.own].float().mean().item()}
 
     # -- alignment ---------------------------------------------------------------------------------------
+
+    def _following_loss(
+        self, modules: LearningToEditModules, chosen: Sequence[int], rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """`NLL(answer | edits, query in scope)` alone.
+
+        A small model has never copied from its context; asked to stay as it is meanwhile, it learns that much later.
+        """
+        logits, targets, _ = self._predict(modules, self._followed(chosen, rng))
+        followed = 100 * (logits.argmax(-1) == targets).float().mean().item()
+        return F.cross_entropy(logits, targets), {"followed": followed}
 
     def _alignment_loss(
         self, modules: LearningToEditModules, chosen: Sequence[int], rng: np.random.Generator
@@ -202,4 +215,5 @@ class LearningToEditTask(ScopeTask):
             rows = [bool(row.all()) for row in (logits.argmax(-1) == wanted).split(tokens)]
             right["followed"] += rows[:count]
             right["kept"] += rows[count:]
-        return {name: 100 * sum(rows) / len(rows) for name, rows in right.items()}
+        figures = {name: 100 * sum(rows) / len(rows) for name, rows in right.items()}
+        return {"followed": figures["followed"]} if self._stage == "following" else figures

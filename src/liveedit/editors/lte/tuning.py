@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class Tuning(nn.Module):
 
     def tuned(self, name: str, weight: Tensor) -> Tensor:
         """W' of a layer, in W's precision; gradients flow into the change."""
-        parts = self.changes[_key(name)]
+        parts = cast(nn.ParameterDict, self.changes[_key(name)])
         change = parts["whole"] if "whole" in parts else self.scale * (parts["up"] @ parts["down"])
         return (weight.float() + change.to(weight.device)).to(weight.dtype)
 

@@ -130,7 +130,8 @@ def words_of(tokenizer: Any) -> tuple[str, ...]:
 def random_answer(words: Sequence[str], rng: np.random.Generator, longest: int = 4) -> str:
     """One to `longest` random words, or parts of words, as one text: what no training edit answers."""
     while True:
-        text = "".join(words[index] for index in rng.integers(len(words), size=rng.integers(1, longest + 1))).strip()
+        chosen = rng.integers(len(words), size=int(rng.integers(1, longest + 1))).tolist()
+        text = "".join(words[int(index)] for index in chosen).strip()
         if text:
             return text
 
