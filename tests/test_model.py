@@ -217,7 +217,7 @@ def test_editors_that_cannot_keep_edits_apart_are_refused(tiny_llava: Backbone, 
 def test_loading_without_a_trained_editor_is_told_and_closes_the_file(
     random_backbone: Backbone, tmp_path: Path
 ) -> None:
-    with pytest.raises(NotFoundError, match="no trained LiveEdit editor"):
+    with pytest.raises(NotFoundError, match="no trained editor 'liveedit'"):
         EditedModel.load(random_backbone, edits=tmp_path / "edits.db")
     (tmp_path / "edits.db").unlink()
 

@@ -254,9 +254,9 @@ def test_each_stage_trains_its_own_part_until_it_is_better(
 ) -> None:
     torch.manual_seed(0)
     modules = LearningToEdit.new_modules(task.backbone, task.config)
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=3e-3 if stage == "retriever" else 2e-4)
     losses = []
-    for _ in range(4):
+    for _ in range(8):
         loss, _ = task.loss(modules, stage, range(3), np.random.default_rng(0))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
