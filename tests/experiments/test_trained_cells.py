@@ -183,9 +183,18 @@ def test_the_ablation_says_what_each_part_is_worth() -> None:
         in found.summary[0]
     )
     assert "HR* (hard routing compresses the whole picture, whatever is asked) gains 1.0 points" in found.summary[1]
+    assert "95 % interval 10.0 to 10.0" in found.summary[0]
     assert len(found.summary) == 4
+    assert found.tables[0].header[0] == "Setting"
     assert found.published[0].title == "Published ablation (not ours)"
     assert not any("84.41" in table.markdown() for table in found.tables)
+
+
+def test_an_ablation_of_what_learned_nothing_says_so() -> None:
+    rows = [row("none", 40), row("liveedit", 39), row("liveedit-without-sr", 38)]
+    found = conclude_ablation(Training(), rows, [])
+    assert "LiveEdit is no better than the unedited model" in found.summary[0]
+    assert found.summary[1].endswith("costs 1.0 points of the average (one seed).")
 
 
 def sweep_rows(names: Sequence[str], averages: dict[tuple[int, ...], float]) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,7 @@ def conclude(training: Training, rows: Sequence[Row], failed: Sequence[tuple[str
     table = paper_table(shown, TITLE)
     worth = [sentence for score, _ in SCORES for sentence in _worth(lines, score)]
     candidates = (
-        replace(table, notes=(*table.notes, *notes, _trained_how(training))),
+        replace(table, header=("Setting", *table.header[1:]), notes=(*table.notes, *notes, _trained_how(training))),
         harder_table(shown, "Harder probes, which the paper does not have"),
         cost_table(shown),
     )
@@ -138,15 +138,27 @@ def _worth(lines: Sequence[Line], score: str) -> list[str]:
     whole = largest.get(FULL.name)
     if whole is None:
         return []
+    where = f"{whole.edits:,} edits, {dict(SCORES)[score].lower()}"
     own, sentences = averages(whole, score), []
+    gained = _fall(own, largest.get(UNEDITED.name), score)
+    if gained is not None and gained.mean <= 0:
+        sentences.append(
+            f"{where}: {FULL.paper_name} is no better than the unedited model. What its parts are worth cannot be told "
+            "from this; train longer."
+        )
     for setting in WITHOUT:
-        found = averages(largest[setting.name], score) if setting.name in largest else {}
-        falls = [own[seed] - found[seed] for seed in sorted(own.keys() & found.keys())]
-        if falls:
-            fall = Spread.of(falls)
-            sure = "" if fall.low is None else f" (95 % interval {fall.low:.1f} to {fall.high:.1f})"
+        fall = _fall(own, largest.get(setting.name), score)
+        if fall is not None:
+            sure = "one seed" if fall.low is None else f"95 % interval {fall.low:.1f} to {fall.high:.1f}"
             sentences.append(
-                f"{whole.edits:,} edits, {dict(SCORES)[score].lower()}: {setting.paper_name} ({setting.meaning}) "
-                f"{'costs' if fall.mean > 0 else 'gains'} {abs(fall.mean):.1f} points of the average{sure}."
+                f"{where}: {setting.paper_name} ({setting.meaning}) {'costs' if fall.mean > 0 else 'gains'} "
+                f"{abs(fall.mean):.1f} points of the average ({sure})."
             )
     return sentences
+
+
+def _fall(own: Mapping[int, float], other: Line | None, score: str) -> Spread | None:
+    """By how much the other line's average lies below, over the seeds that both have."""
+    found = {} if other is None else averages(other, score)
+    falls = [own[seed] - found[seed] for seed in sorted(own.keys() & found.keys())]
+    return Spread.of(falls) if falls else None

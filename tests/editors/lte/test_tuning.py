@@ -113,7 +113,7 @@ def test_gradients_reach_the_change_alone(random_backbone: Backbone, picture: Ca
 def test_weights_that_are_not_numbers_of_their_own_cannot_be_tuned(
     random_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    linear = random_backbone.layers[0].self_attn.q_proj
+    linear = linear_layers(random_backbone)["0.self_attn.q_proj"]
     with monkeypatch.context() as patch:
         patch.setitem(linear._parameters, "weight", nn.Parameter(torch.empty(2, 2, device="meta")))
         with pytest.raises(BackboneError, match=r"0\.self_attn\.q_proj is quantized or offloaded"):

@@ -54,7 +54,7 @@ class LearningToEditConfig(BaseModel):
         "edits to answers that no training edit has.",
     )
     keep_weight: float = Field(
-        default=2.0, gt=0, description="Weight of staying with the base model's own answers, in and without a context."
+        default=1.0, gt=0, description="Weight of staying with the base model's own answers, in and without a context."
     )
 
     @model_validator(mode="after")

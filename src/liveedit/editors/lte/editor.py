@@ -77,7 +77,7 @@ class LearningToEdit(TrainedEditor):
         return (
             StageConfig(name="retriever", steps=700, batch=48, rate=1e-3),
             StageConfig(name="following", steps=400, batch=32, rate=1e-3),
-            StageConfig(name="alignment", steps=300, batch=16, rate=1e-3),
+            StageConfig(name="alignment", steps=400, batch=16, rate=1e-3),
         )
 
     @classmethod
