@@ -230,6 +230,14 @@ def test_what_an_editor_fired_fits_the_batch(editor: Editor, edits: list[tuple[s
     assert fired is None or len(fired) in (0, 2)
 
 
+def test_edits_answer_in_mixed_precision(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
+    editor.edit(edits)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        asked = editor.backbone.encode([edit.question for _, edit in edits])
+        assert torch.isfinite(editor.backbone.logits(asked)).all()
+        assert len(editor.backbone.generate(asked, max_new_tokens=3)) == len(edits)
+
+
 def test_unknown_editors_are_told_with_those_there_are() -> None:
     with pytest.raises(NotFoundError, match=r"ft-l, ft-m, .*liveedit, .*none"):
         editor_class("rome")

@@ -341,11 +341,16 @@ class Lemoe(Editor):
 
     @torch.no_grad()
     def _route(self, means: Means) -> Route:
-        return self._router().route(self._anchors(means))
+        with torch.autocast(self.device.type, enabled=False):  # What is measured in bfloat16 is routed in float32.
+            return self._router().route(self._anchors(means))
 
     @torch.no_grad()
     def _added(self, route: Route | None, x: Tensor, question: Tensor | None) -> Tensor:
-        """What the experts in force add to the FFN's output."""
+        """What the experts in force add to the FFN's output, in float32 whatever the model computes in."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self._added_precisely(route, x, question)
+
+    def _added_precisely(self, route: Route | None, x: Tensor, question: Tensor | None) -> Tensor:
         precise = x.to(self.device).float()
         if route is not None:
             mixed = mixed_output(self.experts, route.experts, route.weights, precise, self.place.activation)
