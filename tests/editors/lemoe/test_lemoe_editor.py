@@ -20,6 +20,7 @@ ConfigMaker = Callable[..., LemoeConfig]
 EditorMaker = Callable[..., Lemoe]
 Edits = list[tuple[str, Edit]]
 
+WAYS_TO_FIND = [{"anchor": "state+image"}, {"anchor": "text+image"}, {"routing": "conventional"}]
 STRANGER = Question("Who wrote the longest book about rivers and lakes?")
 
 
@@ -136,8 +137,9 @@ def test_a_conventional_adaptor_trains_earlier_experts_too(make_editor: EditorMa
     assert not torch.equal(editor.experts[0]["write"], expert)
 
 
-def test_the_answer_has_no_say_in_routing(make_editor: EditorMaker, edits: Edits) -> None:
-    editor = make_editor(order="given")
+@pytest.mark.parametrize("anchor", ["state+image", "text+image"])
+def test_the_answer_has_no_say_in_routing(make_editor: EditorMaker, edits: Edits, anchor: str) -> None:
+    editor = make_editor(order="given", anchor=anchor)
     editor.edit(edits)
     questions = [edit.question for _, edit in edits]
     for answers in (None, ["a"] * 4, ["the deep well behind the old mine"] * 4):
@@ -147,9 +149,9 @@ def test_the_answer_has_no_say_in_routing(make_editor: EditorMaker, edits: Edits
         assert route.experts.flatten().tolist() == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("routing", ["kv_anchor", "conventional"])
-def test_a_batch_answers_as_one_by_one(make_editor: EditorMaker, edits: Edits, routing: str) -> None:
-    editor = make_editor(routing=routing)
+@pytest.mark.parametrize("how", WAYS_TO_FIND, ids=str)
+def test_a_batch_answers_as_one_by_one(make_editor: EditorMaker, edits: Edits, how: dict[str, str]) -> None:
+    editor = make_editor(**how)
     editor.edit(edits)
     backbone = editor.backbone
     asked = [*(edit.question for _, edit in edits), STRANGER]
@@ -162,9 +164,11 @@ def test_a_batch_answers_as_one_by_one(make_editor: EditorMaker, edits: Edits, r
             torch.testing.assert_close(together[row][inputs.attention_mask[row].bool()], alone, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("routing", ["kv_anchor", "conventional"])
-def test_generating_from_the_cache_is_generating_without(make_editor: EditorMaker, edits: Edits, routing: str) -> None:
-    editor = make_editor(routing=routing)
+@pytest.mark.parametrize("how", WAYS_TO_FIND, ids=str)
+def test_generating_from_the_cache_is_generating_without(
+    make_editor: EditorMaker, edits: Edits, how: dict[str, str]
+) -> None:
+    editor = make_editor(**how)
     editor.edit(edits)
     backbone = editor.backbone
     inputs = backbone.encode([edit.question for _, edit in edits], padding="left")
@@ -175,9 +179,10 @@ def test_generating_from_the_cache_is_generating_without(make_editor: EditorMake
     assert best == alone
 
 
-def test_a_stranger_gets_the_same_answers(make_editor: EditorMaker, edits: Edits) -> None:
+@pytest.mark.parametrize("anchor", ["state+image", "text+image"])
+def test_a_stranger_gets_the_same_answers(make_editor: EditorMaker, edits: Edits, anchor: str) -> None:
     """The model's own generate(), called without the backbone."""
-    editor = make_editor()
+    editor = make_editor(anchor=anchor)
     editor.edit(edits)
     backbone = editor.backbone
     inputs = backbone.encode([edit.question for _, edit in edits], padding="left")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from liveedit.editors.lemoe import LemoeConfig
-from liveedit.editors.lemoe.anchors import Means, Origin
+from liveedit.editors.lemoe.anchors import Gist, Origin
 from liveedit.editors.lemoe.gate import TokenGate
 from liveedit.editors.lemoe.routing import KeyRouter
 
@@ -102,7 +102,7 @@ def test_below_the_threshold_no_expert_takes_part(lemoe_config: ConfigMaker) -> 
 
 
 def test_questions_with_and_without_pictures_have_their_own_thresholds(lemoe_config: ConfigMaker) -> None:
-    config = lemoe_config(threshold=0.99, text_threshold=0.2)
+    config = lemoe_config(anchor="text+image", threshold=0.99, text_threshold=0.2)
     router = KeyRouter(config, WIDTH, torch.device("cpu"), torch.empty(0, WIDTH))
     text = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
     pictured = torch.tensor([[0.8, 0, 0, 0.6, 0, 0]])
@@ -126,22 +126,42 @@ def test_an_anchor_is_the_mean_of_prompt_and_picture_and_nothing_else(lemoe_conf
     embeddings = torch.tensor([[[9.0, 9], [1, 2], [3, 6], [5, 0], [7, 0], [float("inf"), 0]]])
     image = torch.tensor([[False, True, True, False, False, False]])
     prompt = torch.tensor([[False, False, False, True, True, False]])
-    means = Means.of(embeddings, image, prompt)
-    assert means.text.tolist() == [[6.0, 0.0]]
-    assert means.image.tolist() == [[2.0, 4.0]]
-    origin = Origin(torch.tensor([6.0, -3.0]), torch.tensor([2.0, 0.0]))
-    plain = origin.anchors(means, lemoe_config(text_weight=0.5, centered=False))
+    gist = Gist.of(embeddings, image, prompt)
+    assert gist.text.tolist() == [[6.0, 0.0]]
+    assert gist.image.tolist() == [[2.0, 4.0]]
+    origin = Origin(torch.zeros(2), torch.tensor([6.0, -3.0]), torch.tensor([2.0, 0.0]))
+    plain = origin.anchors(gist, lemoe_config(anchor="text+image", centered=False))
     wanted = torch.tensor([[0.5, 0.0, 1 / math.sqrt(5), 2 / math.sqrt(5)]]) / math.sqrt(1.25)
     torch.testing.assert_close(plain, wanted)
-    centred = origin.anchors(means, lemoe_config(text_weight=0.5))
+    centred = origin.anchors(gist, lemoe_config(anchor="text+image"))
     torch.testing.assert_close(centred, torch.tensor([[0.0, 0.5, 0.0, 1.0]]) / math.sqrt(1.25))
-    torch.testing.assert_close(origin.anchors(means, lemoe_config(anchor="text")), torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(origin.anchors(gist, lemoe_config(anchor="text")), torch.tensor([[0.0, 1.0]]))
 
 
 def test_without_a_picture_an_anchor_is_its_text(lemoe_config: ConfigMaker) -> None:
-    means = Means(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.tensor([False]))
-    origin = Origin(torch.zeros(2), torch.ones(2))
-    torch.testing.assert_close(origin.anchors(means, lemoe_config()), torch.tensor([[0.6, 0.8, 0.0, 0.0]]))
+    gist = Gist(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.tensor([False]))
+    origin = Origin(torch.zeros(2), torch.ones(2), torch.ones(2))
+    torch.testing.assert_close(
+        origin.anchors(gist, lemoe_config(anchor="text+image")), torch.tensor([[0.6, 0.8, 0, 0]])
+    )
+
+
+def test_a_state_is_read_at_the_last_token_of_the_prompt(lemoe_config: ConfigMaker) -> None:
+    x = torch.tensor([[[9.0, 9], [1, 2], [3, 7], [5, 0]], [[0, 0], [0, 0], [2, 5], [8, 8]]])
+    prompt = torch.tensor([[False, True, True, False], [True, True, True, False]])
+    image = torch.tensor([[4.0, 3.0], [0.0, 0.0]])
+    gist = Gist(torch.zeros(2, 2), image, torch.tensor([True, False])).with_states(x, prompt)
+    assert gist.text.tolist() == [[3.0, 7.0], [2.0, 5.0]]
+    origin = Origin(text=torch.tensor([5.0, 1.0]), pictured=torch.tensor([3.0, 5.0]), image=torch.zeros(2))
+    states = torch.tensor([[0.0, 1.0], [-0.6, 0.8]])
+    torch.testing.assert_close(origin.anchors(gist, lemoe_config(anchor="state")), states)
+    beside = origin.anchors(gist, lemoe_config(anchor="state+image", image_weight=0.75))
+    torch.testing.assert_close(beside, torch.tensor([[0.0, 0.8, 0.48, 0.36], [-0.6, 0.8, 0.0, 0.0]]))
+
+
+def test_least_likeness_is_that_of_the_anchors_or_the_given_one(lemoe_config: ConfigMaker) -> None:
+    assert lemoe_config(anchor="state").least_likeness > lemoe_config(anchor="text").least_likeness
+    assert lemoe_config(threshold=0.3, text_threshold=0.4).least_likeness == (0.3, 0.4)
 
 
 def test_the_gate_weighs_every_token_by_itself(lemoe_config: ConfigMaker) -> None:

@@ -1,8 +1,8 @@
-"""A question as one vector: the mean of what the decoder receives for it."""
+"""A question as one vector: its state behind its last token, or the mean of what the decoder receives for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -39,11 +39,11 @@ def grey_picture() -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Means:
-    """Means over a batch of questions.
+class Gist:
+    """What anchors of a batch of questions are made of.
 
-    text: (batch, d) over the prompt's word embeddings; image: (batch, d) over the projected image tokens, 0 where
-    there are none; pictured: (batch,) booleans.
+    text: (batch, d), the mean of the prompt's word embeddings, or the state at the prompt's last token; image:
+    (batch, d), the mean of the projected image tokens, 0 where there are none; pictured: (batch,) booleans.
     """
 
     text: Tensor
@@ -51,14 +51,23 @@ class Means:
     pictured: Tensor
 
     @classmethod
-    def of(cls, embeddings: Tensor, image: Tensor, prompt: Tensor) -> Means:
+    def of(cls, embeddings: Tensor, image: Tensor, prompt: Tensor) -> Gist:
         """From what the decoder receives, (batch, length, d), and which tokens are image and prompt."""
         precise = embeddings.float()
         return cls(_mean(precise, prompt), _mean(precise, image), image.any(1))
 
-    def to(self, device: torch.device) -> Means:
+    def with_states(self, x: Tensor, prompt: Tensor) -> Gist:
+        """With what an FFN reads, (batch, length, d), in place of means of words.
+
+        The last token of a prompt has seen all of it, and no answer.
+        """
+        last = (prompt * torch.arange(1, prompt.shape[1] + 1, device=prompt.device)).argmax(1)
+        states = x[torch.arange(len(x), device=x.device), last.to(x.device)]
+        return replace(self, text=states.float().to(self.image.device))
+
+    def to(self, device: torch.device) -> Gist:
         """The same on another device."""
-        return Means(self.text.to(device), self.image.to(device), self.pictured.to(device))
+        return Gist(self.text.to(device), self.image.to(device), self.pictured.to(device))
 
 
 def _mean(embeddings: Tensor, mask: Tensor) -> Tensor:
@@ -70,23 +79,26 @@ def _mean(embeddings: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Origin:
-    """What all questions share: the mean text of everyday ones, and the mean of a grey picture; (d,) each."""
+    """What all questions share, (d,) each: the text part without and with a picture, and a grey picture."""
 
     text: Tensor
+    pictured: Tensor
     image: Tensor
 
-    def anchors(self, means: Means, config: LemoeConfig) -> Tensor:
-        """Anchors e of length 1: (batch, d) with `anchor="text"`, else (batch, 2 d), text part first.
+    def anchors(self, gist: Gist, config: LemoeConfig) -> Tensor:
+        """Anchors e of length 1: (batch, d), or (batch, 2 d) with an image part, which comes second.
 
-        The paper's e is the plain mean over the instance. Ours has the text and the picture side by side, each told
-        from its origin and of one length: image tokens are up to 50 times as long as words, and in one mean would
-        drown them.
+        The paper's e is the plain mean of embeddings over the instance. A mean knows neither the order of words nor
+        which of them matter; the state at the last token is what the model itself made of the question, and stays in
+        place when it is worded anew. The image part stands beside it, each told from its origin and of a length of its
+        own: image tokens are up to 50 times as long as words, and in one mean would drown them.
         """
-        text, image = means.text, means.image
+        text, image = gist.text, gist.image
         if config.centered:
-            text, image = text - self.text, image - self.image
+            text = text - torch.where(gist.pictured[:, None], self.pictured, self.text)
+            image = image - self.image
         text = F.normalize(text, dim=-1)
-        if config.anchor == "text":
+        if not config.with_image:
             return text
-        image = F.normalize(image, dim=-1) * means.pictured[:, None]
-        return F.normalize(torch.cat([config.text_weight * text, image], -1), dim=-1)
+        image = F.normalize(image, dim=-1) * gist.pictured[:, None]
+        return F.normalize(torch.cat([text, config.image_length * image], -1), dim=-1)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Likeness(NamedTuple):
+    image_weight: float
+    threshold: float
+    text_threshold: float
+
+
+_STATES, _MEANS = _Likeness(0.7, 0.84, 0.9), _Likeness(2.0, 0.72, 0.75)
+"""Found on drawn data: see docs/EXPERIMENTS.md."""
 
 
 class LemoeConfig(BaseModel):
@@ -56,11 +66,15 @@ class LemoeConfig(BaseModel):
         default="renormalized",
         description="Weight of a chosen expert: its softmax, or that over the sum of the chosen (reconstructed).",
     )
-    anchor: Literal["text", "text+image"] = Field(
-        default="text+image", description="What an anchor is the mean of (the second is ours, for pictures)."
+    anchor: Literal["state+image", "state", "text+image", "text"] = Field(
+        default="state+image",
+        description="What a question is known by: what the FFN reads at its last token (ours), or the mean of its word "
+        "embeddings (paper); either beside the mean of its image tokens (ours), where the model reads pictures.",
     )
-    text_weight: float = Field(
-        default=0.5, gt=0, description="Length of an anchor's text part; that of its image part is 1."
+    image_weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Length of the image part; that of the other is 1. None: 0.7 beside states, 2 beside means.",
     )
     centered: bool = Field(
         default=True, description="Anchors are told from those of everyday questions and a grey picture (ours)."
@@ -90,10 +104,16 @@ class LemoeConfig(BaseModel):
         default="threshold",
         description="What keeps other questions out: nothing, a null key, or a least likeness (reconstructed).",
     )
-    threshold: float = Field(
-        default=0.72, gt=-1, le=1, description="Least cosine to an anchor of the expert, for questions with a picture."
+    threshold: float | None = Field(
+        default=None,
+        gt=-1,
+        le=1,
+        description="Least cosine to an anchor of the expert, for anchors with an image part. None: 0.84 with states, "
+        "0.72 with means.",
     )
-    text_threshold: float = Field(default=0.75, gt=-1, le=1, description="The same for questions without a picture.")
+    text_threshold: float | None = Field(
+        default=None, gt=-1, le=1, description="The same for other anchors. None: 0.9 for states, 0.75 for means."
+    )
 
     # How a batch is trained.
     rate: float = Field(default=1e-3, gt=0, description="Learning rate of AdamW (paper: 2e-4).")
@@ -103,6 +123,30 @@ class LemoeConfig(BaseModel):
         default=0.05, ge=0, description="A batch is done when no answer token's loss is above this."
     )
     seed: int = Field(default=0, ge=0, description="Seed of random weights and of the order.")
+
+    @property
+    def by_state(self) -> bool:
+        """Whether anchors are made of states."""
+        return self.anchor.startswith("state")
+
+    @property
+    def with_image(self) -> bool:
+        """Whether anchors have an image part."""
+        return self.anchor.endswith("+image")
+
+    @property
+    def image_length(self) -> float:
+        """The `image_weight` that holds."""
+        return self.image_weight or (_STATES if self.by_state else _MEANS).image_weight
+
+    @property
+    def least_likeness(self) -> tuple[float, float]:
+        """The `threshold` and the `text_threshold` that hold."""
+        usual = _STATES if self.by_state else _MEANS
+        return (
+            usual.threshold if self.threshold is None else self.threshold,
+            usual.text_threshold if self.text_threshold is None else self.text_threshold,
+        )
 
     @model_validator(mode="after")
     def _keys_learn(self) -> Self:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backbones import Backbone
+from ...backbones import Backbone, Inputs
 from ...errors import BackboneError, CheckpointError, ConfigError
 from ...samples import Edit, Question
 from ..base import Editor, EditRecord, Progress, check_answers, no_progress
-from .anchors import EVERYDAY_QUESTIONS, Means, Origin, grey_picture
+from .anchors import EVERYDAY_QUESTIONS, Gist, Origin, grey_picture
 from .config import LemoeConfig
 from .experts import FeedForward, Weights, mixed_output, new_expert, store_bytes
 from .gate import TokenGate
@@ -47,7 +47,7 @@ class Lemoe(Editor):
         super().__init__(backbone)
         self.config = config or LemoeConfig()
         if not backbone.reads_pictures:
-            self.config = self.config.model_copy(update={"anchor": "text"})
+            self.config = self.config.model_copy(update={"anchor": self.config.anchor.removesuffix("+image")})
         self.layer = _edit_layer(backbone, self.config)
         self.device = backbone.layer_device(self.layer)
         self.embedder = embedder
@@ -61,7 +61,9 @@ class Lemoe(Editor):
         self._origin: Origin | None = None
         self._usage: Tensor | None = None
         by_key = self._route if self.config.routing == "kv_anchor" else None
-        self._hook = ExpertHook(backbone, self.layer, self.place, by_key, self._added, self.experts)
+        self._hook = ExpertHook(
+            backbone, self.layer, self.place, by_key, self._added, self.experts, self.config.by_state
+        )
 
     # -- editing -----------------------------------------------------------------------------------------
 
@@ -105,15 +107,14 @@ class Lemoe(Editor):
         inputs = self.backbone.encode(questions, [edit.answer for _, edit in edits])
         with torch.no_grad(), self._hook.listening():
             states = self.backbone.states(inputs, self.layer - 1)
-            means = self._hook.means
-        assert means is not None
+            gist = self._listen(inputs)
         number = len(self.experts)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
         expert = new_expert(self.place, self.backbone.width, self.config, generator, self.device)
         kept = self._routing_state()
         try:
             batch = Batch(inputs, states)
-            learned = self._learn_gated(expert, batch) if self._keys_off else self._learn_keyed(expert, batch, means)
+            learned = self._learn_gated(expert, batch) if self._keys_off else self._learn_keyed(expert, batch, gist)
         except BaseException:
             self._load_routing(kept)
             raise
@@ -129,9 +130,9 @@ class Lemoe(Editor):
             "details": {"expert": number, "worst_nats": worst},
         }
 
-    def _learn_keyed(self, expert: Weights, batch: Batch, means: Means) -> Learned:
+    def _learn_keyed(self, expert: Weights, batch: Batch, gist: Gist) -> Learned:
         router, config = self._router(), self.config
-        anchors = self._anchors(means)
+        anchors = self._anchors(gist)
         number = router.insert(anchors)
         keys, experts = router.keys.clone(), [*self.experts, expert]
         route = router.forced(anchors, keys, number) if config.force_new_expert else router.route(anchors)
@@ -298,10 +299,10 @@ class Lemoe(Editor):
     @torch.no_grad()
     def anchors_of(self, questions: Sequence[Question]) -> Tensor:
         """(questions, a) anchors."""
-        return torch.cat([self._anchors(means) for means in self._means(questions)])
+        return torch.cat([self._anchors(gist) for gist in self._gists(questions)])
 
-    def _anchors(self, means: Means) -> Tensor:
-        return self._origin_of_all().anchors(means.to(self.device), self.config)
+    def _anchors(self, gist: Gist) -> Tensor:
+        return self._origin_of_all().anchors(gist.to(self.device), self.config)
 
     def _origin_of_all(self) -> Origin:
         """Read from the model once; no edit changes it."""
@@ -310,28 +311,32 @@ class Lemoe(Editor):
         return self._origin
 
     def _read_origin(self) -> Origin:
-        (everyday,) = self._means([Question(text) for text in EVERYDAY_QUESTIONS])
-        text, image = everyday.text.mean(0), everyday.image.mean(0)
-        if self.config.anchor == "text+image":
-            (grey,) = self._means([Question(EVERYDAY_QUESTIONS[0], grey_picture())])
-            image = grey.image[0]
-        return Origin(text.to(self.device), image.to(self.device))
+        (everyday,) = self._gists([Question(text) for text in EVERYDAY_QUESTIONS])
+        pictured = everyday
+        if self.backbone.reads_pictures:
+            grey = grey_picture()
+            (pictured,) = self._gists([Question(text, grey) for text in EVERYDAY_QUESTIONS])
+        shared = everyday.text, pictured.text, pictured.image
+        return Origin(*(part.mean(0).to(self.device) for part in shared))
 
-    def _means(self, questions: Sequence[Question]) -> list[Means]:
-        found: list[Means] = []
+    def _gists(self, questions: Sequence[Question]) -> list[Gist]:
+        found: list[Gist] = []
         with torch.no_grad(), self._hook.listening():
             for start in range(0, len(questions), _READ_AT_ONCE):
-                inputs = self.backbone.encode(questions[start : start + _READ_AT_ONCE])
-                self.backbone.states(inputs, 0)
-                assert self._hook.means is not None
-                found.append(self._hook.means)
+                found.append(self._listen(self.backbone.encode(questions[start : start + _READ_AT_ONCE])))
         return found
+
+    def _listen(self, inputs: Inputs) -> Gist:
+        """What the hook, which is listening, hears of these."""
+        self.backbone.states(inputs, self.layer if self.config.by_state else 0)
+        assert self._hook.gist is not None
+        return self._hook.gist
 
     def _router(self) -> KeyRouter:
         if self._keys is None:
             by_key = self.config.null_expert == "key"
             everyday = self.anchors_of([Question(text) for text in EVERYDAY_QUESTIONS]) if by_key else None
-            width = len(self._origin_of_all().text) * (1 + (self.config.anchor == "text+image"))
+            width = len(self._origin_of_all().text) * (1 + self.config.with_image)
             self._keys = KeyRouter(self.config, width, self.device, everyday)
         return self._keys
 
@@ -340,9 +345,9 @@ class Lemoe(Editor):
         return self.config.routing == "conventional"
 
     @torch.no_grad()
-    def _route(self, means: Means) -> Route:
+    def _route(self, gist: Gist) -> Route:
         with torch.autocast(self.device.type, enabled=False):  # What is measured in bfloat16 is routed in float32.
-            return self._router().route(self._anchors(means))
+            return self._router().route(self._anchors(gist))
 
     @torch.no_grad()
     def _added(self, route: Route | None, x: Tensor, question: Tensor | None) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ...backbones import Backbone
 from ..liveedit.hook import RoutingHook
-from .anchors import Means
+from .anchors import Gist
 from .config import LemoeConfig
 from .experts import FeedForward
 from .routing import Route
 
-Router = Callable[[Means], Route]
+Router = Callable[[Gist], Route]
 Mixer = Callable[[Route | None, Tensor, Tensor | None], Tensor]
 """From the route of the sequence (None where tokens are routed), what the FFN reads, (batch, length, d), and at
 prefill which tokens are picture and prompt, (batch, length): what is added."""
@@ -30,8 +30,9 @@ class ExpertHook(RoutingHook):
     """LiveEdit's hook (which tokens are picture, prompt and answer, whoever calls), with experts beside an FFN.
 
     `router` is asked at the first pass over a sequence and sees picture and prompt, never the answer; without one,
-    each token is routed by itself. While `listening`, the model runs unedited and `means` tells what an anchor of
-    each question would be made of.
+    each token is routed by itself. `by_state`: whether it is asked when the FFN reads the sequence, or before the
+    decoder does. While `listening`, the model runs unedited and `gist` tells what an anchor of each question would be
+    made of.
     """
 
     def __init__(
@@ -42,10 +43,13 @@ class ExpertHook(RoutingHook):
         router: Router | None,
         mixer: Mixer,
         experts: Sized,
+        by_state: bool,
     ):
-        self._key_router, self._mixer = router, mixer
+        self._key_router, self._mixer, self._by_state = router, mixer, by_state
         self.route: Route | None = None
-        self.means: Means | None = None
+        self.gist: Gist | None = None
+        self._unread: tuple[Gist, Tensor] | None = None
+        """What is known of the questions while their states are yet to be read, and which tokens are the prompt's."""
         self._question: Tensor | None = None
         self._listening = False
         self._rows = 0
@@ -59,13 +63,13 @@ class ExpertHook(RoutingHook):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """The model runs unedited inside, and `means` is there after each call."""
+        """The model runs unedited inside, and `gist` is there after each call."""
         self._listening = True
         try:
             yield
         finally:
             self._listening = False
-            self.means = None
+            self.gist = self._unread = None
 
     @_not_compiled
     def _before_decoder(self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -75,7 +79,7 @@ class ExpertHook(RoutingHook):
         if self._paused or self._call is None:
             return
         call, self._call = self._call, None
-        self.route = self._question = self.means = None
+        self.route = self._question = self.gist = self._unread = None
         if not (self._listening or len(self._experts)):
             return
         embeddings = keywords.get("inputs_embeds")
@@ -84,12 +88,18 @@ class ExpertHook(RoutingHook):
             self._embedded_ids = None  # That was ours, and says nothing of the next call.
         kinds = call(*embeddings.shape[:2])
         self._rows = len(embeddings)
-        means = Means.of(embeddings, kinds.image.to(embeddings.device), kinds.prompt.to(embeddings.device))
-        if self._listening:
-            self.means = means
-        elif self._key_router is not None:
-            self.route = self._key_router(means)
         self._question = kinds.image | kinds.prompt
+        gist = Gist.of(embeddings, kinds.image.to(embeddings.device), kinds.prompt.to(embeddings.device))
+        if self._by_state:
+            self._unread = gist, kinds.prompt
+        else:
+            self._hear(gist)
+
+    def _hear(self, gist: Gist) -> None:
+        if self._listening:
+            self.gist = gist
+        elif self._key_router is not None:
+            self.route = self._key_router(gist)
 
     @_not_compiled
     def _after_layer(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
@@ -98,9 +108,14 @@ class ExpertHook(RoutingHook):
 
     @_not_compiled
     def _beside(self, x: Tensor) -> Tensor | None:
-        if self._paused or self._listening or not len(self._experts) or not self._rows:
+        if self._paused or not self._rows or not (self._listening or len(self._experts)):
+            return None
+        whole = x if x.ndim == 3 else x.unflatten(0, (self._rows, -1))  # OPT reads all tokens in one row.
+        if self._unread is not None:
+            (gist, prompt), self._unread = self._unread, None
+            self._hear(gist.with_states(whole, prompt))
+        if self._listening:
             return None
         if self._key_router is not None and (self.route is None or not bool((self.route.experts >= 0).any())):
             return None
-        whole = x if x.ndim == 3 else x.unflatten(0, (self._rows, -1))  # OPT reads all tokens in one row.
         return self._mixer(self.route, whole, self._question).reshape(x.shape)

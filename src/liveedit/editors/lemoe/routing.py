@@ -71,13 +71,12 @@ class KeyRouter:
         return torch.zeros(len(anchors), len(self), device=anchors.device).index_add_(1, self.owner, near.float()) > 0
 
     def _least(self, anchors: Tensor) -> Tensor:
-        """(batch,): the threshold that holds for each, by whether it has a picture."""
-        config = self.config
-        least = torch.full((len(anchors),), config.text_threshold, device=anchors.device)
-        if config.anchor == "text":
-            return least
+        """(batch,): the threshold that holds for each, by whether it has an image part."""
+        with_picture, without = self.config.least_likeness
+        if not self.config.with_image:
+            return torch.full((len(anchors),), without, device=anchors.device)
         pictured = anchors[:, anchors.shape[1] // 2 :].abs().sum(1) > 0
-        return torch.where(pictured, config.threshold, least)
+        return torch.where(pictured, with_picture, without)
 
     def route(self, anchors: Tensor, keys: Tensor | None = None) -> Route:
         """The experts of a batch of questions; gradients reach the keys through the weights."""
@@ -161,7 +160,7 @@ class KeyRouter:
             return anchors[:0]
         half = anchors.shape[1] // 2
         found = [self._everyday]
-        if self.config.anchor == "text+image":
+        if self.config.with_image:
             drawn = torch.randint(len(self.anchors), (4 * len(anchors),), generator=generator)
             texts = anchors.repeat(4, 1)
             crossed = torch.cat([texts[:, :half], self.anchors[drawn.to(self.device)][:, half:]], 1)
