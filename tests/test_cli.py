@@ -15,6 +15,7 @@ import liveedit
 from liveedit.backbones import Backbone
 from liveedit.cli import main
 from liveedit.cli.arguments import named_values, spread_values
+from liveedit.datasets.facts import fact_cases
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.evaluation import bench as bench_module
 from liveedit.samples import EditCase
@@ -482,6 +483,25 @@ def test_bad_trainings_are_refused(run: Run, tmp_path: Path, world: Path) -> Non
     refused(train("--cases", 13), "13 cases", "holds 12")
     refused(run("train", "--out", tmp_path, "--data", "mmedit"), "--annotations")
     refused(train("--validation", 12), "12 cases")
+
+
+def test_language_models_train_editors_on_facts_alone(
+    answer_of: Callable[..., dict[str, Any]], run: Run, tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIVEEDIT_CACHE", str(tmp_path / "cache"))
+    own = ("train", "--editor", "mend", "--backbone", "tiny-llama-lm")
+    few = ("--cases", 12, "--validation", 4, "--stage", "edit:1:4:1e-3")
+    trained = answer_of(*own, "--data", "facts:3", "--out", tmp_path / "facts", *few)
+    assert (Path(trained["editor"]) / "editor.safetensors").is_file()
+    assert trained["validation"].keys() == {"reliability", "text_generality", "text_locality"}
+    refused(run(*own, "--data", world, "--out", tmp_path / "world", *few), "reads text alone", "--data facts")
+
+
+def test_language_models_are_asked_without_an_editor(answer_of: Callable[..., dict[str, Any]], run: Run) -> None:
+    case = next(case for case in fact_cases("eval", 0, 20) if case.answer_before)
+    asked = ("ask", "--backbone", "tiny-llama-lm", "--prompt", case.edit.question.prompt)
+    assert answer_of(*asked) == {"text": case.answer_before, "fired": []}
+    refused(run(*asked, "--editor", "no-such"), "no-such")
 
 
 def test_train_backbone_and_its_card(answer_of: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -171,3 +172,13 @@ def test_facts_are_a_source_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not edited_scopes(plain.cases) & edited_scopes(seeded.cases)
     with pytest.raises(InvalidInputError, match="facts:SEED"):
         open_data("facts:x")
+
+
+def test_rows_without_an_answer_to_edit_to_are_left_out_and_counted(tmp_path: Path) -> None:
+    file = write_facts(tmp_path / "facts.json", "eval", 3, 6)
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    rows[1]["alt"] = " "
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    found = open_data(f"zsre:{file}")
+    assert (len(found.cases), found.left_out) == (5, 1)
+    assert rows[1]["id"] not in {case.id for case in found.cases}

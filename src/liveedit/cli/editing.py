@@ -80,15 +80,17 @@ def ask(
 ) -> None:
     """Ask the model, with the edits of a file in force."""
     load_quietly()
-    from ..backbones import BUILT_IN, load_backbone
+    from ..backbones import load_backbone
+    from ..editors import editor_class
     from ..model import Answer, EditedModel
     from ..samples import Question
 
     kept = edits if edits is not None and edits.exists() else None  # Asking makes no file.
     if edits is not None and kept is None:
         note(f"There is no edits file {str(edits)!r} yet: no edits are in force.")
+    editor_class(editor)
     frozen = load_backbone(backbone, **loading(load))
-    if kept is None and editor_path is None and frozen.name not in BUILT_IN:  # Without edits no editor is needed.
+    if kept is None and editor_path is None:  # Without edits no editor is needed.
         answer = Answer(frozen.generate(frozen.encode([Question(prompt, image)], padding="left"))[0], ())
     else:
         with EditedModel.load(frozen, edits=kept, editor=editor, editor_path=editor_path) as model:

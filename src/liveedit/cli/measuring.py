@@ -33,7 +33,8 @@ def bench(
     ],
     edits: Annotated[list[int], typer.Option(min=1, help="Numbers of edits, several in a row.")],
     data: Annotated[
-        str, typer.Option(help="world, world:SEED, a folder with eval.json, or FORMAT:FILE[:IMAGES].")
+        str,
+        typer.Option(help="world, facts (for language models), either with :SEED, a folder, or FORMAT:FILE[:IMAGES]."),
     ] = "world",
     seeds: Annotated[list[int] | None, typer.Option(min=0, help="Seeds, several in a row (0).")] = None,
     backbone: BackboneName = "tiny-llava",
@@ -69,6 +70,8 @@ def bench(
     makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"))
     with resumable("the bench"), Progress() as progress:
         found = open_data(data, max(edits), progress.of("drawing"))
+        if found.left_out:
+            progress.note(f"{found.left_out} rows of {found.name} have a blank answer to edit to: they are left out.")
         frozen = load_backbone(backbone, **loading(load))
         for _, make in makers:  # What cannot be loaded is said before anything long begins.
             make(frozen).detach()

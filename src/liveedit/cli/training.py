@@ -15,7 +15,7 @@ import typer
 from .arguments import BackboneName, Json, LoadOptions, loading, named_values
 from .console import Progress, load_quietly, print_fields, print_json, resumable
 from .training_data import TrainingData
-from .training_editors import Training, train_other, trained_class, world_cases
+from .training_editors import Training, drawn_cases, train_other, trained_class
 from .training_estimate import print_estimate, with_disk
 
 if TYPE_CHECKING:
@@ -35,12 +35,16 @@ def register(app: typer.Typer) -> None:
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; the trained editor lies in OUT/editor.")],
     data: Annotated[
-        str, typer.Option(help="world, world:SEED, a folder with train.json, or a format for --annotations.")
+        str,
+        typer.Option(
+            help="world, facts (for language models), either with :SEED, a folder with train.json, or a format for "
+            "--annotations."
+        ),
     ] = "world",
     annotations: Annotated[Path | None, typer.Option(help="The annotation file, where --data is a format.")] = None,
     images: Annotated[Path | None, typer.Option(help="The picture folder of the annotation file.")] = None,
     cases: Annotated[
-        int | None, typer.Option(min=2, help="Cases to train on (world: 8,000, other editors 3,000; files: all).")
+        int | None, typer.Option(min=2, help="Cases to train on (made here: 8,000, other editors 3,000; files: all).")
     ] = None,
     editor: Annotated[str, typer.Option(help="The editor to train; `liveedit editors` lists them.")] = "liveedit",
     backbone: BackboneName = "tiny-llava",
@@ -91,7 +95,7 @@ def train(
         given = {"validation": validation or min(256, max(1, count // 4)), **settings}
         return _recipe(frozen, form, stages, {name: value for name, value in given.items() if value is not None})
 
-    source, load_options = TrainingData(data, annotations, images, cases or world_cases(kind, data)), loading(load)
+    source, load_options = TrainingData(data, annotations, images, cases or drawn_cases(kind, data)), loading(load)
     with resumable("the training"), joined_processes() as processes, _reporting(processes) as report:
 
         def load_frozen() -> Backbone:
@@ -128,13 +132,18 @@ def _load(name: str, options: dict[str, Any], processes: Processes) -> Backbone:
             f"--load {placed.pop()} was given to {processes.count} processes, each of which has a device of its own. "
             "Leave it out, or start one process."
         )
-    frozen = load_backbone(name, **({} if placed else {"device": processes.device}), **options)
-    if not frozen.reads_pictures:
+    return load_backbone(name, **({} if placed else {"device": processes.device}), **options)
+
+
+def _require_readable(frozen: Backbone, cases: Sequence[EditCase]) -> None:
+    """Questions about pictures are for models that read them."""
+    from ..errors import ConfigError
+
+    if not frozen.reads_pictures and any(case.edit.question.image is not None for case in cases):
         raise ConfigError(
-            f"{name} reads text alone, and every data set here asks about pictures. LiveEdit trains on vision-language "
-            "models; a language model can be edited with an editor that is trained in Python on cases of its own."
+            f"{frozen.name} reads text alone, and these cases ask about pictures. Give --data facts, or an annotation "
+            "file of questions without pictures, such as ZsRE's."
         )
-    return frozen
 
 
 def _estimate(
@@ -149,6 +158,7 @@ def _estimate(
 
     with source.sampled(report) as (found, planned):
         frozen = load_frozen()
+        _require_readable(frozen, found)
         estimate = estimate_training(frozen, found, recipe(frozen, planned), processes, planned, report)
     return with_disk(estimate, out)
 
@@ -165,6 +175,7 @@ def _train(
     with processes.first_goes_ahead():
         found: Sequence[EditCase] = source.read(out / "world", report)
     frozen = load_frozen()
+    _require_readable(frozen, found)
     picture: Path | None = None
     try:
         trained = training(frozen, found, out, report, processes)

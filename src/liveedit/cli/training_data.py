@@ -1,4 +1,4 @@
-"""The cases that `liveedit train` is given: a drawn world, a folder, or an annotation file with its pictures."""
+"""The cases that `liveedit train` is given: a drawn world, facts, a folder, or an annotation file with pictures."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ class TrainingData:
 
     def read(self, world: Path, report: Report) -> Sequence[EditCase]:
         """All cases; a world is drawn into `world`. Raises `DatasetError` where a picture is not there."""
+        from ..datasets.sources import facts_seed
+
         seed, planned = self._world()
         if seed is not None:
             return _drawn(world, seed, planned, report)
+        if (seed := facts_seed(self.data)) is not None:
+            return _facts(seed, planned)
         found = self._annotated()
         _require_pictures(found)
         return found
@@ -78,6 +82,14 @@ def _drawn(folder: Path, seed: int, count: int, report: Report) -> Sequence[Edit
 
     files = kept_world(folder, seed, count, 0, lambda done, total: report("drawing", done, total, {}))
     return read("mmedit", files["train"])
+
+
+def _facts(seed: int, count: int) -> Sequence[EditCase]:
+    from ..datasets import read
+    from ..datasets.facts import write_facts
+    from ..datasets.sources import cache_folder
+
+    return read("zsre", write_facts(cache_folder() / f"facts-train-{seed}-{count}.json", "train", seed, count))
 
 
 def _require_pictures(cases: Sequence[EditCase]) -> None:

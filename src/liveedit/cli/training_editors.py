@@ -30,11 +30,11 @@ def trained_class(name: str) -> type[TrainedEditor]:
     return kind
 
 
-def world_cases(kind: type[TrainedEditor], data: str) -> int | None:
-    """Cases that this editor's training draws of the world; None, which is all, of other data."""
-    from ..datasets.sources import world_seed
+def drawn_cases(kind: type[TrainedEditor], data: str) -> int | None:
+    """Cases that this editor's training makes of world or facts; None, which is all, of other data."""
+    from ..datasets.sources import facts_seed, world_seed
 
-    return None if world_seed(data) is None else kind.training_cases
+    return None if world_seed(data) is None and facts_seed(data) is None else kind.training_cases
 
 
 def train_other(

@@ -27,11 +27,15 @@ FEWEST_FACTS = 3_000
 
 @dataclass(frozen=True)
 class NamedData:
-    """Cases, the name that results carry, and the annotation files that they come from."""
+    """Cases, the name that results carry, and the annotation files that they come from.
+
+    left_out: rows of the files whose answer is blank, so that there is nothing to edit to (ZsRE has some).
+    """
 
     name: str
     cases: tuple[EditCase, ...]
     files: tuple[Path, ...]
+    left_out: int = 0
 
 
 def cache_folder() -> Path:
@@ -100,4 +104,6 @@ def _annotated(source: str) -> NamedData:
         )
     name, _, images = rest.partition(":")
     file = Path(name)
-    return NamedData(f"{format}:{file.name}", read(format, file, images or None), (file,))
+    found = read(format, file, images or None)
+    cases = tuple(case for case in found if case.edit.answer.strip())
+    return NamedData(f"{format}:{file.name}", cases, (file,), len(found) - len(cases))
