@@ -19,6 +19,7 @@ DATA ?= world
 OUT ?= runs/bench
 BACKBONES ?= tiny-llava tiny-blip2 tiny-minigpt4
 TRAINED ?= mend serac lte recipe
+SETTINGS-tiny-llava-recipe := --set prompt_tokens=8
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
 .PHONY: demo test check editors bench format clean
@@ -37,9 +38,9 @@ check: $(VENV)/.dev
 
 editors: $(VENV)/.dev
 	$(BIN)/liveedit data draw --out $(CACHE)/training-world --train 3000 --eval 0
-	set -e; for backbone in $(BACKBONES); do for editor in $(TRAINED); do \
-		$(BIN)/liveedit train --editor $$editor --backbone $$backbone --data $(CACHE)/training-world \
-			--out $(CACHE)/editors/$$backbone-$$editor; done; done
+	set -e; $(foreach backbone,$(BACKBONES),$(foreach editor,$(TRAINED),$(BIN)/liveedit train --editor $(editor) \
+		--backbone $(backbone) --data $(CACHE)/training-world --out $(CACHE)/editors/$(backbone)-$(editor) \
+		$(SETTINGS-$(backbone)-$(editor));))
 
 bench: $(VENV)/.dev
 	set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done

@@ -380,6 +380,15 @@ def test_bench_prints_a_table_and_takes_labels(run: Run, tmp_path: Path, world: 
     assert "Published values (not ours)" in (tmp_path / "report.md").read_text()
 
 
+def test_bench_takes_settings_of_editors(answer_of: Callable[..., dict[str, Any]], tmp_path: Path, world: Path) -> None:
+    few = ("--edits", 1, "--few-edits-cases", 1, "--data", world, "--out", tmp_path)
+    chosen = ("--editor", "ft-l", "one=ft-l", "--set", "ft-l.steps=2", "one.steps=1", "one.stop_below_nats=0")
+    answer_of("bench", *few, *chosen)
+    two, one = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    settings = [row["provenance"]["config"]["editor"] for row in (two, one)]
+    assert [(given["steps"], given["stop_below_nats"]) for given in settings] == [(2, 0.01), (1, 0)]
+
+
 def test_bad_benches_are_refused(run: Run, tmp_path: Path, world: Path, editor_folder: Path) -> None:
     def bench(*options: object) -> tuple[int, str, str]:
         return run("bench", "--out", tmp_path / "out", *options)
@@ -393,6 +402,11 @@ def test_bad_benches_are_refused(run: Run, tmp_path: Path, world: Path, editor_f
     refused(bench("--editor", "none", "--edits", 1, "--data", tmp_path), "no eval.json")
     stray = ("--editor-path", f"liveedit={editor_folder}")
     refused(bench("--editor", "none", "--edits", 1, "--data", world, *stray), "--editor-path names liveedit")
+    few = ("--editor", "ft-l", "none", "--edits", 1, "--data", world, "--set")
+    refused(bench(*few, "other.steps=1"), "--set names other", "ft-l")
+    refused(bench(*few, "steps=1"), "NAME.SETTING=VALUE")
+    refused(bench(*few, "ft-l.stepz=1"), "stepz", "stop_below_nats")
+    refused(bench(*few, "none.steps=1"), "'none'", "has no settings")
 
 
 def test_the_world_by_name_is_drawn_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,11 @@ A message says what was received, what is allowed, and what to do next.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class LiveEditError(Exception):
     """Base of every error that LiveEdit raises on purpose."""
@@ -50,3 +55,8 @@ class StoreError(LiveEditError, RuntimeError):
 
 class CheckpointError(LiveEditError, RuntimeError):
     """A saved editor or training state that cannot be used."""
+
+
+def issues_of(error: ValidationError) -> str:
+    """What pydantic found wrong, in one line."""
+    return "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())

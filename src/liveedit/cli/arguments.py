@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
-    "bench": ("--edits", "--seeds", "--editor", "--editor-path"),
+    "bench": ("--set", "--edits", "--seeds", "--editor", "--editor-path"),
     "train": ("--stage", "--set"),
     "paper": (
         "--edits",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import BackboneName, Json, LoadOptions, loading, named_values
+from .arguments import BackboneName, Json, LoadOptions, loading, named_values, setting_value
 from .console import Progress, console, load_quietly, print_json, resumable
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def bench(
     editor_path: Annotated[
         list[str] | None, typer.Option(help="NAME=DIR: the trained parts of an editor, by its name or label.")
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="NAME.SETTING=VALUE: a setting of an editor, by its name or label; several in a row."
+        ),
+    ] = None,
     few_edits_cases: Annotated[
         int,
         typer.Option(min=1, help="For few edits: repeat on fresh models until so many cases are measured."),
@@ -67,7 +73,7 @@ def bench(
     from ..evaluation.report import render, write_report
     from ..model import backbone_digest
 
-    makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"))
+    makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"), _settings(changes))
     with resumable("the bench"), Progress() as progress:
         found = open_data(data, max(edits), progress.of("drawing"))
         if found.left_out:
@@ -96,24 +102,41 @@ def bench(
     console().print(Text(f"Report: {report}"))
 
 
-def editor_makers(given: list[str], paths: dict[str, str]) -> list[tuple[str, Callable[[Backbone], Editor]]]:
-    """(label, maker) of each editor; refuses unknown names, and paths for editors that are not given."""
+def _settings(changes: list[str] | None) -> dict[str, dict[str, object]]:
+    """NAME.SETTING=VALUE by editor."""
+    found: dict[str, dict[str, object]] = {}
+    for given, text in named_values(changes or [], "--set").items():
+        label, _, setting = given.rpartition(".")
+        if not label or not setting:
+            raise typer.BadParameter(f"--set {given!r} names no editor. Give NAME.SETTING=VALUE, as in ft-l.steps=50.")
+        found.setdefault(label, {})[setting] = setting_value(text)
+    return found
+
+
+def editor_makers(
+    given: list[str], paths: Mapping[str, str], settings: Mapping[str, Mapping[str, object]] | None = None
+) -> list[tuple[str, Callable[[Backbone], Editor]]]:
+    """(label, maker) of each editor; refuses unknown names, and paths and settings for editors that are not given."""
     from ..editors import editor_class
     from ..errors import InvalidInputError
 
+    changed = settings or {}
     makers: dict[str, Callable[[Backbone], Editor]] = {}
     for item in given:
         label, _, name = item.partition("=")
-        makers[label] = partial(_make_editor, editor_class(name or label), paths.get(label))
-    if stray := sorted(paths.keys() - makers.keys()):
-        raise InvalidInputError(
-            f"--editor-path names {', '.join(stray)}; measured are {', '.join(makers)}. Give one of these."
-        )
+        makers[label] = partial(_make_editor, editor_class(name or label), paths.get(label), changed.get(label))
+    for option, named in (("--editor-path", paths), ("--set", changed)):
+        if stray := sorted(named.keys() - makers.keys()):
+            raise InvalidInputError(
+                f"{option} names {', '.join(stray)}; measured are {', '.join(makers)}. Give one of these."
+            )
     return list(makers.items())
 
 
-def _make_editor(kind: type[Editor], source: str | None, backbone: Backbone) -> Editor:
-    return kind.load(backbone, source)
+def _make_editor(
+    kind: type[Editor], source: str | None, settings: Mapping[str, object] | None, backbone: Backbone
+) -> Editor:
+    return kind.configured(backbone, settings) if settings else kind.load(backbone, source)
 
 
 def demo(

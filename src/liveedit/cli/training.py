@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .arguments import BackboneName, Json, LoadOptions, loading, named_values
+from .arguments import BackboneName, Json, LoadOptions, loading, named_values, setting_value
 from .console import Progress, load_quietly, print_fields, print_json, resumable
 from .training_data import TrainingData
 from .training_editors import Training, drawn_cases, train_other, trained_class
@@ -88,7 +88,7 @@ def train(
     stages = _stages(stage, kind)
     settings = {
         **{"layer": layer, "module_width": module_width, "rank": rank, "heads": heads, "seed": seed},
-        **{name: _value(text) for name, text in named_values(changes or [], "--set").items()},
+        **{name: setting_value(text) for name, text in named_values(changes or [], "--set").items()},
     }
 
     def recipe(frozen: Backbone, count: int) -> TrainingRecipe:
@@ -241,7 +241,7 @@ def _recipe(backbone: Backbone, form: str, stages: tuple[StageConfig, ...], give
     from ..editors.liveedit import LiveEditConfig
     from ..editors.liveedit.recipe import TrainingRecipe, default_shape
     from ..editors.liveedit.task import LiveEditLosses
-    from ..errors import ConfigError
+    from ..errors import ConfigError, issues_of
     from ..training import TrainingConfig
 
     kinds = (LiveEditConfig, LiveEditLosses, TrainingConfig)
@@ -260,16 +260,7 @@ def _recipe(backbone: Backbone, form: str, stages: tuple[StageConfig, ...], give
             TrainingConfig.model_validate({"stages": stages, **parts[2]}),
         )
     except ValidationError as error:
-        issues = "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
-        raise ConfigError(f"The settings cannot be used: {issues}.") from error
-
-
-def _value(text: str) -> object:
-    """A setting's value: JSON where it is JSON (4, 0.5, true, null), text otherwise."""
-    try:
-        return json_format.loads(text)
-    except ValueError:
-        return text
+        raise ConfigError(f"The settings cannot be used: {issues_of(error)}.") from error
 
 
 @contextmanager

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ..backbones import Backbone
 from ..checkpoints import load_tensors, save_tensors
-from ..errors import CheckpointError, InvalidInputError, NotFoundError
+from ..errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError, issues_of
 from ..samples import Edit
+
+_Config = TypeVar("_Config", bound=BaseModel)
 
 Progress = Callable[[int, int], None]
 """Called with how many are done, and how many there are."""
@@ -58,6 +61,8 @@ class Editor(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for lists."""
+    settings_class: ClassVar[type[BaseModel] | None] = None
+    """Its configuration, where that is chosen when the editor is made and not when it is trained."""
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
@@ -72,6 +77,19 @@ class Editor(ABC):
         if source is not None:
             raise InvalidInputError(f"The editor {cls.name!r} has no trained parts, but {source!r} was given.")
         return cls(backbone)
+
+    @classmethod
+    def configured(cls, backbone: Backbone, settings: Mapping[str, Any]) -> Self:
+        """This editor with some of its settings changed. Raises `ConfigError` for those that it does not know or take.
+
+        Its `settings_class` is the second argument of its constructor.
+        """
+        if cls.settings_class is None:
+            raise ConfigError(
+                f"The editor {cls.name!r} is made as it was trained, or has no settings; given were "
+                f"{', '.join(settings)}. What training decides is given to `liveedit train --set`."
+            )
+        return cls(backbone, checked_config(cls.settings_class, settings, cls.name))  # type: ignore[call-arg]
 
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
         """Make edits, given with their ids, in their order."""
@@ -153,6 +171,15 @@ class Editor(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+
+def checked_config(kind: type[_Config], settings: Mapping[str, Any], owner: str) -> _Config:
+    """A configuration of these settings. Raises `ConfigError` where one is unknown or cannot be."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        known = ", ".join(kind.model_fields)
+        raise ConfigError(f"The settings cannot be used: {issues_of(error)}. {owner} has {known}.") from error
 
 
 def check_answers(edits: Sequence[tuple[str, Edit]]) -> None:

@@ -123,6 +123,7 @@ class FineTuneLast(FineTune):
 
     name = "ft-l"
     summary = "fine-tuning of the last language layer (FT-L)"
+    settings_class = FineTuneConfig
 
     def __init__(self, backbone: Backbone, config: FineTuneConfig | None = None):
         super().__init__(backbone, backbone.layers[-1], config or FineTuneConfig())
@@ -144,6 +145,7 @@ class FineTuneMultimodal(FineTune):
 
     name = "ft-m"
     summary = "fine-tuning of the part between vision tower and language model (FT-M)"
+    settings_class = FineTuneMultimodalConfig
 
     def __init__(self, backbone: Backbone, config: FineTuneMultimodalConfig | None = None):
         super().__init__(backbone, find_multimodal_part(backbone), config or FineTuneMultimodalConfig())

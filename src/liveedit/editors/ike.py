@@ -68,6 +68,7 @@ class InContext(Editor):
 
     name = "ike"
     summary = "the nearest edit told in the prompt (IKE)"
+    settings_class = InContextConfig
 
     def __init__(self, backbone: Backbone, config: InContextConfig | None = None):
         super().__init__(backbone)

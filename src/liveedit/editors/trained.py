@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import nn
 
 from ..backbones import BUILT_IN, Backbone, built_in_folder
 from ..checkpoints import load_tensors, save_tensors
 from ..datasets.sources import cache_folder
-from ..errors import BackboneError, CheckpointError, ConfigError, NotFoundError
+from ..errors import BackboneError, CheckpointError, NotFoundError
 from ..processes import ALONE, Processes
 from ..samples import EditCase
 from ..training import StageConfig, Task, Trainer, TrainingConfig, check_cases
-from .base import Editor
+from .base import Editor, checked_config
 
 _FILE, _CONFIG = "editor.safetensors", "editor.json"
 
@@ -84,12 +84,7 @@ class TrainedEditor(Editor):
     @classmethod
     def new_config(cls, backbone: Backbone, **settings: Any) -> Any:
         """The configuration for a backbone. Raises `ConfigError` for settings that it does not know or take."""
-        try:
-            return cls.config_class.model_validate({**cls.shape(backbone), **settings})
-        except ValidationError as error:
-            issues = "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
-            known = ", ".join(cls.config_class.model_fields)
-            raise ConfigError(f"The settings cannot be used: {issues}. {cls.name} has {known}.") from error
+        return checked_config(cls.config_class, {**cls.shape(backbone), **settings}, cls.name)
 
     @classmethod
     def untrained(cls, backbone: Backbone, config: Any = None, seed: int = 0) -> Self:

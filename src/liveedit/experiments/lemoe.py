@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from ..editors.lemoe import LemoeConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, issues_of
 from ..evaluation.lines import lines_of
 from ..evaluation.paper.averages import SCORES, in_order
 from ..evaluation.paper.lemoe_pictures import draw_forgetting, draw_orders
@@ -93,8 +93,7 @@ def _settings(given: Settings | None, routing: str) -> tuple[tuple[str, Any], ..
     try:
         LemoeConfig.model_validate(values)
     except ValidationError as error:
-        issues = "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
-        raise ConfigError(f"The settings of LEMoE cannot be used: {issues}.") from error
+        raise ConfigError(f"The settings of LEMoE cannot be used: {issues_of(error)}.") from error
     return tuple(sorted(values.items()))
 
 

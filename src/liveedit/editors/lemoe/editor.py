@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,7 @@ class Lemoe(Editor):
 
     name = "lemoe"
     summary = "an expert per batch of edits beside an FFN, found by key and value (LEMoE)"
+    settings_class = LemoeConfig
 
     def __init__(self, backbone: Backbone, config: LemoeConfig | None = None, embedder: Embedder | None = None):
         """`embedder` gives what batches are planned by, instead of the anchors."""
@@ -263,12 +265,15 @@ class Lemoe(Editor):
             self._keys = None
 
     def configuration(self) -> dict[str, Any]:
-        """The whole `LemoeConfig`, with the layer that it comes to."""
-        return {**self.config.model_dump(mode="json"), "layer": self.layer}
+        """The whole `LemoeConfig`, with what its Nones come to here."""
+        config = self.config
+        threshold, text_threshold = config.least_likeness
+        found = {"layer": self.layer, "image_weight": config.image_length}
+        return {**config.model_dump(mode="json"), **found, "threshold": threshold, "text_threshold": text_threshold}
 
     def digest(self) -> str:
         """SHA-256 of the configuration."""
-        return hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.configuration(), sort_keys=True).encode()).hexdigest()
 
     # -- routing -----------------------------------------------------------------------------------------
 
