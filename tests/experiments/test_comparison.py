@@ -14,9 +14,10 @@ from liveedit.cli import main
 from liveedit.editors import editor_names
 from liveedit.errors import InvalidInputError, NotFoundError
 from liveedit.evaluation import bench as bench_module
+from liveedit.evaluation.paper.averages import PAPER_METRICS
 from liveedit.experiments import cells
 from liveedit.experiments.cells import Measuring
-from liveedit.experiments.comparison import TABLE_1, TABLE_5, TABLE_6, comparison, default_editors
+from liveedit.experiments.comparison import TABLE_1, TABLE_5, TABLE_6, comparison, conclude, default_editors
 from liveedit.experiments.experiment import Conclusion, Experiment, run_experiment
 from liveedit.experiments.jobs import Outcome, Workers
 
@@ -137,6 +138,29 @@ def test_tables_5_and_6_are_the_other_backbones_with_all_published_data(tmp_path
     assert {line[0] for line in findings.published[0].rows} == {"MiniGPT-4 (7B)"}
     assert {line[1] for line in findings.published[0].rows} == {"E-VQA", "VLKEB", "E-IC"}
     assert findings.summary == ("Nothing could be measured.",)
+
+
+def test_a_variant_is_judged_apart_and_is_no_rival() -> None:
+    scores = {"liveedit": 90.0, "liveedit-refine": 95.0, "lte": 92.0}
+    rows = [
+        {
+            **{"editor": editor, "backbone": "tiny-llava", "data": "world", "edits": 1000, "seed": seed},
+            "status": "complete",
+            "metrics": {
+                name: {"teacher_forced": value, "exact_match": value - seed, "count": 9} for name in PAPER_METRICS
+            },
+        }
+        for editor, value in scores.items()
+        for seed in (0, 1, 2)
+    ]
+    findings = conclude(TABLE_1, list(scores), rows, [])
+    verdicts = (findings.extra or {})["verdicts"]
+    assert [(found["own"], found["rival"], found["standing"]) for found in verdicts] == [
+        *[("liveedit", "lte", "not best")] * 2,
+        *[("liveedit-refine", "lte", "best")] * 2,
+    ]
+    assert sum(line.startswith("liveedit-refine has the best average") for line in findings.summary) == 1
+    assert {"Is liveedit the best?", "Is liveedit-refine the best?"} <= {table.title for table in findings.tables}
 
 
 def test_what_no_cell_uses_is_refused(tmp_path: Path) -> None:

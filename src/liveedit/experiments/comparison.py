@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from ..evaluation.paper.averages import in_order
 from ..evaluation.paper.pictures import draw_averages
 from ..evaluation.paper.report import Drawing, Findings
 from ..evaluation.paper.tables import harder_table, paper_table, verdict_table
-from ..evaluation.paper.verdict import headline, judge
+from ..evaluation.paper.verdict import Verdict, headline, judge
 from ..evaluation.published import published_table
 from ..evaluation.report_tables import cost_table
 from .cells import Cell, EditorChoice, Measuring, in_stages
@@ -24,7 +24,7 @@ from .jobs import Row
 
 OWN: Final = "liveedit"
 FAMILY: Final = ("liveedit-refine",)
-"""Variants of `OWN`: shown, but neither its rivals nor it."""
+"""Variants of `OWN`: judged apart from it, and never its rivals."""
 
 EDITORS: Final = (
     *("none", "ft-l", "ft-m", "mend", "serac", "t-patcher", "lte", "recipe", "lemoe", "ike"),
@@ -129,13 +129,13 @@ def conclude(
     if not rows:
         return Findings(table.title, (), (), ("Nothing could be measured.",), (), (published,), failed)
     lines = in_order(lines_of(rows), labels)
-    verdicts = judge(lines, OWN, FAMILY, labels) if OWN in labels else []
-    summary = [headline(verdicts), *(verdict.sentence() for verdict in verdicts)] if verdicts else []
+    judged = [_judged(lines, name, labels) for name in (OWN, *FAMILY) if name in labels]
+    summary = [sentence for verdicts in judged for sentence in _said(verdicts)]
     if failed and summary:
         summary.insert(1, f"{len(failed)} cells failed and are missing from this: see below.")
     candidates = (
         paper_table(lines, table.title),
-        verdict_table(verdicts) if verdicts else None,
+        *(verdict_table(verdicts) for verdicts in judged),
         harder_table(lines, "Harder probes, which the paper does not have"),
         cost_table(lines),
     )
@@ -147,20 +147,23 @@ def conclude(
         drawings=(_averages_of(lines, table),),
         published=(published,),
         failed=failed,
-        extra={"verdicts": [_as_json(verdict) for verdict in verdicts]},
+        extra={"verdicts": [asdict(verdict) for verdicts in judged for verdict in verdicts]},
     )
+
+
+def _judged(lines: Sequence[Line], own: str, labels: Sequence[str]) -> list[Verdict]:
+    """How `own` stands among all editors but its relatives."""
+    return judge(lines, own, {OWN, *FAMILY} - {own}, labels)
+
+
+def _said(verdicts: Sequence[Verdict]) -> list[str]:
+    return [headline(verdicts), *(verdict.sentence() for verdict in verdicts)]
 
 
 def _averages_of(lines: Sequence[Line], table: PaperTable) -> Drawing:
     return lambda folder: [
         draw_averages(lines, folder / f"{table.name}-averages.png", "Average of the five metrics, ± std over seeds")
     ]
-
-
-def _as_json(verdict: object) -> dict[str, object]:
-    from dataclasses import asdict
-
-    return asdict(verdict)  # type: ignore[call-overload]
 
 
 def _labelled(item: str) -> tuple[str, str]:
