@@ -20,6 +20,7 @@ OUT ?= runs/bench
 BACKBONES ?= tiny-llava tiny-blip2 tiny-minigpt4
 TRAINED ?= mend serac lte recipe
 SETTINGS-tiny-llava-recipe := --set prompt_tokens=8
+SETTINGS-tiny-minigpt4-recipe := --set prompt_tokens=8
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
 .PHONY: demo test check editors bench format clean
