@@ -13,7 +13,7 @@ class _Likeness(NamedTuple):
     text_threshold: float
 
 
-_STATES, _MEANS = _Likeness(0.7, 0.84, 0.9), _Likeness(2.0, 0.72, 0.75)
+_STATES, _MEANS = _Likeness(0.9, 0.85, 0.9), _Likeness(2.0, 0.72, 0.75)
 """Found on drawn data: see docs/EXPERIMENTS.md."""
 
 
@@ -74,7 +74,7 @@ class LemoeConfig(BaseModel):
     image_weight: float | None = Field(
         default=None,
         gt=0,
-        description="Length of the image part; that of the other is 1. None: 0.7 beside states, 2 beside means.",
+        description="Length of the image part; that of the other is 1. None: 0.9 beside states, 2 beside means.",
     )
     centered: bool = Field(
         default=True, description="Anchors are told from those of everyday questions and a grey picture (ours)."
@@ -108,7 +108,7 @@ class LemoeConfig(BaseModel):
         default=None,
         gt=-1,
         le=1,
-        description="Least cosine to an anchor of the expert, for anchors with an image part. None: 0.84 with states, "
+        description="Least cosine to an anchor of the expert, for anchors with an image part. None: 0.85 with states, "
         "0.72 with means.",
     )
     text_threshold: float | None = Field(
