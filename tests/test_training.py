@@ -179,6 +179,10 @@ def test_a_stage_of_no_steps_changes_nothing(tmp_path: Path) -> None:
     modules, figures = trained(tmp_path, config_of(("only", 0)), SlopeTask())
     assert not modules.weight.any()
     assert figures == {}
+    before, kept = trained(tmp_path / "one", config_of(("first", 5)), SlopeTask())
+    after, found = trained(tmp_path / "two", config_of(("first", 5), ("last", 0)), SlopeTask())
+    assert torch.equal(before.weight, after.weight)
+    assert found == kept != {}
 
 
 def test_too_few_cases_are_told(tmp_path: Path) -> None:

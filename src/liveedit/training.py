@@ -119,12 +119,11 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
         figures: dict[str, float] = {}
         for index, stage in enumerate(self.config.stages):
-            figures = self._run_stage(modules, index, stage)
+            if stage.steps:
+                figures = self._run_stage(modules, index, stage)
         return figures
 
     def _run_stage(self, modules: nn.Module, index: int, stage: StageConfig) -> dict[str, float]:
-        if not stage.steps:
-            return {}
         optimizer = self.optimizer(modules, stage)
         checkpoint = self.folder / f"{index}-{stage.name}.safetensors"
         best_file = self.folder / f"{index}-{stage.name}-best.safetensors"

@@ -93,10 +93,12 @@ def test_a_share_of_the_steps_shortens_every_stage(loaded: Backbone) -> None:
     assert (tenth.training.warmup, tenth.training.validate_every) == (whole.warmup // 10, whole.validate_every // 10)
     assert (tenth.editor.rank, tenth.losses.prompt_dropout) == (2, 0.3)
     least = Training(steps_share=0.0001).recipe(loaded, 40, {}).training
-    assert [stage.steps for stage in least.stages] == [1, 1, 1]
+    assert [stage.steps for stage in least.stages] == [1, 1, 0]  # What has no steps gets none.
     assert least.validation == 10
     paper = Training(form="paper").recipe(loaded, 8000, {"rank": 2})
     assert (paper.editor.heads, paper.editor.rank, paper.losses.soft_loss) == (1, 2, "paper")
+    assert paper.losses.prompt_dropout == 0
+    assert paper.training.stages[-1].name == "joint" and paper.training.stages[-1].steps > 0
 
 
 def test_impossible_trainings_are_refused(loaded: Backbone, world: Path, tmp_path: Path) -> None:

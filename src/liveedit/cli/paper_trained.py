@@ -34,7 +34,7 @@ _Data = Annotated[
     str, typer.Option("--data", help="Measured on: world, world:SEED, a folder, or FORMAT:FILE[:IMAGES].")
 ]
 _TrainData = Annotated[str, typer.Option(help="Trained on: world, world:SEED, a folder, or FORMAT:FILE[:IMAGES].")]
-_Cases = Annotated[int | None, typer.Option(min=2, help="Cases to train on (world: 8,000; files: all).")]
+_Cases = Annotated[int | None, typer.Option(min=2, help="Cases to train on (world: 16,000; files: all).")]
 _Form = Annotated[Literal["improved", "paper"], typer.Option(help="The improved form of LiveEdit, or the paper's own.")]
 _Share = Annotated[float, typer.Option(help="Share of the training steps, 0.1 for a quick look.")]
 _Changes = Annotated[

@@ -21,7 +21,7 @@ from .training_estimate import print_estimate, with_disk
 if TYPE_CHECKING:
     from ..backbones import Backbone
     from ..editors.liveedit.recipe import TrainingRecipe
-    from ..editors.trained import Report, TrainedEditor, TrainingResult
+    from ..editors.trained import Report, TrainingResult
     from ..processes import Processes
     from ..samples import EditCase
     from ..training import StageConfig
@@ -44,7 +44,7 @@ def train(
     annotations: Annotated[Path | None, typer.Option(help="The annotation file, where --data is a format.")] = None,
     images: Annotated[Path | None, typer.Option(help="The picture folder of the annotation file.")] = None,
     cases: Annotated[
-        int | None, typer.Option(min=2, help="Cases to train on (made here: 8,000, other editors 3,000; files: all).")
+        int | None, typer.Option(min=2, help="Cases to train on (made here: 16,000, other editors 3,000; files: all).")
     ] = None,
     editor: Annotated[str, typer.Option(help="The editor to train; `liveedit editors` lists them.")] = "liveedit",
     backbone: BackboneName = "tiny-llava",
@@ -85,7 +85,7 @@ def train(
         raise typer.BadParameter(
             f"The editor {editor} has one form and no estimate: give neither --form nor --dry-run."
         )
-    stages = _stages(stage, kind)
+    stages = _stages(stage, kind.paper_stages() if form == "paper" else kind.default_stages())
     settings = {
         **{"layer": layer, "module_width": module_width, "rank": rank, "heads": heads, "seed": seed},
         **{name: setting_value(text) for name, text in named_values(changes or [], "--set").items()},
@@ -209,15 +209,15 @@ def _summary(trained: TrainingResult, out: Path, picture: Path | None, seconds: 
     }
 
 
-def _stages(given: Sequence[str] | None, kind: type[TrainedEditor]) -> tuple[StageConfig, ...]:
+def _stages(given: Sequence[str] | None, usual: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+    """The stages that were given, each by a name of the usual ones; the usual ones where none was."""
     from pydantic import ValidationError
 
     from ..errors import ConfigError
     from ..training import StageConfig
 
-    defaults = kind.default_stages()
     if not given:
-        return defaults
+        return usual
     stages = []
     for text in given:
         names = ("name", "steps", "batch", "rate")
@@ -227,7 +227,7 @@ def _stages(given: Sequence[str] | None, kind: type[TrainedEditor]) -> tuple[Sta
             raise ConfigError(
                 f"The stage {text!r} cannot be used. Give NAME:STEPS:BATCH:RATE, as in joint:300:32:3e-4."
             ) from error
-        known = [stage.name for stage in defaults]
+        known = [stage.name for stage in usual]
         if stage.name not in known:
             raise ConfigError(f"There is no stage {stage.name!r}. Give one of {', '.join(known)}.")
         stages.append(stage)

@@ -67,6 +67,11 @@ class TrainedEditor(Editor):
         """The stages of its training."""
 
     @classmethod
+    def paper_stages(cls) -> tuple[StageConfig, ...]:
+        """What trains the paper's own form, where the editor has one beside its own."""
+        return cls.default_stages()
+
+    @classmethod
     @abstractmethod
     def make_task(
         cls,

@@ -71,7 +71,8 @@ class Training:
     def _schedule(self, cases: int) -> TrainingConfig:
         if not 0 < self.steps_share <= 1:
             raise ConfigError(f"A share of {self.steps_share} of the steps was asked for. Give more than 0, at most 1.")
-        whole = TrainingConfig(stages=self.stages or LiveEdit.default_stages())
+        usual = LiveEdit.paper_stages() if self.form == "paper" else LiveEdit.default_stages()
+        whole = TrainingConfig(stages=self.stages or usual)
         share = self.steps_share
         shortened = [
             stage.model_copy(update={"steps": max(min(stage.steps, 1), round(stage.steps * share))})

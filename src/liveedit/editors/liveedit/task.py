@@ -63,7 +63,7 @@ class LiveEditLosses(BaseModel):
         description="Edits of the same subject that ask something else, in hard routing with margins.",
     )
     prompt_dropout: float = Field(
-        default=0.0,
+        default=0.3,
         ge=0,
         lt=1,
         description="Share of the prompt's tokens hidden from both extractors in the routing stage, so that no single "
@@ -77,7 +77,7 @@ class LiveEditLosses(BaseModel):
     @classmethod
     def paper(cls) -> LiveEditLosses:
         """The losses of section 4.3 as they stand."""
-        return cls(hard_loss="paper", soft_loss="paper", mixing="batch")
+        return cls(hard_loss="paper", soft_loss="paper", mixing="batch", prompt_dropout=0.0)
 
 
 @dataclass(frozen=True)
