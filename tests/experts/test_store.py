@@ -198,7 +198,8 @@ def test_undo_keeps_the_edit_and_its_history(path: Path) -> None:
         undone = opened.undo(first.id)
         assert undone.undone_at is not None
         assert not undone.is_active
-        assert dataclasses.replace(undone, undone_at=None) == first
+        assert undone.revision_removed == 3
+        assert dataclasses.replace(undone, undone_at=None, revision_removed=None) == first
     with EditStore(path) as opened:
         assert len(opened) == 1
         assert opened.list() == (second,)
@@ -206,7 +207,7 @@ def test_undo_keeps_the_edit_and_its_history(path: Path) -> None:
         assert [edit_id for edit_id, _ in opened.active_experts()] == [second.id]
         assert bits(opened.get(first.id).expert) == bits(make_expert(0))
         events = opened.history()
-        assert [(event.number, event.kind, event.edit_id) for event in events] == [
+        assert [(event.revision, event.kind, event.edit_id) for event in events] == [
             (1, "edit", first.id),
             (2, "edit", second.id),
             (3, "undo", first.id),
@@ -228,7 +229,7 @@ def test_the_history_cannot_be_rewritten(path: Path) -> None:
     with bound(path) as opened:
         opened.add(make_edit(), make_expert())
     with closing(sqlite3.connect(path)) as connection:
-        for statement in ("UPDATE events SET kind = 'undo'", "DELETE FROM events"):
+        for statement in ("UPDATE events SET kind = 'undo'", "UPDATE events SET note = 'other'", "DELETE FROM events"):
             with pytest.raises(sqlite3.IntegrityError, match="only appended to"):
                 connection.execute(statement)
 
@@ -315,8 +316,8 @@ def test_an_id_that_is_taken_is_drawn_again(path: Path, ids: list[str]) -> None:
 
 
 def test_a_file_belongs_to_one_backbone_and_one_editor(path: Path) -> None:
-    with bound(path):
-        pass
+    with bound(path) as opened:
+        opened.add(make_edit(), make_expert())
     with EditStore(path) as opened:
         opened.bind(BACKBONE, EDITOR, backbone="another name of it", editor="liveedit")
         assert opened.binding == store.Binding(BACKBONE, EDITOR, "tiny-llava", "liveedit")
@@ -330,8 +331,6 @@ def test_a_file_belongs_to_one_backbone_and_one_editor(path: Path) -> None:
 
 
 def test_nothing_is_added_before_the_model_is_named(path: Path) -> None:
-    with bound(path):
-        pass
     with EditStore(path) as opened:
         with pytest.raises(StoreError, match="Call `bind`"):
             opened.add(make_edit(), make_expert())
