@@ -45,7 +45,7 @@ def insert_new(
     connection: Connection, edit: NewEdit, edit_id: str, expert_digest: str, by: Binding, rivals: Sequence[int]
 ) -> int:
     """Put a new edit into force in place of its rivals, by number; returns its own number."""
-    number = connection.execute(select(func.coalesce(func.max(EDITS.c.number), 0))).scalar_one() + 1
+    number = next_number(connection)
     revision, at = latest_revision(connection) + 1, now()
     values: dict[str, Any] = {field.name: getattr(edit, field.name) for field in fields(NewEdit)}
     # Numbers of numpy would be stored as bytes.
@@ -60,6 +60,11 @@ def insert_new(
     connection.execute(insert(SPANS), {"edit_number": number, "revision_added": revision})
     take_out(connection, rivals, event)
     return number
+
+
+def next_number(connection: Connection) -> int:
+    """The place of the next edit in the order of making."""
+    return connection.execute(select(func.coalesce(func.max(EDITS.c.number), 0))).scalar_one() + 1
 
 
 def insert_blobs(connection: Connection, number: int, blobs: Mapping[BlobKind, bytes]) -> None:

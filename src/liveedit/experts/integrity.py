@@ -44,6 +44,11 @@ def find_problems(connection: Connection, structure: Check) -> tuple[str, ...]:
     return tuple(problems)
 
 
+def history_problems(connection: Connection) -> list[str]:
+    """Where edits, spans and history do not say the same."""
+    return [*_counts(connection), *_history(connection), *_binding(connection)]
+
+
 def blob_problem(kind: str, sha256: str, data: bytes) -> str | None:
     """What is wrong with a stored expert, thumbnail or picture, or None."""
     found = hashlib.sha256(data).hexdigest()

@@ -11,7 +11,8 @@ from typing import Final, Self
 from sqlalchemy import Connection, func, select
 
 from ..errors import InvalidInputError, NotFoundError, StoreError
-from . import changes, queries
+from . import changes, queries, transfer
+from .bundle import BundleContents, Imported, open_bundle, write_bundle
 from .changes import Signature
 from .expert import Expert
 from .expert_bytes import expert_from_bytes, expert_to_bytes
@@ -33,7 +34,7 @@ from .records import (
 )
 from .schema import EDITS, EVENTS
 
-__all__ = ["Binding", "Changes", "EditStore", "Event", "NewEdit", "StoredEdit", "thumbnail_png"]
+__all__ = ["Binding", "Changes", "EditStore", "Event", "Imported", "NewEdit", "StoredEdit", "thumbnail_png"]
 
 _ID_BYTES: Final = 4
 _EXPERTS_AT_A_TIME: Final = 64
@@ -126,6 +127,7 @@ class EditStore:
         Raises `InvalidInputError` for what cannot be stored, `StoreError` before `bind`: an expert added
         unchecked could be another model's. Nothing is stored then.
         """
+        check_edit(edit)
         self._check_texts(edit)
         blobs: dict[BlobKind, bytes] = {"expert": expert_to_bytes(expert)}
         if thumbnail is not None:
@@ -177,6 +179,64 @@ class EditStore:
             changes.take_out(connection, changes.rivals_in_force(connection, edit), event)
             changes.bring_in(connection, [edit.number], event)
         return self.get(edit.id)
+
+    def purge(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
+        """Remove what an edit says for good: texts, picture, thumbnail, expert, and who made it. `edit_id` as in `get`.
+
+        Where it is in force it is taken out as by `undo`. Its id, its times and a line in the history stay. The bytes
+        are gone from the file, which is written anew for that; purging the same edit again only does that. Raises
+        `NotFoundError` for an unknown id, `StoreError` where others hold on to the file: the edit is purged then,
+        but some bytes may be left.
+        """
+        signature = self._signature(author, note)
+        with self._database.writing() as connection:
+            edit = queries.edit_of(connection, edit_id)
+            if edit.purged_at is None:
+                event = changes.append_event(connection, "purge", edit.id, signature)
+                returning = changes.left_for(connection, edit) if edit.is_active else []
+                if edit.is_active:
+                    changes.take_out(connection, [edit.number], event)
+                changes.bring_in(connection, returning, event)
+                changes.erase(connection, edit, event)
+        self._database.sweep()
+        return self.get(edit.id)
+
+    # -- moving ------------------------------------------------------------------------------------------
+
+    def export_bundle(self, path: str | Path, *, whole: bool = True) -> BundleContents:
+        """Write the edits to one file (see `bundle.py`); returns what its header says.
+
+        whole: with undone edits and the history; else only those in force. Raises `StoreError` where the file is there
+        already or cannot be written, or an expert is damaged.
+        """
+        with self._database.reading() as connection:
+            contents, experts, files = transfer.collect(connection, whole)
+        write_bundle(Path(path), contents, experts, files)
+        return contents
+
+    def import_bundle(self, path: str | Path) -> Imported:
+        """Take in the edits of a bundle, with their ids: all or none.
+
+        A whole bundle comes into an empty store with its history; elsewhere each edit that is not there yet is a new
+        change. Raises `StoreError` where the bundle is damaged, belongs to another backbone or editor than this store
+        (or than the one it was bound to), or has an id that is there with other content.
+        """
+        with open_bundle(Path(path)) as bundle:
+            binding = bundle.contents.binding
+            if binding is None:
+                return Imported((), (), ())
+            for edit in bundle.contents.edits:
+                self._check_texts(edit)
+            if self._bound is not None:
+                self._check_bundle(self._bound, binding)
+            bundle.check()  # Before a new file is made.
+            with self._database.writing() as connection:
+                found = queries.binding_of(connection)
+                if found is None:
+                    changes.write_binding(connection, binding)
+                else:
+                    self._check_bundle(found, binding)
+                return transfer.take_in(connection, bundle)
 
     # -- reading -----------------------------------------------------------------------------------------
 
@@ -280,8 +340,14 @@ class EditStore:
                 "and editor, or give another edits file."
             )
 
+    def _check_bundle(self, wanted: Binding, found: Binding) -> None:
+        if not found.matches(wanted):
+            raise StoreError(
+                f"The bundle's edits belong to {found}; {self._database.name} belongs to {wanted}. Nothing was "
+                "imported. Import them into an edits file of that model and editor."
+            )
+
     def _check_texts(self, edit: NewEdit) -> None:
-        check_edit(edit)
         for name, value in vars(edit).items():
             if isinstance(value, str) and (problem := self._database.problem_with_text(value)) is not None:
                 raise InvalidInputError(f"An edit's {name} {problem}")
