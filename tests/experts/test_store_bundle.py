@@ -49,8 +49,8 @@ def everything(store: EditStore) -> object:
     return edits, experts, files, past, store.history(), store.binding
 
 
-def test_a_whole_bundle_makes_the_same_store_again(path: Path, bundle: Path, tmp_path: Path) -> None:
-    with bound(path) as opened, EditStore(tmp_path / "other.db") as other:
+def test_a_whole_bundle_makes_the_same_store_again(location: Path | str, bundle: Path, tmp_path: Path) -> None:
+    with bound(location) as opened, EditStore(tmp_path / "other.db") as other:
         fill(opened)
         header = opened.export_bundle(bundle)
         done = other.import_bundle(bundle)
@@ -62,8 +62,10 @@ def test_a_whole_bundle_makes_the_same_store_again(path: Path, bundle: Path, tmp
         assert everything(other) == everything(opened)
 
 
-def test_edits_in_force_come_into_another_store_as_new_changes(path: Path, bundle: Path, tmp_path: Path) -> None:
-    with bound(path) as opened, bound(tmp_path / "other.db") as other:
+def test_edits_in_force_come_into_another_store_as_new_changes(
+    location: Path | str, bundle: Path, tmp_path: Path
+) -> None:
+    with bound(location) as opened, bound(tmp_path / "other.db") as other:
         ids = fill(opened)
         own = other.add(make_edit("own"), make_expert(9)).id
         assert not opened.export_bundle(bundle, whole=False).whole
@@ -87,8 +89,8 @@ def test_undone_edits_of_a_whole_bundle_stay_undone_in_another_store(path: Path,
         assert other.verify() == ()
 
 
-def test_what_was_purged_here_does_not_come_back(path: Path, bundle: Path) -> None:
-    with bound(path) as opened:
+def test_what_was_purged_here_does_not_come_back(location: Path | str, bundle: Path) -> None:
+    with bound(location) as opened:
         ids = fill(opened)
         opened.export_bundle(bundle)
         opened.purge(ids[0])

@@ -15,8 +15,8 @@ from liveedit.experts.store import Changes, EditStore
 
 
 @pytest.fixture
-def opened(path: Path) -> Iterator[EditStore]:
-    with bound(path) as store:
+def opened(location: Path | str) -> Iterator[EditStore]:
+    with bound(location) as store:
         yield store
 
 

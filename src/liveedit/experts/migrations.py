@@ -21,14 +21,19 @@ Migration = Callable[[Connection], None]
 
 def _first_layout(connection: Connection) -> None:
     if connection.dialect.name != "sqlite":
-        return  # Only files were ever of this layout; databases begin with the second.
+        # Only files were ever of this layout; databases begin with the second, and need a place for its number.
+        connection.exec_driver_sql(_META)
+        return
     for statement in _FIRST_LAYOUT:
         connection.exec_driver_sql(statement)
 
 
+_META = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+
+
 _FIRST_LAYOUT = (
     f"PRAGMA application_id = {APPLICATION_ID}",
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    _META,
     """
     CREATE TABLE edits (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -81,8 +86,6 @@ def _revisions(connection: Connection) -> None:
             # Else the references of the old tables would follow the new names.
             connection.exec_driver_sql(f"CREATE TABLE old_{table} AS SELECT * FROM {table}")
             connection.exec_driver_sql(f"DROP TABLE {table}")
-    else:
-        connection.exec_driver_sql("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
     types = {"blob": "BLOB", "real": "REAL"} if is_file else {"blob": "BYTEA", "real": "DOUBLE PRECISION"}
     for statement in (*_SECOND_LAYOUT, *(_FILE_HISTORY_IS_KEPT if is_file else _SERVER_HISTORY_IS_KEPT)):
         connection.exec_driver_sql(statement % types if "%(" in statement else statement)

@@ -28,7 +28,11 @@ def open_database(location: str | Path, *, create: bool = True, busy_timeout_s: 
         if not url.database or url.query:
             raise InvalidInputError(f"The edits file {location!r} names no file, or has options. {_ALLOWED}")
         return SqliteFile(Path(url.database), create=create, busy_timeout_s=busy_timeout_s)
-    raise InvalidInputError(f"Edits cannot be kept in {family!r}. {_ALLOWED}")
+    if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        from .postgres import PostgresDatabase
+
+        return PostgresDatabase(url, busy_timeout_s=busy_timeout_s)
+    raise InvalidInputError(f"Edits cannot be kept in {url.drivername!r}. {_ALLOWED}")
 
 
 def is_absent(location: str | Path) -> bool:
