@@ -18,6 +18,7 @@ from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
 from liveedit.experts import Expert
 from liveedit.experts.store import EditStore, NewEdit
+from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel, backbone_digest
 from liveedit.samples import Edit, EditCase, Question
 
@@ -137,7 +138,7 @@ def test_a_failure_while_storing_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise StoreError("on purpose")
 
     store = EditStore(tmp_path / "edits.db")
@@ -213,9 +214,10 @@ def test_every_revision_is_the_model_with_the_edits_of_then(
             for change in (lambda: model.edit(image, PROMPT, "blue"), lambda: model.undo(ids[0])):
                 with pytest.raises(InvalidInputError, match="the past cannot be changed"):
                     change()
-    for store, at in ((EditStore(file), 6), (None, 1)):
-        with pytest.raises(InvalidInputError, match="evision"):
-            EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), store, at=at)
+    with EditStore(file) as opened:
+        for store, at in ((opened, 6), (None, 1)):
+            with pytest.raises(InvalidInputError, match="evision"):
+                EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), store, at=at)
         assert not tiny_llava.model._forward_pre_hooks
 
 
@@ -256,6 +258,22 @@ def test_logits_survive_export_and_import(
         other.import_bundle(tmp_path / "bundle")
         with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), other):
             assert torch.equal(logits_of(tiny_llava, image), expected)
+
+
+def test_whole_pictures_are_kept_where_asked_for(
+    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
+) -> None:
+    for keep in (False, True):
+        with EditStore(tmp_path / f"{keep}.db") as store:
+            editor = AlwaysFires(tiny_llava, modules)
+            model = EditedModel(tiny_llava, editor, store, keep_pictures=keep)
+            receipt = model.edit(image, PROMPT, "teal")
+            kept = store.picture(receipt.id)
+            assert (kept is not None) == keep
+            if kept is not None:
+                assert image_digest(open_image(kept)) == image_digest(open_image(image)) == store.list()[0].image_sha256
+            assert store.verify() == ()
+            model.close()
 
 
 def test_a_failed_edit_leaves_no_file(

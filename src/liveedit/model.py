@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from PIL import Image
 
 from .backbones import Backbone, load_backbone
 from .editors import Fired, editor_class
 from .editors.liveedit import LiveEdit
 from .errors import InvalidInputError, NotFoundError, StoreError
 from .experts import Expert
-from .experts.records import Changes, NewEdit, StoredEdit, thumbnail_png
+from .experts.records import Changes, NewEdit, StoredEdit, picture_png, thumbnail_png
 from .experts.store import EditStore
 from .images import image_digest, open_image
 from .samples import Edit, ImageSource, Question
@@ -66,10 +67,20 @@ class EditedModel:
     next. Close the model, or use it as a context manager, to leave the backbone as it was.
 
     at: a revision of the store; the edits that were in force after it are, and the model cannot be edited.
+    keep_pictures: keep the whole picture of each edit in the store, not only a thumbnail and its digest.
     """
 
-    def __init__(self, backbone: Backbone, editor: LiveEdit, store: EditStore | None = None, *, at: int | None = None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        editor: LiveEdit,
+        store: EditStore | None = None,
+        *,
+        at: int | None = None,
+        keep_pictures: bool = False,
+    ):
         self.backbone, self.editor, self._store, self._at = backbone, editor, store, at
+        self._keep_pictures = keep_pictures
         self._memory: dict[str, StoredEdit] = {}
         self._undone: dict[str, tuple[StoredEdit, Expert]] = {}
         """Edits in memory that were undone."""
@@ -93,6 +104,7 @@ class EditedModel:
         *,
         edits: str | Path | None = None,
         at: int | None = None,
+        keep_pictures: bool = False,
         editor: str = "liveedit-refine",
         editor_path: str | Path | None = None,
         dtype: torch.dtype | None = None,
@@ -103,9 +115,10 @@ class EditedModel:
 
         backbone: a built-in name, a local folder, or a hub name. edits: the edits file, made by the first edit where
         there is none, or the URL of a PostgreSQL database. at: a revision, to have the edits that were in force after
-        it; the model cannot be edited then. editor: "liveedit" (generation alone) or "liveedit-refine" (with gradient
-        steps where an edit does not take at once). editor_path: the folder of a trained editor; built-in backbones
-        bring theirs. loading: further arguments of `load_backbone` (device_map, quantization, offload_folder).
+        it; the model cannot be edited then. keep_pictures: as for the class. editor: "liveedit" (generation alone) or
+        "liveedit-refine" (with gradient steps where an edit does not take at once). editor_path: the folder of a
+        trained editor; built-in backbones bring theirs. loading: further arguments of `load_backbone` (device_map,
+        quantization, offload_folder).
         """
         kind = editor_class(editor)
         if not issubclass(kind, LiveEdit):
@@ -116,7 +129,13 @@ class EditedModel:
         store = EditStore(edits, create=at is None) if edits is not None else None
         try:
             frozen = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, dtype, device, **loading)
-            return cls(frozen, kind.load(frozen, str(editor_path) if editor_path else None), store, at=at)
+            return cls(
+                frozen,
+                kind.load(frozen, str(editor_path) if editor_path else None),
+                store,
+                at=at,
+                keep_pictures=keep_pictures,
+            )
         except BaseException:
             if store is not None:
                 store.close()
@@ -185,9 +204,7 @@ class EditedModel:
             after = self.ask(picture, prompt).text
         finally:
             self.editor.undo(trial)
-        stored = self._keep(
-            replace(described, answer_after=after), expert, thumbnail_png(picture) if picture is not None else None
-        )
+        stored = self._keep(replace(described, answer_after=after), expert, picture)
         self.editor.add(stored.id, expert)
         return Receipt(stored.id, prompt, answer, before, after, milliseconds, steps, expert.store_bytes)
 
@@ -269,9 +286,11 @@ class EditedModel:
                 "Load it without `at` to edit, undo or redo."
             )
 
-    def _keep(self, edit: NewEdit, expert: Expert, thumbnail: bytes | None) -> StoredEdit:
+    def _keep(self, edit: NewEdit, expert: Expert, picture: Image.Image | None) -> StoredEdit:
         if self._store is not None:
-            return self._store.add(edit, expert, thumbnail)
+            thumbnail = thumbnail_png(picture) if picture is not None else None
+            whole = picture_png(picture) if picture is not None and self._keep_pictures else None
+            return self._store.add(edit, expert, thumbnail, picture=whole)
         numbers = [stored.number for stored in (*self._memory.values(), *(kept for kept, _ in self._undone.values()))]
         number = 1 + max(numbers, default=0)
         edit_id = hashlib.sha256(f"{number}:{expert.digest}".encode()).hexdigest()[:8]

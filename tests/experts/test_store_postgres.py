@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import pytest
 from edit_examples import bits, bound, make_edit, make_expert
 from postgres_server import PostgresServer
-from sqlalchemy import Connection, NullPool, create_engine, text
+from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from liveedit.errors import InvalidInputError, StoreError
-from liveedit.experts import migrations
+from liveedit.experts import migrations, schema
 from liveedit.experts.store import EditStore
 
 pytestmark = pytest.mark.postgres
@@ -52,11 +52,19 @@ def test_the_layout_is_recorded(postgres_url: str) -> None:
         EditStore(postgres_url)
 
 
-def test_tables_of_another_program_are_left_alone(postgres_url: str) -> None:
-    run_sql(postgres_url, "CREATE TABLE events (text TEXT)")
+@pytest.mark.parametrize("table", ["events", "meta"])
+def test_tables_of_another_program_are_left_alone(postgres_url: str, table: str) -> None:
+    run_sql(postgres_url, f"CREATE TABLE {table} (text TEXT)")
     with pytest.raises(StoreError, match="tables of another program"):
         EditStore(postgres_url)
     assert value_of(postgres_url, "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'") == 1
+
+
+def test_the_tables_are_those_that_are_asked_for(postgres_url: str) -> None:
+    with EditStore(postgres_url), connected(postgres_url) as connection:
+        found = inspect(connection)
+        columns = {name: [column["name"] for column in found.get_columns(name)] for name in found.get_table_names()}
+    assert columns == {table.name: list(table.columns.keys()) for table in schema.TABLES}
 
 
 def test_a_database_beside_other_tables_is_used(postgres_url: str) -> None:

@@ -37,13 +37,19 @@ def edit(
     editor_path: EditorPath = None,
     author: Author = None,
     why: Note = None,
+    keep_picture: Annotated[
+        bool, typer.Option("--keep-picture", help="Keep the whole picture with the edit, not only a thumbnail.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this picture."""
     load_quietly()
     from ..model import EditedModel
 
-    with EditedModel.load(backbone, edits=edits, editor=editor, editor_path=editor_path, **loading(load)) as model:
+    options = loading(load)
+    with EditedModel.load(
+        backbone, edits=edits, keep_pictures=keep_picture, editor=editor, editor_path=editor_path, **options
+    ) as model:
         receipt = model.edit(image, prompt, answer, author=author, note=why)
     if json:
         print_json(receipt.to_dict())

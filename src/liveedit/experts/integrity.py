@@ -51,15 +51,20 @@ def history_problems(connection: Connection) -> list[str]:
 
 def blob_problem(kind: str, sha256: str, data: bytes) -> str | None:
     """What is wrong with a stored expert, thumbnail or picture, or None."""
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        return f"its digest is {found[:12]}, not {sha256[:12]}"
+    if (problem := digest_problem(sha256, data)) is not None:
+        return problem
     if kind == "expert":
         try:
             expert_from_bytes(data)
         except ValueError as error:
             return str(error)
     return None
+
+
+def digest_problem(sha256: str, data: bytes) -> str | None:
+    """How bytes differ from the digest that was stored with them, or None."""
+    found = hashlib.sha256(data).hexdigest()
+    return None if found == sha256 else f"its digest is {found[:12]}, not {sha256[:12]}"
 
 
 def _blobs(connection: Connection) -> Iterator[str]:

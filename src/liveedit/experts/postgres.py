@@ -64,7 +64,8 @@ class PostgresDatabase(Database):
 
     def layout_version(self, connection: Connection) -> int:
         """In the table meta."""
-        if not inspect(connection).has_table("meta"):
+        found = inspect(connection)
+        if not found.has_table("meta") or {"key", "value"} - {column["name"] for column in found.get_columns("meta")}:
             return 0
         row = connection.execute(text("SELECT value FROM meta WHERE key = 'liveedit_layout'")).first()
         return int(row.value) if row is not None else 0

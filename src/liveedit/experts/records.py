@@ -163,9 +163,15 @@ def thumbnail_png(image: Image.Image) -> bytes:
     """A picture as PNG, scaled down to at most `THUMBNAIL_PIXELS` wide and high, without metadata."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    small.info = {}
+    return picture_png(small)
+
+
+def picture_png(image: Image.Image) -> bytes:
+    """A picture as PNG, whole and without metadata."""
+    bare = image.convert("RGB")
+    bare.info = {}
     stream = io.BytesIO()
-    small.save(stream, format="PNG", optimize=True)
+    bare.save(stream, format="PNG", optimize=True)
     return stream.getvalue()
 
 

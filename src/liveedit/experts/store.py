@@ -16,7 +16,7 @@ from .bundle import BundleContents, Imported, open_bundle, write_bundle
 from .changes import Signature
 from .expert import Expert
 from .expert_bytes import expert_from_bytes, expert_to_bytes
-from .integrity import blob_problem, find_problems
+from .integrity import digest_problem, find_problems
 from .opening import open_database
 from .records import (
     Binding,
@@ -250,18 +250,18 @@ class EditStore:
 
     def expert(self, edit_id: str) -> Expert:
         """The expert of the edit of this id. Raises `NotFoundError`, and `StoreError` where it is damaged."""
-        data = self._blob(edit_id, "expert")
-        if data is None:
+        found = self._blob(edit_id, "expert")
+        if found is None:
             raise self._no_expert(edit_id)
-        return expert_from_bytes(data)
+        return self._read_expert(edit_id, *found)
 
     def thumbnail(self, edit_id: str) -> bytes | None:
         """The thumbnail of the edit of this id as PNG, if it has one. Raises as `expert` does."""
-        return self._blob(edit_id, "thumbnail")
+        return self._file(edit_id, "thumbnail")
 
     def picture(self, edit_id: str) -> bytes | None:
         """The file of the picture of the edit of this id, if it was kept. Raises as `expert` does."""
-        return self._blob(edit_id, "picture")
+        return self._file(edit_id, "picture")
 
     def active_experts(self, at: int | None = None) -> Iterator[tuple[str, Expert]]:
         """(edit id, expert) of every edit in force, in the order they were made; few in memory at a time.
@@ -381,20 +381,30 @@ class EditStore:
                 blobs = queries.expert_blobs(connection, [number for number, _ in batch])
             for number, edit_id in batch:
                 if number in blobs:
-                    yield edit_id, expert_from_bytes(self._sound(edit_id, "expert", *blobs[number]))
+                    yield edit_id, self._read_expert(edit_id, *blobs[number])
                 elif self.get(edit_id).purged_at is None:  # Else it was purged on the way.
                     raise self._no_expert(edit_id)
 
-    def _blob(self, edit_id: str, kind: BlobKind) -> bytes | None:
+    def _blob(self, edit_id: str, kind: BlobKind) -> tuple[str, bytes] | None:
         with self._database.reading() as connection:
-            edit_id = queries.resolve(connection, edit_id)
-            found = queries.blob_of(connection, edit_id, kind)
-        return None if found is None else self._sound(edit_id, kind, *found)
+            return queries.blob_of(connection, queries.resolve(connection, edit_id), kind)
 
-    def _sound(self, edit_id: str, kind: BlobKind, sha256: str, data: bytes) -> bytes:
-        if (problem := blob_problem(kind, sha256, data)) is not None:
-            raise StoreError(f"The {kind} of edit {edit_id!r} in {self.location!r} is damaged: {problem}. {_RECOVERY}")
-        return data
+    def _file(self, edit_id: str, kind: BlobKind) -> bytes | None:
+        found = self._blob(edit_id, kind)
+        if found is not None and (problem := digest_problem(*found)) is not None:
+            raise self._damaged(edit_id, kind, problem)
+        return found and found[1]
+
+    def _read_expert(self, edit_id: str, sha256: str, data: bytes) -> Expert:
+        if (problem := digest_problem(sha256, data)) is not None:
+            raise self._damaged(edit_id, "expert", problem)
+        try:
+            return expert_from_bytes(data)
+        except ValueError as error:
+            raise self._damaged(edit_id, "expert", str(error)) from error
+
+    def _damaged(self, edit_id: str, kind: BlobKind, problem: str) -> StoreError:
+        return StoreError(f"The {kind} of edit {edit_id!r} in {self.location!r} is damaged: {problem}. {_RECOVERY}")
 
     def _no_expert(self, edit_id: str) -> StoreError:
         edit = self.get(edit_id)
