@@ -72,12 +72,12 @@ def serve(
     holders = _holders(host, keys, no_auth)
     load_quietly()
     from ..model import EditedModel
-    from ..serving.server import Server, model_name
+    from ..serving.server import model_name, server_of
 
     options: dict[str, Any] = {"edits": edits, "editor": editor, "editor_path": editor_path, **loading(load)}
     with EditedModel.load(backbone, **options) as model:
         called = name or model_name(backbone)
-        server = Server(model, called, settings, holders, host, port)
+        server = server_of(model, called, settings, holders, host, port)
         note(f"Serving {called!r} with {len(model):,} edits at {host}, port {port}; SIGTERM or Ctrl-C stops it.")
         server.run()
         if not server.started:

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from ..model import EditedModel
 from .app import create_app
@@ -19,6 +20,15 @@ from .served_model import ServedModel
 from .settings import ServingSettings
 
 
+def server_of(
+    model: EditedModel, name: str, settings: ServingSettings, keys: KeyFile | None, host: str, port: int
+) -> Server:
+    """A server of this model, which clients call `name`. keys: None to ask for none."""
+    served = ServedModel(model, settings)
+    engine = Engine(served, settings)
+    return Server(engine, create_app(engine, name, served, keys), host, port)
+
+
 class Server(uvicorn.Server):
     """Serves one model until a signal.
 
@@ -26,12 +36,8 @@ class Server(uvicorn.Server):
     finishes what was accepted, and closes the port then.
     """
 
-    def __init__(
-        self, model: EditedModel, name: str, settings: ServingSettings, keys: KeyFile | None, host: str, port: int
-    ):
-        served = ServedModel(model, settings)
-        self.engine = Engine(served, settings)
-        app = create_app(self.engine, name, served, keys)
+    def __init__(self, engine: Engine[Any], app: FastAPI, host: str, port: int):
+        self.engine = engine
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
         super().__init__(uvicorn.Config(app, host=host, port=port, **options))
 
