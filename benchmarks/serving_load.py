@@ -9,8 +9,8 @@ is edited must be answered as before or as edited, and, where no edit or undo of
 it. Refusals with 429 are counted and asked again after the time that the server names; anything else is an error.
 
 Figures: `throughput_ratio`, answers per second under load over those of the single client, target >= 4; `errors` and
-`wrong`, target 0; `memory_growth`, resident bytes of the server at the end of the load over those after its first
-third.
+`wrong`, target 0; `server_cpu_ms_per_answer`, which other programs on the machine touch less (the edits' time counts
+in); `memory_growth`, resident bytes of the server at the end of the load over those after its first third.
 """
 
 from __future__ import annotations
@@ -86,6 +86,16 @@ class Server:
     def resident_bytes(self) -> int:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+    def cpu_seconds(self) -> float:
+        parts = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+
+    def batches(self) -> tuple[float, float]:
+        """How many questions were answered, and in how many batches."""
+        lines = [line.split() for line in httpx2.get(f"{self.url}/metrics").text.splitlines()]
+        found = {line[0]: float(line[1]) for line in lines if len(line) == 2}
+        return found["liveedit_batch_size_sum"], found["liveedit_batch_size_count"]
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -216,22 +226,25 @@ def measure(clients: int, seconds: float, threads: int) -> dict[str, Any]:
             for pair, case in edited:
                 pair.allowed.add(case.edit.answer)
             single = Counts()
-            started = time.monotonic()
+            started, cpu = time.monotonic(), server.cpu_seconds()
             keep_asking(server.url, pairs, 0, started + seconds, single)
             single_rate = single.answers / (time.monotonic() - started)
+            single_cpu = (server.cpu_seconds() - cpu) / single.answers
             run_load(server, pairs, edited, clients, min(3.0, seconds))
+            cpu, before = server.cpu_seconds(), server.batches()
             counts, rate, made, growth = run_load(server, pairs, edited, clients, seconds)
-            figures = httpx2.get(f"{server.url}/metrics").text
+            load_cpu = (server.cpu_seconds() - cpu) / counts.answers
+            after = server.batches()
         finally:
             server.stop()
     latencies = sorted(counts.latencies)
-    batches = {line.split()[0]: float(line.split()[1]) for line in figures.splitlines() if "batch_size_" in line[:25]}
     return {
         "benchmark": "serving_load",
         "throughput_ratio": round(rate / single_rate, 2),
         "target": 4.0,
         "answers_per_second": round(rate, 1),
         "single_answers_per_second": round(single_rate, 1),
+        "server_cpu_ms_per_answer": {"single": round(1000 * single_cpu, 1), "load": round(1000 * load_cpu, 1)},
         "answers": counts.answers,
         "errors": len(counts.errors) + len(single.errors),
         "wrong": len(counts.wrong) + len(single.wrong),
@@ -242,7 +255,7 @@ def measure(clients: int, seconds: float, threads: int) -> dict[str, Any]:
             "p99": round(1000 * latencies[int(0.99 * len(latencies))]),
         },
         "single_latency_ms": round(1000 * sorted(single.latencies)[len(single.latencies) // 2]),
-        "mean_batch": round(batches["liveedit_batch_size_sum"] / batches["liveedit_batch_size_count"], 1),
+        "mean_batch": round((after[0] - before[0]) / (after[1] - before[1]), 1),
         "memory_growth": round(growth, 3),
         "first_errors": (counts.errors + single.errors)[:3],
         "first_wrong": (counts.wrong + single.wrong)[:3],

@@ -28,8 +28,8 @@ from liveedit.serving.settings import ServingSettings
 class FakeModel:
     """Answers "PROMPT: LEFT/RIGHT"; an edit changes left and right, with time to look between the two.
 
-    A prompt with "bad" spoils the batch that it is in; one with "broken" breaks the model. `gate` holds answers up
-    while it is cleared.
+    A prompt with "bad" spoils the batch that it is in; one with "broken" breaks the model; "endless" is answered until
+    its asker leaves. `gate` holds answers up while it is cleared.
     """
 
     def __init__(self, pause_s: float = 0.0) -> None:
@@ -41,6 +41,7 @@ class FakeModel:
         self.calls: list[int | str] = []
         self.stored: dict[str, StoredEdit] = {}
         self.edits_made = 0
+        self.was_abandoned = False
         self.routing_seconds: float | None = 0.001
 
     def check(self, query: Query) -> None:
@@ -56,6 +57,9 @@ class FakeModel:
         if any("bad" in prompt for prompt in prompts):
             raise InvalidInputError("A bad question.")
         self.calls.append(len(queries))
+        for query in queries:
+            if query.prompt == "endless":
+                self.write_endlessly(query)
         return [self._reply(query) for query in queries]
 
     def _reply(self, query: Query) -> Reply:
@@ -67,6 +71,14 @@ class FakeModel:
                 query.listener(piece)
         fired = (Fired(self.left, 0.75, 1.5),) if self.left else ()
         return Reply(text, "stop", 7, 3, fired)
+
+    def write_endlessly(self, query: Query) -> None:
+        assert query.listener is not None
+        until = time.monotonic() + 20
+        while not query.is_abandoned() and time.monotonic() < until:
+            query.listener("more ")
+            time.sleep(0.01)
+        self.was_abandoned = query.is_abandoned()
 
     def change(self, value: str) -> None:
         self.calls.append(value)

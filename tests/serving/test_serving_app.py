@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -329,6 +330,28 @@ def test_large_bodies_are_refused_whatever_they_say_of_themselves(fake: FakeMode
         refused(httpx2.post(url + CHAT, content=b" " * 5000, headers=json_type), 413, "body_too_large")
         assert httpx2.post(url + CHAT, json=chat("x" * 3000)).status_code == 200
         refused(httpx2.post(url + CHAT, content=chunks(4), headers=json_type), 400)
+
+
+def test_a_body_that_does_not_arrive_is_given_up(fake: FakeModel) -> None:
+    engine, app = fake_app(fake, ServingSettings.model_validate({"body_seconds": 0.2}))
+    with listening(engine, app) as (url, _), socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as raw:
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
+        )
+        raw.sendall(head.encode())
+        raw.settimeout(10)
+        answer = b""
+        while part := raw.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ") and b'"code":"body_timeout"' in answer
+
+
+def test_a_client_that_leaves_a_stream_ends_its_answer(fake: FakeModel) -> None:
+    with listening(*fake_app(fake)) as (url, _):
+        with httpx2.stream("POST", url + CHAT, json=chat("endless", stream=True)) as stream:
+            next(stream.iter_lines())
+        assert httpx2.post(url + CHAT, json=chat(), timeout=15).status_code == 200
+    assert fake.was_abandoned
 
 
 def test_a_full_queue_is_answered_with_429(fake: FakeModel) -> None:
