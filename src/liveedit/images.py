@@ -35,7 +35,7 @@ _UPRIGHT: Final = {
 
 
 def open_image(
-    source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+    source: ImageSource, *, max_pixels: int | None = None, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     """Open a picture as upright RGB on white.
 
@@ -45,7 +45,8 @@ def open_image(
     where they leave it, and floating-point greys within 0..1 are taken as fractions. Damaged metadata do
     not spoil a picture whose pixels are whole.
 
-    max_pixels: the largest picture that is decoded. formats: those of Pillow that are read (all by default).
+    max_pixels: the largest picture that is decoded, `MAX_PIXELS` by default. formats: those of Pillow's that are read,
+    all by default.
 
     Raises `ImageError` where the picture is missing, empty, truncated, no picture at all, or larger than
     `max_pixels`.
@@ -54,7 +55,7 @@ def open_image(
     with warnings.catch_warnings(), _stream(source, name) as stream:
         # Pillow warns of size and of odd metadata; the one is checked here, the other does not matter.
         warnings.simplefilter("ignore")
-        image = _decoded(stream, name, max_pixels, formats)
+        image = _decoded(stream, name, MAX_PIXELS if max_pixels is None else max_pixels, formats)
         picture = _to_rgb(_upright(image))
     # The orientation has been applied: left in place it would be applied again at the next opening.
     picture.info = {}

@@ -12,14 +12,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import (
-    AutoProcessor,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import AutoProcessor, PreTrainedModel
 
 from ..errors import BackboneError, InvalidInputError
 from ..images import open_image
@@ -409,12 +402,11 @@ class Backbone:
         beams: int = 1,
         sequences: int = 1,
         use_cache: bool = True,
-        processors: Sequence[LogitsProcessor] = (),
-        stops: Sequence[StoppingCriteria] = (),
+        **further: Any,
     ) -> list[tuple[str, tuple[int, ...] | None]]:
         """As `generate`, each answer with its tokens, those behind its end included; None where another answered.
 
-        processors: change the scores of the next token, after everything else; stops: say which rows are done.
+        further: of the model's own generate(), such as logits_processor and stopping_criteria.
         """
         if bool(inputs.answer_mask.any()):
             raise InvalidInputError("Questions with answers were given to generate(). Encode them without.")
@@ -431,8 +423,7 @@ class Backbone:
                 pad_token_id=self.pad_token_id,
                 # A picture's token means nothing in an answer, and the model would want a picture for it.
                 suppress_tokens=None if self.image_token_id is None else [self.image_token_id],
-                logits_processor=LogitsProcessorList(processors),
-                stopping_criteria=StoppingCriteriaList(stops),
+                **further,
             )
         answers = output[:, inputs.input_ids.shape[1] :]
         texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)

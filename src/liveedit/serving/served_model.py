@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..editors import Fired
 from ..errors import InvalidInputError, NotFoundError
@@ -111,7 +112,12 @@ class ServedModel:
             for query, length in zip(queries, lengths, strict=True)
         ]
         longest = max(row.style.new_tokens for row in rows)
-        backbone.generate_tokens(inputs, longest, processors=[Sampling(rows)], stops=[Stopping(rows)])
+        backbone.generate_tokens(
+            inputs,
+            longest,
+            logits_processor=LogitsProcessorList([Sampling(rows)]),
+            stopping_criteria=StoppingCriteriaList([Stopping(rows)]),
+        )
         fired = self.model.editor.fired() or [()] * len(rows)
         return [_reply(row, length, edits) for row, length, edits in zip(rows, lengths, fired, strict=True)]
 
