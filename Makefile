@@ -1,6 +1,7 @@
 # Everything sets itself up: a virtual environment in .venv, the package in it, once.
 #   make demo    three pictures edited and asked again, then 1,000 edits measured; writes demo-report/
 #   make test    the tests
+#   make torture the edits file: 200 writers killed at random moments, and again on a full disk (about 6 minutes)
 #   make check   lint, format and types
 #   make editors train the other editors for the built-in backbones; resumes (about 10 minutes each on one core)
 #   make bench   the speed benchmarks and the standard lifelong bench; writes runs/bench/
@@ -22,7 +23,7 @@ TRAINED ?= mend serac lte recipe
 SETTINGS-tiny-llava-recipe := --set prompt_tokens=8
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
-.PHONY: demo test check editors bench format clean
+.PHONY: demo test torture check editors bench format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -30,6 +31,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+torture: $(VENV)/.dev
+	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/experts/test_store_torture.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -237,6 +237,8 @@ def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, editor_folde
     refused(run("edit", "--edits", file), "--prompt")
     refused(run("no-such-command"), "no-such-command")
     refused(run("edits", "list", "--edits", tmp_path / "absent.db"), "absent.db")
+    refused(run("edits", "list", "--edits", "mysql://me:secret@host/name"), "mysql", "postgresql://")
+    assert list(tmp_path.iterdir()) == [], "what failed left an edits file"
 
 
 def test_a_broken_edits_file_is_refused(run: Run, tmp_path: Path, editor_folder: Path) -> None:

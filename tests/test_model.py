@@ -17,7 +17,8 @@ from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
 from liveedit.experts import Expert
-from liveedit.experts.store import EditStore
+from liveedit.experts.store import EditStore, NewEdit
+from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel, backbone_digest
 from liveedit.samples import Edit, EditCase, Question
 
@@ -137,7 +138,7 @@ def test_a_failure_while_storing_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise StoreError("on purpose")
 
     store = EditStore(tmp_path / "edits.db")
@@ -167,6 +168,122 @@ def test_edits_outlive_the_model(tiny_llava: Backbone, modules: LiveEditModules,
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
         assert len(model) == 0
         assert torch.equal(logits_of(tiny_llava, image), unedited)
+
+
+def test_redo_brings_back_the_bits(tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path) -> None:
+    for store in (None, EditStore(tmp_path / "edits.db")):
+        with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), store) as model:
+            unedited = logits_of(tiny_llava, image)
+            first, second = (model.edit(image, PROMPT, answer, author="ada").id for answer in ("teal", "red"))
+            both = logits_of(tiny_llava, image)
+            model.undo(first)
+            model.undo(second)
+            assert torch.equal(logits_of(tiny_llava, image), unedited)
+            assert model.redo(second).author == "ada"
+            model.redo(first)
+            assert [stored.id for stored in model.edits()] == [first, second]
+            assert torch.equal(logits_of(tiny_llava, image), both)
+            for unknown in (first, "0" * 9):
+                with pytest.raises(NotFoundError):
+                    model.redo(unknown)
+            third = model.edit(image, PROMPT, "blue")
+            assert model.edits()[-1].number == 3 and len({first, second, third.id}) == 3
+
+
+def test_every_revision_is_the_model_with_the_edits_of_then(
+    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "edits.db"
+    logits = [logits_of(tiny_llava, image)]
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
+        ids = []
+        changes: list[Callable[[], object]] = [
+            *(lambda answer=answer: ids.append(model.edit(image, PROMPT, answer).id) for answer in ("teal", "red")),
+            lambda: model.undo(ids[0]),
+            lambda: model.redo(ids[0]),
+            lambda: model.undo(ids[1]),
+        ]
+        for change in changes:
+            change()
+            logits.append(logits_of(tiny_llava, image))
+    for revision, expected in enumerate(logits):
+        past = EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file), at=revision)
+        with past as model:
+            assert torch.equal(logits_of(tiny_llava, image), expected)
+            assert len(model.edits()) == len(model)
+            for change in (lambda: model.edit(image, PROMPT, "blue"), lambda: model.undo(ids[0])):
+                with pytest.raises(InvalidInputError, match="the past cannot be changed"):
+                    change()
+    with EditStore(file) as opened:
+        for store, at in ((opened, 6), (None, 1)):
+            with pytest.raises(InvalidInputError, match="evision"):
+                EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), store, at=at)
+        assert not tiny_llava.model._forward_pre_hooks
+
+
+def test_a_replica_takes_in_the_changes_of_others(
+    tiny_llava: Backbone, random_expert: Callable[..., Expert], modules: LiveEditModules, image: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "edits.db"
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model, EditStore(file) as other:
+        unedited = logits_of(tiny_llava, image)
+        own = model.edit(image, PROMPT, "teal").id
+        edited = logits_of(tiny_llava, image)
+        other.bind(backbone_digest(tiny_llava), model.editor.digest(), backbone="x", editor="y")
+        theirs = other.add(NewEdit(prompt="?", answer="!", editor="y"), random_expert(3)).id
+        other.undo(own)
+        assert model.refresh().added == (theirs,)
+        assert model.editor.repository.ids == (theirs,) and model.revision == 3
+        other.redo(own)
+        other.undo(theirs)
+        assert not torch.equal(logits_of(tiny_llava, image), edited)
+        changes = model.refresh()
+        assert (changes.added, changes.removed) == ((own,), (theirs,))
+        assert torch.equal(logits_of(tiny_llava, image), edited)
+        assert not model.refresh()
+        other.purge(own)
+        model.refresh()
+        assert torch.equal(logits_of(tiny_llava, image), unedited)
+
+
+def test_logits_survive_export_and_import(
+    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
+) -> None:
+    with EditStore(tmp_path / "one.db") as one, EditStore(tmp_path / "other.db") as other:
+        with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), one) as model:
+            for answer in ("teal", "red", "blue"):
+                model.edit(image, PROMPT, answer)
+            expected = logits_of(tiny_llava, image)
+            one.export_bundle(tmp_path / "bundle")
+        other.import_bundle(tmp_path / "bundle")
+        with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), other):
+            assert torch.equal(logits_of(tiny_llava, image), expected)
+
+
+def test_whole_pictures_are_kept_where_asked_for(
+    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
+) -> None:
+    for keep in (False, True):
+        with EditStore(tmp_path / f"{keep}.db") as store:
+            editor = AlwaysFires(tiny_llava, modules)
+            model = EditedModel(tiny_llava, editor, store, keep_pictures=keep)
+            receipt = model.edit(image, PROMPT, "teal")
+            kept = store.picture(receipt.id)
+            assert (kept is not None) == keep
+            if kept is not None:
+                assert image_digest(open_image(kept)) == image_digest(open_image(image)) == store.list()[0].image_sha256
+            assert store.verify() == ()
+            model.close()
+
+
+def test_a_failed_edit_leaves_no_file(
+    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
+) -> None:
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(tmp_path / "edits.db")) as model:
+        with pytest.raises(ImageError):
+            model.edit(tmp_path / "nowhere.png", PROMPT, "red")
+        assert model.edits() == () and model.ask(image, PROMPT).fired == ()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_edits_file_of_another_editor_is_refused_and_leaves_no_hooks(
@@ -219,7 +336,7 @@ def test_loading_without_a_trained_editor_is_told_and_closes_the_file(
 ) -> None:
     with pytest.raises(NotFoundError, match="no trained editor 'liveedit'"):
         EditedModel.load(random_backbone, edits=tmp_path / "edits.db")
-    (tmp_path / "edits.db").unlink()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_loading_from_a_folder(tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from PIL import Image
 
 from .backbones import Backbone, load_backbone
 from .editors import Fired, editor_class
 from .editors.liveedit import LiveEdit
 from .errors import InvalidInputError, NotFoundError, StoreError
-from .experts.records import NewEdit, StoredEdit, thumbnail_png
+from .experts import Expert
+from .experts.records import Changes, NewEdit, StoredEdit, picture_png, thumbnail_png
 from .experts.store import EditStore
 from .images import image_digest, open_image
 from .samples import Edit, ImageSource, Question
@@ -61,21 +63,39 @@ class Receipt:
 class EditedModel:
     """A frozen vision-language model with edits in force.
 
-    Edits live in memory, or in an edits file (SQLite) that keeps them from one process to the next. Close the model,
-    or use it as a context manager, to leave the backbone as it was.
+    Edits live in memory, or in an edits file (SQLite) or a PostgreSQL database that keeps them from one process to the
+    next. Close the model, or use it as a context manager, to leave the backbone as it was.
+
+    at: a revision of the store; the edits that were in force after it are, and the model cannot be edited.
+    keep_pictures: keep the whole picture of each edit in the store, not only a thumbnail and its digest.
     """
 
-    def __init__(self, backbone: Backbone, editor: LiveEdit, store: EditStore | None = None):
-        self.backbone, self.editor, self._store = backbone, editor, store
+    def __init__(
+        self,
+        backbone: Backbone,
+        editor: LiveEdit,
+        store: EditStore | None = None,
+        *,
+        at: int | None = None,
+        keep_pictures: bool = False,
+    ):
+        self.backbone, self.editor, self._store, self._at = backbone, editor, store, at
+        self._keep_pictures = keep_pictures
         self._memory: dict[str, StoredEdit] = {}
-        if store is not None:
-            try:
+        self._undone: dict[str, tuple[StoredEdit, Expert]] = {}
+        """Edits in memory that were undone."""
+        self._revision = 0
+        try:
+            if store is not None:
                 store.bind(backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name)
-                for edit_id, expert in store.active_experts():
+                self._revision = store.latest_revision() if at is None else at
+                for edit_id, expert in store.active_experts(self._revision):
                     editor.add(edit_id, expert)
-            except BaseException:
-                editor.detach()
-                raise
+            elif at is not None:
+                raise InvalidInputError(f"Revision {at} was asked for, but of no edits file. Give `edits` as well.")
+        except BaseException:
+            editor.detach()
+            raise
 
     @classmethod
     def load(
@@ -83,6 +103,8 @@ class EditedModel:
         backbone: str | Path | Backbone,
         *,
         edits: str | Path | None = None,
+        at: int | None = None,
+        keep_pictures: bool = False,
         editor: str = "liveedit-refine",
         editor_path: str | Path | None = None,
         dtype: torch.dtype | None = None,
@@ -91,10 +113,12 @@ class EditedModel:
     ) -> Self:
         """Load a model for editing.
 
-        backbone: a built-in name, a local folder, or a hub name. edits: the edits file, made where there is none.
-        editor: "liveedit" (generation alone) or "liveedit-refine" (with gradient steps where an edit does not take at
-        once). editor_path: the folder of a trained editor; built-in backbones bring theirs. loading: further
-        arguments of `load_backbone` (device_map, quantization, offload_folder).
+        backbone: a built-in name, a local folder, or a hub name. edits: the edits file, made by the first edit where
+        there is none, or the URL of a PostgreSQL database. at: a revision, to have the edits that were in force after
+        it; the model cannot be edited then. keep_pictures: as for the class. editor: "liveedit" (generation alone) or
+        "liveedit-refine" (with gradient steps where an edit does not take at once). editor_path: the folder of a
+        trained editor; built-in backbones bring theirs. loading: further arguments of `load_backbone` (device_map,
+        quantization, offload_folder).
         """
         kind = editor_class(editor)
         if not issubclass(kind, LiveEdit):
@@ -102,10 +126,16 @@ class EditedModel:
                 f"The editor {editor!r} cannot keep edits apart. Give liveedit or liveedit-refine; "
                 "others run in the bench."
             )
-        store = EditStore(edits) if edits is not None else None
+        store = EditStore(edits, create=at is None) if edits is not None else None
         try:
             frozen = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, dtype, device, **loading)
-            return cls(frozen, kind.load(frozen, str(editor_path) if editor_path else None), store)
+            return cls(
+                frozen,
+                kind.load(frozen, str(editor_path) if editor_path else None),
+                store,
+                at=at,
+                keep_pictures=keep_pictures,
+            )
         except BaseException:
             if store is not None:
                 store.close()
@@ -126,13 +156,23 @@ class EditedModel:
 
     # -- editing -----------------------------------------------------------------------------------------
 
-    def edit(self, image: ImageSource | None, prompt: str, answer: str) -> Receipt:
+    def edit(
+        self,
+        image: ImageSource | None,
+        prompt: str,
+        answer: str,
+        *,
+        author: str | None = None,
+        note: str | None = None,
+    ) -> Receipt:
         """From now on, answer this prompt about this picture (and what it shows) with `answer`.
 
         Without a picture the edit is found by its prompt alone; editors of scope "text+image" reach such questions.
+        author, note: who made the edit, and why, for the history.
         Raises `InvalidInputError` for an empty prompt or answer, or a picture that is missing, `ImageError` for a bad
         one; nothing changes then.
         """
+        self._check_editable()
         if not answer.strip():
             raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
         if image is None and self.editor.config.scope == "image":
@@ -155,6 +195,8 @@ class EditedModel:
             refine_steps=steps,
             image_sha256=image_digest(picture) if picture is not None else None,
             image_name=name,
+            author=author,
+            note=note,
         )
         trial = "trial"
         self.editor.add(trial, expert)
@@ -162,26 +204,61 @@ class EditedModel:
             after = self.ask(picture, prompt).text
         finally:
             self.editor.undo(trial)
-        stored = self._keep(
-            replace(described, answer_after=after), expert, thumbnail_png(picture) if picture is not None else None
-        )
+        stored = self._keep(replace(described, answer_after=after), expert, picture)
         self.editor.add(stored.id, expert)
         return Receipt(stored.id, prompt, answer, before, after, milliseconds, steps, expert.store_bytes)
 
-    def undo(self, edit_id: str) -> StoredEdit:
+    def undo(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
         """Take an edit out: logits are bit for bit as before it. Raises `NotFoundError` where it is not in force."""
+        self._check_editable()
         if self._store is not None:
-            undone = self._store.undo(edit_id)
-        elif edit_id in self._memory:
-            undone = self._memory.pop(edit_id)
-        else:
+            undone = self._store.undo(edit_id, author=author, note=note)
+            self.refresh()
+            return undone
+        if edit_id not in self._memory:
             raise NotFoundError(f"There is no edit {edit_id!r} in force. In force: {self._known_ids()}.")
-        self.editor.undo(undone.id)
+        undone = self._memory.pop(edit_id)
+        self._undone[edit_id] = undone, self.editor.repository.get(edit_id)
+        self.editor.undo(edit_id)
         return undone
+
+    def redo(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
+        """Put an undone edit into force again, as it was. Raises `NotFoundError` where none of this id was undone."""
+        self._check_editable()
+        if self._store is not None:
+            redone = self._store.redo(edit_id, author=author, note=note)
+            self.refresh()
+            return redone
+        if edit_id not in self._undone:
+            raise NotFoundError(f"No edit {edit_id!r} was undone. Undone: {', '.join(self._undone) or 'none'}.")
+        redone, expert = self._undone.pop(edit_id)
+        self._memory[edit_id] = redone
+        self._memory = dict(sorted(self._memory.items(), key=lambda item: item[1].number))
+        self.editor.add(edit_id, expert)
+        return redone
+
+    def refresh(self) -> Changes:
+        """Take in what others have changed in the edits since; returns that. Cheap where nothing changed."""
+        if self._store is None or self._at is not None:
+            return Changes(self._revision, (), ())
+        found = self._store.changes_since(self._revision)
+        known = set(self.editor.repository.ids)
+        experts = list(self._store.experts([edit_id for edit_id in found.added if edit_id not in known]))
+        for edit_id in known.intersection(found.removed):
+            self.editor.undo(edit_id)
+        for edit_id, expert in experts:
+            self.editor.add(edit_id, expert)
+        self._revision = found.revision
+        return found
+
+    @property
+    def revision(self) -> int:
+        """The revision of the store that the edits in force were read at; own edits since are in force as well."""
+        return self._revision
 
     def edits(self) -> tuple[StoredEdit, ...]:
         """The edits in force, oldest first."""
-        return self._store.list() if self._store is not None else tuple(self._memory.values())
+        return self._store.list(at=self._at) if self._store is not None else tuple(self._memory.values())
 
     def __len__(self) -> int:
         return len(self.editor.repository)
@@ -202,12 +279,22 @@ class EditedModel:
     ) -> None:
         self.close()
 
-    def _keep(self, edit: NewEdit, expert: Any, thumbnail: bytes | None) -> StoredEdit:
+    def _check_editable(self) -> None:
+        if self._at is not None:
+            raise InvalidInputError(
+                f"The model was loaded as it was after revision {self._at}, and the past cannot be changed. "
+                "Load it without `at` to edit, undo or redo."
+            )
+
+    def _keep(self, edit: NewEdit, expert: Expert, picture: Image.Image | None) -> StoredEdit:
         if self._store is not None:
-            return self._store.add(edit, expert, thumbnail)
-        number = 1 + max((stored.number for stored in self._memory.values()), default=0)
+            thumbnail = thumbnail_png(picture) if picture is not None else None
+            whole = picture_png(picture) if picture is not None and self._keep_pictures else None
+            return self._store.add(edit, expert, thumbnail, picture=whole)
+        numbers = [stored.number for stored in (*self._memory.values(), *(kept for kept, _ in self._undone.values()))]
+        number = 1 + max(numbers, default=0)
         edit_id = hashlib.sha256(f"{number}:{expert.digest}".encode()).hexdigest()[:8]
-        if edit_id in self._memory:
+        if edit_id in self._memory or edit_id in self._undone:
             raise StoreError(f"The edit id {edit_id!r} came up twice. Use an edits file.")
         stored = StoredEdit(**asdict(edit), id=edit_id, number=number, created_at="")
         self._memory[edit_id] = stored

@@ -27,8 +27,8 @@ def bits(expert: Expert) -> dict[str, tuple[tuple[int, ...], bytes]]:
     return {name: (tuple(part.shape), part.numpy().tobytes()) for name, part in expert.tensors.items()}
 
 
-def bound(path: Path, **options: float) -> EditStore:
-    opened = EditStore(path, **options)
+def bound(location: Path | str, **options: float) -> EditStore:
+    opened = EditStore(location, **options)
     opened.bind(BACKBONE, EDITOR, backbone="tiny-llava", editor="liveedit")
     return opened
 

@@ -15,6 +15,8 @@ from PIL import Image
 from liveedit.errors import StoreError
 from liveedit.experts.store import EditStore, thumbnail_png
 
+EVENT = "INSERT INTO events (revision, at, kind, edit_id)"
+
 
 def damage(path: Path, wanted: bytes) -> None:
     """Flip one bit in the middle of these bytes, wherever the file keeps them."""
@@ -72,9 +74,26 @@ def test_an_expert_that_is_none_is_found_though_its_digest_is_right(path: Path) 
     [
         ("DELETE FROM blobs WHERE edit_number = 2", "has no expert"),
         ("DELETE FROM edits WHERE number = 1", "The table edits has 1 rows, but 2 numbers were given out"),
-        ("UPDATE edits SET undone_at = 'today' WHERE number = 1", "made 1 and undone 0 times"),
-        ("INSERT INTO events (at, kind, edit_id) SELECT at, 'edit', edit_id FROM events", "made 2"),
-        ("INSERT INTO events (at, kind, edit_id) VALUES ('today', 'edit', 'nobody')", "not in edits"),
+        ("UPDATE edits SET undone_at = 'today' WHERE number = 1", "undone at today, but the history says None"),
+        ("UPDATE edits SET revision_removed = 2 WHERE number = 1", "removed at 2, but its spans are [(1, None)]"),
+        ("UPDATE spans SET revision_removed = 9 WHERE edit_number = 1", "changed at the revisions [9]"),
+        ("INSERT INTO spans VALUES (1, 2, NULL)", "do not follow one another"),
+        (
+            "INSERT INTO events (revision, at, kind, edit_id) SELECT 3, at, 'undo', edit_id FROM events LIMIT 1",
+            "has a undo",
+        ),
+        (
+            "INSERT INTO events (revision, at, kind, edit_id) SELECT 3, at, 'purge', edit_id FROM events LIMIT 1",
+            "was purged",
+        ),
+        ("UPDATE edits SET purged_at = 'today' WHERE number = 1", "was purged, but expert is still there"),
+        ("UPDATE edits SET expert_digest = 'other'", "the edit says other"),
+        ("UPDATE edits SET backbone_digest = 'other'", "was made by another model"),
+        (
+            "INSERT INTO events (revision, at, kind, edit_id) SELECT 2 + revision, at, 'edit', edit_id FROM events",
+            "made 2",
+        ),
+        (f"{EVENT} VALUES (3, 'today', 'edit', 'nobody')", "not in edits"),
         ("DELETE FROM meta", "does not say which model"),
     ],
 )

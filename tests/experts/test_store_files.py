@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sqlite3
 import struct
@@ -11,11 +12,36 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from edit_examples import bits, bound, file_bytes, make_edit, make_expert
+import torch
+from edit_examples import bound, file_bytes, make_edit, make_expert
+from sqlalchemy import Connection
 
-from liveedit.errors import StoreError
+from liveedit.errors import InvalidInputError, NotFoundError, StoreError
 from liveedit.experts import migrations
 from liveedit.experts.store import EditStore
+
+# Files that are not there yet
+
+
+def test_a_file_is_made_by_the_first_edit(path: Path) -> None:
+    with bound(path) as opened:
+        assert (len(opened), opened.list(), opened.history(), opened.verify()) == (0, (), (), ())
+        assert opened.binding is None
+        with pytest.raises(NotFoundError, match="holds no edits yet"):
+            opened.get("abc")
+        with pytest.raises(InvalidInputError, match="NaN"):
+            opened.add(make_edit(), dataclasses.replace(make_expert(), u=torch.full((2, 3), torch.nan)))
+        assert list(path.parent.iterdir()) == []
+        opened.add(make_edit(), make_expert())
+        assert path.exists() and len(opened) == 1
+
+
+def test_a_file_that_another_process_makes_is_seen(path: Path) -> None:
+    with bound(path) as waiting, bound(path) as writing:
+        assert waiting.list() == ()
+        edit = writing.add(make_edit(), make_expert())
+        assert waiting.list() == (edit,)
+
 
 # Files that are not ours
 
@@ -154,7 +180,15 @@ def test_a_closed_store_says_so(path: Path) -> None:
     opened = bound(path)
     opened.close()
     opened.close()
-    for call in (opened.list, opened.history, opened.verify, opened.active_experts, lambda: len(opened)):
+    calls = (
+        opened.list,
+        opened.history,
+        opened.verify,
+        opened.active_experts,
+        lambda: len(opened),
+        lambda: opened.undo("a"),
+    )
+    for call in calls:
         with pytest.raises(StoreError, match=r"is closed\. Open it with"):
             call()
 
@@ -168,40 +202,16 @@ def test_closing_leaves_one_file(path: Path) -> None:
 # Layouts
 
 
-def test_the_file_is_durable_by_its_settings(path: Path) -> None:
+@pytest.mark.parametrize("writing", [False, True])
+def test_the_file_is_durable_by_its_settings(path: Path, writing: bool) -> None:
     with bound(path) as opened:
-        connection = opened._connection
-        assert connection is not None
-        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-        assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
-        assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
-        assert migrations.layout_version(connection) == len(migrations.MIGRATIONS)
-
-
-def test_migrations_apply_in_order_and_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = migrations.MIGRATIONS[:1]
-    monkeypatch.setattr(migrations, "MIGRATIONS", first)
-    with bound(path) as opened:
-        edit = opened.add(make_edit(), make_expert(5))
-    applied: list[int] = []
-
-    def second(connection: sqlite3.Connection) -> None:
-        applied.append(2)
-        connection.execute("ALTER TABLE edits ADD COLUMN note TEXT")
-
-    def third(connection: sqlite3.Connection) -> None:
-        applied.append(3)
-        connection.execute("UPDATE edits SET note = 'from ' || id")
-
-    monkeypatch.setattr(migrations, "MIGRATIONS", (*first, second, third))
-    for _ in range(2):
-        with EditStore(path) as opened:
-            assert opened.get(edit.id) == edit
-            assert bits(opened.expert(edit.id)) == bits(make_expert(5))
-    assert applied == [2, 3]
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT note FROM edits").fetchall() == [(f"from {edit.id}",)]
-        assert migrations.layout_version(connection) == 3
+        opened.add(make_edit(), make_expert())
+        database = opened._database
+        with database.writing() if writing else database.reading() as connection:
+            wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "secure_delete": 1}
+            found = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in wanted}
+            assert found == wanted
+            assert database.layout_version(connection) == len(migrations.MIGRATIONS)
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,9 +219,9 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatc
         edit = opened.add(make_edit(), make_expert())
     with monkeypatch.context() as patch:
 
-        def broken(connection: sqlite3.Connection) -> None:
-            connection.execute("DROP TABLE blobs")
-            connection.execute("SELECT * FROM nowhere")
+        def broken(connection: Connection) -> None:
+            connection.exec_driver_sql("DROP TABLE blobs")
+            connection.exec_driver_sql("SELECT * FROM nowhere")
 
         patch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, broken))
         with pytest.raises(StoreError, match="nowhere"):

@@ -16,7 +16,7 @@ import torch
 from edit_examples import bits, bound, make_edit, make_expert
 
 from liveedit.errors import NotFoundError, StoreError
-from liveedit.experts import store
+from liveedit.experts import changes
 from liveedit.experts.store import EditStore
 
 
@@ -45,8 +45,8 @@ def test_a_locked_file_is_readable_and_says_why_it_cannot_be_written(path: Path)
 
 
 def test_a_file_that_is_locked_altogether_cannot_be_opened(path: Path) -> None:
-    with bound(path):
-        pass
+    with bound(path) as opened:
+        opened.add(make_edit(), make_expert())
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
@@ -105,7 +105,7 @@ def test_an_interrupted_add_leaves_nothing(path: Path, monkeypatch: pytest.Monke
 
     with bound(path) as opened:
         with monkeypatch.context() as patch:
-            patch.setattr(store, "_insert_blobs", interrupted)
+            patch.setattr(changes, "insert_blobs", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 opened.add(make_edit(), make_expert())
         assert (len(opened), opened.history(), opened.verify()) == (0, (), ())

@@ -40,6 +40,7 @@ class FakeModel:
         self.entered = threading.Event()
         self.calls: list[int | str] = []
         self.stored: dict[str, StoredEdit] = {}
+        self.undone: dict[str, StoredEdit] = {}
         self.edits_made = 0
         self.was_abandoned = False
         self.routing_seconds: float | None = 0.001
@@ -93,12 +94,26 @@ class FakeModel:
         edit_id = f"{self.edits_made:08x}"
         self.change(edit_id)
         given: dict[str, Any] = {"prompt": wanted.prompt, "answer": wanted.answer, "editor": "fake"}
+        given |= {"author": wanted.author, "note": wanted.note}
         self.stored[edit_id] = StoredEdit(**given, id=edit_id, number=self.edits_made, created_at="2026-01-01")
-        return Evidence(Receipt(edit_id, wanted.prompt, wanted.answer, "old", wanted.answer, 5.0, 0, 100), ())
+        return Evidence(
+            Receipt(edit_id, wanted.prompt, wanted.answer, "old", wanted.answer, 5.0, 0, 100),
+            wanted.author,
+            wanted.note,
+            (),
+        )
 
-    def undo(self, edit_id: str) -> StoredEdit:
+    def undo(self, edit_id: str, author: str | None = None) -> StoredEdit:
         self.change("")
-        return self.stored.pop(self.get(edit_id).id)
+        self.undone[edit_id] = self.stored.pop(self.get(edit_id).id)
+        return self.undone[edit_id]
+
+    def redo(self, edit_id: str, author: str | None = None) -> StoredEdit:
+        if edit_id not in self.undone:
+            raise NotFoundError(f"No edit {edit_id!r} was undone.")
+        self.change(edit_id)
+        self.stored[edit_id] = self.undone.pop(edit_id)
+        return self.stored[edit_id]
 
     def get(self, edit_id: str) -> StoredEdit:
         if edit_id not in self.stored:

@@ -23,6 +23,7 @@ from liveedit.serving.keys import KeyFile
 from liveedit.serving.settings import ServingSettings
 
 CHAT = "/v1/chat/completions"
+NOTHING_FIRED = {"edits": [], "revision": 0}
 EDIT = {"prompt": "Who is this?", "answer": "Bruvak"}
 
 
@@ -70,7 +71,11 @@ def test_a_chat_is_answered_in_openais_shape(client: TestClient) -> None:
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "hello: /", "refusal": None}
     assert body["choices"][0]["finish_reason"] == "stop"
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    assert (body["object"], body["model"], body["liveedit"]) == ("chat.completion", "fake", {"edits": []})
+    assert (body["object"], body["model"], body["liveedit"]) == (
+        "chat.completion",
+        "fake",
+        NOTHING_FIRED,
+    )
 
 
 def test_a_stream_ends_with_usage_and_done(client: TestClient) -> None:
@@ -81,7 +86,10 @@ def test_a_stream_ends_with_usage_and_done(client: TestClient) -> None:
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]) == "hello: /"
     assert [c["usage"] for c in chunks[:-1]] == [None] * 4
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["total_tokens"] == 10
-    assert chunks[-2]["choices"][0]["finish_reason"] == "stop" and chunks[-2]["liveedit"] == {"edits": []}
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop" and chunks[-2]["liveedit"] == {
+        "edits": [],
+        "revision": 0,
+    }
     assert len({c["id"] for c in chunks}) == 1
 
 
@@ -208,6 +216,9 @@ def test_an_edit_is_made_listed_and_undone(client: TestClient) -> None:
     assert client.post(f"/v1/edits/{edit['id']}/undo").json()["id"] == edit["id"]
     refused(client.get(f"/v1/edits/{edit['id']}"), 404, "not_found")
     refused(client.post(f"/v1/edits/{edit['id']}/undo"), 404, "not_found")
+    assert client.post(f"/v1/edits/{edit['id']}/redo").json()["id"] == edit["id"]
+    refused(client.post(f"/v1/edits/{edit['id']}/redo"), 404, "not_found")
+    client.post(f"/v1/edits/{edit['id']}/undo")
     assert client.get("/v1/edits").json() == {
         "object": "list",
         "data": [],
@@ -313,6 +324,16 @@ def test_without_keys_only_this_machine_is_served(client: TestClient) -> None:
     refused(client.get("/v1/models", headers={"Host": "evil.example"}), 403, "foreign_host")
     refused(client.post("/v1/edits/1/undo", headers={"Origin": "http://evil.example"}), 403, "foreign_origin")
     refused(client.post("/v1/edits/1/undo", headers={"Origin": "http://127.0.0.1"}), 404)
+
+
+def test_an_edit_says_who_made_it_and_why(fake: FakeModel, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    headers = {"Authorization": f"Bearer {keys.add('edit', 'night shift')[1]}"}
+    with client_of(fake, keys) as client:
+        named = client.post("/v1/edits", json={**EDIT, "note": "ticket 4711"}, headers=headers).json()
+        given = client.post("/v1/edits", json={**EDIT, "author": "Ada"}, headers=headers).json()
+        assert (named["author"], named["note"], given["author"]) == ("night shift", "ticket 4711", "Ada")
+        assert client.get(f"/v1/edits/{named['id']}", headers=headers).json()["author"] == "night shift"
 
 
 # -- limits ----------------------------------------------------------------------------------------------

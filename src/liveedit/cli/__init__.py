@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__
 from ..errors import LiveEditError
-from . import conversion, data, doctor, editing, measuring, paper, pretraining, serving, training
+from . import conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
 from .arguments import spread_values
 from .console import InterruptedRunError, complain, quiet
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Correct a frozen vision-language model, and take any correction back.",
 )
 editing.register(app)
+edits.register(app)
 data.register(app)
 doctor.register(app)
 pretraining.register(app)

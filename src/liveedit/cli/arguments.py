@@ -34,6 +34,11 @@ LoadOptions = Annotated[
         "offload_folder; once for each.",
     ),
 ]
+EditsLocation = Annotated[
+    str, typer.Option("--edits", help="The edits file (SQLite), or the URL of a PostgreSQL database.")
+]
+Author = Annotated[str | None, typer.Option("--author", help="Who makes this change, for the history.")]
+Note = Annotated[str | None, typer.Option("--note", help="Why this change is made, for the history.")]
 BackboneName = Annotated[
     str, typer.Option("--backbone", help="Built-in name, folder of a transformers checkpoint, or hub name.")
 ]

@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 
 from ..errors import ConfigError
-from .arguments import BackboneName, Json, LoadOptions, loading
+from .arguments import BackboneName, EditsLocation, Json, LoadOptions, loading
 from .console import console, load_quietly, note, print_fields, print_json
-from .editing import EditorName, EditorPath, EditsFile
+from .editing import EditorName, EditorPath
 
 if TYPE_CHECKING:
     from ..serving.keys import KeyFile
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    edits: EditsFile,
+    edits: EditsLocation,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",

@@ -1,144 +1,152 @@
-"""Opening an edits file: what may be opened, how it is kept durable, and what SQLite's errors mean."""
+"""Where edits are kept: transactions on an SQLite file or a PostgreSQL database, by one code."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import time
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Final
+from typing import ClassVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, TimeoutError
 
 from ..errors import StoreError
-from .migrations import APPLICATION_ID, migrate
+from . import migrations
 
-_MAGIC: Final = b"SQLite format 3\x00"
-_HEADER_BYTES: Final = 100
-_APPLICATION_ID_AT: Final = slice(68, 72)
-"""Where SQLite's file header keeps the application id, as a big-endian number."""
-
-_IN_USE: Final = (
-    "is in use by another process, which did not finish in time. Wait and try again, or close that process."
-)
-_NOT_WRITABLE: Final = "cannot be written to. Make the file and its folder writable, or copy it elsewhere."
-_DAMAGED: Final = "is damaged. Keep a copy of it and go back to the last backup."
-_EXPLANATIONS: Final = {
-    sqlite3.SQLITE_BUSY: _IN_USE,
-    sqlite3.SQLITE_LOCKED: _IN_USE,
-    sqlite3.SQLITE_READONLY: _NOT_WRITABLE,
-    sqlite3.SQLITE_PERM: _NOT_WRITABLE,
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Its folder must exist, be writable, and allow new files.",
-    sqlite3.SQLITE_FULL: "cannot grow: the disk is full. Nothing was changed; free some space and try again.",
-    sqlite3.SQLITE_CORRUPT: _DAMAGED,
-    sqlite3.SQLITE_NOTADB: _DAMAGED,
-    sqlite3.SQLITE_IOERR: "could not be read or written by the disk. Check the disk and its free space.",
-}
+IN_USE = "is in use by another process, which did not finish in time. Wait and try again, or close that process."
+UNKNOWN = "could not be used. Try again with a new one to see whether it is this one."
 
 
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into a `StoreError` that says what is wrong with the file and what to do."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        # The low byte is the kind of error, the rest its detail.
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        meaning = _EXPLANATIONS.get(code, "could not be used. Try again with a new file to see whether it is the file.")
-        raise StoreError(f"The edits file {str(path)!r} {meaning} (SQLite: {error})") from error
+class Database(ABC):
+    """An opened edits file or database. One transaction writes at a time; several may read beside it.
 
-
-def open_database(path: Path, create: bool, busy_timeout_s: float) -> sqlite3.Connection:
-    """A connection to an edits file of the newest layout, in WAL mode with an fsync per commit.
-
-    Raises `StoreError`. A file that is not an edits file is only read, never written to.
+    `location`: the path or URL, without a password. `name`: what messages call it.
     """
-    _check_path(path, create)
-    with explained(path):
-        # A URI, because otherwise SQLite takes names such as ":memory:" for something else than files.
-        uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
-        )
+
+    product: ClassVar[str]
+    """Whose errors are quoted."""
+
+    def __init__(self, location: str, name: str):
+        self.location, self.name = location, name
+        self._write_lock = threading.Lock()
+        self._is_closed = False
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the edits and changes nothing."""
+        with self._transaction(self._engine(False), writing=False) as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """All or nothing, on the disk when it is left. The write lock is taken at once, so what is read stays true."""
+        engine = self._engine(True)
+        with self._write_lock, self._transaction(engine, writing=True) as connection:
+            yield connection
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn the errors of the database into a `StoreError` that says what is wrong and what to do."""
         try:
-            _prepare(connection, path, busy_timeout_s)
-        except BaseException:
-            connection.close()
-            raise
-    return connection
+            yield
+        except TimeoutError as error:
+            raise StoreError(f"{self.name} {IN_USE} ({error})") from error
+        except DBAPIError as error:
+            raise StoreError(f"{self.name} {self._meaning(error)} ({self.product}: {error.orig})") from error
+        except SQLAlchemyError as error:
+            raise StoreError(f"{self.name} {UNKNOWN} ({error})") from error
 
+    def close(self) -> None:
+        """Let go of it. Closing twice does nothing."""
+        self._is_closed = True
+        with self.explained():
+            self._dispose()
 
-def _prepare(connection: sqlite3.Connection, path: Path, busy_timeout_s: float) -> None:
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = FULL")
-    # On macOS a plain fsync may leave the data in the drive's cache; elsewhere this does nothing.
-    connection.execute("PRAGMA fullfsync = ON")
-    migrate(connection, f"The edits file {str(path)!r}")
-    # Only now: the application id then stands in the main file itself, where `_check_header` reads it, and
-    # not in a log beside it.
-    mode = _turn_wal_on(connection, busy_timeout_s)
-    if mode != "wal":
-        raise StoreError(
-            f"The edits file {str(path)!r} is on a file system that allows no write-ahead log (SQLite "
-            f"stays in mode {mode!r}). Put it on a local disk."
-        )
+    def check_open(self) -> None:
+        """Raise `StoreError` where it was closed."""
+        if self._is_closed:
+            raise StoreError(f"{self.name} is closed. Open it with `EditStore`.")
 
+    def sweep(self) -> None:
+        """Overwrite and give back the space of what was deleted. Raises `StoreError` where others hold on to it."""
+        return
 
-def _turn_wal_on(connection: sqlite3.Connection, busy_timeout_s: float) -> str:
-    """The journal mode after asking for WAL. SQLite does not wait for others in this change: it is tried again."""
-    until = time.monotonic() + busy_timeout_s
-    while True:
-        try:
-            return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        except sqlite3.OperationalError as error:
-            locked = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            if not locked or time.monotonic() >= until:
-                raise
-            time.sleep(0.02)
+    def problem_with_text(self, text: str) -> str | None:
+        """Why this text cannot be stored here, or None."""
+        return None
 
+    def structure_problems(self, connection: Connection) -> Iterator[str]:
+        """What the database itself finds wrong with its structure, one sentence each."""
+        return iter(())
 
-def _check_path(path: Path, create: bool) -> None:
-    name = f"The edits file {str(path)!r}"
-    try:
-        if not path.exists():
-            _check_absent(path, name, create)
-        elif path.is_dir():
-            raise StoreError(f"{name} is a folder. Give the path of a file in it, such as edits.db.")
-        elif not path.is_file():
-            raise StoreError(f"{name} is a device or a pipe. Give the path of an ordinary file.")
-        else:
-            _check_header(path, name)
-        _check_folder(path, name)
-    except (OSError, ValueError) as error:
-        # ValueError: a path with a zero byte.
-        reason = getattr(error, "strerror", None) or error
-        raise StoreError(f"{name} cannot be opened ({reason}). Give a path you may read and write.") from error
+    def _migrate(self, engine: Engine) -> None:
+        """Bring it to the newest layout, each step in a transaction of its own.
 
+        Raises `StoreError` where the layout is newer than this version knows, or not ours.
+        """
+        newest = len(migrations.MIGRATIONS)
+        while True:
+            with self._transaction(engine, writing=False) as connection:
+                version = self.layout_version(connection)
+            if version == newest:
+                return
+            if version > newest:
+                raise StoreError(
+                    f"{self.name} has layout {version}; this version of LiveEdit reads up to {newest}. "
+                    "It was written by a newer LiveEdit: update this one, or use another edits file."
+                )
+            with self._transaction(engine, writing=True) as connection:
+                self._apply_next(connection)
 
-def _check_folder(path: Path, name: str) -> None:
-    # A link's log lies beside what it points to.
-    folder = path.resolve().parent
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise StoreError(
-            f"{name} is in a folder that cannot be written to, and SQLite keeps its log there. Make the "
-            "folder writable, or copy the file to one that is."
-        )
+    def _apply_next(self, connection: Connection) -> None:
+        # Read again under the lock: another process may have just done it.
+        version = self.layout_version(connection)
+        if version >= len(migrations.MIGRATIONS):
+            return
+        if version == 0 and self._holds_other_tables(connection):
+            raise StoreError(f"{self.name} holds tables of another program. It was left as it is; give another one.")
+        migrations.MIGRATIONS[version](connection)
+        self._set_layout_version(connection, version + 1)
 
+    @contextmanager
+    def _transaction(self, engine: Engine, *, writing: bool) -> Iterator[Connection]:
+        with self.explained(), engine.connect() as connection:
+            self._prepare(connection, writing)
+            transaction = connection.begin()
+            try:
+                if writing:
+                    self._lock_others_out(connection)
+                yield connection
+                if writing:
+                    transaction.commit()
+            finally:
+                # Also after reading: what a damaged file cannot commit, it can still let go of.
+                transaction.close()
 
-def _check_absent(path: Path, name: str, create: bool) -> None:
-    if not create:
-        raise StoreError(f"{name} does not exist. Check the path, or make an edit to create it.")
-    if not path.parent.is_dir():
-        raise StoreError(f"{name} cannot be created: there is no folder {str(path.parent)!r}. Create it first.")
+    @abstractmethod
+    def layout_version(self, connection: Connection) -> int:
+        """How many migrations it has had; 0 for an empty one."""
 
+    @abstractmethod
+    def _set_layout_version(self, connection: Connection, version: int) -> None: ...
 
-def _check_header(path: Path, name: str) -> None:
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
-    if not header:
-        return  # An empty file is what SQLite starts from.
-    if not header.startswith(_MAGIC):
-        raise StoreError(f"{name} is not an edits file (nor any SQLite file). It was left as it is.")
-    if int.from_bytes(header[_APPLICATION_ID_AT], "big") != APPLICATION_ID:
-        raise StoreError(f"{name} is a SQLite file of another program. It was left as it is; give another path.")
+    @abstractmethod
+    def _holds_other_tables(self, connection: Connection) -> bool: ...
+
+    @abstractmethod
+    def _engine(self, writing: bool) -> Engine: ...
+
+    @abstractmethod
+    def _dispose(self) -> None: ...
+
+    @abstractmethod
+    def _meaning(self, error: DBAPIError) -> str: ...
+
+    @abstractmethod
+    def _prepare(self, connection: Connection, writing: bool) -> None:
+        """Say what kind of transaction the next one is."""
+
+    def _lock_others_out(self, connection: Connection) -> None:
+        """Where beginning to write does not do it."""
+        return

@@ -1,118 +1,227 @@
-"""The layout of the edits file, as steps that are only ever appended to."""
+"""The layout of the edits file, as steps that are only ever appended to.
+
+A step is written out in full here, and never in terms of `schema.py`, which changes with the newest layout.
+"""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
-from ..errors import StoreError
+from sqlalchemy import Connection, text
+
+from .expert_bytes import expert_from_bytes
 
 APPLICATION_ID = 0x4C456474
 """`LEdt`, in the header of every edits file: how a file of another program is told from ours."""
 
-Migration = Callable[[sqlite3.Connection], None]
+Migration = Callable[[Connection], None]
 """One step from a layout to the next. It runs inside a transaction that it neither opens nor closes."""
 
 
-def _first_layout(connection: sqlite3.Connection) -> None:
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-    connection.execute(
-        """
-        CREATE TABLE edits (
-            number INTEGER PRIMARY KEY AUTOINCREMENT,
-            id TEXT NOT NULL UNIQUE,
-            created_at TEXT NOT NULL,
-            undone_at TEXT,
-            editor TEXT NOT NULL,
-            prompt TEXT NOT NULL,
-            answer TEXT NOT NULL,
-            answer_before TEXT,
-            answer_after TEXT,
-            milliseconds REAL NOT NULL,
-            refine_steps INTEGER NOT NULL,
-            subject TEXT,
-            relation TEXT,
-            image_sha256 TEXT,
-            image_name TEXT
-        )
-        """
-    )
-    # Apart from the edits, so that listing those does not read through megabytes of parameters.
-    connection.execute(
-        """
-        CREATE TABLE blobs (
-            edit_number INTEGER NOT NULL REFERENCES edits (number),
-            kind TEXT NOT NULL CHECK (kind IN ('expert', 'thumbnail')),
-            sha256 TEXT NOT NULL,
-            data BLOB NOT NULL,
-            UNIQUE (edit_number, kind)
-        )
-        """
-    )
-    connection.execute(
-        """
-        CREATE TABLE events (
-            number INTEGER PRIMARY KEY AUTOINCREMENT,
-            at TEXT NOT NULL,
-            kind TEXT NOT NULL CHECK (kind IN ('edit', 'undo')),
-            edit_id TEXT NOT NULL REFERENCES edits (id)
-        )
-        """
-    )
-    for change in ("UPDATE", "DELETE"):
-        connection.execute(
-            f"CREATE TRIGGER events_no_{change.lower()} BEFORE {change} ON events "
-            "BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END"
-        )
-
-
-MIGRATIONS: tuple[Migration, ...] = (_first_layout,)
-"""Step n brings a file from layout n to layout n + 1. Append; never change or reorder a released step."""
-
-
-def migrate(connection: sqlite3.Connection, name: str) -> None:
-    """Bring an edits file to the newest layout, each step in a transaction of its own.
-
-    Raises `StoreError` where the file is of a newer layout than this version knows, or not ours. `name` is
-    what the message calls the file.
-    """
-    while (version := layout_version(connection)) != len(MIGRATIONS):
-        if version > len(MIGRATIONS):
-            raise StoreError(
-                f"{name} has layout {version}; this version of LiveEdit reads up to {len(MIGRATIONS)}. "
-                "It was written by a newer LiveEdit: update this one, or use another edits file."
-            )
-        with transaction(connection):
-            _apply_next(connection, name)
-
-
-def layout_version(connection: sqlite3.Connection) -> int:
-    """How many migrations the file has had; 0 for an empty file."""
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing. The write lock is taken at once, so that what is read inside stays true."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # After a full disk SQLite may have rolled back by itself.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _apply_next(connection: sqlite3.Connection, name: str) -> None:
-    # Read again under the lock: another process may have just done it.
-    version = layout_version(connection)
-    if version >= len(MIGRATIONS):
+def _first_layout(connection: Connection) -> None:
+    if connection.dialect.name != "sqlite":
+        # Only files were ever of this layout; databases begin with the second, and need a place for its number.
+        connection.exec_driver_sql(_META)
         return
-    if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise StoreError(f"{name} holds tables of another program. It was left as it is; give another path.")
-    MIGRATIONS[version](connection)
-    connection.execute(f"PRAGMA user_version = {version + 1}")
+    for statement in _FIRST_LAYOUT:
+        connection.exec_driver_sql(statement)
+
+
+_META = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+
+
+_FIRST_LAYOUT = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    _META,
+    """
+    CREATE TABLE edits (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        created_at TEXT NOT NULL,
+        undone_at TEXT,
+        editor TEXT NOT NULL,
+        prompt TEXT NOT NULL,
+        answer TEXT NOT NULL,
+        answer_before TEXT,
+        answer_after TEXT,
+        milliseconds REAL NOT NULL,
+        refine_steps INTEGER NOT NULL,
+        subject TEXT,
+        relation TEXT,
+        image_sha256 TEXT,
+        image_name TEXT
+    )
+    """,
+    """
+    CREATE TABLE blobs (
+        edit_number INTEGER NOT NULL REFERENCES edits (number),
+        kind TEXT NOT NULL CHECK (kind IN ('expert', 'thumbnail')),
+        sha256 TEXT NOT NULL,
+        data BLOB NOT NULL,
+        UNIQUE (edit_number, kind)
+    )
+    """,
+    """
+    CREATE TABLE events (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('edit', 'undo')),
+        edit_id TEXT NOT NULL REFERENCES edits (id)
+    )
+    """,
+    *(
+        f"CREATE TRIGGER events_no_{change.lower()} BEFORE {change} ON events "
+        "BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END"
+        for change in ("UPDATE", "DELETE")
+    ),
+)
+
+
+def _revisions(connection: Connection) -> None:
+    """Every change a revision, with the spans in which an edit was in force, and who made it."""
+    is_file = connection.dialect.name == "sqlite"
+    if is_file:
+        for table in ("blobs", "events", "edits"):
+            # Else the references of the old tables would follow the new names.
+            connection.exec_driver_sql(f"CREATE TABLE old_{table} AS SELECT * FROM {table}")
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+    types = {"blob": "BLOB", "real": "REAL"} if is_file else {"blob": "BYTEA", "real": "DOUBLE PRECISION"}
+    for statement in (*_SECOND_LAYOUT, *(_FILE_HISTORY_IS_KEPT if is_file else _SERVER_HISTORY_IS_KEPT)):
+        connection.exec_driver_sql(statement % types if "%(" in statement else statement)
+    if is_file:
+        _copy_first_layout(connection)
+
+
+_SECOND_LAYOUT = (
+    """
+    CREATE TABLE edits (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        created_at TEXT NOT NULL,
+        author TEXT,
+        note TEXT,
+        editor TEXT NOT NULL,
+        prompt TEXT NOT NULL,
+        answer TEXT NOT NULL,
+        answer_before TEXT,
+        answer_after TEXT,
+        milliseconds %(real)s NOT NULL,
+        refine_steps INTEGER NOT NULL,
+        subject TEXT,
+        relation TEXT,
+        image_sha256 TEXT,
+        image_name TEXT,
+        expert_digest TEXT,
+        backbone_digest TEXT NOT NULL,
+        editor_digest TEXT NOT NULL,
+        revision_added INTEGER NOT NULL,
+        revision_removed INTEGER,
+        undone_at TEXT,
+        purged_at TEXT
+    )
+    """,
+    # Apart from the edits, so that listing those does not read through megabytes of parameters.
+    """
+    CREATE TABLE blobs (
+        edit_number INTEGER NOT NULL REFERENCES edits (number),
+        kind TEXT NOT NULL CHECK (kind IN ('expert', 'thumbnail', 'picture')),
+        sha256 TEXT NOT NULL,
+        data %(blob)s NOT NULL,
+        PRIMARY KEY (edit_number, kind)
+    )
+    """,
+    """
+    CREATE TABLE events (
+        revision INTEGER PRIMARY KEY,
+        at TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('edit', 'undo', 'redo', 'supersede', 'purge')),
+        edit_id TEXT NOT NULL REFERENCES edits (id),
+        author TEXT,
+        note TEXT
+    )
+    """,
+    """
+    CREATE TABLE spans (
+        edit_number INTEGER NOT NULL REFERENCES edits (number),
+        revision_added INTEGER NOT NULL,
+        revision_removed INTEGER,
+        PRIMARY KEY (edit_number, revision_added)
+    )
+    """,
+    "CREATE INDEX spans_by_addition ON spans (revision_added)",
+    "CREATE INDEX spans_by_removal ON spans (revision_removed)",
+    "CREATE INDEX events_by_edit ON events (edit_id)",
+)
+
+_FILE_HISTORY_IS_KEPT = (
+    "CREATE TRIGGER events_no_delete BEFORE DELETE ON events "
+    "BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END",
+    # A purge takes out who did it and why; nothing else may change.
+    """
+    CREATE TRIGGER events_no_update BEFORE UPDATE ON events
+    WHEN NEW.revision IS NOT OLD.revision OR NEW.at IS NOT OLD.at OR NEW.kind IS NOT OLD.kind
+        OR NEW.edit_id IS NOT OLD.edit_id OR NEW.author IS NOT NULL OR NEW.note IS NOT NULL
+    BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END
+    """,
+)
+
+_SERVER_HISTORY_IS_KEPT = (
+    """
+    CREATE FUNCTION liveedit_history_is_kept() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'UPDATE' AND NEW.author IS NULL AND NEW.note IS NULL AND
+            (NEW.revision, NEW.at, NEW.kind, NEW.edit_id) = (OLD.revision, OLD.at, OLD.kind, OLD.edit_id)
+        THEN
+            RETURN NEW;
+        END IF;
+        RAISE EXCEPTION 'the history is only appended to';
+    END $$
+    """,
+    "CREATE TRIGGER events_are_kept BEFORE UPDATE OR DELETE ON events "
+    "FOR EACH ROW EXECUTE FUNCTION liveedit_history_is_kept()",
+)
+
+
+def _copy_first_layout(connection: Connection) -> None:
+    meta: dict[Any, Any] = {row[0]: row[1] for row in connection.exec_driver_sql("SELECT key, value FROM meta")}
+    shared = (
+        "number, id, created_at, undone_at, editor, prompt, answer, answer_before, answer_after, milliseconds, "
+        "refine_steps, subject, relation, image_sha256, image_name"
+    )
+    connection.execute(
+        text(
+            f"""
+            INSERT INTO edits ({shared}, backbone_digest, editor_digest, revision_added, revision_removed)
+            SELECT {shared}, :backbone, :editor,
+                coalesce((SELECT min(number) FROM old_events WHERE edit_id = id AND kind = 'edit'), 0),
+                (SELECT min(number) FROM old_events WHERE edit_id = id AND kind = 'undo')
+            FROM old_edits
+            """
+        ),
+        {"backbone": meta.get("backbone_digest", ""), "editor": meta.get("editor_digest", "")},
+    )
+    for statement in (
+        "INSERT INTO events (revision, at, kind, edit_id) SELECT number, at, kind, edit_id FROM old_events",
+        "INSERT INTO spans SELECT number, revision_added, revision_removed FROM edits",
+        "INSERT INTO blobs SELECT edit_number, kind, sha256, data FROM old_blobs",
+        *(f"DROP TABLE old_{table}" for table in ("blobs", "events", "edits")),
+    ):
+        connection.exec_driver_sql(statement)
+    _name_experts(connection)
+
+
+def _name_experts(connection: Connection) -> None:
+    numbers = connection.exec_driver_sql("SELECT edit_number FROM blobs WHERE kind = 'expert'").scalars().all()
+    for number in numbers:
+        statement = text("SELECT data FROM blobs WHERE edit_number = :number AND kind = 'expert'")
+        try:
+            digest = expert_from_bytes(connection.execute(statement, {"number": number}).scalar_one()).digest
+        except ValueError:
+            continue  # Damaged before; `verify` says so.
+        update = text("UPDATE edits SET expert_digest = :digest WHERE number = :number")
+        connection.execute(update, {"digest": digest, "number": number})
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first_layout, _revisions)
+"""Step n brings a file from layout n to layout n + 1. Append; never change or reorder a released step."""

@@ -14,13 +14,17 @@ from typing import ClassVar, Literal, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError, InvalidInputError, StoreError
+from ..images import image_digest, open_image
 from .expert import Expert
 
 THUMBNAIL_PIXELS = 128
 """The longest side of a stored picture, in pixels: enough to recognise it, too little to reuse it."""
 
-EventKind = Literal["edit", "undo"]
-"""What can happen to an edit."""
+EventKind = Literal["edit", "undo", "redo", "supersede", "purge"]
+"""What can happen to an edit. "supersede" is an edit that takes others out of force in the same change."""
+
+BlobKind = Literal["expert", "thumbnail", "picture"]
+"""What is kept apart from an edit's row."""
 
 _Read = TypeVar("_Read")
 
@@ -32,7 +36,7 @@ class NewEdit:
     """An edit that was made and is about to be stored.
 
     `answer` is what was asked for; `answer_before` and `answer_after` are what the model said. Of the picture
-    only the digest and the file's name are kept, never its folder.
+    only the digest and the file's name are kept, never its folder. `author` and `note`: who made the edit, and why.
     """
 
     prompt: str
@@ -46,6 +50,8 @@ class NewEdit:
     relation: str | None = None
     image_sha256: str | None = None
     image_name: str | None = None
+    author: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +62,17 @@ class StoredEdit(NewEdit):
     number: int
     created_at: str
     """ISO 8601, UTC."""
+    expert_digest: str | None = None
+    """`Expert.digest`; None where the edit was purged."""
+    backbone_digest: str = ""
+    editor_digest: str = ""
+    revision_added: int = 0
+    revision_removed: int | None = None
+    """The revision that took the edit out of force last; None while it is in force."""
     undone_at: str | None = None
     """ISO 8601, UTC; None while the edit is in force."""
+    purged_at: str | None = None
+    """ISO 8601, UTC; of a purged edit the texts, the picture and the expert are gone."""
 
     # Not fields: an open file has no place in `dataclasses.asdict`, `repr` or a comparison.
     _read_expert: ClassVar[Callable[[str], Expert] | None] = None
@@ -94,21 +109,69 @@ class StoredEdit(NewEdit):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of the history, which is only ever appended to."""
+    """One line of the history, which is only ever appended to: a change, numbered by its revision."""
 
-    number: int
+    revision: int
     at: str
+    """ISO 8601, UTC."""
     kind: EventKind
     edit_id: str
+    author: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The edits that a replica has to put in and take out to get from one revision to another.
+
+    Both name every edit that changed on the way by how it stands at the end, so that applying them is right also for
+    a replica that was ahead in part: what is there already stays, what is gone already is no matter.
+    """
+
+    revision: int
+    """The revision that the replica is at afterwards."""
+    added: tuple[str, ...]
+    """Ids of those in force, in the order they were made."""
+    removed: tuple[str, ...]
+    """Ids of those out of force."""
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """The backbone and the editor that an edits file belongs to: names for people, digests to compare."""
+
+    backbone_digest: str
+    editor_digest: str
+    backbone: str
+    editor: str
+
+    def __str__(self) -> str:
+        return (
+            f"the model {self.backbone!r} (digest {self.backbone_digest[:12]}) with the editor "
+            f"{self.editor!r} (digest {self.editor_digest[:12]})"
+        )
+
+    def matches(self, other: Binding) -> bool:
+        """Whether the digests agree, whatever the names."""
+        return (self.backbone_digest, self.editor_digest) == (other.backbone_digest, other.editor_digest)
 
 
 def thumbnail_png(image: Image.Image) -> bytes:
     """A picture as PNG, scaled down to at most `THUMBNAIL_PIXELS` wide and high, without metadata."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    small.info = {}
+    return picture_png(small)
+
+
+def picture_png(image: Image.Image) -> bytes:
+    """A picture as PNG, whole and without metadata."""
+    bare = image.convert("RGB")
+    bare.info = {}
     stream = io.BytesIO()
-    small.save(stream, format="PNG", optimize=True)
+    bare.save(stream, format="PNG", optimize=True)
     return stream.getvalue()
 
 
@@ -116,7 +179,7 @@ def check_edit(edit: NewEdit) -> None:
     """Raise `InvalidInputError` where a field cannot be stored."""
     for name, text in vars(edit).items():
         if isinstance(text, str):
-            _check_text(name, text)
+            check_text(f"An edit's {name}", text)
     for name in ("prompt", "answer", "editor"):
         if not getattr(edit, name):
             raise InvalidInputError(f"An edit's {name} is empty. Give some text.")
@@ -150,11 +213,21 @@ def check_thumbnail(thumbnail: bytes) -> None:
         )
 
 
-def _check_text(name: str, text: str) -> None:
+def check_picture(picture: bytes, image_sha256: str | None) -> None:
+    """Raise `ImageError` unless this opens as the picture of this digest."""
+    if image_digest(open_image(picture)) != image_sha256:
+        raise ImageError(
+            f"The picture of {len(picture)} bytes is not the one that the edit was made with: its digest is another. "
+            "Give that one, and its digest as `image_sha256`."
+        )
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise `InvalidInputError` for text that is not valid Unicode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidInputError(
-            f"An edit's {name} holds half of a surrogate pair at position {error.start}: it is not valid "
+            f"{what} holds half of a surrogate pair at position {error.start}: it is not valid "
             "Unicode. Give text that can be written as UTF-8."
         ) from error

@@ -35,6 +35,7 @@ class LiveEditExtension(BaseModel):
     """What OpenAI's protocol has no place for."""
 
     edits: list[FiredEdit]
+    revision: int = Field(description="The revision of the edits that the answer was written by.")
 
 
 class Usage(BaseModel):
@@ -243,4 +244,4 @@ def _usage(reply: Reply) -> Usage:
 
 def _extension(reply: Reply) -> LiveEditExtension:
     edits = [FiredEdit(id=fired.edit_id, weight=fired.weight, margin=fired.margin) for fired in reply.fired]
-    return LiveEditExtension(edits=edits)
+    return LiveEditExtension(edits=edits, revision=reply.revision)

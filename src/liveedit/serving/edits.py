@@ -32,6 +32,8 @@ class EditRequest(BaseModel):
     answer: Text = Field(min_length=1, max_length=4096)
     image: Text | None = Field(None, description="A data URI; none for a question without a picture.")
     rephrasings: list[Text] = Field(default=[], description="Other wordings that the edit is checked on.")
+    author: Text | None = Field(None, max_length=200, description="Who makes it; the API key's name by default.")
+    note: Text | None = Field(None, max_length=4096, description="Why.")
 
 
 class RephrasingEvidence(BaseModel):
@@ -62,6 +64,8 @@ class CreatedEdit(BaseModel):
     object: str = "edit"
     prompt: str
     answer: str
+    author: str | None
+    note: str | None
     evidence: EditEvidence
 
 
@@ -76,6 +80,8 @@ class EditCard(BaseModel):
     answer_after: str | None
     image_sha256: str | None = Field(description="SHA-256 of the picture's size and pixels.")
     editor: str
+    author: str | None
+    note: str | None
     created_at: str
     undone_at: str | None
 
@@ -97,7 +103,7 @@ def edits_router(service: Service) -> APIRouter:
     @router.post("/v1/edits", status_code=201)
     async def create_edit(request: Request, wanted: EditRequest, idempotency_key: IdempotencyKey = None) -> CreatedEdit:
         """Make an edit; answered once it is on disk and every answer follows it."""
-        correction = await _correction(wanted, service)
+        correction = await _correction(wanted, wanted.author or _author(request), service)
 
         async def run() -> CreatedEdit:
             return await _create(correction, service)
@@ -125,15 +131,25 @@ def edits_router(service: Service) -> APIRouter:
         """Take an edit back: the model is, bit for bit, as if it had never been made."""
 
         async def run() -> EditCard:
-            return _card(await service.engine.act(lambda model: model.undo(edit_id)))
+            return _card(await service.engine.act(lambda model: model.undo(edit_id, _author(request))))
 
         owner = f"{_owner(request)} POST /v1/edits/{edit_id}/undo"
+        return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
+
+    @router.post("/v1/edits/{edit_id}/redo")
+    async def redo_edit(request: Request, edit_id: str, idempotency_key: IdempotencyKey = None) -> EditCard:
+        """Put an undone edit into force again, as it was."""
+
+        async def run() -> EditCard:
+            return _card(await service.engine.act(lambda model: model.redo(edit_id, _author(request))))
+
+        owner = f"{_owner(request)} POST /v1/edits/{edit_id}/redo"
         return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
 
     return router
 
 
-async def _correction(wanted: EditRequest, service: Service) -> Correction:
+async def _correction(wanted: EditRequest, author: str | None, service: Service) -> Correction:
     settings = service.settings
     if len(wanted.rephrasings) > settings.rephrasings:
         raise RefusalError(
@@ -151,7 +167,7 @@ async def _correction(wanted: EditRequest, service: Service) -> Correction:
     image = None
     if wanted.image is not None:
         image = await run_in_threadpool(picture_of, wanted.image, settings.picture_pixels)
-    return Correction(wanted.prompt, wanted.answer, image, tuple(wanted.rephrasings))
+    return Correction(wanted.prompt, wanted.answer, image, tuple(wanted.rephrasings), author, wanted.note)
 
 
 async def _create(correction: Correction, service: Service) -> CreatedEdit:
@@ -159,7 +175,12 @@ async def _create(correction: Correction, service: Service) -> CreatedEdit:
     evidence = await service.engine.act(lambda model: model.edit(correction), correction.pixels)
     service.engine.metrics.edit_seconds.observe(time.monotonic() - started)
     return CreatedEdit(
-        id=evidence.receipt.id, prompt=correction.prompt, answer=correction.answer, evidence=_evidence(evidence)
+        id=evidence.receipt.id,
+        prompt=correction.prompt,
+        answer=correction.answer,
+        author=evidence.author,
+        note=evidence.note,
+        evidence=_evidence(evidence),
     )
 
 
@@ -185,9 +206,16 @@ def _card(stored: StoredEdit) -> EditCard:
         answer_after=stored.answer_after,
         image_sha256=stored.image_sha256,
         editor=stored.editor,
+        author=stored.author,
+        note=stored.note,
         created_at=stored.created_at,
         undone_at=stored.undone_at,
     )
+
+
+def _author(request: Request) -> str | None:
+    key = request.scope.get("liveedit.key")
+    return None if key is None else key.name
 
 
 def _owner(request: Request) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,10 @@ from ..model import EditedModel, Receipt
 from ..samples import Question
 from .settings import ServingSettings
 from .writing import Finish, Listener, Sampling, Stopping, Style, Writing
+
+_ID = re.compile(r"[0-9a-f]{8}")
+_REFRESH_SECONDS = 0.25
+"""How old the edits of others may be when a batch is answered."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Reply:
     """Tokens of the question, its picture and the chat format."""
     answer_tokens: int
     fired: tuple[Fired, ...]
+    revision: int = 0
+    """The revision of the edits that it was written by."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ class Correction:
     answer: str
     image: Image.Image | None = None
     rephrasings: tuple[str, ...] = ()
+    author: str | None = None
+    note: str | None = None
 
     @property
     def pixels(self) -> int:
@@ -78,6 +88,8 @@ class Evidence:
     """What an edit did: its receipt, and the answers to its rephrasings."""
 
     receipt: Receipt
+    author: str | None
+    note: str | None
     rephrasings: tuple[Rephrased, ...]
 
 
@@ -86,6 +98,7 @@ class ServedModel:
 
     def __init__(self, model: EditedModel, settings: ServingSettings):
         self.model, self.settings = model, settings
+        self._refreshed = float("-inf")
 
     # -- answering ---------------------------------------------------------------------------------------
 
@@ -104,6 +117,7 @@ class ServedModel:
 
         Raises what `Backbone.encode` raises where one of the questions cannot be taken.
         """
+        self._refresh()
         backbone = self.model.backbone
         inputs = backbone.encode([Question(query.prompt, query.image) for query in queries], padding="left")
         lengths: list[int] = inputs.attention_mask.sum(1).tolist()
@@ -119,12 +133,20 @@ class ServedModel:
             stopping_criteria=StoppingCriteriaList([Stopping(rows)]),
         )
         fired = self.model.editor.fired() or [()] * len(rows)
-        return [_reply(row, length, edits) for row, length, edits in zip(rows, lengths, fired, strict=True)]
+        revision = self.model.revision
+        return [_reply(row, length, edits, revision) for row, length, edits in zip(rows, lengths, fired, strict=True)]
 
     @property
     def routing_seconds(self) -> float | None:
         """How long finding the edits of the last batch took; None where none are in force."""
         return self.model.editor.routing_seconds if len(self.model) else None
+
+    def _refresh(self) -> None:
+        """Take in what other replicas have changed; not before every batch, for it asks the store."""
+        now = time.monotonic()
+        if now - self._refreshed >= _REFRESH_SECONDS:
+            self.model.refresh()
+            self._refreshed = now
 
     def _fitting(self, style: Style, length: int) -> Style:
         """No more tokens than the model has places for."""
@@ -142,20 +164,23 @@ class ServedModel:
         for text in (wanted.prompt, wanted.answer, *wanted.rephrasings):
             self.check(Query(text, None, Style(1)))
         asked = [(wanted.image, text) for text in wanted.rephrasings]
+        self.model.refresh()
         before = self._texts(asked)
-        receipt = self.model.edit(wanted.image, wanted.prompt, wanted.answer)
+        receipt = self.model.edit(wanted.image, wanted.prompt, wanted.answer, author=wanted.author, note=wanted.note)
         after = self._texts(asked)
         rephrased = tuple(
             Rephrased(prompt, old, new, new.strip().lower() == wanted.answer.strip().lower())
             for prompt, old, new in zip(wanted.rephrasings, before, after, strict=True)
         )
-        return Evidence(receipt, rephrased)
+        return Evidence(receipt, wanted.author, wanted.note, rephrased)
 
-    def undo(self, edit_id: str) -> StoredEdit:
+    def undo(self, edit_id: str, author: str | None = None) -> StoredEdit:
         """Take an edit back. Raises `NotFoundError` where there is no edit of exactly this id in force."""
-        if edit_id not in self.model.editor.repository:
-            raise NotFoundError(_unknown(edit_id))
-        return self.model.undo(edit_id)
+        return self.model.undo(_whole(edit_id), author=author)
+
+    def redo(self, edit_id: str, author: str | None = None) -> StoredEdit:
+        """Put an edit into force again. Raises `NotFoundError` where none of exactly this id was undone."""
+        return self.model.redo(_whole(edit_id), author=author)
 
     def get(self, edit_id: str) -> StoredEdit:
         """The edit in force of this id. Raises `NotFoundError`."""
@@ -180,13 +205,20 @@ class ServedModel:
         return [answer.text for answer in self.model.ask_batch(asked)] if asked else []
 
 
+def _whole(edit_id: str) -> str:
+    """The id, if it is a whole one: the store takes beginnings too, which are no way to name what is to be undone."""
+    if _ID.fullmatch(edit_id) is None:
+        raise NotFoundError(_unknown(edit_id))
+    return edit_id
+
+
 def _unknown(edit_id: str) -> str:
     return f"There is no edit {edit_id!r} in force. List the edits to see their ids."
 
 
-def _reply(row: Writing, length: int, fired: tuple[Fired, ...]) -> Reply | Exception:
+def _reply(row: Writing, length: int, fired: tuple[Fired, ...], revision: int) -> Reply | Exception:
     try:
         text = row.close()
     except Exception as error:
         return error
-    return Reply(text, row.finish or "length", length, len(row.tokens), fired)
+    return Reply(text, row.finish or "length", length, len(row.tokens), fired, revision)

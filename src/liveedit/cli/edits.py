@@ -1,0 +1,213 @@
+"""`liveedit edits`: what is in an edits file, its history, and taking corrections back and forth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .arguments import Author, EditsLocation, Json, Note
+from .console import console, print_fields, print_json
+
+if TYPE_CHECKING:
+    from ..experts.store import EditStore, StoredEdit
+
+EditId = Annotated[str, typer.Argument(metavar="ID", help="The edit's id, or its first characters.")]
+
+edits = typer.Typer(no_args_is_help=True, help="List, show, undo, redo, move and check the edits of a file.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.add_typer(edits, name="edits")
+
+
+@edits.command("list")
+def list_edits(
+    edits: EditsLocation,
+    all: Annotated[bool, typer.Option("--all", help="Those undone and purged as well.")] = False,
+    at: Annotated[int | None, typer.Option("--at", help="A revision: those in force after it.")] = None,
+    json: Json = False,
+) -> None:
+    """The edits in force, oldest first."""
+    with _opened(edits) as store:
+        revision = store.latest_revision() if at is None else at
+        found = store.list(include_undone=all, at=at)
+    if json:
+        print_json({"revision": revision, "edits": [_as_dict(stored) for stored in found]})
+        return
+    active = sum(stored.is_active for stored in found) if at is None else len(found)
+    table = Table(caption=f"{active:,} edits in force" + (f" after revision {at}" if at is not None else ""))
+    for name in ("Edit", "Made (UTC)", "Author", "Picture", "Question", "Before", "Wanted", "After", "Undone"):
+        table.add_column(name, overflow="fold")
+    for stored in found:
+        answers = (stored.answer_before, stored.answer, stored.answer_after)
+        made, undone = _minute(stored.created_at), _minute(stored.undone_at)
+        cells = (stored.id, made, stored.author, stored.image_name, stored.prompt, *answers, undone)
+        table.add_row(*(Text(cell or "") for cell in cells))
+    console().print(table)
+
+
+@edits.command("show")
+def show_edit(edit_id: EditId, edits: EditsLocation, json: Json = False) -> None:
+    """Everything the file says of one edit."""
+    with _opened(edits) as store:
+        stored = store.get(edit_id)
+        history = [asdict(event) for event in store.history(stored.id)]
+        size = stored.expert.store_bytes if stored.purged_at is None else 0
+    described = {**_as_dict(stored), "store_bytes": size}
+    if json:
+        print_json({**described, "history": history})
+        return
+    lines = (f"{event['kind']} at {event['at']} (revision {event['revision']})" for event in history)
+    print_fields({**described, "history": "; ".join(lines)})
+
+
+@edits.command("undo")
+def undo_edit(
+    edit_id: EditId, edits: EditsLocation, author: Author = None, why: Note = None, json: Json = False
+) -> None:
+    """Take an edit back: the model is as if it had never been made."""
+    with _opened(edits) as store:
+        undone = store.undo(edit_id, author=author, note=why)
+        _tell(undone, len(store), "is undone", json)
+
+
+@edits.command("redo")
+def redo_edit(
+    edit_id: EditId, edits: EditsLocation, author: Author = None, why: Note = None, json: Json = False
+) -> None:
+    """Put an undone edit into force again, as it was."""
+    with _opened(edits) as store:
+        redone = store.redo(edit_id, author=author, note=why)
+        _tell(redone, len(store), "is in force again", json)
+
+
+@edits.command("history")
+def show_history(
+    edits: EditsLocation,
+    edit_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one edit alone.")] = None,
+    json: Json = False,
+) -> None:
+    """Every change that was ever made, oldest first, by its revision."""
+    with _opened(edits) as store:
+        events = store.history(edit_id)
+    if json:
+        print_json({"history": [asdict(event) for event in events]})
+        return
+    table = Table(caption=f"{len(events):,} changes")
+    for name in ("Revision", "When (UTC)", "What", "Edit", "Author", "Note"):
+        table.add_column(name, overflow="fold")
+    for event in events:
+        when = _minute(event.at)
+        cells = (str(event.revision), when, event.kind, event.edit_id, event.author, event.note)
+        table.add_row(*(Text(cell or "") for cell in cells))
+    console().print(table)
+
+
+@edits.command("export")
+def export_edits(
+    bundle: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle to write, such as edits.safetensors.")],
+    edits: EditsLocation,
+    in_force: Annotated[
+        bool, typer.Option("--in-force", help="Only the edits in force, without undone ones and history.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write the edits, with their experts and history, to one file."""
+    with _opened(edits) as store:
+        contents = store.export_bundle(bundle, whole=not in_force)
+    done = {"bundle": str(bundle), "edits": len(contents.edits), "revision": contents.revision}
+    if json:
+        print_json(done)
+        return
+    console().print(Text(f"{done['edits']:,} edits at revision {contents.revision} are in {bundle}."))
+
+
+@edits.command("import")
+def import_edits(
+    bundle: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle that `edits export` wrote.")],
+    edits: EditsLocation,
+    json: Json = False,
+) -> None:
+    """Take in the edits of a bundle: all of them or none. The edits file is made where there is none."""
+    from ..experts.store import EditStore
+
+    with EditStore(edits) as store:
+        done = store.import_bundle(bundle)
+        left = len(store)
+    if json:
+        print_json({**asdict(done), "edits_in_force": left})
+        return
+    there, purged = len(done.already_there), len(done.purged_here)
+    console().print(
+        Text(
+            f"{len(done.added):,} edits came in, {there:,} were there already, {purged:,} were purged here and stay so "
+            f"({left:,} edits in force)."
+        )
+    )
+
+
+@edits.command("verify")
+def verify_edits(edits: EditsLocation, json: Json = False) -> None:
+    """Derive every digest anew and check that edits and history agree; the exit code is 1 where they do not."""
+    with _opened(edits) as store:
+        problems = store.verify()
+        checked = len(store.list(include_undone=True))
+    if json:
+        print_json({"edits": checked, "problems": list(problems), "ok": not problems})
+    else:
+        for problem in problems:
+            console().print(Text(problem))
+        console().print(
+            Text(f"{checked:,} edits checked: {f'{len(problems):,} problems' if problems else 'all is well'}.")
+        )
+    if problems:
+        raise typer.Exit(1)
+
+
+@edits.command("purge")
+def purge_edit(
+    edit_id: EditId,
+    edits: EditsLocation,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
+    author: Author = None,
+    why: Note = None,
+    json: Json = False,
+) -> None:
+    """Remove what an edit says for good, from the file's bytes as well. There is no way back."""
+    with _opened(edits) as store:
+        stored = store.get(edit_id)
+        if not yes:
+            typer.confirm(f"Remove edit {stored.id} ({stored.prompt!r}) for good?", abort=True, err=True)
+        purged = store.purge(stored.id, author=author, note=why)
+        left = len(store)
+    if json:
+        print_json({**_as_dict(purged), "edits_in_force": left})
+        return
+    console().print(Text(f"Edit {purged.id} is purged ({left:,} edits in force)."))
+
+
+def _opened(edits: str) -> EditStore:
+    from ..experts.store import EditStore
+
+    return EditStore(edits, create=False)
+
+
+def _tell(stored: StoredEdit, left: int, what: str, json: bool) -> None:
+    if json:
+        print_json({**_as_dict(stored), "edits_in_force": left})
+        return
+    console().print(Text(f"Edit {stored.id} {what}: {stored.prompt!r} ({left:,} edits in force)."))
+
+
+def _as_dict(stored: StoredEdit) -> dict[str, Any]:
+    return {**asdict(stored), "in_force": stored.is_active}
+
+
+def _minute(moment: str | None) -> str | None:
+    return moment and moment[:16].replace("T", " ")

@@ -1,0 +1,123 @@
+"""What is written to the edits file: each change an event of its own revision, and the spans that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+
+from .queries import latest_revision
+from .records import Binding, BlobKind, Event, EventKind, NewEdit, StoredEdit
+from .schema import BLOBS, EDITS, EVENTS, META, SPANS
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Who made a change, and why, as far as they said."""
+
+    author: str | None = None
+    note: str | None = None
+
+
+def write_binding(connection: Connection, binding: Binding) -> None:
+    """Tie a file that belongs to no model yet to this one."""
+    rows = [{"key": field.name, "value": getattr(binding, field.name)} for field in fields(Binding)]
+    connection.execute(insert(META), rows)
+
+
+def append_event(connection: Connection, kind: EventKind, edit_id: str, signature: Signature) -> Event:
+    """The next line of the history."""
+    event = Event(latest_revision(connection) + 1, now(), kind, edit_id, signature.author, signature.note)
+    write_event(connection, event)
+    return event
+
+
+def write_event(connection: Connection, event: Event) -> None:
+    """A line of the history, as it stands."""
+    connection.execute(insert(EVENTS), {field.name: getattr(event, field.name) for field in fields(Event)})
+
+
+def insert_new(
+    connection: Connection, edit: NewEdit, edit_id: str, expert_digest: str, by: Binding, rivals: Sequence[int]
+) -> int:
+    """Put a new edit into force in place of its rivals, by number; returns its own number."""
+    number = next_number(connection)
+    revision, at = latest_revision(connection) + 1, now()
+    values: dict[str, Any] = {field.name: getattr(edit, field.name) for field in fields(NewEdit)}
+    # Numbers of numpy would be stored as bytes.
+    values |= {"milliseconds": float(edit.milliseconds), "refine_steps": int(edit.refine_steps)}
+    values |= {"id": edit_id, "number": number, "created_at": at, "revision_added": revision}
+    values |= {"expert_digest": expert_digest}
+    values |= {"backbone_digest": by.backbone_digest, "editor_digest": by.editor_digest}
+    connection.execute(insert(EDITS), values)
+    kind: EventKind = "supersede" if rivals else "edit"
+    event = Event(revision, at, kind, edit_id, edit.author, edit.note)
+    write_event(connection, event)
+    connection.execute(insert(SPANS), {"edit_number": number, "revision_added": revision})
+    take_out(connection, rivals, event)
+    return number
+
+
+def next_number(connection: Connection) -> int:
+    """The place of the next edit in the order of making."""
+    return connection.execute(select(func.coalesce(func.max(EDITS.c.number), 0))).scalar_one() + 1
+
+
+def insert_blobs(connection: Connection, number: int, blobs: Mapping[BlobKind, bytes]) -> None:
+    """What is kept apart from the edit's row."""
+    for kind, data in blobs.items():
+        values = {"edit_number": number, "kind": kind, "sha256": hashlib.sha256(data).hexdigest(), "data": data}
+        connection.execute(insert(BLOBS), values)
+
+
+def bring_in(connection: Connection, numbers: Sequence[int], event: Event) -> None:
+    """These edits are in force from this change on."""
+    if not numbers:
+        return
+    connection.execute(insert(SPANS), [{"edit_number": number, "revision_added": event.revision} for number in numbers])
+    connection.execute(update(EDITS).where(EDITS.c.number.in_(numbers)).values(revision_removed=None, undone_at=None))
+
+
+def take_out(connection: Connection, numbers: Sequence[int], event: Event) -> None:
+    """These edits, which are in force, are so no more from this change on."""
+    if not numbers:
+        return
+    is_open = SPANS.c.edit_number.in_(numbers) & SPANS.c.revision_removed.is_(None)
+    connection.execute(update(SPANS).where(is_open).values(revision_removed=event.revision))
+    out = {"revision_removed": event.revision, "undone_at": event.at}
+    connection.execute(update(EDITS).where(EDITS.c.number.in_(numbers)).values(out))
+
+
+def left_for(connection: Connection, edit: StoredEdit) -> list[int]:
+    """Numbers of the edits that are out of force because this one came in: they are to come back when it leaves."""
+    came_in = select(SPANS.c.revision_added).where(SPANS.c.edit_number == edit.number)
+    return _superseded(connection, edit, EDITS.c.revision_removed.in_(came_in) & EDITS.c.purged_at.is_(None))
+
+
+def rivals_in_force(connection: Connection, edit: StoredEdit) -> list[int]:
+    """Numbers of the edits in force that this one superseded: they are to leave when it comes back."""
+    return _superseded(connection, edit, EDITS.c.revision_removed.is_(None))
+
+
+def _superseded(connection: Connection, edit: StoredEdit, condition: ColumnElement[bool]) -> list[int]:
+    left = select(SPANS.c.edit_number).where(SPANS.c.revision_removed == edit.revision_added)
+    return list(connection.execute(select(EDITS.c.number).where(EDITS.c.number.in_(left), condition)).scalars())
+
+
+def erase(connection: Connection, edit: StoredEdit, event: Event) -> None:
+    """Take everything that an edit says out of the tables, but for its id, its numbers and its times."""
+    connection.execute(delete(BLOBS).where(BLOBS.c.edit_number == edit.number))
+    blank = ("author", "note", "answer_before", "answer_after", "subject", "relation", "image_sha256", "image_name")
+    values: dict[str, Any] = {**dict.fromkeys((*blank, "expert_digest")), "prompt": "", "answer": ""}
+    connection.execute(update(EDITS).where(EDITS.c.number == edit.number).values(**values, purged_at=event.at))
+    earlier = (EVENTS.c.edit_id == edit.id) & (EVENTS.c.revision < event.revision)
+    connection.execute(update(EVENTS).where(earlier).values(author=None, note=None))
+
+
+def now() -> str:
+    """The time as it is stored: ISO 8601, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,150 @@
+"""Export and import: the edits of a store as a bundle, and those of a bundle into a store."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, replace
+from typing import Final
+
+from sqlalchemy import Connection, insert, select
+
+from ..errors import InvalidInputError, StoreError
+from . import changes, queries
+from .bundle import Bundle, BundleContents, Imported
+from .changes import Signature
+from .expert import Expert
+from .expert_bytes import expert_from_bytes, expert_to_bytes
+from .integrity import blob_problem, history_problems
+from .records import BlobKind, NewEdit, StoredEdit, check_edit, check_picture, check_thumbnail
+from .schema import BLOBS, EDITS, SPANS
+
+_ID: Final = re.compile(r"[0-9a-f]{8,64}")
+
+Contents = tuple[BundleContents, dict[str, Expert], dict[str, dict[BlobKind, bytes]]]
+
+
+def collect(connection: Connection, whole: bool) -> Contents:
+    """What goes into a bundle: its header, the experts and the files by edit id. Raises `StoreError` for damage."""
+    edits = queries.edits_where(connection, *(() if whole else (queries.in_force(),)))
+    experts: dict[str, Expert] = {}
+    files: dict[str, dict[BlobKind, bytes]] = {}
+    digests: dict[str, dict[BlobKind, str]] = {}
+    for edit in edits:
+        if edit.purged_at is not None:
+            continue
+        statement = select(BLOBS.c.kind, BLOBS.c.sha256, BLOBS.c.data).where(BLOBS.c.edit_number == edit.number)
+        for kind, sha256, data in connection.execute(statement):
+            if (problem := blob_problem(kind, sha256, data)) is not None:
+                raise StoreError(
+                    f"The {kind} of edit {edit.id!r} is damaged: {problem}. Undo that edit and export those in force, "
+                    "or go back to a backup."
+                )
+            if kind == "expert":
+                experts[edit.id] = expert_from_bytes(data)
+            else:
+                files.setdefault(edit.id, {})[kind] = data
+                digests.setdefault(edit.id, {})[kind] = sha256
+    header = BundleContents(
+        binding=queries.binding_of(connection),
+        revision=queries.latest_revision(connection),
+        whole=whole,
+        edits=tuple(edits),
+        events=tuple(queries.events_where(connection)) if whole else (),
+        spans=_spans(connection) if whole else (),
+        files=digests,
+    )
+    return header, experts, files
+
+
+def take_in(connection: Connection, bundle: Bundle) -> Imported:
+    """Write the edits of a bundle; the store's binding is checked before.
+
+    An empty store takes a whole bundle as it is, revisions and all; elsewhere each edit that is not there yet is a
+    change of its own. Raises `StoreError` for ids that are there with other content, `InvalidInputError` for what
+    cannot be stored.
+    """
+    if bundle.contents.whole and queries.latest_revision(connection) == 0:
+        return _take_in_whole(connection, bundle)
+    there = {edit.id: edit for edit in queries.edits_where(connection)}
+    added, same, purged = [], [], []
+    for edit in bundle.contents.edits:
+        known = there.get(edit.id)
+        if edit.purged_at is not None:
+            continue
+        if known is None:
+            _take_in_edit(connection, bundle, edit)
+            added.append(edit.id)
+        elif known.purged_at is not None:
+            purged.append(edit.id)
+        elif _content(known) == _content(edit):
+            same.append(edit.id)
+        else:
+            raise StoreError(
+                f"The edit {edit.id!r} of the bundle is in the store already with other content "
+                f"({known.prompt!r} -> {known.answer!r}; the bundle has {edit.prompt!r} -> {edit.answer!r}). Nothing "
+                "was imported. Import into a store of its own."
+            )
+    return Imported(tuple(added), tuple(same), tuple(purged))
+
+
+def _take_in_edit(connection: Connection, bundle: Bundle, edit: StoredEdit) -> None:
+    number = changes.next_number(connection)
+    revision = queries.latest_revision(connection) + 1
+    _write_edit(
+        connection,
+        bundle,
+        replace(edit, number=number, revision_added=revision, revision_removed=None, undone_at=None),
+    )
+    made = changes.append_event(connection, "edit", edit.id, Signature(edit.author, edit.note))
+    connection.execute(insert(SPANS), {"edit_number": number, "revision_added": made.revision})
+    if not edit.is_active:
+        changes.take_out(connection, [number], changes.append_event(connection, "undo", edit.id, Signature()))
+
+
+def _take_in_whole(connection: Connection, bundle: Bundle) -> Imported:
+    contents = bundle.contents
+    numbers = {edit.id: edit.number for edit in contents.edits}
+    if len(numbers) != len(contents.edits) or not {event.edit_id for event in contents.events} <= numbers.keys():
+        raise StoreError(
+            "The bundle names edits twice, or events of edits that it does not have. Nothing was imported."
+        )
+    for edit in contents.edits:
+        _write_edit(connection, bundle, edit)
+    for event in contents.events:
+        changes.write_event(connection, event)
+    spans = [
+        {"edit_number": numbers[edit_id], "revision_added": added, "revision_removed": removed}
+        for edit_id, added, removed in contents.spans
+        if edit_id in numbers
+    ]
+    if spans:
+        connection.execute(insert(SPANS), spans)
+    if problems := history_problems(connection):
+        raise StoreError(f"The bundle does not agree with itself: {problems[0]} Nothing was imported.")
+    return Imported(tuple(edit.id for edit in contents.edits if edit.purged_at is None), (), ())
+
+
+def _write_edit(connection: Connection, bundle: Bundle, edit: StoredEdit) -> None:
+    if not _ID.fullmatch(edit.id):
+        raise InvalidInputError(f"The bundle has an edit of the id {edit.id!r}. Ids are 8 or more digits 0-9 and a-f.")
+    connection.execute(insert(EDITS), {field.name: getattr(edit, field.name) for field in fields(StoredEdit)})
+    if edit.purged_at is not None:
+        return
+    check_edit(edit)
+    files = bundle.files(edit)
+    if "thumbnail" in files:
+        check_thumbnail(files["thumbnail"])
+    if "picture" in files:
+        check_picture(files["picture"], edit.image_sha256)
+    changes.insert_blobs(connection, edit.number, {"expert": expert_to_bytes(bundle.expert(edit)), **files})
+
+
+def _content(edit: StoredEdit) -> tuple[object, ...]:
+    said = (getattr(edit, field.name) for field in fields(NewEdit))
+    return (*said, edit.created_at, edit.expert_digest, edit.backbone_digest, edit.editor_digest)
+
+
+def _spans(connection: Connection) -> tuple[tuple[str, int, int | None], ...]:
+    statement = select(EDITS.c.id, SPANS.c.revision_added, SPANS.c.revision_removed)
+    statement = statement.join(EDITS, EDITS.c.number == SPANS.c.edit_number)
+    return tuple((row[0], row[1], row[2]) for row in connection.execute(statement.order_by(SPANS.c.revision_added)))

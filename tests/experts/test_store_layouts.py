@@ -1,0 +1,149 @@
+"""How a file of an older layout becomes one of the newest. The older layouts are written out here, as released."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from edit_examples import BACKBONE, EDITOR, bits, bound, make_edit, make_expert
+from PIL import Image
+from sqlalchemy import Connection
+
+from liveedit.experts import migrations, schema
+from liveedit.experts.expert_bytes import expert_to_bytes
+from liveedit.experts.records import Event
+from liveedit.experts.store import EditStore, thumbnail_png
+
+FIRST_LAYOUT = """
+PRAGMA application_id = 1279616116;
+PRAGMA journal_mode = WAL;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE edits (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, undone_at TEXT,
+    editor TEXT NOT NULL, prompt TEXT NOT NULL, answer TEXT NOT NULL, answer_before TEXT, answer_after TEXT,
+    milliseconds REAL NOT NULL, refine_steps INTEGER NOT NULL, subject TEXT, relation TEXT, image_sha256 TEXT,
+    image_name TEXT
+);
+CREATE TABLE blobs (
+    edit_number INTEGER NOT NULL REFERENCES edits (number),
+    kind TEXT NOT NULL CHECK (kind IN ('expert', 'thumbnail')), sha256 TEXT NOT NULL, data BLOB NOT NULL,
+    UNIQUE (edit_number, kind)
+);
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('edit', 'undo')), edit_id TEXT NOT NULL REFERENCES edits (id)
+);
+CREATE TRIGGER events_no_update BEFORE UPDATE ON events
+    BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END;
+CREATE TRIGGER events_no_delete BEFORE DELETE ON events
+    BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END;
+PRAGMA user_version = 1;
+"""
+
+PICTURE = thumbnail_png(Image.new("RGB", (64, 32), "red"))
+
+
+def first_layout_file(path: Path) -> None:
+    """Three edits, the second of them undone after the third was made."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(FIRST_LAYOUT)
+        binding = {"backbone_digest": BACKBONE, "editor_digest": EDITOR, "backbone": "tiny-llava", "editor": "liveedit"}
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", binding.items())
+        for number in (1, 2, 3):
+            undone = "2026-02-09T00:00:00.000+00:00" if number == 2 else None
+            made = f"2026-02-0{number}T00:00:00.000+00:00"
+            row = (number, f"0000000{number}", made, undone, "liveedit", "What?", f"answer {number}", 1.5, number)
+            connection.execute(
+                "INSERT INTO edits (number, id, created_at, undone_at, editor, prompt, answer, milliseconds, "
+                "refine_steps) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+            data = expert_to_bytes(make_expert(number))
+            digest = hashlib.sha256(data).hexdigest()
+            connection.execute("INSERT INTO blobs VALUES (?, 'expert', ?, ?)", (number, digest, data))
+            connection.execute("INSERT INTO events (at, kind, edit_id) VALUES (?, 'edit', ?)", (made, row[1]))
+        digest = hashlib.sha256(PICTURE).hexdigest()
+        connection.execute("INSERT INTO blobs VALUES (3, 'thumbnail', ?, ?)", (digest, PICTURE))
+        connection.execute(
+            "INSERT INTO events (at, kind, edit_id) VALUES ('2026-02-09T00:00:00.000+00:00', 'undo', '00000002')"
+        )
+
+
+def test_the_first_layout_becomes_the_second(path: Path) -> None:
+    first_layout_file(path)
+    with bound(path) as opened:
+        assert opened.verify() == ()
+        assert [(edit.id, edit.answer, edit.refine_steps) for edit in opened.list(include_undone=True)] == [
+            (f"0000000{number}", f"answer {number}", number) for number in (1, 2, 3)
+        ]
+        undone = opened.get("00000002")
+        assert (undone.revision_added, undone.revision_removed) == (2, 4)
+        assert (undone.created_at[:10], undone.undone_at) == ("2026-02-02", "2026-02-09T00:00:00.000+00:00")
+        assert (undone.backbone_digest, undone.editor_digest) == (BACKBONE, EDITOR)
+        assert undone.expert_digest == make_expert(2).digest
+        assert [(event.revision, event.kind, event.edit_id[-1]) for event in opened.history()] == [
+            *((1, "edit", "1"), (2, "edit", "2"), (3, "edit", "3"), (4, "undo", "2"))
+        ]
+        assert opened.history()[3] == Event(4, "2026-02-09T00:00:00.000+00:00", "undo", "00000002")
+        assert [edit_id[-1] for edit_id, _ in opened.active_experts()] == ["1", "3"]
+        assert [edit_id[-1] for edit_id, _ in opened.active_experts(at=3)] == ["1", "2", "3"]
+        assert bits(opened.expert("00000003")) == bits(make_expert(3))
+        assert opened.thumbnail("00000003") == PICTURE
+        assert opened.redo("00000002").is_active
+        assert opened.add(make_edit(), make_expert(9)).number == 4
+        assert opened.verify() == ()
+
+
+def test_a_damaged_expert_of_the_first_layout_is_kept_and_reported(path: Path) -> None:
+    first_layout_file(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE blobs SET data = x'00' WHERE edit_number = 1")
+    with EditStore(path) as opened:
+        assert len(opened) == 2
+        (problem,) = opened.verify()
+        assert "The expert of edit '00000001' is damaged" in problem
+        assert opened.get("00000001").expert_digest is None
+
+
+def columns(path: Path) -> dict[str, list[str]]:
+    with closing(sqlite3.connect(path)) as connection:
+        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {table: [row[1] for row in connection.execute(f"PRAGMA table_info({table})")] for table in tables}
+
+
+def test_an_upgraded_file_and_a_new_one_have_the_tables_that_are_asked_for(tmp_path: Path) -> None:
+    first_layout_file(tmp_path / "old.db")
+    with EditStore(tmp_path / "old.db"), bound(tmp_path / "new.db") as new:
+        new.add(make_edit(), make_expert())
+    wanted = {table.name: list(table.columns.keys()) for table in schema.TABLES}
+    for name in ("old.db", "new.db"):
+        found = {table: names for table, names in columns(tmp_path / name).items() if not table.startswith("sqlite_")}
+        assert found == wanted
+
+
+def test_migrations_apply_in_order_and_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bound(path) as opened:
+        edit = opened.add(make_edit(), make_expert(5))
+    applied: list[str] = []
+
+    def next_one(connection: Connection) -> None:
+        applied.append("next")
+        connection.exec_driver_sql("ALTER TABLE edits ADD COLUMN mood TEXT")
+
+    def last(connection: Connection) -> None:
+        applied.append("last")
+        connection.exec_driver_sql("UPDATE edits SET mood = 'from ' || id")
+
+    released = migrations.MIGRATIONS
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*released, next_one, last))
+    for _ in range(2):
+        with EditStore(path) as opened:
+            assert opened.get(edit.id) == edit
+            assert bits(opened.expert(edit.id)) == bits(make_expert(5))
+    assert applied == ["next", "last"]
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT mood FROM edits").fetchall() == [(f"from {edit.id}",)]
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(released) + 2,)
