@@ -18,7 +18,7 @@ import openai
 import pytest
 from serving_fakes import data_uri, listening
 
-from liveedit.backbones import Backbone
+from liveedit.backbones import Backbone, load_backbone
 from liveedit.cli import main
 from liveedit.images import open_image
 from liveedit.model import EditedModel
@@ -133,6 +133,32 @@ def test_the_openai_client_understands_refusals(served: Served, eval_cases: tupl
 def test_an_edit_without_a_picture_is_refused_where_no_question_would_find_it(served: Served) -> None:
     refused = served.http.post("/v1/edits", json={"prompt": "Who?", "answer": "Bruvak"})
     assert refused.status_code == 400 and "picture" in refused.json()["error"]["message"]
+
+
+def test_an_edit_through_one_replica_is_answered_by_another_within_a_second(
+    served: Served, tmp_path: Path, eval_cases: tuple[EditCase, ...]
+) -> None:
+    case = eval_cases[1]
+    wanted = {"prompt": case.edit.question.prompt, "answer": case.edit.answer, "image": uri_of(case)}
+    body = {"model": "other", "messages": messages(case)}
+    settings = ServingSettings.model_validate({})
+    with EditedModel.load(load_backbone("tiny-llava", device="cpu"), edits=tmp_path / "edits.db") as model:
+        wrapped = ServedModel(model, settings)
+        engine = Engine(wrapped, settings)
+        with listening(engine, create_app(engine, "other", wrapped, None)) as (url, _):
+
+            def ask() -> Any:
+                return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+
+            assert ask()["choices"][0]["message"]["content"] != case.edit.answer
+            made = served.http.post("/v1/edits", json=wanted).json()
+            time.sleep(0.5)
+            after = ask()
+            assert after["choices"][0]["message"]["content"] == made["evidence"]["answer_after"] == case.edit.answer
+            assert [fired["id"] for fired in after["liveedit"]["edits"]] == [made["id"]]
+            served.http.post(f"/v1/edits/{made['id']}/undo")
+            time.sleep(0.5)
+            assert ask()["liveedit"]["edits"] == []
 
 
 # -- the commands ----------------------------------------------------------------------------------------
