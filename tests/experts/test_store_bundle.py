@@ -221,6 +221,17 @@ def test_files_that_are_no_bundle(path: Path, bundle: Path, tmp_path: Path) -> N
         assert not [file for file in tmp_path.iterdir() if "unfinished" in file.name]
 
 
+def test_a_bundle_that_could_not_be_read_again_is_not_written(
+    path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bound(path) as opened:
+        opened.add(make_edit(), make_expert())
+        monkeypatch.setattr("liveedit.experts.bundle.LARGEST_HEADER_BYTES", 1000)
+        with pytest.raises(StoreError, match="safetensors allows 1,000"):
+            opened.export_bundle(bundle)
+    assert [file.name for file in path.parent.iterdir()] == ["edits.db"]
+
+
 def test_a_picture_of_another_edit_is_refused(path: Path) -> None:
     edit = dataclasses.replace(make_edit(), image_sha256="0" * 64)
     with bound(path) as opened:

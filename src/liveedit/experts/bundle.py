@@ -26,6 +26,9 @@ from .expert import Expert
 from .records import Binding, BlobKind, Event, StoredEdit
 
 _FORMAT: Final = "liveedit-edits-1"
+LARGEST_HEADER_BYTES: Final = 100_000_000
+"""What safetensors reads; it would write more."""
+
 _PARTS: Final = ("u", "v", "visual_feature", "prompt_feature")
 _ADVICE: Final = "Export it again, or go back to another copy."
 
@@ -77,7 +80,13 @@ def write_bundle(
     try:
         save_file(tensors, unfinished, header)
         with unfinished.open("rb+") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
             os.fsync(file.fileno())
+        if header_bytes > LARGEST_HEADER_BYTES:
+            raise StoreError(
+                f"The bundle {str(path)!r} would have a header of {header_bytes:,} bytes; safetensors allows "
+                f"{LARGEST_HEADER_BYTES:,}. Export only the edits in force, or copy the edits file itself."
+            )
         unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"The bundle {str(path)!r} could not be written ({error}). Nothing was left there.") from error

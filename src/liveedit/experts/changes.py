@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,23 +43,28 @@ def write_event(connection: Connection, event: Event) -> None:
 
 def insert_new(
     connection: Connection, edit: NewEdit, edit_id: str, expert_digest: str, by: Binding, rivals: Sequence[int]
-) -> int:
-    """Put a new edit into force in place of its rivals, by number; returns its own number."""
-    number = next_number(connection)
-    revision, at = latest_revision(connection) + 1, now()
-    values: dict[str, Any] = {field.name: getattr(edit, field.name) for field in fields(NewEdit)}
+) -> StoredEdit:
+    """Put a new edit into force in place of its rivals, by number."""
+    said: dict[str, Any] = {field.name: getattr(edit, field.name) for field in fields(NewEdit)}
     # Numbers of numpy would be stored as bytes.
-    values |= {"milliseconds": float(edit.milliseconds), "refine_steps": int(edit.refine_steps)}
-    values |= {"id": edit_id, "number": number, "created_at": at, "revision_added": revision}
-    values |= {"expert_digest": expert_digest}
-    values |= {"backbone_digest": by.backbone_digest, "editor_digest": by.editor_digest}
-    connection.execute(insert(EDITS), values)
+    said |= {"milliseconds": float(edit.milliseconds), "refine_steps": int(edit.refine_steps)}
+    stored = StoredEdit(
+        **said,
+        id=edit_id,
+        number=next_number(connection),
+        created_at=now(),
+        expert_digest=expert_digest,
+        backbone_digest=by.backbone_digest,
+        editor_digest=by.editor_digest,
+        revision_added=latest_revision(connection) + 1,
+    )
+    connection.execute(insert(EDITS), asdict(stored))
     kind: EventKind = "supersede" if rivals else "edit"
-    event = Event(revision, at, kind, edit_id, edit.author, edit.note)
+    event = Event(stored.revision_added, stored.created_at, kind, edit_id, edit.author, edit.note)
     write_event(connection, event)
-    connection.execute(insert(SPANS), {"edit_number": number, "revision_added": revision})
+    connection.execute(insert(SPANS), {"edit_number": stored.number, "revision_added": event.revision})
     take_out(connection, rivals, event)
-    return number
+    return stored
 
 
 def next_number(connection: Connection) -> int:

@@ -82,10 +82,11 @@ def _revisions(connection: Connection) -> None:
     """Every change a revision, with the spans in which an edit was in force, and who made it."""
     is_file = connection.dialect.name == "sqlite"
     if is_file:
+        for change in ("update", "delete"):
+            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS events_no_{change}")
+        # The references of the first two to the third follow its new name.
         for table in ("blobs", "events", "edits"):
-            # Else the references of the old tables would follow the new names.
-            connection.exec_driver_sql(f"CREATE TABLE old_{table} AS SELECT * FROM {table}")
-            connection.exec_driver_sql(f"DROP TABLE {table}")
+            connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO old_{table}")
     types = {"blob": "BLOB", "real": "REAL"} if is_file else {"blob": "BYTEA", "real": "DOUBLE PRECISION"}
     for statement in (*_SECOND_LAYOUT, *(_FILE_HISTORY_IS_KEPT if is_file else _SERVER_HISTORY_IS_KEPT)):
         connection.exec_driver_sql(statement % types if "%(" in statement else statement)

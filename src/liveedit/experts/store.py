@@ -59,6 +59,8 @@ class EditStore:
     def __init__(self, location: str | Path, *, create: bool = True, busy_timeout_s: float = 30.0):
         self._database = open_database(location, create=create, busy_timeout_s=busy_timeout_s)
         self._bound: Binding | None = None
+        self._is_tied = False
+        """Whether the store is known to belong to `_bound`, which then stays so."""
 
     @property
     def location(self) -> str:
@@ -100,7 +102,7 @@ class EditStore:
         if not (backbone_digest and editor_digest):
             raise InvalidInputError(f"An edits file is bound by digests; received {wanted}. Give both digests.")
         self._check_binding(self.binding, wanted)
-        self._bound = wanted
+        self._bound, self._is_tied = wanted, False
 
     @property
     def binding(self) -> Binding | None:
@@ -141,12 +143,14 @@ class EditStore:
                 f"{self._database.name} was opened without saying for which model. Call `bind` before adding edits."
             )
         with self._database.writing() as connection:
-            self._tie(connection, self._bound)
+            if not self._is_tied:
+                self._tie(connection, self._bound)
             leaving = [self._in_force(connection, edit_id).number for edit_id in dict.fromkeys(supersedes)]
             edit_id = _unused_id(connection)
-            number = changes.insert_new(connection, edit, edit_id, expert.digest, self._bound, leaving)
-            changes.insert_blobs(connection, number, blobs)
-        return self.get(edit_id)
+            stored = changes.insert_new(connection, edit, edit_id, expert.digest, self._bound, leaving)
+            changes.insert_blobs(connection, stored.number, blobs)
+        self._is_tied = True
+        return self._attached(stored)
 
     def undo(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
         """Take an edit out of force; the edit and its history stay. `edit_id` as in `get`.
