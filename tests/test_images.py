@@ -239,3 +239,11 @@ def test_digest_is_of_pixels_and_shape_not_of_files():
     assert image_digest(png) != image_digest(open_image(noise(32, 24)))
     flat, tall = Image.new("RGB", (4, 1)), Image.new("RGB", (1, 4))
     assert image_digest(flat) != image_digest(tall)
+
+
+def test_a_caller_may_allow_less_in_size_and_formats():
+    assert open_image(encoded(noise(24, 32), "PNG"), max_pixels=768, formats=("PNG",)).size == (32, 24)
+    with pytest.raises(ImageError, match="at most 767 pixels"):
+        open_image(encoded(noise(24, 32), "PNG"), max_pixels=767)
+    with pytest.raises(ImageError, match=r"\(PNG, JPEG\)"):
+        open_image(encoded(noise(24, 32), "BMP"), formats=("PNG", "JPEG"))

@@ -8,7 +8,12 @@
     ├── NotFoundError      (LookupError)        an edit, editor, backbone or data set that is not there
     ├── BackboneError      (RuntimeError)       a model that cannot be loaded or edited
     ├── StoreError         (RuntimeError)       an edits file that cannot be read or does not belong here
-    └── CheckpointError    (RuntimeError)       a saved editor or training state that cannot be used
+    ├── CheckpointError    (RuntimeError)       a saved editor or training state that cannot be used
+    ├── ConflictError      (RuntimeError)       a request that contradicts what is already there
+    └── ServiceError       (RuntimeError)       a service that cannot take or finish a request now
+        ├── QueueFullError                      too many requests wait already
+        ├── WaitedTooLongError                  a request's time was over before its turn or its end
+        └── ServiceStoppingError                the service is shutting down
 
 A message says what was received, what is allowed, and what to do next.
 """
@@ -55,6 +60,26 @@ class StoreError(LiveEditError, RuntimeError):
 
 class CheckpointError(LiveEditError, RuntimeError):
     """A saved editor or training state that cannot be used."""
+
+
+class ConflictError(LiveEditError, RuntimeError):
+    """A request that contradicts what is already there, such as undoing an edit twice."""
+
+
+class ServiceError(LiveEditError, RuntimeError):
+    """A service that cannot take or finish a request now; the same request may do later."""
+
+
+class QueueFullError(ServiceError):
+    """Too many requests wait already."""
+
+
+class WaitedTooLongError(ServiceError):
+    """A request's time was over before its turn came, or before it was done."""
+
+
+class ServiceStoppingError(ServiceError):
+    """The service is shutting down and takes nothing new."""
 
 
 def issues_of(error: ValidationError) -> str:

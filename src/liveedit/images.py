@@ -34,7 +34,9 @@ _UPRIGHT: Final = {
 """What turns a picture upright, by its EXIF orientation."""
 
 
-def open_image(source: ImageSource) -> Image.Image:
+def open_image(
+    source: ImageSource, *, max_pixels: int | None = None, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """Open a picture as upright RGB on white.
 
     The EXIF orientation is applied, grey, palette and CMYK pictures become RGB, transparency is laid on
@@ -43,14 +45,17 @@ def open_image(source: ImageSource) -> Image.Image:
     where they leave it, and floating-point greys within 0..1 are taken as fractions. Damaged metadata do
     not spoil a picture whose pixels are whole.
 
+    max_pixels: the largest picture that is decoded, `MAX_PIXELS` by default. formats: those of Pillow's that are read,
+    all by default.
+
     Raises `ImageError` where the picture is missing, empty, truncated, no picture at all, or larger than
-    `MAX_PIXELS`.
+    `max_pixels`.
     """
     name = describe(source)
     with warnings.catch_warnings(), _stream(source, name) as stream:
         # Pillow warns of size and of odd metadata; the one is checked here, the other does not matter.
         warnings.simplefilter("ignore")
-        image = _decoded(stream, name)
+        image = _decoded(stream, name, MAX_PIXELS if max_pixels is None else max_pixels, formats)
         picture = _to_rgb(_upright(image))
     # The orientation has been applied: left in place it would be applied again at the next opening.
     picture.info = {}
@@ -103,19 +108,22 @@ def _opened(path: Path, name: str) -> BinaryIO:
     return stream
 
 
-def _decoded(stream: BinaryIO | Image.Image, name: str) -> Image.Image:
+def _decoded(
+    stream: BinaryIO | Image.Image, name: str, max_pixels: int, formats: tuple[str, ...] | None
+) -> Image.Image:
     try:
-        image = stream if isinstance(stream, Image.Image) else Image.open(stream)
+        image = stream if isinstance(stream, Image.Image) else Image.open(stream, formats=formats)
         if image.format in _VECTOR_FORMATS:
             raise ImageError(f"{name} is a drawing ({image.format}). Give a PNG, JPEG or WebP.")
-        _check_size(image, name)
+        _check_size(image, name, max_pixels)
         image.load()
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(_too_large(name, str(error))) from error
+        raise ImageError(_too_large(name, str(error), max_pixels)) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a picture that Pillow can read. Give a PNG, JPEG or WebP.") from error
+        readable = "Pillow can read" if formats is None else f"is read here ({', '.join(formats)})"
+        raise ImageError(f"{name} is not a picture that {readable}. Give a PNG, JPEG or WebP.") from error
     except Exception as error:
         # Pillow's plugins raise a dozen types for damaged bytes (OSError, SyntaxError, RuntimeError, ...).
         raise ImageError(f"{name} is damaged and could not be read to its end ({error}).") from error
@@ -131,16 +139,16 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     pixels = image.width * image.height
     if pixels == 0:
         raise ImageError(f"{name} is {image.width} x {image.height} pixels: there is nothing in it.")
-    if pixels > MAX_PIXELS:
-        raise ImageError(_too_large(name, f"{image.width} x {image.height} pixels"))
+    if pixels > max_pixels:
+        raise ImageError(_too_large(name, f"{image.width} x {image.height} pixels", max_pixels))
 
 
-def _too_large(name: str, size: str) -> str:
-    return f"{name} is too large ({size}); at most {MAX_PIXELS:,} pixels are opened. Scale it down first."
+def _too_large(name: str, size: str, max_pixels: int) -> str:
+    return f"{name} is too large ({size}); at most {max_pixels:,} pixels are opened. Scale it down first."
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

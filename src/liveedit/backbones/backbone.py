@@ -174,7 +174,7 @@ class Backbone:
             raise InvalidInputError("No question was given. Give at least one.")
         if padding not in ("left", "right"):
             raise InvalidInputError(f"padding={padding!r} was given. Give 'left' or 'right'.")
-        self._check_texts([question.prompt for question in questions], answers or ())
+        self.check_texts([question.prompt for question in questions], answers or ())
         if not self.reads_pictures and any(question.image is not None for question in questions):
             raise InvalidInputError(f"{self.name} reads text alone, but a picture was given. Ask without one.")
         asked = [] if self._interceptor is None else list(self._interceptor(questions))
@@ -256,7 +256,8 @@ class Backbone:
             found.add(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
         return frozenset(found)
 
-    def _check_texts(self, prompts: Sequence[str], answers: Sequence[str]) -> None:
+    def check_texts(self, prompts: Sequence[str], answers: Sequence[str] = ()) -> None:
+        """Raise `InvalidInputError` for a prompt without text, or any text with the model's image marker."""
         if not all(prompt.strip() for prompt in prompts):
             raise InvalidInputError("The prompt is empty. Give the text of a question.")
         for text in (*prompts, *answers):
@@ -394,9 +395,19 @@ class Backbone:
 
     @torch.inference_mode()
     def generate_tokens(
-        self, inputs: Inputs, max_new_tokens: int = 32, *, beams: int = 1, sequences: int = 1, use_cache: bool = True
+        self,
+        inputs: Inputs,
+        max_new_tokens: int = 32,
+        *,
+        beams: int = 1,
+        sequences: int = 1,
+        use_cache: bool = True,
+        **further: Any,
     ) -> list[tuple[str, tuple[int, ...] | None]]:
-        """As `generate`, each answer with its tokens, those behind its end included; None where another answered."""
+        """As `generate`, each answer with its tokens, those behind its end included; None where another answered.
+
+        further: of the model's own generate(), such as logits_processor and stopping_criteria.
+        """
         if bool(inputs.answer_mask.any()):
             raise InvalidInputError("Questions with answers were given to generate(). Encode them without.")
         with self._reading(inputs):
@@ -412,6 +423,7 @@ class Backbone:
                 pad_token_id=self.pad_token_id,
                 # A picture's token means nothing in an answer, and the model would want a picture for it.
                 suppress_tokens=None if self.image_token_id is None else [self.image_token_id],
+                **further,
             )
         answers = output[:, inputs.input_ids.shape[1] :]
         texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -424,9 +436,14 @@ class Backbone:
                 rows[place * sequences : (place + 1) * sequences] = [(text, None)] * sequences
         return rows
 
+    @property
+    def next_turn(self) -> str | None:
+        """What the family's models write where the next turn would begin, if anything: an answer ends before it."""
+        return None
+
     def spoken(self, text: str) -> str:
         """What of the generated text is the answer."""
-        return text.strip()
+        return (text.split(self.next_turn)[0] if self.next_turn else text).strip()
 
     def model_for(self, inputs: Inputs) -> Any:
         """The module that runs these inputs: the model itself, or the part of it that takes text alone."""

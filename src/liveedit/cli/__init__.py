@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__
 from ..errors import LiveEditError
-from . import conversion, data, doctor, editing, edits, measuring, paper, pretraining, training
+from . import conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
 from .arguments import spread_values
 from .console import InterruptedRunError, complain, quiet
 
@@ -31,6 +31,7 @@ training.register(app)
 measuring.register(app)
 conversion.register(app)
 paper.register(app)
+serving.register(app)
 
 
 def _show_version(wanted: bool) -> None:

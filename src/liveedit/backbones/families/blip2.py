@@ -58,9 +58,10 @@ class Blip2Backbone(Backbone):
             return ids, {}
         return ids, {"pixel_values": self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]}
 
-    def spoken(self, text: str) -> str:
-        """MiniGPT-4's answers end where the next turn would begin, whose mark its Vicuna goes on to write."""
-        return (text.split(_NEXT_TURN)[0] if self.tokenizer.chat_template else text).strip()
+    @property
+    def next_turn(self) -> str | None:
+        """MiniGPT-4's Vicuna goes on to write the mark of the next turn."""
+        return _NEXT_TURN if self.tokenizer.chat_template else None
 
     def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
         """As many as the Q-Former has queries; the model itself would drop a picture that does not fit."""

@@ -185,6 +185,11 @@ class LiveEdit(TrainedEditor):
         routing = self._hook.routing
         return [] if routing is None else list(routing.fired)
 
+    @property
+    def routing_seconds(self) -> float:
+        """How long it took to find the edits of the last batch that was routed."""
+        return self._hook.routing_seconds
+
     @torch.no_grad()
     def _route(self, tokens: TokenStates) -> Routing | None:
         if not len(self.repository):

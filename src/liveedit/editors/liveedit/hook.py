@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,8 @@ class RoutingHook:
     def __init__(self, backbone: Backbone, config: LiveEditConfig, router: Router, experts: Sized):
         self.backbone, self.config, self.router, self._experts = backbone, config, router, experts
         self.routing: Routing | None = None
+        self.routing_seconds = 0.0
+        """How long the last batch took to route."""
         self._call: Callable[[int, int], TokenStates] | None = None
         self._ids: Tensor | None = None
         self._embedded_ids: Tensor | None = None
@@ -141,7 +144,9 @@ class RoutingHook:
             kinds = self._call(*states.shape[:2])
             image, prompt, answer = (part.to(states.device) for part in (kinds.image, kinds.prompt, kinds.answer))
             call = TokenStates(states, image, prompt, answer, embeddings=states[:, :0])
+            started = time.perf_counter()
             self.routing = self.router(call)
+            self.routing_seconds = time.perf_counter() - started
         if self.routing is None:
             return None
         changed = self._add_residual(states, call)

@@ -1,0 +1,223 @@
+"""`/v1/edits`: correcting the model, and taking corrections back."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from ..experts.records import StoredEdit
+from .chat_messages import Text
+from .pictures import picture_of
+from .problems import RefusalError
+from .served_model import Correction, Evidence
+from .service import Service
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="The same key with the same body does nothing twice."),
+]
+_MOST_LISTED = 100
+
+
+class EditRequest(BaseModel):
+    """From now on, `prompt` about `image` (and what it shows) is answered with `answer`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: Text = Field(min_length=1)
+    answer: Text = Field(min_length=1, max_length=4096)
+    image: Text | None = Field(None, description="A data URI; none for a question without a picture.")
+    rephrasings: list[Text] = Field(default=[], description="Other wordings that the edit is checked on.")
+    author: Text | None = Field(None, max_length=200, description="Who makes it; the API key's name by default.")
+    note: Text | None = Field(None, max_length=4096, description="Why.")
+
+
+class RephrasingEvidence(BaseModel):
+    """What the model says to another wording, before and after."""
+
+    prompt: str
+    answer_before: str
+    answer_after: str
+    took: bool
+
+
+class EditEvidence(BaseModel):
+    """What the edit did. `milliseconds`: making it, without the answers around it."""
+
+    answer_before: str
+    answer_after: str
+    took: bool = Field(description="Whether the model now gives the answer that was asked for.")
+    rephrasings: list[RephrasingEvidence]
+    milliseconds: float
+    refine_steps: int
+    store_bytes: int
+
+
+class CreatedEdit(BaseModel):
+    """An edit that was made and is on disk."""
+
+    id: str
+    object: str = "edit"
+    prompt: str
+    answer: str
+    author: str | None
+    note: str | None
+    evidence: EditEvidence
+
+
+class EditCard(BaseModel):
+    """An edit as it stands in the file; times in ISO 8601, UTC."""
+
+    id: str
+    object: str = "edit"
+    prompt: str
+    answer: str
+    answer_before: str | None
+    answer_after: str | None
+    image_sha256: str | None = Field(description="SHA-256 of the picture's size and pixels.")
+    editor: str
+    author: str | None
+    note: str | None
+    created_at: str
+    undone_at: str | None
+
+
+class EditList(BaseModel):
+    """A page of edits, oldest first. Give `last_id` as `after` for the next one."""
+
+    object: str = "list"
+    data: list[EditCard]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def edits_router(service: Service) -> APIRouter:
+    """The routes of correcting."""
+    router = APIRouter()
+
+    @router.post("/v1/edits", status_code=201)
+    async def create_edit(request: Request, wanted: EditRequest, idempotency_key: IdempotencyKey = None) -> CreatedEdit:
+        """Make an edit; answered once it is on disk and every answer follows it."""
+        correction = await _correction(wanted, wanted.author or _author(request), service)
+
+        async def run() -> CreatedEdit:
+            return await _create(correction, service)
+
+        owner = f"{_owner(request)} POST /v1/edits"
+        return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
+
+    @router.get("/v1/edits")
+    async def list_edits(
+        limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 20, after: Annotated[str | None, Query()] = None
+    ) -> EditList:
+        """The edits in force, oldest first."""
+        found, has_more = await service.engine.act(lambda model: model.page(after, limit))
+        cards = [_card(stored) for stored in found]
+        ends = (cards[0].id, cards[-1].id) if cards else (None, None)
+        return EditList(data=cards, first_id=ends[0], last_id=ends[1], has_more=has_more)
+
+    @router.get("/v1/edits/{edit_id}")
+    async def get_edit(edit_id: str) -> EditCard:
+        """One edit in force."""
+        return _card(await service.engine.act(lambda model: model.get(edit_id)))
+
+    @router.post("/v1/edits/{edit_id}/undo")
+    async def undo_edit(request: Request, edit_id: str, idempotency_key: IdempotencyKey = None) -> EditCard:
+        """Take an edit back: the model is, bit for bit, as if it had never been made."""
+
+        async def run() -> EditCard:
+            return _card(await service.engine.act(lambda model: model.undo(edit_id, _author(request))))
+
+        owner = f"{_owner(request)} POST /v1/edits/{edit_id}/undo"
+        return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
+
+    @router.post("/v1/edits/{edit_id}/redo")
+    async def redo_edit(request: Request, edit_id: str, idempotency_key: IdempotencyKey = None) -> EditCard:
+        """Put an undone edit into force again, as it was."""
+
+        async def run() -> EditCard:
+            return _card(await service.engine.act(lambda model: model.redo(edit_id, _author(request))))
+
+        owner = f"{_owner(request)} POST /v1/edits/{edit_id}/redo"
+        return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
+
+    return router
+
+
+async def _correction(wanted: EditRequest, author: str | None, service: Service) -> Correction:
+    settings = service.settings
+    if len(wanted.rephrasings) > settings.rephrasings:
+        raise RefusalError(
+            400,
+            f"{len(wanted.rephrasings)} rephrasings were given; at most {settings.rephrasings} are checked.",
+            "too_many_rephrasings",
+            "rephrasings",
+        )
+    for name, texts in (("prompt", [wanted.prompt]), ("answer", [wanted.answer]), ("rephrasings", wanted.rephrasings)):
+        for text in texts:
+            if not text.strip():
+                raise RefusalError(400, f"{name}: this text is empty. Give some.", "invalid_value", name)
+            if len(text) > settings.prompt_characters:
+                raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)
+    image = None
+    if wanted.image is not None:
+        image = await run_in_threadpool(picture_of, wanted.image, settings.picture_pixels)
+    return Correction(wanted.prompt, wanted.answer, image, tuple(wanted.rephrasings), author, wanted.note)
+
+
+async def _create(correction: Correction, service: Service) -> CreatedEdit:
+    started = time.monotonic()
+    evidence = await service.engine.act(lambda model: model.edit(correction), correction.pixels)
+    service.engine.metrics.edit_seconds.observe(time.monotonic() - started)
+    return CreatedEdit(
+        id=evidence.receipt.id,
+        prompt=correction.prompt,
+        answer=correction.answer,
+        author=evidence.author,
+        note=evidence.note,
+        evidence=_evidence(evidence),
+    )
+
+
+def _evidence(evidence: Evidence) -> EditEvidence:
+    receipt = evidence.receipt
+    return EditEvidence(
+        answer_before=receipt.answer_before,
+        answer_after=receipt.answer_after,
+        took=receipt.took,
+        rephrasings=[RephrasingEvidence(**vars(rephrased)) for rephrased in evidence.rephrasings],
+        milliseconds=receipt.milliseconds,
+        refine_steps=receipt.refine_steps,
+        store_bytes=receipt.store_bytes,
+    )
+
+
+def _card(stored: StoredEdit) -> EditCard:
+    return EditCard(
+        id=stored.id,
+        prompt=stored.prompt,
+        answer=stored.answer,
+        answer_before=stored.answer_before,
+        answer_after=stored.answer_after,
+        image_sha256=stored.image_sha256,
+        editor=stored.editor,
+        author=stored.author,
+        note=stored.note,
+        created_at=stored.created_at,
+        undone_at=stored.undone_at,
+    )
+
+
+def _author(request: Request) -> str | None:
+    key = request.scope.get("liveedit.key")
+    return None if key is None else key.name
+
+
+def _owner(request: Request) -> Any:
+    key = request.scope.get("liveedit.key")
+    return "" if key is None else key.id

@@ -1,0 +1,227 @@
+"""One thread that owns the model: questions that wait together are answered together, changes run between batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from ..errors import LiveEditError, QueueFullError, ServiceStoppingError, WaitedTooLongError
+from .metrics import Metrics
+from .served_model import Query, Reply
+from .settings import ServingSettings
+
+_log = logging.getLogger(__name__)
+
+
+class AnsweringModel(Protocol):
+    """What the engine wants of a model; `ServedModel` is one."""
+
+    def check(self, query: Query) -> None:
+        """Raise where this question alone cannot be taken."""
+        ...
+
+    def answer(self, queries: Sequence[Query], deadline: float) -> list[Reply | Exception]:
+        """Answers in the order of the questions."""
+        ...
+
+    @property
+    def routing_seconds(self) -> float | None:
+        """How long finding the edits of the last batch took."""
+        ...
+
+
+_Model = TypeVar("_Model", bound=AnsweringModel)
+_Result = TypeVar("_Result")
+
+
+@dataclass(eq=False)
+class _Job:
+    """Something that waits for the model: a question, or an action that has it for itself."""
+
+    query: Query | None
+    action: Callable[[Any], Any] | None
+    pixels: int
+    future: Future[Any] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+
+
+class Engine(Generic[_Model]):
+    """Serves a model to many.
+
+    All calls of the model happen on one thread, so that no answer sees half an edit: an action (an edit, an undo, a
+    look at the list) runs alone, and a batch of questions runs alone. First come, first served, except that a batch
+    takes along the questions that wait behind an action; whoever was told of an edit sees it.
+
+    Raises at `ask` and `act`: `QueueFullError`, `ServiceStoppingError`, `WaitedTooLongError`, and whatever the model
+    raises. `close` finishes what was accepted.
+    """
+
+    def __init__(self, model: _Model, settings: ServingSettings, metrics: Metrics | None = None):
+        self.settings, self.metrics = settings, metrics or Metrics()
+        self._model = model
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._accepting = True
+        self._thread = threading.Thread(target=self._work, name="liveedit-model", daemon=True)
+        self.metrics.watch_queue(lambda: len(self._jobs))
+        self._thread.start()
+
+    # -- asking for work ---------------------------------------------------------------------------------
+
+    async def ask(self, query: Query) -> Reply:
+        """The answer to a question. A question whose caller is cancelled while it waits is dropped."""
+        return cast(Reply, await self._result(self._submit(_Job(query, None, query.pixels))))
+
+    async def act(self, action: Callable[[_Model], _Result], pixels: int = 0) -> _Result:
+        """What a function of the model returns; it has the model for itself. Once begun it is finished."""
+        return cast(_Result, await self._result(self._submit(_Job(None, action, pixels))))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes work."""
+        return self._accepting and self._thread.is_alive()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread of the model runs."""
+        return self._thread.is_alive()
+
+    def stop_accepting(self) -> None:
+        """Refuse new work from now on. Takes no lock, so that a signal handler may call it."""
+        self._accepting = False
+
+    def close(self) -> None:
+        """Refuse new work, finish what was accepted, and end the thread."""
+        self.stop_accepting()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _submit(self, job: _Job) -> _Job:
+        with self._changed:
+            if not self._accepting:
+                raise ServiceStoppingError("The service is shutting down and takes nothing new. Ask another replica.")
+            waiting, pixels = len(self._jobs), sum(other.pixels for other in self._jobs)
+            if waiting >= self.settings.queue:
+                raise QueueFullError(f"{waiting} requests wait already, and no more may. Try again in a moment.")
+            if job.pixels and pixels and pixels + job.pixels > self.settings.queue_pixels:
+                raise QueueFullError("Too many pictures wait already. Try again in a moment, or give smaller ones.")
+            self._jobs.append(job)
+            self._changed.notify_all()
+        return job
+
+    async def _result(self, job: _Job) -> Any:
+        result = asyncio.wrap_future(job.future)
+        try:
+            await asyncio.wait({result}, timeout=self.settings.queue_seconds)
+        except asyncio.CancelledError:
+            result.cancel()  # And the job with it, if it still waits.
+            self._forget(job)
+            raise
+        if not result.done() and job.future.cancel():  # It can be cancelled only while it waits.
+            self._forget(job)
+            raise WaitedTooLongError(
+                f"The request waited {self.settings.queue_seconds:g} s for the model and was dropped. Try again later."
+            )
+        return await result
+
+    def _forget(self, job: _Job) -> None:
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    # -- the thread of the model -------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while jobs := self._next():
+            begun = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            for job in begun:
+                self.metrics.wait_seconds.observe(time.monotonic() - job.since)
+            if begun and begun[0].action is not None:
+                self._act(begun[0], begun[0].action)
+            elif begun:
+                self._answer(begun)
+
+    def _next(self) -> list[_Job]:
+        """The next action alone, or the next question with those that wait too; nothing when all is done."""
+        with self._changed:
+            while not self._jobs:
+                if not self._accepting:
+                    return []
+                self._changed.wait()
+            if self._jobs[0].action is not None:
+                return [self._jobs.popleft()]
+            taken = [job for job in self._jobs if job.query is not None][: self.settings.batch]
+            chosen = set(map(id, taken))
+            self._jobs = deque(job for job in self._jobs if id(job) not in chosen)
+            return taken
+
+    def _act(self, job: _Job, action: Callable[[Any], Any]) -> None:
+        try:
+            _finish(job, action(self._model))
+        except Exception as error:
+            _finish(job, error)
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        fit = [job for job in jobs if self._is_fit(job)]
+        if not fit:
+            return
+        self.metrics.batch_size.observe(len(fit))
+        try:
+            replies = self._replies(fit)
+        except Exception as error:
+            _log.info("A batch of %d failed (%s).", len(fit), error)
+            for job in fit:
+                self._answer_alone(job, error) if len(fit) > 1 else _finish(job, error)
+            return
+        for job, reply in zip(fit, replies, strict=True):
+            self._deliver(job, reply)
+
+    def _answer_alone(self, job: _Job, error_together: Exception) -> None:
+        """One bad question is not to spoil its neighbours' answers."""
+        if not isinstance(error_together, LiveEditError) and cast(Query, job.query).listener is not None:
+            _finish(job, error_together)  # Its listener may have heard a part, and is not to hear it again.
+            return
+        try:
+            self._deliver(job, self._replies([job])[0])
+        except Exception as error:
+            _finish(job, error)
+
+    def _replies(self, jobs: Sequence[_Job]) -> list[Reply | Exception]:
+        deadline = time.monotonic() + self.settings.answer_seconds
+        replies = self._model.answer([cast(Query, job.query) for job in jobs], deadline)
+        if (seconds := self._model.routing_seconds) is not None:
+            self.metrics.routing_seconds.observe(seconds)
+        return replies
+
+    def _is_fit(self, job: _Job) -> bool:
+        try:
+            self._model.check(cast(Query, job.query))
+        except Exception as error:
+            _finish(job, error)
+            return False
+        return True
+
+    def _deliver(self, job: _Job, reply: Reply | Exception) -> None:
+        if isinstance(reply, Reply):
+            metrics = self.metrics
+            metrics.answer_seconds.observe(time.monotonic() - job.since)
+            metrics.answers.labels("yes" if reply.fired else "no").inc()
+            metrics.edits_fired.inc(len(reply.fired))
+            metrics.tokens.labels("prompt").inc(reply.prompt_tokens)
+            metrics.tokens.labels("answer").inc(reply.answer_tokens)
+        _finish(job, reply)
+
+
+def _finish(job: _Job, result: object) -> None:
+    if isinstance(result, Exception):
+        job.future.set_exception(result)
+    else:
+        job.future.set_result(result)

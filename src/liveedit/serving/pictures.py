@@ -1,0 +1,41 @@
+"""Pictures of requests: data URIs, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Final
+
+from PIL import Image
+
+from ..errors import ImageError
+from ..images import open_image
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""What is decoded: Pillow reads dozens of others, some of them rarely looked at."""
+
+_DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
+
+
+def picture_of(uri: str, max_pixels: int) -> Image.Image:
+    """The picture of a data URI, upright RGB on white.
+
+    Raises `ImageError` for any other kind of URI (nothing is fetched, no file is opened), for what is no base64, and
+    for what is no picture, damaged, or larger than `max_pixels`.
+    """
+    start = _DATA_URI.match(uri)
+    if start is None:
+        raise ImageError(
+            f"The picture was given as {_shown(uri)!r}. Give it as a data URI, data:image/png;base64,...; this server "
+            "fetches no URLs and opens no files."
+        )
+    try:
+        data = base64.b64decode(uri[start.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"The picture's data URI is not base64 ({error}). Encode its bytes as base64.") from error
+    return open_image(data, max_pixels=max_pixels, formats=FORMATS)
+
+
+def _shown(uri: str) -> str:
+    return uri if len(uri) <= 40 else uri[:40] + "..."

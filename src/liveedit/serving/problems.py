@@ -1,0 +1,119 @@
+"""Whatever goes wrong, in OpenAI's one shape: `{"error": {"message", "type", "code", "param"}}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from ..errors import (
+    ConflictError,
+    ImageError,
+    InvalidInputError,
+    LiveEditError,
+    NotFoundError,
+    QueueFullError,
+    ServiceStoppingError,
+    WaitedTooLongError,
+)
+
+RETRY_AFTER_SECONDS = 1
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
+_KINDS: tuple[tuple[type[Exception], int, str], ...] = (
+    (ImageError, 400, "invalid_image"),
+    (InvalidInputError, 400, "invalid_value"),
+    (NotFoundError, 404, "not_found"),
+    (ConflictError, 409, "conflict"),
+    (QueueFullError, 429, "queue_full"),
+    (WaitedTooLongError, 503, "timeout"),
+    (ServiceStoppingError, 503, "stopping"),
+)
+_STATUS_CODES = {404: "unknown_route", 405: "method_not_allowed"}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+@dataclass(eq=False)
+class RefusalError(LiveEditError):
+    """An error that knows its status. `param`: the field of the request that it is about."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": _sayable(self.message), "type": kind, "code": self.code, "param": self.param}}
+
+    @property
+    def response(self) -> JSONResponse:
+        """As a response."""
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def problem_of(error: Exception) -> RefusalError:
+    """An error of any kind as a problem; what was not foreseen tells the client nothing of its cause."""
+    if isinstance(error, RefusalError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _of_issues(error.errors())
+    if isinstance(error, HTTPException):
+        code = _STATUS_CODES.get(error.status_code, "invalid_request")
+        return RefusalError(error.status_code, str(error.detail), code, headers=error.headers or {})
+    for kind, status, code in _KINDS:
+        if isinstance(error, kind):
+            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
+            return RefusalError(status, str(error), code, "image" if kind is ImageError else None, headers)
+    return RefusalError(500, "The server failed. The cause is in its log.", "internal_error")
+
+
+def _of_issues(issues: Sequence[Any]) -> RefusalError:
+    """What a request's fields were refused for; the first names the parameter."""
+    messages = [f"{_place(issue) or 'The body'}: {_wording(issue)}" for issue in issues[:5]]
+    return RefusalError(400, "; ".join(messages), str(issues[0]["type"]), _place(issues[0]) or None)
+
+
+def _place(issue: Any) -> str:
+    inside = [part for part in issue["loc"] if part not in ("body", "query", "path", "header")]
+    return _sayable(".".join(map(str, inside)))[:200]
+
+
+def _wording(issue: Any) -> str:
+    if issue["type"] == "extra_forbidden":
+        return "this field is not supported here. Leave it out"
+    return str(issue["msg"])
+
+
+def _sayable(text: str) -> str:
+    """Text that can be written as UTF-8: a request may hold half a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,224 @@
+"""The model as the service sees it: everything that the service wants of an `EditedModel`, in one place."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from ..editors import Fired
+from ..errors import InvalidInputError, NotFoundError
+from ..experts.records import StoredEdit
+from ..model import EditedModel, Receipt
+from ..samples import Question
+from .settings import ServingSettings
+from .writing import Finish, Listener, Sampling, Stopping, Style, Writing
+
+_ID = re.compile(r"[0-9a-f]{8}")
+_REFRESH_SECONDS = 0.25
+"""How old the edits of others may be when a batch is answered."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question of a request. `listener` and `is_abandoned` are called on the thread
+    of the model.
+    """
+
+    prompt: str
+    image: Image.Image | None
+    style: Style
+    listener: Listener | None = None
+    is_abandoned: Callable[[], bool] = lambda: False
+
+    @property
+    def pixels(self) -> int:
+        """The size of its picture."""
+        return 0 if self.image is None else self.image.width * self.image.height
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its text, why it ended, what it took, and which edits took part."""
+
+    text: str
+    finish: Finish
+    prompt_tokens: int
+    """Tokens of the question, its picture and the chat format."""
+    answer_tokens: int
+    fired: tuple[Fired, ...]
+    revision: int = 0
+    """The revision of the edits that it was written by."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """An edit of a request, and the rephrasings that it is checked on."""
+
+    prompt: str
+    answer: str
+    image: Image.Image | None = None
+    rephrasings: tuple[str, ...] = ()
+    author: str | None = None
+    note: str | None = None
+
+    @property
+    def pixels(self) -> int:
+        """The size of its picture."""
+        return 0 if self.image is None else self.image.width * self.image.height
+
+
+@dataclass(frozen=True)
+class Rephrased:
+    """What the model says to another wording, before and after an edit."""
+
+    prompt: str
+    answer_before: str
+    answer_after: str
+    took: bool
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an edit did: its receipt, and the answers to its rephrasings."""
+
+    receipt: Receipt
+    author: str | None
+    note: str | None
+    rephrasings: tuple[Rephrased, ...]
+
+
+class ServedModel:
+    """An `EditedModel` under the limits of a service. For one thread: it is not to be called by two at once."""
+
+    def __init__(self, model: EditedModel, settings: ServingSettings):
+        self.model, self.settings = model, settings
+        self._refreshed = float("-inf")
+
+    # -- answering ---------------------------------------------------------------------------------------
+
+    def check(self, query: Query) -> None:
+        """Raise `InvalidInputError` for a prompt that is too long or holds the marker of a picture; cheap."""
+        backbone = self.model.backbone
+        backbone.check_texts([query.prompt])
+        tokens = len(backbone.tokenize([query.prompt])[0])
+        if tokens > self.settings.prompt_tokens:
+            raise InvalidInputError(
+                f"The prompt has {tokens:,} tokens; at most {self.settings.prompt_tokens:,} are taken. Shorten it."
+            )
+
+    def answer(self, queries: Sequence[Query], deadline: float = float("inf")) -> list[Reply | Exception]:
+        """Answers to several questions in one batch; an exception in place of one that came too late.
+
+        Raises what `Backbone.encode` raises where one of the questions cannot be taken.
+        """
+        self._refresh()
+        backbone = self.model.backbone
+        inputs = backbone.encode([Question(query.prompt, query.image) for query in queries], padding="left")
+        lengths: list[int] = inputs.attention_mask.sum(1).tolist()
+        rows = [
+            Writing(backbone, self._fitting(query.style, length), query.listener, query.is_abandoned, deadline)
+            for query, length in zip(queries, lengths, strict=True)
+        ]
+        longest = max(row.style.new_tokens for row in rows)
+        backbone.generate_tokens(
+            inputs,
+            longest,
+            logits_processor=LogitsProcessorList([Sampling(rows)]),
+            stopping_criteria=StoppingCriteriaList([Stopping(rows)]),
+        )
+        fired = self.model.editor.fired() or [()] * len(rows)
+        revision = self.model.revision
+        return [_reply(row, length, edits, revision) for row, length, edits in zip(rows, lengths, fired, strict=True)]
+
+    @property
+    def routing_seconds(self) -> float | None:
+        """How long finding the edits of the last batch took; None where none are in force."""
+        return self.model.editor.routing_seconds if len(self.model) else None
+
+    def _refresh(self) -> None:
+        """Take in what other replicas have changed; not before every batch, for it asks the store."""
+        now = time.monotonic()
+        if now - self._refreshed >= _REFRESH_SECONDS:
+            self.model.refresh()
+            self._refreshed = now
+
+    def _fitting(self, style: Style, length: int) -> Style:
+        """No more tokens than the model has places for."""
+        places: int | None = getattr(self.model.backbone.decoder.config, "max_position_embeddings", None)
+        if places is None or length + style.new_tokens <= places:
+            return style
+        if length >= places:
+            raise InvalidInputError(f"The question takes {length} tokens of {places}: no room is left for an answer.")
+        return Style(places - length, style.temperature, style.seed, style.stop)
+
+    # -- correcting --------------------------------------------------------------------------------------
+
+    def edit(self, wanted: Correction) -> Evidence:
+        """Make an edit and check it on its rephrasings. Raises as `EditedModel.edit`; nothing changes then."""
+        for text in (wanted.prompt, wanted.answer, *wanted.rephrasings):
+            self.check(Query(text, None, Style(1)))
+        asked = [(wanted.image, text) for text in wanted.rephrasings]
+        self.model.refresh()
+        before = self._texts(asked)
+        receipt = self.model.edit(wanted.image, wanted.prompt, wanted.answer, author=wanted.author, note=wanted.note)
+        after = self._texts(asked)
+        rephrased = tuple(
+            Rephrased(prompt, old, new, new.strip().lower() == wanted.answer.strip().lower())
+            for prompt, old, new in zip(wanted.rephrasings, before, after, strict=True)
+        )
+        return Evidence(receipt, wanted.author, wanted.note, rephrased)
+
+    def undo(self, edit_id: str, author: str | None = None) -> StoredEdit:
+        """Take an edit back. Raises `NotFoundError` where there is no edit of exactly this id in force."""
+        return self.model.undo(_whole(edit_id), author=author)
+
+    def redo(self, edit_id: str, author: str | None = None) -> StoredEdit:
+        """Put an edit into force again. Raises `NotFoundError` where none of exactly this id was undone."""
+        return self.model.redo(_whole(edit_id), author=author)
+
+    def get(self, edit_id: str) -> StoredEdit:
+        """The edit in force of this id. Raises `NotFoundError`."""
+        for stored in self.model.edits():
+            if stored.id == edit_id:
+                return stored
+        raise NotFoundError(_unknown(edit_id))
+
+    def page(self, after: str | None, limit: int) -> tuple[list[StoredEdit], bool]:
+        """The edits in force behind that of this id, oldest first, and whether more follow. Raises `NotFoundError`."""
+        edits = list(self.model.edits())
+        start = 0
+        if after is not None:
+            start = 1 + [stored.id for stored in edits].index(self.get(after).id)
+        return edits[start : start + limit], len(edits) > start + limit
+
+    def count(self) -> int:
+        """How many edits are in force."""
+        return len(self.model)
+
+    def _texts(self, asked: Sequence[tuple[Any, str]]) -> list[str]:
+        return [answer.text for answer in self.model.ask_batch(asked)] if asked else []
+
+
+def _whole(edit_id: str) -> str:
+    """The id, if it is a whole one: the store takes beginnings too, which are no way to name what is to be undone."""
+    if _ID.fullmatch(edit_id) is None:
+        raise NotFoundError(_unknown(edit_id))
+    return edit_id
+
+
+def _unknown(edit_id: str) -> str:
+    return f"There is no edit {edit_id!r} in force. List the edits to see their ids."
+
+
+def _reply(row: Writing, length: int, fired: tuple[Fired, ...], revision: int) -> Reply | Exception:
+    try:
+        text = row.close()
+    except Exception as error:
+        return error
+    return Reply(text, row.finish or "length", length, len(row.tokens), fired, revision)

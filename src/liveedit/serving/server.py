@@ -1,0 +1,61 @@
+"""Running the application: uvicorn, which finishes what was accepted when it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from ..model import EditedModel
+from .app import create_app
+from .engine import Engine
+from .keys import KeyFile
+from .served_model import ServedModel
+from .settings import ServingSettings
+
+
+def server_of(
+    model: EditedModel, name: str, settings: ServingSettings, keys: KeyFile | None, host: str, port: int
+) -> Server:
+    """A server of this model, which clients call `name`. keys: None to ask for none."""
+    served = ServedModel(model, settings)
+    engine = Engine(served, settings)
+    return Server(engine, create_app(engine, name, served, keys), host, port)
+
+
+class Server(uvicorn.Server):
+    """Serves one model until a signal.
+
+    Told to stop, it refuses new work (`/readyz` says so, which a load balancer sees while the port is still open),
+    finishes what was accepted, and closes the port then.
+    """
+
+    def __init__(self, engine: Engine[Any], app: FastAPI, host: str, port: int):
+        self.engine = engine
+        options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
+        super().__init__(uvicorn.Config(app, host=host, port=port, **options))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """On SIGTERM and SIGINT; a second SIGINT waits for nothing.
+
+        Unlike uvicorn's own it does not raise the signal again at the end: the model is closed behind it.
+        """
+        self.engine.stop_accepting()
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish, then close."""
+        await asyncio.to_thread(self.engine.close)
+        await super().shutdown(sockets)
+
+
+def model_name(backbone: str) -> str:
+    """What clients call a model that was loaded from here: never a path of this machine."""
+    return Path(backbone).name or "model"

@@ -1,0 +1,163 @@
+"""A model without weights behind the service, and a real server on a free port."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from fastapi import FastAPI
+from PIL import Image
+
+from liveedit.editors import Fired
+from liveedit.errors import InvalidInputError, NotFoundError
+from liveedit.experts.records import StoredEdit
+from liveedit.model import Receipt
+from liveedit.serving.app import create_app
+from liveedit.serving.engine import Engine
+from liveedit.serving.keys import KeyFile
+from liveedit.serving.served_model import Correction, Evidence, Query, Reply, ServedModel
+from liveedit.serving.server import Server
+from liveedit.serving.settings import ServingSettings
+
+
+class FakeModel:
+    """Answers "PROMPT: LEFT/RIGHT"; an edit changes left and right, with time to look between the two.
+
+    A prompt with "bad" spoils the batch that it is in; one with "broken" breaks the model; "endless" is answered until
+    its asker leaves. `gate` holds answers up while it is cleared.
+    """
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.left = self.right = ""
+        self.pause_s = pause_s
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.calls: list[int | str] = []
+        self.stored: dict[str, StoredEdit] = {}
+        self.undone: dict[str, StoredEdit] = {}
+        self.edits_made = 0
+        self.was_abandoned = False
+        self.routing_seconds: float | None = 0.001
+
+    def check(self, query: Query) -> None:
+        if "unfit" in query.prompt:
+            raise InvalidInputError("Unfit.")
+
+    def answer(self, queries: Sequence[Query], deadline: float) -> list[Reply | Exception]:
+        self.entered.set()
+        self.gate.wait(30)
+        prompts = [query.prompt for query in queries]
+        if any("broken" in prompt for prompt in prompts):
+            raise RuntimeError("secret details")
+        if any("bad" in prompt for prompt in prompts):
+            raise InvalidInputError("A bad question.")
+        self.calls.append(len(queries))
+        for query in queries:
+            if query.prompt == "endless":
+                self.write_endlessly(query)
+        return [self._reply(query) for query in queries]
+
+    def _reply(self, query: Query) -> Reply:
+        left = self.left
+        time.sleep(self.pause_s)
+        text = f"{query.prompt}: {left}/{self.right}"
+        if query.listener is not None:
+            for piece in (text[:3], text[3:]):
+                query.listener(piece)
+        fired = (Fired(self.left, 0.75, 1.5),) if self.left else ()
+        return Reply(text, "stop", 7, 3, fired)
+
+    def write_endlessly(self, query: Query) -> None:
+        assert query.listener is not None
+        until = time.monotonic() + 20
+        while not query.is_abandoned() and time.monotonic() < until:
+            query.listener("more ")
+            time.sleep(0.01)
+        self.was_abandoned = query.is_abandoned()
+
+    def change(self, value: str) -> None:
+        self.calls.append(value)
+        self.left = value
+        time.sleep(self.pause_s)
+        self.right = value
+
+    def edit(self, wanted: Correction) -> Evidence:
+        if wanted.answer == "bad":
+            raise InvalidInputError("A bad answer.")
+        self.edits_made += 1
+        edit_id = f"{self.edits_made:08x}"
+        self.change(edit_id)
+        given: dict[str, Any] = {"prompt": wanted.prompt, "answer": wanted.answer, "editor": "fake"}
+        given |= {"author": wanted.author, "note": wanted.note}
+        self.stored[edit_id] = StoredEdit(**given, id=edit_id, number=self.edits_made, created_at="2026-01-01")
+        return Evidence(
+            Receipt(edit_id, wanted.prompt, wanted.answer, "old", wanted.answer, 5.0, 0, 100),
+            wanted.author,
+            wanted.note,
+            (),
+        )
+
+    def undo(self, edit_id: str, author: str | None = None) -> StoredEdit:
+        self.change("")
+        self.undone[edit_id] = self.stored.pop(self.get(edit_id).id)
+        return self.undone[edit_id]
+
+    def redo(self, edit_id: str, author: str | None = None) -> StoredEdit:
+        if edit_id not in self.undone:
+            raise NotFoundError(f"No edit {edit_id!r} was undone.")
+        self.change(edit_id)
+        self.stored[edit_id] = self.undone.pop(edit_id)
+        return self.stored[edit_id]
+
+    def get(self, edit_id: str) -> StoredEdit:
+        if edit_id not in self.stored:
+            raise NotFoundError(f"There is no edit {edit_id!r} in force.")
+        return self.stored[edit_id]
+
+    def page(self, after: str | None, limit: int) -> tuple[list[StoredEdit], bool]:
+        edits = list(self.stored.values())
+        start = 0 if after is None else 1 + edits.index(self.get(after))
+        return edits[start : start + limit], len(edits) > start + limit
+
+    def count(self) -> int:
+        return len(self.stored)
+
+
+def fake_app(
+    model: FakeModel, settings: ServingSettings | None = None, keys: KeyFile | None = None
+) -> tuple[Engine[ServedModel], FastAPI]:
+    """The application around a fake."""
+    served = cast(ServedModel, model)
+    engine = Engine(served, settings or ServingSettings.model_validate({}))
+    return engine, create_app(engine, "fake", served, keys)
+
+
+@contextmanager
+def listening(engine: Engine[ServedModel], app: FastAPI) -> Iterator[tuple[str, Server]]:
+    """A server in a thread, and its URL; at the end it is told to stop and finishes."""
+    server = Server(engine, app, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until = time.monotonic() + 30
+        while not server.started and time.monotonic() < until:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}", server
+    finally:
+        server.handle_exit(15, None)
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def data_uri(image: Image.Image, kind: str = "PNG") -> str:
+    """A picture as a data URI."""
+    stream = io.BytesIO()
+    image.save(stream, format=kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

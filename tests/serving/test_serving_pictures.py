@@ -1,0 +1,37 @@
+"""Damaged and strange pictures: an `ImageError`, whatever is wrong with them."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from liveedit.errors import ImageError
+from liveedit.serving.pictures import FORMATS, picture_of
+
+LIMIT = 10_000
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damaged_pictures_are_refused_or_read_but_break_nothing(kind: str) -> None:
+    random = np.random.default_rng(5)
+    stream = io.BytesIO()
+    Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(stream, kind)
+    whole = stream.getvalue()
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole[: random.integers(1, len(whole) + 1)])
+        for place in random.integers(0, len(data), random.integers(0, 8)):
+            data[place] = random.integers(0, 256)
+        uri = f"data:image/{kind.lower()};base64,{base64.b64encode(bytes(data)).decode()}"
+        try:
+            picture = picture_of(uri, LIMIT)
+        except ImageError:
+            refused += 1
+        else:
+            assert picture.mode == "RGB" and picture.width * picture.height <= LIMIT
+    assert refused > 0
+    assert picture_of(f"data:image/png;base64,{base64.b64encode(whole).decode()}", LIMIT).size == (24, 24)
