@@ -142,7 +142,7 @@ def test_thinned_prompts_lose_tokens_but_never_the_last(task_of: TaskMaker) -> N
     last = before.long().cumsum(1).argmax(1)  # The first place where the count is full.
     assert bool(after[torch.arange(len(after)), last].all())
     assert torch.equal(thinned.batch.states, rows.batch.states)
-    untouched = task_of(LiveEditLosses())._thinned(rows, rng)
+    untouched = task_of(LiveEditLosses.paper())._thinned(rows, rng)
     assert untouched is rows
 
 
