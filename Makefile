@@ -42,10 +42,8 @@ check: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 editors: $(VENV)/.dev
-	$(BIN)/liveedit data draw --out $(CACHE)/training-world --train 3000 --eval 0
 	set -e; $(foreach backbone,$(BACKBONES),$(foreach editor,$(TRAINED),$(BIN)/liveedit train --editor $(editor) \
-		--backbone $(backbone) --data $(CACHE)/training-world --out $(CACHE)/editors/$(backbone)-$(editor) \
-		$(SETTINGS-$(backbone)-$(editor));))
+		--backbone $(backbone) --out $(CACHE)/editors/$(backbone)-$(editor) $(SETTINGS-$(backbone)-$(editor));))
 
 bench: $(VENV)/.dev
 	set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done

@@ -44,7 +44,10 @@ def train(
     annotations: Annotated[Path | None, typer.Option(help="The annotation file, where --data is a format.")] = None,
     images: Annotated[Path | None, typer.Option(help="The picture folder of the annotation file.")] = None,
     cases: Annotated[
-        int | None, typer.Option(min=2, help="Cases to train on (made here: 16,000, other editors 3,000; files: all).")
+        int | None,
+        typer.Option(
+            min=2, help="Cases to train on (made here: 16,000 for liveedit and serac, else 3,000; files: all)."
+        ),
     ] = None,
     editor: Annotated[str, typer.Option(help="The editor to train; `liveedit editors` lists them.")] = "liveedit",
     backbone: BackboneName = "tiny-llava",

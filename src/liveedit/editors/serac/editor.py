@@ -36,6 +36,7 @@ class Serac(TrainedEditor):
     name = "serac"
     summary = "a scope classifier and a small counterfactual model (SERAC)"
     config_class: ClassVar = SeracConfig
+    training_cases = 16_000
 
     def __init__(self, backbone: Backbone, modules: SeracModules):
         super().__init__(backbone, modules)
@@ -66,8 +67,8 @@ class Serac(TrainedEditor):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The counterfactual model and the classifier, each by itself, as in the paper."""
         return (
-            StageConfig(name="counterfactual", steps=200, batch=48, rate=1e-3),
-            StageConfig(name="classifier", steps=700, batch=48, rate=1e-3),
+            StageConfig(name="counterfactual", steps=400, batch=48, rate=1e-3),
+            StageConfig(name="classifier", steps=1400, batch=48, rate=1e-3),
         )
 
     @classmethod
