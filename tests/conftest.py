@@ -13,6 +13,7 @@ from PIL import Image
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.backbones.built_in.models import TINY_LLAVA
+from liveedit.cli import main
 from liveedit.datasets import read
 from liveedit.datasets.world import write_world
 from liveedit.editors.liveedit import LiveEditConfig
@@ -107,3 +108,16 @@ def random_expert() -> Callable[..., Expert]:
         return Expert(*(torch.randn(shape, generator=generator) for shape in shapes))
 
     return make
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command; gives its exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

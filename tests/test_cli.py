@@ -13,7 +13,6 @@ import pytest
 
 import liveedit
 from liveedit.backbones import Backbone
-from liveedit.cli import main
 from liveedit.cli.arguments import named_values, spread_values
 from liveedit.datasets.facts import fact_cases
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
@@ -23,18 +22,6 @@ from liveedit.samples import EditCase
 PROMPT = "What is this creature called?"
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command; gives its exit code, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

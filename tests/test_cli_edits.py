@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from liveedit.backbones import Backbone
-from liveedit.cli import main
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.experts import Expert
 from liveedit.experts.store import EditStore, NewEdit
@@ -21,16 +20,6 @@ from liveedit.samples import EditCase
 
 Run = Callable[..., tuple[int, str, str]]
 Answer = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return (code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -13,7 +14,7 @@ from ..experts.records import StoredEdit
 from .chat_messages import Text
 from .pictures import picture_of
 from .problems import RefusalError
-from .served_model import Correction, Evidence
+from .served_model import Correction, Evidence, ServedModel
 from .service import Service
 
 IdempotencyKey = Annotated[
@@ -129,24 +130,26 @@ def edits_router(service: Service) -> APIRouter:
     @router.post("/v1/edits/{edit_id}/undo")
     async def undo_edit(request: Request, edit_id: str, idempotency_key: IdempotencyKey = None) -> EditCard:
         """Take an edit back: the model is, bit for bit, as if it had never been made."""
-
-        async def run() -> EditCard:
-            return _card(await service.engine.act(lambda model: model.undo(edit_id, _author(request))))
-
-        owner = f"{_owner(request)} POST /v1/edits/{edit_id}/undo"
-        return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
+        return await _changed(service, request, idempotency_key, lambda model: model.undo(edit_id, _author(request)))
 
     @router.post("/v1/edits/{edit_id}/redo")
     async def redo_edit(request: Request, edit_id: str, idempotency_key: IdempotencyKey = None) -> EditCard:
         """Put an undone edit into force again, as it was."""
-
-        async def run() -> EditCard:
-            return _card(await service.engine.act(lambda model: model.redo(edit_id, _author(request))))
-
-        owner = f"{_owner(request)} POST /v1/edits/{edit_id}/redo"
-        return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
+        return await _changed(service, request, idempotency_key, lambda model: model.redo(edit_id, _author(request)))
 
     return router
+
+
+async def _changed(
+    service: Service, request: Request, idempotency_key: str | None, change: Callable[[ServedModel], StoredEdit]
+) -> EditCard:
+    """The edit after a change, which happens once for an Idempotency-Key."""
+
+    async def run() -> EditCard:
+        return _card(await service.engine.act(change))
+
+    owner = f"{_owner(request)} POST {request.url.path}"
+    return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
 
 
 async def _correction(wanted: EditRequest, author: str | None, service: Service) -> Correction:
@@ -198,19 +201,7 @@ def _evidence(evidence: Evidence) -> EditEvidence:
 
 
 def _card(stored: StoredEdit) -> EditCard:
-    return EditCard(
-        id=stored.id,
-        prompt=stored.prompt,
-        answer=stored.answer,
-        answer_before=stored.answer_before,
-        answer_after=stored.answer_after,
-        image_sha256=stored.image_sha256,
-        editor=stored.editor,
-        author=stored.author,
-        note=stored.note,
-        created_at=stored.created_at,
-        undone_at=stored.undone_at,
-    )
+    return EditCard.model_validate(stored, from_attributes=True)
 
 
 def _author(request: Request) -> str | None:
