@@ -40,13 +40,16 @@ from liveedit.samples import EditCase
 
 MODEL = "tiny-llava"
 QUESTIONS, EDITED = 48, 4
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass
 class Pair:
     """A question, and what may be answered: `expected` is None while an edit of it is under way."""
 
-    body: dict[str, Any]
+    prompt: str
+    body: bytes
+    """JSON, ready to be sent: the client's own work is not what is measured."""
     allowed: set[str]
     expected: str | None
     changes: int = 0
@@ -66,13 +69,13 @@ class Counts:
 class Server:
     """`liveedit serve` as a process."""
 
-    def __init__(self, folder: Path, threads: int):
+    def __init__(self, folder: Path, threads: int, dtype: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "liveedit", "serve", "--backbone", MODEL, "--edits", str(folder / "edits.db")]
-        command += ["--port", str(port), "--no-auth"]
+        command += ["--port", str(port), "--no-auth", "--load", f"dtype={dtype}"]
         self.process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
         until = time.monotonic() + 180
         while time.monotonic() < until:
@@ -110,12 +113,12 @@ def data_uri(case: EditCase) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def chat_body(case: EditCase) -> dict[str, Any]:
+def chat_body(case: EditCase) -> bytes:
     parts = [
         {"type": "text", "text": case.edit.question.prompt},
         {"type": "image_url", "image_url": {"url": data_uri(case)}},
     ]
-    return {"model": MODEL, "messages": [{"role": "user", "content": parts}]}
+    return json.dumps({"model": MODEL, "messages": [{"role": "user", "content": parts}]}).encode()
 
 
 def ask(client: httpx2.Client, pair: Pair, counts: Counts) -> None:
@@ -123,7 +126,7 @@ def ask(client: httpx2.Client, pair: Pair, counts: Counts) -> None:
     while True:
         changes, started = pair.changes, time.monotonic()
         try:
-            response = client.post("/v1/chat/completions", json=pair.body)
+            response = client.post("/v1/chat/completions", content=pair.body, headers=_JSON)
         except httpx2.TransportError as error:
             with counts.lock:
                 counts.errors.append(repr(error))
@@ -143,7 +146,7 @@ def ask(client: httpx2.Client, pair: Pair, counts: Counts) -> None:
         counts.latencies.append(time.monotonic() - started)
         stood_still = changes == pair.changes and expected is not None
         if text not in pair.allowed or (stood_still and text != expected):
-            counts.wrong.append(f"{text!r}, not {expected!r}: {pair.body['messages'][0]['content'][0]['text']}")
+            counts.wrong.append(f"{text!r}, not {expected!r}: {pair.prompt}")
 
 
 def keep_asking(url: str, pairs: list[Pair], first: int, until: float, counts: Counts) -> None:
@@ -188,8 +191,9 @@ def known_pairs(url: str, cases: list[EditCase]) -> list[Pair]:
     with httpx2.Client(base_url=url, timeout=120) as client:
         for case in cases:
             body = chat_body(case)
-            text = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
-            pairs.append(Pair(body, {text}, text))
+            answer = client.post("/v1/chat/completions", content=body, headers=_JSON).json()
+            text = answer["choices"][0]["message"]["content"]
+            pairs.append(Pair(case.edit.question.prompt, body, {text}, text))
     return pairs
 
 
@@ -214,12 +218,12 @@ def run_load(
     return counts, counts.answers / (time.monotonic() - started), made[0], server.resident_bytes() / early
 
 
-def measure(clients: int, seconds: float, threads: int) -> dict[str, Any]:
+def measure(clients: int, seconds: float, threads: int, dtype: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_world(folder, seed=11, train=0, eval=QUESTIONS)
         cases = list(read("mmedit", folder / "eval.json", folder))[:QUESTIONS]
-        server = Server(folder, threads)
+        server = Server(folder, threads, dtype)
         try:
             pairs = known_pairs(server.url, cases)
             edited = list(zip(pairs[:EDITED], cases[:EDITED], strict=True))
@@ -238,6 +242,7 @@ def measure(clients: int, seconds: float, threads: int) -> dict[str, Any]:
         finally:
             server.stop()
     latencies = sorted(counts.latencies)
+
     return {
         "benchmark": "serving_load",
         "throughput_ratio": round(rate / single_rate, 2),
@@ -262,6 +267,7 @@ def measure(clients: int, seconds: float, threads: int) -> dict[str, Any]:
         "clients": clients,
         "seconds": seconds,
         "threads": threads,
+        "dtype": dtype,
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2),
     }
@@ -273,8 +279,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch in the server")
+    parser.add_argument("--dtype", default="float32", help="of the backbone: float32 or bfloat16")
     given = parser.parse_args()
-    found = measure(given.clients, given.seconds, given.threads)
+    found = measure(given.clients, given.seconds, given.threads, given.dtype)
     print(json.dumps(found))
     if found["errors"] or found["wrong"]:
         sys.exit(1)

@@ -20,6 +20,7 @@ from ..errors import BackboneError
 from .backbone import Backbone
 from .built_in_folders import BUILT_IN, built_in_folder
 from .families import backbone_class
+from .linear import speed_up_linear_layers
 
 _DAMAGED = (SafetensorError, StrictDataclassError)
 
@@ -61,6 +62,7 @@ def load_backbone(
         processor = kind.load_processor(source)
         model: Any = auto.from_pretrained(source, **options)
         model = model if spread else model.to(target)
+        speed_up_linear_layers(model)
     except BackboneError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, *_DAMAGED) as error:

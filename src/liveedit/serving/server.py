@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 from pathlib import Path
@@ -40,6 +41,13 @@ class Server(uvicorn.Server):
         self.engine = engine
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
         super().__init__(uvicorn.Config(app, host=host, port=port, **options))
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal."""
+        # The model's objects stay until the end: looking through them again and again would cost each answer.
+        gc.collect()
+        gc.freeze()
+        super().run(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On SIGTERM and SIGINT; a second SIGINT waits for nothing.
