@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,14 @@ class Counts:
 class Server:
     """`liveedit serve` as a process."""
 
-    def __init__(self, folder: Path, threads: int, dtype: str):
+    def __init__(self, folder: Path, options: Sequence[str]):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "liveedit", "serve", "--backbone", MODEL, "--edits", str(folder / "edits.db")]
-        command += ["--port", str(port), "--no-auth", "--load", f"dtype={dtype}"]
-        self.process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        command += ["--port", str(port), "--no-auth", *options]
+        self.process = subprocess.Popen(command)
         until = time.monotonic() + 180
         while time.monotonic() < until:
             try:
@@ -218,12 +219,12 @@ def run_load(
     return counts, counts.answers / (time.monotonic() - started), made[0], server.resident_bytes() / early
 
 
-def measure(clients: int, seconds: float, threads: int, dtype: str) -> dict[str, Any]:
+def measure(clients: int, seconds: float, options: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_world(folder, seed=11, train=0, eval=QUESTIONS)
         cases = list(read("mmedit", folder / "eval.json", folder))[:QUESTIONS]
-        server = Server(folder, threads, dtype)
+        server = Server(folder, options)
         try:
             pairs = known_pairs(server.url, cases)
             edited = list(zip(pairs[:EDITED], cases[:EDITED], strict=True))
@@ -266,8 +267,7 @@ def measure(clients: int, seconds: float, threads: int, dtype: str) -> dict[str,
         "first_wrong": (counts.wrong + single.wrong)[:3],
         "clients": clients,
         "seconds": seconds,
-        "threads": threads,
-        "dtype": dtype,
+        "options": list(options),
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2),
     }
@@ -278,10 +278,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch in the server")
-    parser.add_argument("--dtype", default="float32", help="of the backbone: float32 or bfloat16")
-    given = parser.parse_args()
-    found = measure(given.clients, given.seconds, given.threads, given.dtype)
+    given, options = (
+        parser.parse_known_args()
+    )  # The rest is for `liveedit serve`, as --lanes 1 or --load dtype=bfloat16.
+    found = measure(given.clients, given.seconds, options)
     print(json.dumps(found))
     if found["errors"] or found["wrong"]:
         sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,12 @@ _PICTURE_WORDS = ("image", "img", "vision", "video", "<row_")
 _SAMPLE_PICTURE = (448, 448)
 _PREFIX = 3
 """The kind of a token that stands for a soft prompt, beside 0 (prompt), 1 (image) and 2 (answer)."""
+
+
+class _Underway(threading.local):
+    """What each thread asks at the moment."""
+
+    inputs: Inputs | None = None
 
 
 class Backbone:
@@ -54,8 +61,13 @@ class Backbone:
         self.decoder: Any = _find_decoder(model)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.pad_token_id: Any = self.tokenizer.pad_token_id
-        self.current_inputs: Inputs | None = None
+        self._now = _Underway()
         self._interceptor: Interceptor | None = None
+
+    @property
+    def current_inputs(self) -> Inputs | None:
+        """What this thread asks the model at the moment."""
+        return self._now.inputs
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
@@ -458,12 +470,12 @@ class Backbone:
                 f"The batch has {found} image tokens, but its pictures take {expected} in {self.name}. Make inputs "
                 "with encode(), which places them."
             )
-        before, self.current_inputs = self.current_inputs, inputs
+        before, self._now.inputs = self._now.inputs, inputs
         try:
             with prefixes_embedded(self.word_embeddings, inputs):
                 yield
         finally:
-            self.current_inputs = before
+            self._now.inputs = before
 
 
 def _prefix_tokens(asked: Asked) -> int:

@@ -11,11 +11,13 @@ from typing import Any
 from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from ..backbones import Inputs
 from ..editors import Fired
 from ..errors import InvalidInputError, NotFoundError
 from ..experts.records import StoredEdit
 from ..model import EditedModel, Receipt
 from ..samples import Question
+from .lanes import Lanes, default_lanes
 from .settings import ServingSettings
 from .writing import Finish, Listener, Sampling, Stopping, Style, Writing
 
@@ -98,7 +100,9 @@ class ServedModel:
 
     def __init__(self, model: EditedModel, settings: ServingSettings):
         self.model, self.settings = model, settings
+        self._lanes = Lanes(settings.lanes or default_lanes(model.editor.device))
         self._refreshed = float("-inf")
+        self._routing_seconds = 0.0
 
     # -- answering ---------------------------------------------------------------------------------------
 
@@ -118,28 +122,47 @@ class ServedModel:
         Raises what `Backbone.encode` raises where one of the questions cannot be taken.
         """
         self._refresh()
+        places = self._lanes.split([len(query.prompt) for query in queries])
+        # What cannot be taken is found here, before the first word is written.
+        parts = [self._prepared([queries[place] for place in part], deadline) for part in places]
+        answers: dict[int, Reply | Exception] = {}
+        seconds: list[float] = []
+        for part, (replies, spent) in zip(places, self._lanes.run(self._written, parts), strict=True):
+            answers |= zip(part, replies, strict=True)
+            seconds.append(spent)
+        self._routing_seconds = max(seconds)
+        return [answers[place] for place in range(len(queries))]
+
+    def _prepared(self, queries: Sequence[Query], deadline: float) -> tuple[Inputs, list[Writing]]:
         backbone = self.model.backbone
         inputs = backbone.encode([Question(query.prompt, query.image) for query in queries], padding="left")
-        lengths: list[int] = inputs.attention_mask.sum(1).tolist()
         rows = [
             Writing(backbone, self._fitting(query.style, length), query.listener, query.is_abandoned, deadline)
-            for query, length in zip(queries, lengths, strict=True)
+            for query, length in zip(queries, _lengths(inputs), strict=True)
         ]
-        longest = max(row.style.new_tokens for row in rows)
-        backbone.generate_tokens(
+        return inputs, rows
+
+    def _written(self, part: tuple[Inputs, list[Writing]]) -> tuple[list[Reply | Exception], float]:
+        """The answers of one lane, and how long routing took it."""
+        inputs, rows = part
+        self.model.backbone.generate_tokens(
             inputs,
-            longest,
+            max(row.style.new_tokens for row in rows),
             logits_processor=LogitsProcessorList([Sampling(rows)]),
             stopping_criteria=StoppingCriteriaList([Stopping(rows)]),
         )
-        fired = self.model.editor.fired() or [()] * len(rows)
-        revision = self.model.revision
-        return [_reply(row, length, edits, revision) for row, length, edits in zip(rows, lengths, fired, strict=True)]
+        editor, revision = self.model.editor, self.model.revision
+        fired = editor.fired() or [()] * len(rows)
+        replies = [
+            _reply(row, length, edits, revision)
+            for row, length, edits in zip(rows, _lengths(inputs), fired, strict=True)
+        ]
+        return replies, editor.routing_seconds
 
     @property
     def routing_seconds(self) -> float | None:
         """How long finding the edits of the last batch took; None where none are in force."""
-        return self.model.editor.routing_seconds if len(self.model) else None
+        return self._routing_seconds if len(self.model) else None
 
     def _refresh(self) -> None:
         """Take in what other replicas have changed; not before every batch, for it asks the store."""
@@ -203,6 +226,11 @@ class ServedModel:
 
     def _texts(self, asked: Sequence[tuple[Any, str]]) -> list[str]:
         return [answer.text for answer in self.model.ask_batch(asked)] if asked else []
+
+
+def _lengths(inputs: Inputs) -> list[int]:
+    """Tokens of each question."""
+    return inputs.attention_mask.sum(1).tolist()
 
 
 def _whole(edit_id: str) -> str:

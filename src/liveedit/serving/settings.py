@@ -19,6 +19,9 @@ class ServingSettings(BaseModel):
     new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens; also where a request names none.")
     rephrasings: int = Field(16, ge=0, description="Most rephrasings that an edit is checked on.")
     batch: int = Field(64, ge=1, description="Most questions that are answered at once.")
+    lanes: int | None = Field(
+        None, ge=1, description="Parts of a batch that are answered side by side; two on processors by default."
+    )
     queue: int = Field(256, ge=1, description="Most requests that wait for the model.")
     queue_pixels: int = Field(
         128_000_000, ge=1, description="Most pixels of all waiting pictures (three bytes each); one may always wait."

@@ -74,18 +74,18 @@ class ExpertHook(RoutingHook):
     @_not_compiled
     def _before_decoder(self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         own = arguments[0] if arguments else keywords.get("input_ids")
-        ids = next((given for given in (own, self._ids, self._embedded_ids) if given is not None), None)
+        ids = next((given for given in (own, self._now.ids, self._now.embedded_ids) if given is not None), None)
         super()._before_decoder(decoder, arguments, keywords)
-        if self._paused or self._call is None:
+        if self._now.paused or self._now.call is None:
             return
-        call, self._call = self._call, None
+        call, self._now.call = self._now.call, None
         self.route = self._question = self.gist = self._unread = None
         if not (self._listening or len(self._experts)):
             return
         embeddings = keywords.get("inputs_embeds")
         if embeddings is None:
             embeddings = self.backbone.word_embeddings(ids)
-            self._embedded_ids = None  # That was ours, and says nothing of the next call.
+            self._now.embedded_ids = None  # That was ours, and says nothing of the next call.
         kinds = call(*embeddings.shape[:2])
         self._rows = len(embeddings)
         self._question = kinds.image | kinds.prompt
@@ -103,12 +103,12 @@ class ExpertHook(RoutingHook):
 
     @_not_compiled
     def _after_layer(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        self._embedded_ids = None
+        self._now.embedded_ids = None
         self._question = None  # What follows is decoded from the cache.
 
     @_not_compiled
     def _beside(self, x: Tensor) -> Tensor | None:
-        if self._paused or not self._rows or not (self._listening or len(self._experts)):
+        if self._now.paused or not self._rows or not (self._listening or len(self._experts)):
             return None
         whole = x if x.ndim == 3 else x.unflatten(0, (self._rows, -1))  # OPT reads all tokens in one row.
         if self._unread is not None:

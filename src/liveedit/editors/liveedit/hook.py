@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -23,6 +24,19 @@ _not_compiled = torch.compiler.disable(
 )
 
 
+class Underway(threading.local):
+    """Where a call of the model is at, thread by thread: several may ask the same model at once."""
+
+    routing: Routing | None = None
+    routing_seconds = 0.0
+    call: Callable[[int, int], TokenStates] | None = None
+    """From batch and length to the kinds of tokens, while the states at the edit layer are awaited."""
+    ids: Tensor | None = None
+    embedded_ids: Tensor | None = None
+    mask: Any = None
+    paused = 0
+
+
 class RoutingHook:
     """Adds the routed experts' residual to the output of the edit layer.
 
@@ -36,14 +50,7 @@ class RoutingHook:
 
     def __init__(self, backbone: Backbone, config: LiveEditConfig, router: Router, experts: Sized):
         self.backbone, self.config, self.router, self._experts = backbone, config, router, experts
-        self.routing: Routing | None = None
-        self.routing_seconds = 0.0
-        """How long the last batch took to route."""
-        self._call: Callable[[int, int], TokenStates] | None = None
-        self._ids: Tensor | None = None
-        self._embedded_ids: Tensor | None = None
-        self._mask: Any = None
-        self._paused = 0
+        self._now = Underway()
         self._handles: list[Any] = []
         try:
             keep = self._handles.append
@@ -55,49 +62,59 @@ class RoutingHook:
             self.remove()
             raise
 
+    @property
+    def routing(self) -> Routing | None:
+        """What was decided for the last batch of this thread."""
+        return self._now.routing
+
+    @property
+    def routing_seconds(self) -> float:
+        """How long the last batch of this thread took to route."""
+        return self._now.routing_seconds
+
     def remove(self) -> None:
         """Take the hooks off; safe to call twice."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self.routing = self._call = self._ids = self._embedded_ids = self._mask = None
+        self._now = Underway()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The model runs unedited inside."""
-        self._paused += 1
+        """The model runs unedited inside, for this thread."""
+        self._now.paused += 1
         try:
             yield
         finally:
-            self._paused -= 1
+            self._now.paused -= 1
 
     # -- what is asked -----------------------------------------------------------------------------------
 
     @_not_compiled
     def _at_the_door(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         given = [value for value in arguments if isinstance(value, Tensor) and not value.is_floating_point()]
-        self._ids = keywords.get("input_ids", given[0] if given else None)
-        self._mask = keywords.get("attention_mask")
+        self._now.ids = keywords.get("input_ids", given[0] if given else None)
+        self._now.mask = keywords.get("attention_mask")
 
     @_not_compiled
     def _at_the_embeddings(self, embeddings: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self._embedded_ids = arguments[0] if arguments else None
+        self._now.embedded_ids = arguments[0] if arguments else None
 
     @_not_compiled
     def _before_decoder(self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         own = arguments[0] if arguments else keywords.get("input_ids")  # Where the language model alone is called.
-        ids = next((given for given in (own, self._ids, self._embedded_ids) if given is not None), None)
-        mask = keywords.get("attention_mask") if self._mask is None else self._mask
-        self._ids = self._embedded_ids = self._mask = None
-        if self._paused:
+        ids = next((given for given in (own, self._now.ids, self._now.embedded_ids) if given is not None), None)
+        mask = keywords.get("attention_mask") if self._now.mask is None else self._now.mask
+        self._now.ids = self._now.embedded_ids = self._now.mask = None
+        if self._now.paused:
             return
         cache = keywords.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            self._call = None  # Decoding from the cache: the routing of the prefill holds.
+            self._now.call = None  # Decoding from the cache: the routing of the prefill holds.
             self._refuse_a_prompt_in_pieces(ids)
             return
-        self.routing = self._call = None
-        self._call = lambda batch, length: self._kinds(batch, length, ids, mask)
+        self._now.routing = self._now.call = None
+        self._now.call = lambda batch, length: self._kinds(batch, length, ids, mask)
 
     def _refuse_a_prompt_in_pieces(self, ids: Tensor | None) -> None:
         # One token at a time is what the model said, be it an image token; a picture comes with several.
@@ -135,18 +152,20 @@ class RoutingHook:
 
     @_not_compiled
     def _after_layer(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        self._embedded_ids = None  # A decoder that embeds ids itself has done so: they say nothing of the next call.
-        if self._paused:
+        self._now.embedded_ids = (
+            None  # A decoder that embeds ids itself has done so: they say nothing of the next call.
+        )
+        if self._now.paused:
             return None
         states = output if isinstance(output, Tensor) else output[0]
         call = None
-        if self._call is not None and len(self._experts):
-            kinds = self._call(*states.shape[:2])
+        if self._now.call is not None and len(self._experts):
+            kinds = self._now.call(*states.shape[:2])
             image, prompt, answer = (part.to(states.device) for part in (kinds.image, kinds.prompt, kinds.answer))
             call = TokenStates(states, image, prompt, answer, embeddings=states[:, :0])
             started = time.perf_counter()
-            self.routing = self.router(call)
-            self.routing_seconds = time.perf_counter() - started
+            self._now.routing = self.router(call)
+            self._now.routing_seconds = time.perf_counter() - started
         if self.routing is None:
             return None
         changed = self._add_residual(states, call)
