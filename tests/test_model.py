@@ -86,7 +86,7 @@ def test_undo_leaves_the_bits_from_before(model: EditedModel, image: Path) -> No
 
 
 def test_edits_are_listed_oldest_first(model: EditedModel, image: Path) -> None:
-    receipts = [model.edit(image, PROMPT, answer) for answer in ("red", "blue")]
+    receipts = [model.edit(image, PROMPT, answer, supersede=False) for answer in ("red", "blue")]
     listed = model.edits()
     assert [stored.id for stored in listed] == [receipt.id for receipt in receipts]
     assert [stored.answer for stored in listed] == ["red", "blue"]
@@ -174,7 +174,9 @@ def test_redo_brings_back_the_bits(tiny_llava: Backbone, modules: LiveEditModule
     for store in (None, EditStore(tmp_path / "edits.db")):
         with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), store) as model:
             unedited = logits_of(tiny_llava, image)
-            first, second = (model.edit(image, PROMPT, answer, author="ada").id for answer in ("teal", "red"))
+            first, second = (
+                model.edit(image, PROMPT, answer, author="ada", supersede=False).id for answer in ("teal", "red")
+            )
             both = logits_of(tiny_llava, image)
             model.undo(first)
             model.undo(second)
@@ -198,7 +200,10 @@ def test_every_revision_is_the_model_with_the_edits_of_then(
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
         ids = []
         changes: list[Callable[[], object]] = [
-            *(lambda answer=answer: ids.append(model.edit(image, PROMPT, answer).id) for answer in ("teal", "red")),
+            *(
+                lambda answer=answer: ids.append(model.edit(image, PROMPT, answer, supersede=False).id)
+                for answer in ("teal", "red")
+            ),
             lambda: model.undo(ids[0]),
             lambda: model.redo(ids[0]),
             lambda: model.undo(ids[1]),

@@ -10,6 +10,7 @@
     ├── StoreError         (RuntimeError)       an edits file that cannot be read or does not belong here
     ├── CheckpointError    (RuntimeError)       a saved editor or training state that cannot be used
     ├── ConflictError      (RuntimeError)       a request that contradicts what is already there
+    │   └── OvertakenError                      another process was faster, and changed what a change builds on
     └── ServiceError       (RuntimeError)       a service that cannot take or finish a request now
         ├── QueueFullError                      too many requests wait already
         ├── WaitedTooLongError                  a request's time was over before its turn or its end
@@ -64,6 +65,10 @@ class CheckpointError(LiveEditError, RuntimeError):
 
 class ConflictError(LiveEditError, RuntimeError):
     """A request that contradicts what is already there, such as undoing an edit twice."""
+
+
+class OvertakenError(ConflictError):
+    """Another process was faster, and changed what a change builds on; the same may succeed when tried again."""
 
 
 class ServiceError(LiveEditError, RuntimeError):

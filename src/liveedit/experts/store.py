@@ -10,8 +10,8 @@ from typing import Final, Self
 
 from sqlalchemy import Connection, func, select
 
-from ..errors import InvalidInputError, NotFoundError, StoreError
-from . import changes, queries, transfer
+from ..errors import InvalidInputError, NotFoundError, OvertakenError, StoreError
+from . import changes, queries, requests, transfer
 from .bundle import BundleContents, Imported, open_bundle, write_bundle
 from .changes import Signature
 from .expert import Expert
@@ -32,6 +32,7 @@ from .records import (
     check_thumbnail,
     thumbnail_png,
 )
+from .requests import Request
 from .schema import EDITS, EVENTS
 
 __all__ = ["Binding", "Changes", "EditStore", "Event", "Imported", "NewEdit", "StoredEdit", "thumbnail_png"]
@@ -50,13 +51,14 @@ class EditStore:
     thumbnail and a digest are kept, the picture itself where it is given.
 
     `location`: an SQLite file by its path or a URL sqlite:///PATH, created at the first edit where there is none
-    unless `create` is False (its folder must exist); or a database by a URL postgresql://USER@HOST/NAME.
+    unless `create` is False (its folder must exist); a database by a URL postgresql://USER@HOST/NAME; or None for a
+    store in memory, which ends with the process.
     `busy_timeout_s`: how long to wait for another process to finish writing, in seconds.
 
     Raises `StoreError` where it cannot be used; what belongs to another program is never written to.
     """
 
-    def __init__(self, location: str | Path, *, create: bool = True, busy_timeout_s: float = 30.0):
+    def __init__(self, location: str | Path | None, *, create: bool = True, busy_timeout_s: float = 30.0):
         self._database = open_database(location, create=create, busy_timeout_s=busy_timeout_s)
         self._bound: Binding | None = None
         self._is_tied = False
@@ -120,14 +122,20 @@ class EditStore:
         *,
         picture: bytes | None = None,
         supersedes: Sequence[str] = (),
+        alone: bool = False,
+        request: Request | None = None,
     ) -> StoredEdit:
         """Store an edit that was made. `thumbnail`: PNG bytes, see `thumbnail_png`.
 
         picture: the bytes of the picture's file, where it is to be kept. supersedes: ids, as in `get`, of edits in
-        force that leave in the same change; they come back if this one is undone.
+        force that leave in the same change; they come back if this one is undone. alone: no other edit of the same
+        question may be in force afterwards, see `same_question`. request: where it has made an edit before, that one is
+        returned, and nothing is stored.
 
         Raises `InvalidInputError` for what cannot be stored, `StoreError` before `bind`: an expert added
-        unchecked could be another model's. Nothing is stored then.
+        unchecked could be another model's; `NotFoundError` for superseded ones that are not in force; `OvertakenError`
+        where others are against `alone`; `ConflictError` for a request with another body than before. Nothing is stored
+        then.
         """
         check_edit(edit)
         self._check_texts(edit)
@@ -145,35 +153,50 @@ class EditStore:
         with self._database.writing() as connection:
             if not self._is_tied:
                 self._tie(connection, self._bound)
-            leaving = [self._in_force(connection, edit_id).number for edit_id in dict.fromkeys(supersedes)]
-            edit_id = _unused_id(connection)
-            stored = changes.insert_new(connection, edit, edit_id, expert.digest, self._bound, leaving)
-            changes.insert_blobs(connection, stored.number, blobs)
+            stored = requests.made_by(connection, request)
+            if stored is None:
+                leaving = [self._in_force(connection, edit_id) for edit_id in dict.fromkeys(supersedes)]
+                if alone:
+                    _check_alone(connection, edit, {other.id for other in leaving})
+                numbers = [other.number for other in leaving]
+                edit_id = _unused_id(connection)
+                stored = changes.insert_new(connection, edit, edit_id, expert.digest, self._bound, numbers)
+                changes.insert_blobs(connection, stored.number, blobs)
+                requests.remember(connection, request, stored.revision_added)
         self._is_tied = True
         return self._attached(stored)
 
-    def undo(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
-        """Take an edit out of force; the edit and its history stay. `edit_id` as in `get`.
+    def undo(
+        self, edit_id: str, *, author: str | None = None, note: str | None = None, request: Request | None = None
+    ) -> StoredEdit:
+        """Take an edit out of force; the edit and its history stay. `edit_id` as in `get`, `request` as in `add`.
 
         Edits that it superseded come back, unless something else happened to them since. Raises `NotFoundError` where
         there is no such edit in force.
         """
         signature = self._signature(author, note)
         with self._database.writing() as connection:
+            if (done := requests.made_by(connection, request)) is not None:
+                return self._attached(done)
             edit = self._in_force(connection, edit_id)
             event = changes.append_event(connection, "undo", edit.id, signature)
             returning = changes.left_for(connection, edit)
             changes.take_out(connection, [edit.number], event)
             changes.bring_in(connection, returning, event)
+            requests.remember(connection, request, event.revision)
         return self.get(edit.id)
 
-    def redo(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
-        """Put an edit into force again; those that it had superseded leave again. `edit_id` as in `get`.
+    def redo(
+        self, edit_id: str, *, author: str | None = None, note: str | None = None, request: Request | None = None
+    ) -> StoredEdit:
+        """Put an edit into force again; those that it had superseded leave again. `edit_id`, `request` as in `undo`.
 
         Raises `NotFoundError` where there is no such edit out of force, or it was purged.
         """
         signature = self._signature(author, note)
         with self._database.writing() as connection:
+            if (done := requests.made_by(connection, request)) is not None:
+                return self._attached(done)
             edit = queries.edit_of(connection, edit_id)
             if edit.is_active:
                 raise NotFoundError(f"The edit {edit.id!r} is in force. Nothing is there to redo.")
@@ -182,6 +205,7 @@ class EditStore:
             event = changes.append_event(connection, "redo", edit.id, signature)
             changes.take_out(connection, changes.rivals_in_force(connection, edit), event)
             changes.bring_in(connection, [edit.number], event)
+            requests.remember(connection, request, event.revision)
         return self.get(edit.id)
 
     def purge(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
@@ -251,6 +275,20 @@ class EditStore:
         """
         with self._database.reading() as connection:
             return self._attached(queries.edit_of(connection, edit_id))
+
+    def made_by(self, request: Request) -> StoredEdit | None:
+        """The edit as it stood after the change that this request made; None where it made none, or it is forgotten.
+
+        Raises `ConflictError` where the request came with another body, `NotFoundError` where the edit was purged.
+        """
+        with self._database.reading() as connection:
+            found = requests.made_by(connection, request)
+        return None if found is None else self._attached(found)
+
+    def same_question(self, image_sha256: str | None, prompt: str) -> tuple[StoredEdit, ...]:
+        """The edits in force of this picture, or without one, and this prompt up to case and spaces."""
+        with self._database.reading() as connection:
+            return tuple(map(self._attached, queries.same_question(connection, image_sha256, prompt)))
 
     def expert(self, edit_id: str) -> Expert:
         """The expert of the edit of this id. Raises `NotFoundError`, and `StoreError` where it is damaged."""
@@ -415,6 +453,14 @@ class EditStore:
         if edit.purged_at is not None:
             return StoreError(f"The edit {edit.id!r} was purged, at {edit.purged_at}: its expert is gone for good.")
         return StoreError(f"The edit {edit.id!r} in {self.location!r} has no expert. {_RECOVERY}")
+
+
+def _check_alone(connection: Connection, edit: NewEdit, leaving: set[str]) -> None:
+    found = queries.same_question(connection, edit.image_sha256, edit.prompt)
+    if others := [other.id for other in found if other.id not in leaving]:
+        raise OvertakenError(
+            f"Edits of the same question came into force meanwhile: {', '.join(others)}. Nothing was stored; try again."
+        )
 
 
 def _unused_id(connection: Connection) -> str:
