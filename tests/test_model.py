@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from family_models import FAMILIES
+from forced_experts import AlwaysFires
 from PIL import Image
 
 from liveedit.backbones import Backbone, built_in_folder, load_backbone
-from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
+from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
@@ -20,20 +21,9 @@ from liveedit.experts import Expert
 from liveedit.experts.store import EditStore, NewEdit
 from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel, backbone_digest
-from liveedit.samples import Edit, EditCase, Question
+from liveedit.samples import EditCase, Question
 
 PROMPT = "What color is the hat?"
-
-
-class AlwaysFires(LiveEditRefine):
-    """An untrained editor whose experts pass both routers for every picture."""
-
-    def make_expert(self, edit: Edit) -> tuple[Expert, int]:
-        """A refined expert with features that any picture passes."""
-        expert, steps = super().make_expert(edit)
-        with torch.no_grad():
-            query = self.modules.query(self.read(self.backbone.encode([edit.question])))
-        return Expert(expert.u, expert.v, 1e4 * query.visual[0], 100 * query.prompt[0]), steps
 
 
 @pytest.fixture
