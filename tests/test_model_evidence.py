@@ -60,7 +60,9 @@ class SpoilsOthers(AlwaysFires):
     def make_expert(self, edit: Edit) -> tuple[Expert, int]:
         """An expert without a prompt feature; "loud" answers are said by larger ones."""
         expert, steps = super().make_expert(edit)
-        return Expert(expert.u, (40 if edit.answer == "loud" else 4) * expert.v, expert.visual_feature, 0 * expert.prompt_feature), steps
+        return Expert(
+            expert.u, (40 if edit.answer == "loud" else 4) * expert.v, expert.visual_feature, 0 * expert.prompt_feature
+        ), steps
 
 
 @pytest.fixture
