@@ -16,7 +16,7 @@ from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.errors import ConflictError, ImageError, NotFoundError, OvertakenError, StoreError
 from liveedit.experts import Expert
-from liveedit.experts.requests import Request
+from liveedit.experts.requests import ChangeRequest
 from liveedit.experts.store import EditStore, NewEdit
 from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel
@@ -154,7 +154,7 @@ def test_a_failure_while_superseding_changes_nothing(
     image = images[0]
     old = model.edit(image, PROMPT, "teal")
     before, ids = logits_of(model, image), model.editor.repository.ids
-    for owner, name, failing_call in ((model._store, "add", 1), (model, "ask_batch", 1), (model, "ask_batch", 2)):
+    for owner, name, failing_call in ((model.store, "add", 1), (model, "ask_batch", 1), (model, "ask_batch", 2)):
         calls, original = [], getattr(owner, name)
 
         def fail(
@@ -187,14 +187,14 @@ def test_another_writer_of_the_same_question_is_superseded_too(
         expert, _ = model.editor.make_expert(model_edit(image, "teal"))
         described = described_edit(image)
         theirs: list[str] = []
-        add = model._store.add
+        add = model.store.add
 
         def add_after_them(*arguments: object, **named: object) -> object:
             if not theirs:
                 theirs.append(other.add(described, expert).id)
             return add(*arguments, **named)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(model._store, "add", add_after_them)
+        monkeypatch.setattr(model.store, "add", add_after_them)
         receipt = model.edit(image, PROMPT, "red")
         assert receipt.evidence.supersedes == tuple(theirs)
         assert (receipt.answer_before, receipt.answer_after) == ("teal", "red"), "tried again, with theirs in force"
@@ -208,13 +208,13 @@ def test_writers_that_are_faster_every_time(
     model, image = on_file, images[0]
     with writer(model, tmp_path / "edits.db") as other:
         expert, _ = model.editor.make_expert(model_edit(image, "teal"))
-        add = model._store.add
+        add = model.store.add
 
         def add_after_them(*arguments: object, **named: object) -> object:
             other.add(described_edit(image), expert)
             return add(*arguments, **named)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(model._store, "add", add_after_them)
+        monkeypatch.setattr(model.store, "add", add_after_them)
         with pytest.raises(OvertakenError):
             model.edit(image, PROMPT, "red")
         assert {edit.answer for edit in model.edits()} == {"teal"}
@@ -315,31 +315,31 @@ def test_a_collision_is_found_and_a_stranger_is_none(tiny_llava: Backbone, eval_
 
 
 def test_a_request_that_comes_again_gets_the_same_receipt(opener: Opener, images: list[Path]) -> None:
-    request = Request("ada", "k", b"body")
+    request = ChangeRequest("ada", "k", b"body")
     with opener() as model:
         receipt = model.edit(images[0], PROMPT, "teal", author="ada", rephrasings=["Which color?"], request=request)
         assert model.edit(images[1], "not looked at", "red", request=request) == receipt
-        undone = model.undo(receipt.id, request=Request("ada", "undo", b""))
-        assert model.undo(receipt.id, request=Request("ada", "undo", b"")) == undone
+        undone = model.undo(receipt.id, request=ChangeRequest("ada", "undo", b""))
+        assert model.undo(receipt.id, request=ChangeRequest("ada", "undo", b"")) == undone
         assert model.edit(images[0], PROMPT, "teal", request=request) == receipt
         assert len(model) == 0, "it is answered as it was, and nothing happens"
         with pytest.raises(ConflictError):
-            model.edit(images[0], PROMPT, "teal", request=Request("ada", "k", b"another"))
+            model.edit(images[0], PROMPT, "teal", request=ChangeRequest("ada", "k", b"another"))
 
 
 def test_a_request_that_was_faster_elsewhere(
     on_file: EditedModel, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, image, request = on_file, images[0], Request("ada", "k", b"body")
+    model, image, request = on_file, images[0], ChangeRequest("ada", "k", b"body")
     with writer(model, tmp_path / "edits.db") as other:
         expert, _ = model.editor.make_expert(model_edit(image, "teal"))
-        add = model._store.add
+        add = model.store.add
         theirs: list[str] = []
 
         def add_after_them(*arguments: object, **named: object) -> object:
             theirs.append(other.add(described_edit(image), expert, request=request).id)
             return add(*arguments, **named)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(model._store, "add", add_after_them)
+        monkeypatch.setattr(model.store, "add", add_after_them)
         assert model.edit(image, PROMPT, "teal", request=request).id == theirs[0]
         assert [edit.id for edit in model.edits()] == theirs == list(model.editor.repository.ids)

@@ -51,11 +51,11 @@ class CheckedEdit:
         return {**asdict(self), "holds": self.holds}
 
 
-def check_edits(model: EditedModel, store: EditStore, edits: Sequence[StoredEdit], batch: int) -> Iterator[CheckedEdit]:
+def check_edits(model: EditedModel, edits: Sequence[StoredEdit], batch: int) -> Iterator[CheckedEdit]:
     """Ask these edits again, so many at a time, in their order."""
     for start in range(0, len(edits), batch):
         some = edits[start : start + batch]
-        questions = [question_of(store, edit) for edit in some]
+        questions = [question_of(model.store, edit) for edit in some]
         asked = [place for place, (about, _) in enumerate(questions) if about != "nothing"]
         answers = model.ask_batch(
             [(questions[place][1], some[place].prompt) for place in asked],

@@ -20,7 +20,7 @@ from .errors import InvalidInputError, NotFoundError, OvertakenError
 from .experts import Expert
 from .experts.evidence import Evidence, same_answer
 from .experts.records import Changes, NewEdit, StoredEdit, picture_png, thumbnail_png
-from .experts.requests import Request
+from .experts.requests import ChangeRequest
 from .experts.store import EditStore
 from .images import image_digest, open_image
 from .samples import Edit, ImageSource, Question
@@ -94,6 +94,7 @@ class EditedModel:
     Edits live in memory, or in an edits file (SQLite) or a PostgreSQL database that keeps them from one process to the
     next. Close the model, or use it as a context manager, to leave the backbone as it was.
 
+    store: what keeps them: pages of edits, thumbnails, history. Any thread may read it. None for one in memory.
     at: a revision of the store; the edits that were in force after it are, and the model cannot be edited.
     keep_pictures: keep the whole picture of each edit in the store, not only a thumbnail and its digest.
     """
@@ -113,10 +114,10 @@ class EditedModel:
         try:
             if store is None and at is not None:
                 raise InvalidInputError(f"Revision {at} was asked for, but of no edits file. Give `edits` as well.")
-            self._store = EditStore(None) if store is None else store
-            self._store.bind(backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name)
-            self._revision = self._store.latest_revision() if at is None else at
-            for edit_id, expert in self._store.active_experts(self._revision):
+            self.store = EditStore(None) if store is None else store
+            self.store.bind(backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name)
+            self._revision = self.store.latest_revision() if at is None else at
+            for edit_id, expert in self.store.active_experts(self._revision):
                 editor.add(edit_id, expert)
         except BaseException:
             editor.detach()
@@ -199,7 +200,7 @@ class EditedModel:
         supersede: bool | Sequence[str] = True,
         author: str | None = None,
         note: str | None = None,
-        request: Request | None = None,
+        request: ChangeRequest | None = None,
     ) -> Receipt:
         """From now on, answer this prompt about this picture (and what it shows) with `answer`.
 
@@ -218,7 +219,7 @@ class EditedModel:
         one, `NotFoundError` where `supersede` names an edit that is not in force; nothing changes then.
         """
         self._check_editable()
-        if request is not None and (made := self._store.made_by(request)) is not None:
+        if request is not None and (made := self.store.made_by(request)) is not None:
             self.refresh()
             return Receipt.of(made)
         self._check_answerable(image, answer)
@@ -248,26 +249,26 @@ class EditedModel:
         raise AssertionError("every attempt returns or raises")
 
     def undo(
-        self, edit_id: str, *, author: str | None = None, note: str | None = None, request: Request | None = None
+        self, edit_id: str, *, author: str | None = None, note: str | None = None, request: ChangeRequest | None = None
     ) -> StoredEdit:
         """Take an edit out: logits are bit for bit as before it, and what it superseded is in force again.
 
         request: as for `edit`. Raises `NotFoundError` where it is not in force.
         """
         self._check_editable()
-        undone = self._store.undo(edit_id, author=author, note=note, request=request)
+        undone = self.store.undo(edit_id, author=author, note=note, request=request)
         self.refresh()
         return undone
 
     def redo(
-        self, edit_id: str, *, author: str | None = None, note: str | None = None, request: Request | None = None
+        self, edit_id: str, *, author: str | None = None, note: str | None = None, request: ChangeRequest | None = None
     ) -> StoredEdit:
         """Put an undone edit into force again, as it was; what it superseded leaves again.
 
         request: as for `edit`. Raises `NotFoundError` where none of this id was undone.
         """
         self._check_editable()
-        redone = self._store.redo(edit_id, author=author, note=note, request=request)
+        redone = self.store.redo(edit_id, author=author, note=note, request=request)
         self.refresh()
         return redone
 
@@ -277,15 +278,15 @@ class EditedModel:
         They are asked about the picture that was kept, or its thumbnail, which is the picture itself where that is
         small; `CheckedEdit.asked_about` says which. batch: how many are asked at once. Results come as they are had.
         """
-        return check_edits(self, self._store, self.edits() if edits is None else edits, batch)
+        return check_edits(self, self.edits() if edits is None else edits, batch)
 
     def refresh(self) -> Changes:
         """Take in what others have changed in the edits since; returns that. Cheap where nothing changed."""
         if self._at is not None:
             return Changes(self._revision, (), ())
-        found = self._store.changes_since(self._revision)
+        found = self.store.changes_since(self._revision)
         known = set(self.editor.repository.ids)
-        experts = list(self._store.experts([edit_id for edit_id in found.added if edit_id not in known]))
+        experts = list(self.store.experts([edit_id for edit_id in found.added if edit_id not in known]))
         for edit_id in known.intersection(found.removed):
             self.editor.undo(edit_id)
         for edit_id, expert in experts:
@@ -300,7 +301,7 @@ class EditedModel:
 
     def edits(self) -> tuple[StoredEdit, ...]:
         """The edits in force, oldest first."""
-        return self._store.list(at=self._at)
+        return self.store.list(at=self._at)
 
     def __len__(self) -> int:
         return len(self.editor.repository)
@@ -310,7 +311,7 @@ class EditedModel:
     def close(self) -> None:
         """Take the editor off the backbone and close the edits file."""
         self.editor.detach()
-        self._store.close()
+        self.store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -337,13 +338,18 @@ class EditedModel:
             )
 
     def _kept(
-        self, edit: NewEdit, expert: Expert, trial: Trial, supersede: bool | Sequence[str], request: Request | None
+        self,
+        edit: NewEdit,
+        expert: Expert,
+        trial: Trial,
+        supersede: bool | Sequence[str],
+        request: ChangeRequest | None,
     ) -> StoredEdit:
         """The edit, tried out with the edits that are in force now, stored, and in force."""
         self.refresh()
         superseded = self._superseded(edit, supersede)
-        outcome = try_out(self, self._store, trial, expert, superseded)
-        stored = self._store.add(
+        outcome = try_out(self, trial, expert, superseded)
+        stored = self.store.add(
             replace(
                 edit,
                 answer_before=outcome.answer_before,
@@ -368,9 +374,9 @@ class EditedModel:
 
     def _superseded(self, edit: NewEdit, supersede: bool | Sequence[str]) -> tuple[StoredEdit, ...]:
         if supersede is True:
-            return self._store.same_question(edit.image_sha256, edit.prompt)
+            return self.store.same_question(edit.image_sha256, edit.prompt)
         named = [supersede] if isinstance(supersede, str) else supersede or ()
-        return tuple(self._store.get(edit_id) for edit_id in dict.fromkeys(named))
+        return tuple(self.store.get(edit_id) for edit_id in dict.fromkeys(named))
 
 
 def _opened(image: ImageSource | None) -> Image.Image | None:

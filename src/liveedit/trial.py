@@ -58,14 +58,12 @@ class Outcome:
     evidence: Evidence
 
 
-def try_out(
-    model: EditedModel, store: EditStore, trial: Trial, expert: Expert, superseded: Sequence[StoredEdit]
-) -> Outcome:
+def try_out(model: EditedModel, trial: Trial, expert: Expert, superseded: Sequence[StoredEdit]) -> Outcome:
     """Ask with the edits in force, and again with the expert among them in place of those superseded.
 
     Afterwards the edits in force are as they were, also where an error is raised.
     """
-    editor, leaving = model.editor, {edit.id for edit in superseded}
+    editor, store, leaving = model.editor, model.store, {edit.id for edit in superseded}
     probed = _nearest(editor, store, trial, expert, leaving)
     questions: list[AskedQuestion] = [
         (trial.image, trial.prompt),

@@ -18,7 +18,7 @@ from liveedit.experts.evidence import Evidence
 from liveedit.experts.expert_bytes import expert_to_bytes
 from liveedit.experts.opening import open_database
 from liveedit.experts.records import Event
-from liveedit.experts.requests import Request
+from liveedit.experts.requests import ChangeRequest
 from liveedit.experts.store import EditStore, thumbnail_png
 
 FIRST_LAYOUT = """
@@ -189,7 +189,7 @@ def check_second_layout_as_third(opened: EditStore, picture: str) -> None:
     assert bits(opened.expert("00000002")) == bits(make_expert(2))
     evidence = Evidence(supersedes=("00000003",), store_bytes=7)
     new = dataclasses.replace(make_edit(), prompt="Who?", evidence=evidence)
-    request = Request("ada", "k", b"body")
+    request = ChangeRequest("ada", "k", b"body")
     stored = opened.add(new, make_expert(9), supersedes=["00000003"], alone=True, request=request)
     assert opened.get(stored.id).evidence == evidence
     assert opened.made_by(request) == stored

@@ -13,10 +13,10 @@ import pytest
 from edit_examples import bound, make_edit, make_expert
 
 from liveedit.errors import ConflictError, InvalidInputError, NotFoundError
-from liveedit.experts.requests import Request
+from liveedit.experts.requests import ChangeRequest
 from liveedit.experts.store import EditStore
 
-ONE = Request("ada", "k", b"body")
+ONE = ChangeRequest("ada", "k", b"body")
 
 
 def test_a_request_makes_its_edit_once_also_after_a_restart(location: Path | str) -> None:
@@ -34,7 +34,7 @@ def test_a_request_makes_its_edit_once_also_after_a_restart(location: Path | str
 def test_undo_and_redo_are_answered_as_they_were(location: Path | str) -> None:
     with bound(location) as opened:
         edit = opened.add(make_edit(), make_expert())
-        undo, redo = Request("ada", "undo", b""), Request("ada", "redo", b"")
+        undo, redo = ChangeRequest("ada", "undo", b""), ChangeRequest("ada", "redo", b"")
         undone = opened.undo(edit.id, request=undo)
         assert undone.undone_at is not None
         redone = opened.redo(edit.id, request=redo)
@@ -56,14 +56,14 @@ def test_the_key_is_the_owners_and_goes_with_one_body(location: Path | str) -> N
             opened.made_by,
         ):
             with pytest.raises(ConflictError, match="another body"):
-                change(Request("ada", "k", b"another"))
-        others = [Request("bob", "k", b"another"), Request("ad", "ak", b"another")]
+                change(ChangeRequest("ada", "k", b"another"))
+        others = [ChangeRequest("bob", "k", b"another"), ChangeRequest("ad", "ak", b"another")]
         for other in others:
             assert opened.add(make_edit(), make_expert(), request=other).id != edit.id
         assert len(opened) == 3
     for key in ("", "k" * 256):
         with pytest.raises(InvalidInputError, match="1 to 255"):
-            Request("ada", key, b"")
+            ChangeRequest("ada", key, b"")
 
 
 def test_a_change_that_failed_may_be_tried_again(location: Path | str) -> None:
@@ -75,7 +75,7 @@ def test_a_change_that_failed_may_be_tried_again(location: Path | str) -> None:
 
 def test_old_requests_are_forgotten(path: Path) -> None:
     with bound(path) as opened:
-        requests = [Request("ada", str(number), b"", kept_changes=3) for number in range(6)]
+        requests = [ChangeRequest("ada", str(number), b"", kept_changes=3) for number in range(6)]
         for request in requests:
             opened.add(make_edit(), make_expert(), request=request)
         assert [opened.made_by(request) is not None for request in requests] == [False] * 3 + [True] * 3
@@ -83,7 +83,9 @@ def test_old_requests_are_forgotten(path: Path) -> None:
 
 def test_only_digests_of_requests_are_stored(path: Path) -> None:
     with bound(path) as opened:
-        opened.add(make_edit(), make_expert(), request=Request("secret owner", "secret key \ud800", b"secret body"))
+        opened.add(
+            make_edit(), make_expert(), request=ChangeRequest("secret owner", "secret key \ud800", b"secret body")
+        )
     content = b"".join(file.read_bytes() for file in path.parent.iterdir())
     assert b"secret" not in content
 
@@ -91,7 +93,7 @@ def test_only_digests_of_requests_are_stored(path: Path) -> None:
 def test_the_request_of_a_purged_edit_makes_nothing_new(path: Path) -> None:
     with bound(path) as opened:
         edit = opened.add(make_edit(), make_expert(), request=ONE)
-        undo = Request("ada", "undo", b"")
+        undo = ChangeRequest("ada", "undo", b"")
         opened.undo(edit.id, request=undo)
         opened.purge(edit.id)
         for request in (ONE, undo):
@@ -112,7 +114,8 @@ def test_racing_replicas_make_one_edit(location: Path | str) -> None:
     def send(store: EditStore) -> list[str]:
         barrier.wait(30)
         return [
-            store.add(make_edit(), make_expert(), request=Request("ada", str(number), b"")).id for number in range(10)
+            store.add(make_edit(), make_expert(), request=ChangeRequest("ada", str(number), b"")).id
+            for number in range(10)
         ]
 
     with ThreadPoolExecutor(len(stores)) as pool:

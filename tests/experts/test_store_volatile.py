@@ -10,7 +10,7 @@ import pytest
 from edit_examples import BACKBONE, EDITOR, bits, bound, make_edit, make_expert
 
 from liveedit.errors import NotFoundError, StoreError
-from liveedit.experts.requests import Request
+from liveedit.experts.requests import ChangeRequest
 from liveedit.experts.store import EditStore
 
 
@@ -60,7 +60,7 @@ def test_the_same_changes_give_the_same_as_in_a_file(
 def test_threads_share_it_and_each_store_is_its_own() -> None:
     with volatile() as one, volatile() as other:
         with ThreadPoolExecutor(8) as pool:
-            request = Request("ada", "k", b"")
+            request = ChangeRequest("ada", "k", b"")
             same = set(pool.map(lambda _: one.add(make_edit(), make_expert(), request=request).id, range(8)))
             list(pool.map(lambda seed: one.add(make_edit(), make_expert(seed)), range(40)))
         assert len(same) == 1 and len(one) == 41 and one.verify() == ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, delete, insert, select
 
-from ..errors import ConflictError, InvalidInputError, NotFoundError
+from ..errors import ConflictError, EditPurgedError, InvalidInputError
 from .queries import edits_where, events_where
 from .records import Event, StoredEdit
 from .schema import EDITS, EVENTS, REQUESTS
@@ -16,7 +16,7 @@ LONGEST_KEY = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ChangeRequest:
     """A request for a change, by the key that its sender gave it. Only digests of it are stored.
 
     owner: who sent it, and for what; keys of different owners have nothing to do with one another. body: what was
@@ -52,10 +52,10 @@ class Request:
             raise ConflictError("This Idempotency-Key came before with another body. Take a new key for a new request.")
 
 
-def made_by(connection: Connection, request: Request | None) -> StoredEdit | None:
+def made_by(connection: Connection, request: ChangeRequest | None) -> StoredEdit | None:
     """The edit as it stood after the change that this request made; None where it made none yet.
 
-    Raises `ConflictError` where the key came with another body, `NotFoundError` where the edit was purged since.
+    Raises `ConflictError` where the key came with another body, `EditPurgedError` where the edit was purged since.
     """
     if request is None:
         return None
@@ -66,12 +66,12 @@ def made_by(connection: Connection, request: Request | None) -> StoredEdit | Non
     (event,) = events_where(connection, EVENTS.c.revision == row.revision)
     (edit,) = edits_where(connection, EDITS.c.id == event.edit_id)
     if edit.purged_at is not None:
-        raise NotFoundError(f"The edit {edit.id!r} of this request was purged, at {edit.purged_at}.")
+        raise EditPurgedError(f"The edit {edit.id!r} of this request was purged, at {edit.purged_at}.")
     request.check_same(row.body_sha256)
     return _after(edit, event)
 
 
-def remember(connection: Connection, request: Request | None, revision: int) -> None:
+def remember(connection: Connection, request: ChangeRequest | None, revision: int) -> None:
     """Note that this request made this change, and forget those that are old enough."""
     if request is None:
         return
