@@ -15,7 +15,7 @@ from .experts.store import EditStore
 from .images import image_digest, open_image
 
 if TYPE_CHECKING:
-    from .model import EditedModel
+    from .model import Answer, EditedModel
 
 AskedAbout = Literal["text", "picture", "thumbnail", "nothing"]
 """What an edit is asked about again: its text alone, which is all of its question; its picture, to the pixel; a smaller
@@ -57,11 +57,11 @@ def check_edits(model: EditedModel, edits: Sequence[StoredEdit], batch: int) -> 
         some = edits[start : start + batch]
         questions = [question_of(model.store, edit) for edit in some]
         asked = [place for place, (about, _) in enumerate(questions) if about != "nothing"]
-        answers = model.ask_batch(
-            [(questions[place][1], some[place].prompt) for place in asked],
-            max((model.answer_tokens(some[place].answer) for place in asked), default=1),
-        )
-        found = dict(zip(asked, answers, strict=True))
+        found: dict[int, Answer] = {}
+        if asked:
+            pairs = [(questions[place][1], some[place].prompt) for place in asked]
+            new_tokens = max(model.answer_tokens(some[place].answer) for place in asked)
+            found = dict(zip(asked, model.ask_batch(pairs, new_tokens), strict=True))
         for place, edit in enumerate(some):
             answer = found.get(place)
             said = (None, ()) if answer is None else (answer.text, answer.fired)
