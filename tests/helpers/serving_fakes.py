@@ -48,6 +48,7 @@ class FakeModel:
         self.edits_made = 0
         self.made: dict[str, tuple[ChangeRequest, Any]] = {}
         self.was_abandoned = False
+        self.store_problem: Exception | None = None
         self.routing_seconds: float | None = 0.001
 
     def check(self, query: Query) -> None:
@@ -157,6 +158,10 @@ class FakeModel:
             )
             for edit in edits
         ]
+
+    def look_at_store(self) -> None:
+        if self.store_problem is not None:
+            raise self.store_problem
 
     @property
     def needs_picture(self) -> bool:
