@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from family_models import FAMILIES
+from forced_experts import AlwaysFires
 from PIL import Image
 
 from liveedit.backbones import Backbone, built_in_folder, load_backbone
-from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
+from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
@@ -20,20 +21,9 @@ from liveedit.experts import Expert
 from liveedit.experts.store import EditStore, NewEdit
 from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel, backbone_digest
-from liveedit.samples import Edit, EditCase, Question
+from liveedit.samples import EditCase, Question
 
 PROMPT = "What color is the hat?"
-
-
-class AlwaysFires(LiveEditRefine):
-    """An untrained editor whose experts pass both routers for every picture."""
-
-    def make_expert(self, edit: Edit) -> tuple[Expert, int]:
-        """A refined expert with features that any picture passes."""
-        expert, steps = super().make_expert(edit)
-        with torch.no_grad():
-            query = self.modules.query(self.read(self.backbone.encode([edit.question])))
-        return Expert(expert.u, expert.v, 1e4 * query.visual[0], 100 * query.prompt[0]), steps
 
 
 @pytest.fixture
@@ -86,7 +76,7 @@ def test_undo_leaves_the_bits_from_before(model: EditedModel, image: Path) -> No
 
 
 def test_edits_are_listed_oldest_first(model: EditedModel, image: Path) -> None:
-    receipts = [model.edit(image, PROMPT, answer) for answer in ("red", "blue")]
+    receipts = [model.edit(image, PROMPT, answer, supersede=False) for answer in ("red", "blue")]
     listed = model.edits()
     assert [stored.id for stored in listed] == [receipt.id for receipt in receipts]
     assert [stored.answer for stored in listed] == ["red", "blue"]
@@ -174,7 +164,9 @@ def test_redo_brings_back_the_bits(tiny_llava: Backbone, modules: LiveEditModule
     for store in (None, EditStore(tmp_path / "edits.db")):
         with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), store) as model:
             unedited = logits_of(tiny_llava, image)
-            first, second = (model.edit(image, PROMPT, answer, author="ada").id for answer in ("teal", "red"))
+            first, second = (
+                model.edit(image, PROMPT, answer, author="ada", supersede=False).id for answer in ("teal", "red")
+            )
             both = logits_of(tiny_llava, image)
             model.undo(first)
             model.undo(second)
@@ -198,7 +190,10 @@ def test_every_revision_is_the_model_with_the_edits_of_then(
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
         ids = []
         changes: list[Callable[[], object]] = [
-            *(lambda answer=answer: ids.append(model.edit(image, PROMPT, answer).id) for answer in ("teal", "red")),
+            *(
+                lambda answer=answer: ids.append(model.edit(image, PROMPT, answer, supersede=False).id)
+                for answer in ("teal", "red")
+            ),
             lambda: model.undo(ids[0]),
             lambda: model.redo(ids[0]),
             lambda: model.undo(ids[1]),

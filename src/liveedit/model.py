@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 from PIL import Image
 
 from .backbones import Backbone, load_backbone
+from .checking import CheckedEdit, check_edits
 from .editors import Fired, editor_class
 from .editors.liveedit import LiveEdit
-from .errors import InvalidInputError, NotFoundError, StoreError
+from .errors import InvalidInputError, NotFoundError, OvertakenError
 from .experts import Expert
+from .experts.evidence import Evidence, same_answer
 from .experts.records import Changes, NewEdit, StoredEdit, picture_png, thumbnail_png
+from .experts.requests import ChangeRequest
 from .experts.store import EditStore
 from .images import image_digest, open_image
 from .samples import Edit, ImageSource, Question
+from .trial import Trial, try_out
+
+_NEW_TOKENS: Final = 32
+_ATTEMPTS: Final = 5
+"""How often an edit is tried out where other processes keep changing the edits of its question."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an edit did: its id, the answer before and after, and what it cost."""
+    """What an edit did: its id, the answer before and after, what it cost, and what it did to other answers."""
 
     id: str
     prompt: str
@@ -49,11 +56,32 @@ class Receipt:
     """Time to make the edit, without the two answers around it."""
     refine_steps: int
     store_bytes: int
+    evidence: Evidence = field(default_factory=Evidence)
+    author: str | None = None
+    note: str | None = None
+
+    @classmethod
+    def of(cls, edit: StoredEdit) -> Self:
+        """The receipt of an edit that is stored."""
+        evidence = edit.evidence or Evidence()
+        return cls(
+            edit.id,
+            edit.prompt,
+            edit.answer,
+            edit.answer_before or "",
+            edit.answer_after or "",
+            edit.milliseconds,
+            edit.refine_steps,
+            evidence.store_bytes,
+            evidence,
+            edit.author,
+            edit.note,
+        )
 
     @property
     def took(self) -> bool:
         """Whether the model now says what was asked for."""
-        return self.answer_after.strip().lower() == self.answer.strip().lower()
+        return same_answer(self.answer_after, self.answer)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -66,6 +94,7 @@ class EditedModel:
     Edits live in memory, or in an edits file (SQLite) or a PostgreSQL database that keeps them from one process to the
     next. Close the model, or use it as a context manager, to leave the backbone as it was.
 
+    store: what keeps them: pages of edits, thumbnails, history. Any thread may read it. None for one in memory.
     at: a revision of the store; the edits that were in force after it are, and the model cannot be edited.
     keep_pictures: keep the whole picture of each edit in the store, not only a thumbnail and its digest.
     """
@@ -79,20 +108,17 @@ class EditedModel:
         at: int | None = None,
         keep_pictures: bool = False,
     ):
-        self.backbone, self.editor, self._store, self._at = backbone, editor, store, at
+        self.backbone, self.editor, self._at = backbone, editor, at
         self._keep_pictures = keep_pictures
-        self._memory: dict[str, StoredEdit] = {}
-        self._undone: dict[str, tuple[StoredEdit, Expert]] = {}
-        """Edits in memory that were undone."""
         self._revision = 0
         try:
-            if store is not None:
-                store.bind(backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name)
-                self._revision = store.latest_revision() if at is None else at
-                for edit_id, expert in store.active_experts(self._revision):
-                    editor.add(edit_id, expert)
-            elif at is not None:
+            if store is None and at is not None:
                 raise InvalidInputError(f"Revision {at} was asked for, but of no edits file. Give `edits` as well.")
+            self.store = EditStore(None) if store is None else store
+            self.store.bind(backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name)
+            self._revision = self.store.latest_revision() if at is None else at
+            for edit_id, expert in self.store.active_experts(self._revision):
+                editor.add(edit_id, expert)
         except BaseException:
             editor.detach()
             raise
@@ -143,16 +169,22 @@ class EditedModel:
 
     # -- asking ------------------------------------------------------------------------------------------
 
-    def ask(self, image: ImageSource | None, prompt: str, max_new_tokens: int = 32) -> Answer:
+    def ask(self, image: ImageSource | None, prompt: str, max_new_tokens: int = _NEW_TOKENS) -> Answer:
         """The model's answer, with the edits that took part."""
         return self.ask_batch([(image, prompt)], max_new_tokens)[0]
 
-    def ask_batch(self, questions: Sequence[tuple[ImageSource | None, str]], max_new_tokens: int = 32) -> list[Answer]:
+    def ask_batch(
+        self, questions: Sequence[tuple[ImageSource | None, str]], max_new_tokens: int = _NEW_TOKENS
+    ) -> list[Answer]:
         """Answers to several questions in one batch: the same as one by one."""
         asked = [Question(prompt, image) for image, prompt in questions]
         texts = self.backbone.generate(self.backbone.encode(asked, padding="left"), max_new_tokens)
         fired = self.editor.fired() or [()] * len(texts)
         return [Answer(text, edits) for text, edits in zip(texts, fired, strict=True)]
+
+    def answer_tokens(self, answer: str) -> int:
+        """How many new tokens to allow an answer where this one is hoped for."""
+        return max(_NEW_TOKENS, 2 + len(self.backbone.tokenize([answer])[0]))
 
     # -- editing -----------------------------------------------------------------------------------------
 
@@ -162,88 +194,99 @@ class EditedModel:
         prompt: str,
         answer: str,
         *,
+        rephrasings: Sequence[str] = (),
+        locality: Sequence[tuple[ImageSource | None, str]] = (),
+        probe_edits: int = 8,
+        supersede: bool | Sequence[str] = True,
         author: str | None = None,
         note: str | None = None,
+        request: ChangeRequest | None = None,
     ) -> Receipt:
         """From now on, answer this prompt about this picture (and what it shows) with `answer`.
 
         Without a picture the edit is found by its prompt alone; editors of scope "text+image" reach such questions.
-        author, note: who made the edit, and why, for the history.
+
+        The edit is tried out before it is kept, on other wordings of its question (`rephrasings`), on questions whose
+        answers should stay (`locality`: picture or None, prompt), and on those of up to `probe_edits` of the edits in
+        force, the nearest ones. What comes out is in the receipt and stays with the edit.
+
+        supersede: edits in force of the same question (the same picture to the pixel, or none, and the same prompt up
+        to case and spaces) leave in the same change; False keeps them; ids name others that leave instead.
+        author, note: who made the edit, and why, for the history. request: where it has made an edit before, by
+        whatever process, its receipt is returned and nothing happens.
+
         Raises `InvalidInputError` for an empty prompt or answer, or a picture that is missing, `ImageError` for a bad
-        one; nothing changes then.
+        one, `NotFoundError` where `supersede` names an edit that is not in force; nothing changes then.
         """
         self._check_editable()
-        if not answer.strip():
-            raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
-        if image is None and self.editor.config.scope == "image":
-            raise InvalidInputError(
-                "An edit without a picture was asked for, but this editor's scope is 'image': no question without a "
-                "picture would ever find it. Give the picture, or an editor trained with --set scope=text+image."
-            )
-        picture = open_image(image) if image is not None else None
-        before = self.ask(picture, prompt).text
+        if request is not None and (made := self.store.made_by(request)) is not None:
+            self.refresh()
+            return Receipt.of(made)
+        self._check_answerable(image, answer)
+        picture = _opened(image)
+        probes = tuple((_opened(other), asked) for other, asked in locality)
+        trial = Trial(picture, prompt, answer, tuple(rephrasings), probes, probe_edits)
         started = time.perf_counter()
         expert, steps = self.editor.make_expert(Edit(Question(prompt, picture), answer))
-        milliseconds = 1000 * (time.perf_counter() - started)
-        name = Path(image).name if isinstance(image, str | Path) else None
-        described = NewEdit(
+        edit = NewEdit(
             prompt=prompt,
             answer=answer,
             editor=self.editor.name,
-            answer_before=before,
-            milliseconds=milliseconds,
+            milliseconds=1000 * (time.perf_counter() - started),
             refine_steps=steps,
             image_sha256=image_digest(picture) if picture is not None else None,
-            image_name=name,
+            image_name=Path(image).name if isinstance(image, str | Path) else None,
             author=author,
             note=note,
         )
-        trial = "trial"
-        self.editor.add(trial, expert)
-        try:
-            after = self.ask(picture, prompt).text
-        finally:
-            self.editor.undo(trial)
-        stored = self._keep(replace(described, answer_after=after), expert, picture)
-        self.editor.add(stored.id, expert)
-        return Receipt(stored.id, prompt, answer, before, after, milliseconds, steps, expert.store_bytes)
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                return Receipt.of(self._kept(edit, expert, trial, supersede, request))
+            except (OvertakenError, NotFoundError):
+                # Another process changed the edits of this question in the meantime: what was tried is no more so.
+                if supersede is not True or not attempts_left:
+                    raise
+        raise AssertionError("every attempt returns or raises")
 
-    def undo(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
-        """Take an edit out: logits are bit for bit as before it. Raises `NotFoundError` where it is not in force."""
+    def undo(
+        self, edit_id: str, *, author: str | None = None, note: str | None = None, request: ChangeRequest | None = None
+    ) -> StoredEdit:
+        """Take an edit out: logits are bit for bit as before it, and what it superseded is in force again.
+
+        request: as for `edit`. Raises `NotFoundError` where it is not in force.
+        """
         self._check_editable()
-        if self._store is not None:
-            undone = self._store.undo(edit_id, author=author, note=note)
-            self.refresh()
-            return undone
-        if edit_id not in self._memory:
-            raise NotFoundError(f"There is no edit {edit_id!r} in force. In force: {self._known_ids()}.")
-        undone = self._memory.pop(edit_id)
-        self._undone[edit_id] = undone, self.editor.repository.get(edit_id)
-        self.editor.undo(edit_id)
+        undone = self.store.undo(edit_id, author=author, note=note, request=request)
+        self.refresh()
         return undone
 
-    def redo(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
-        """Put an undone edit into force again, as it was. Raises `NotFoundError` where none of this id was undone."""
+    def redo(
+        self, edit_id: str, *, author: str | None = None, note: str | None = None, request: ChangeRequest | None = None
+    ) -> StoredEdit:
+        """Put an undone edit into force again, as it was; what it superseded leaves again.
+
+        request: as for `edit`. Raises `NotFoundError` where none of this id was undone.
+        """
         self._check_editable()
-        if self._store is not None:
-            redone = self._store.redo(edit_id, author=author, note=note)
-            self.refresh()
-            return redone
-        if edit_id not in self._undone:
-            raise NotFoundError(f"No edit {edit_id!r} was undone. Undone: {', '.join(self._undone) or 'none'}.")
-        redone, expert = self._undone.pop(edit_id)
-        self._memory[edit_id] = redone
-        self._memory = dict(sorted(self._memory.items(), key=lambda item: item[1].number))
-        self.editor.add(edit_id, expert)
+        redone = self.store.redo(edit_id, author=author, note=note, request=request)
+        self.refresh()
         return redone
+
+    def check(self, edits: Sequence[StoredEdit] | None = None, *, batch: int = 16) -> Iterator[CheckedEdit]:
+        """Ask edits again, all in force by default, oldest first: does the model still answer as they asked for?
+
+        They are asked about the picture that was kept, or its thumbnail, which is the picture itself where that is
+        small; `CheckedEdit.asked_about` says which. batch: how many are asked at once. Results come as they are had.
+        """
+        return check_edits(self, self.edits() if edits is None else edits, batch)
 
     def refresh(self) -> Changes:
         """Take in what others have changed in the edits since; returns that. Cheap where nothing changed."""
-        if self._store is None or self._at is not None:
+        if self._at is not None:
             return Changes(self._revision, (), ())
-        found = self._store.changes_since(self._revision)
+        found = self.store.changes_since(self._revision)
         known = set(self.editor.repository.ids)
-        experts = list(self._store.experts([edit_id for edit_id in found.added if edit_id not in known]))
+        experts = list(self.store.experts([edit_id for edit_id in found.added if edit_id not in known]))
         for edit_id in known.intersection(found.removed):
             self.editor.undo(edit_id)
         for edit_id, expert in experts:
@@ -258,7 +301,7 @@ class EditedModel:
 
     def edits(self) -> tuple[StoredEdit, ...]:
         """The edits in force, oldest first."""
-        return self._store.list(at=self._at) if self._store is not None else tuple(self._memory.values())
+        return self.store.list(at=self._at)
 
     def __len__(self) -> int:
         return len(self.editor.repository)
@@ -268,8 +311,7 @@ class EditedModel:
     def close(self) -> None:
         """Take the editor off the backbone and close the edits file."""
         self.editor.detach()
-        if self._store is not None:
-            self._store.close()
+        self.store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -286,22 +328,59 @@ class EditedModel:
                 "Load it without `at` to edit, undo or redo."
             )
 
-    def _keep(self, edit: NewEdit, expert: Expert, picture: Image.Image | None) -> StoredEdit:
-        if self._store is not None:
-            thumbnail = thumbnail_png(picture) if picture is not None else None
-            whole = picture_png(picture) if picture is not None and self._keep_pictures else None
-            return self._store.add(edit, expert, thumbnail, picture=whole)
-        numbers = [stored.number for stored in (*self._memory.values(), *(kept for kept, _ in self._undone.values()))]
-        number = 1 + max(numbers, default=0)
-        edit_id = hashlib.sha256(f"{number}:{expert.digest}".encode()).hexdigest()[:8]
-        if edit_id in self._memory or edit_id in self._undone:
-            raise StoreError(f"The edit id {edit_id!r} came up twice. Use an edits file.")
-        stored = StoredEdit(**asdict(edit), id=edit_id, number=number, created_at="")
-        self._memory[edit_id] = stored
+    def _check_answerable(self, image: ImageSource | None, answer: str) -> None:
+        if not answer.strip():
+            raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
+        if image is None and self.editor.config.scope == "image":
+            raise InvalidInputError(
+                "An edit without a picture was asked for, but this editor's scope is 'image': no question without a "
+                "picture would ever find it. Give the picture, or an editor trained with --set scope=text+image."
+            )
+
+    def _kept(
+        self,
+        edit: NewEdit,
+        expert: Expert,
+        trial: Trial,
+        supersede: bool | Sequence[str],
+        request: ChangeRequest | None,
+    ) -> StoredEdit:
+        """The edit, tried out with the edits that are in force now, stored, and in force."""
+        self.refresh()
+        superseded = self._superseded(edit, supersede)
+        outcome = try_out(self, trial, expert, superseded)
+        stored = self.store.add(
+            replace(
+                edit,
+                answer_before=outcome.answer_before,
+                answer_after=outcome.answer_after,
+                evidence=outcome.evidence,
+            ),
+            expert,
+            thumbnail_png(trial.image) if trial.image is not None else None,
+            picture=picture_png(trial.image) if trial.image is not None and self._keep_pictures else None,
+            supersedes=[other.id for other in superseded],
+            alone=supersede is True,
+            request=request,
+        )
+        if request is not None:  # It may have been faster elsewhere: only the store knows what is in force.
+            self.refresh()
+            return stored
+        self.editor.add(stored.id, expert)
+        for other in superseded:
+            if other.id in self.editor.repository:
+                self.editor.undo(other.id)
         return stored
 
-    def _known_ids(self) -> str:
-        return ", ".join(self._memory) or "none"
+    def _superseded(self, edit: NewEdit, supersede: bool | Sequence[str]) -> tuple[StoredEdit, ...]:
+        if supersede is True:
+            return self.store.same_question(edit.image_sha256, edit.prompt)
+        named = [supersede] if isinstance(supersede, str) else supersede or ()
+        return tuple(self.store.get(edit_id) for edit_id in dict.fromkeys(named))
+
+
+def _opened(image: ImageSource | None) -> Image.Image | None:
+    return None if image is None else open_image(image)
 
 
 def backbone_digest(backbone: Backbone) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sqlite3
 from contextlib import closing
@@ -10,11 +11,14 @@ from pathlib import Path
 import pytest
 from edit_examples import BACKBONE, EDITOR, bits, bound, make_edit, make_expert
 from PIL import Image
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from liveedit.experts import migrations, schema
+from liveedit.experts.evidence import Evidence
 from liveedit.experts.expert_bytes import expert_to_bytes
+from liveedit.experts.opening import open_database
 from liveedit.experts.records import Event
+from liveedit.experts.requests import ChangeRequest
 from liveedit.experts.store import EditStore, thumbnail_png
 
 FIRST_LAYOUT = """
@@ -41,6 +45,43 @@ CREATE TRIGGER events_no_update BEFORE UPDATE ON events
 CREATE TRIGGER events_no_delete BEFORE DELETE ON events
     BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END;
 PRAGMA user_version = 1;
+"""
+
+SECOND_LAYOUT = """
+PRAGMA application_id = 1279616116;
+PRAGMA journal_mode = WAL;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE edits (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, author TEXT, note TEXT,
+    editor TEXT NOT NULL, prompt TEXT NOT NULL, answer TEXT NOT NULL, answer_before TEXT, answer_after TEXT,
+    milliseconds REAL NOT NULL, refine_steps INTEGER NOT NULL, subject TEXT, relation TEXT, image_sha256 TEXT,
+    image_name TEXT, expert_digest TEXT, backbone_digest TEXT NOT NULL, editor_digest TEXT NOT NULL,
+    revision_added INTEGER NOT NULL, revision_removed INTEGER, undone_at TEXT, purged_at TEXT
+);
+CREATE TABLE blobs (
+    edit_number INTEGER NOT NULL REFERENCES edits (number),
+    kind TEXT NOT NULL CHECK (kind IN ('expert', 'thumbnail', 'picture')), sha256 TEXT NOT NULL, data BLOB NOT NULL,
+    PRIMARY KEY (edit_number, kind)
+);
+CREATE TABLE events (
+    revision INTEGER PRIMARY KEY, at TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('edit', 'undo', 'redo', 'supersede', 'purge')),
+    edit_id TEXT NOT NULL REFERENCES edits (id), author TEXT, note TEXT
+);
+CREATE TABLE spans (
+    edit_number INTEGER NOT NULL REFERENCES edits (number), revision_added INTEGER NOT NULL, revision_removed INTEGER,
+    PRIMARY KEY (edit_number, revision_added)
+);
+CREATE INDEX spans_by_addition ON spans (revision_added);
+CREATE INDEX spans_by_removal ON spans (revision_removed);
+CREATE INDEX events_by_edit ON events (edit_id);
+CREATE TRIGGER events_no_delete BEFORE DELETE ON events
+    BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END;
+CREATE TRIGGER events_no_update BEFORE UPDATE ON events
+    WHEN NEW.revision IS NOT OLD.revision OR NEW.at IS NOT OLD.at OR NEW.kind IS NOT OLD.kind
+        OR NEW.edit_id IS NOT OLD.edit_id OR NEW.author IS NOT NULL OR NEW.note IS NOT NULL
+    BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END;
+PRAGMA user_version = 2;
 """
 
 PICTURE = thumbnail_png(Image.new("RGB", (64, 32), "red"))
@@ -72,7 +113,7 @@ def first_layout_file(path: Path) -> None:
         )
 
 
-def test_the_first_layout_becomes_the_second(path: Path) -> None:
+def test_the_first_layout_becomes_the_newest(path: Path) -> None:
     first_layout_file(path)
     with bound(path) as opened:
         assert opened.verify() == ()
@@ -95,6 +136,91 @@ def test_the_first_layout_becomes_the_second(path: Path) -> None:
         assert opened.redo("00000002").is_active
         assert opened.add(make_edit(), make_expert(9)).number == 4
         assert opened.verify() == ()
+
+
+def second_layout_rows(picture: str) -> list[tuple[str, dict[str, object]]]:
+    """Four edits: of a picture, undone and redone; superseded; superseding, without a picture; and one purged."""
+    binding = {"backbone_digest": BACKBONE, "editor_digest": EDITOR, "backbone": "tiny-llava", "editor": "liveedit"}
+    rows: list[tuple[str, dict[str, object]]] = [
+        ("meta", {"key": key, "value": value}) for key, value in binding.items()
+    ]
+    at = "2026-03-0{}T00:00:00.000+00:00".format
+    # number: (prompt, added, removed, purged)
+    for number, (prompt, added, removed, is_purged) in {
+        1: ("What  IS it?", 1, None, False),
+        2: ("Who?", 2, 5, False),
+        3: ("who? ", 5, None, False),
+        4: ("", 6, 7, True),
+    }.items():
+        data = expert_to_bytes(make_expert(number))
+        row = {"number": number, "id": f"0000000{number}", "created_at": at(added), "author": None, "note": None}
+        row |= {"editor": "liveedit", "prompt": prompt, "answer": "" if is_purged else f"answer {number}"}
+        row |= {"milliseconds": 1.5, "refine_steps": number, "image_sha256": picture if number == 1 else None}
+        row |= {"expert_digest": None if is_purged else make_expert(number).digest, "revision_added": added}
+        row |= {"backbone_digest": BACKBONE, "editor_digest": EDITOR, "revision_removed": removed}
+        row |= {"undone_at": removed and at(removed), "purged_at": at(7) if is_purged else None}
+        rows.append(("edits", row))
+        if not is_purged:
+            blob = {"edit_number": number, "kind": "expert", "sha256": hashlib.sha256(data).hexdigest(), "data": data}
+            rows.append(("blobs", blob))
+    for revision, (kind, number) in enumerate(
+        [("edit", 1), ("edit", 2), ("undo", 1), ("redo", 1), ("supersede", 3), ("edit", 4), ("purge", 4)], 1
+    ):
+        event = {"revision": revision, "at": at(revision), "kind": kind, "edit_id": f"0000000{number}"}
+        rows.append(("events", event))
+    for number, added, removed in ((1, 1, 3), (1, 4, None), (2, 2, 5), (3, 5, None), (4, 6, 7)):
+        rows.append(("spans", {"edit_number": number, "revision_added": added, "revision_removed": removed}))
+    return rows
+
+
+def insertion(table: str, row: dict[str, object]) -> str:
+    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})"
+
+
+def check_second_layout_as_third(opened: EditStore, picture: str) -> None:
+    assert opened.verify() == ()
+    before = {edit.id: edit for edit in opened.list(include_undone=True)}
+    assert [edit.is_active for edit in before.values()] == [True, False, True, False]
+    assert {edit.evidence for edit in before.values()} == {None}
+    assert [edit.id for edit in opened.same_question(picture, "what is\tit?")] == ["00000001"]
+    assert [edit.id for edit in opened.same_question(None, "WHO?")] == ["00000003"]
+    assert opened.same_question("0" * 64, "What is it?") == opened.same_question(None, "") == ()
+    assert [event.kind for event in opened.history("00000001")] == ["edit", "undo", "redo"]
+    assert bits(opened.expert("00000002")) == bits(make_expert(2))
+    evidence = Evidence(supersedes=("00000003",), store_bytes=7)
+    new = dataclasses.replace(make_edit(), prompt="Who?", evidence=evidence)
+    request = ChangeRequest("ada", "k", b"body")
+    stored = opened.add(new, make_expert(9), supersedes=["00000003"], alone=True, request=request)
+    assert opened.get(stored.id).evidence == evidence
+    assert opened.made_by(request) == stored
+    opened.undo(stored.id)
+    assert [edit.id for edit in opened.list()] == ["00000001", "00000003"]
+    assert opened.verify() == ()
+
+
+def test_the_second_layout_becomes_the_third(path: Path) -> None:
+    picture = "a" * 64
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(SECOND_LAYOUT)
+        for table, row in second_layout_rows(picture):
+            connection.execute(insertion(table, row), row)
+    with bound(path) as opened:
+        check_second_layout_as_third(opened, picture)
+
+
+@pytest.mark.postgres
+def test_the_second_layout_becomes_the_third_on_a_server(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = "a" * 64
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:2])
+        database = open_database(postgres_url)
+        with database.writing() as connection:
+            assert database.layout_version(connection) == 2
+            for table, row in second_layout_rows(picture):
+                connection.execute(text(insertion(table, row)), row)
+        database.close()
+    with bound(postgres_url) as opened:
+        check_second_layout_as_third(opened, picture)
 
 
 def test_a_damaged_expert_of_the_first_layout_is_kept_and_reported(path: Path) -> None:

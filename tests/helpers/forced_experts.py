@@ -6,10 +6,20 @@ from collections.abc import Sequence
 
 import torch
 
-from liveedit.editors.liveedit import LiveEdit
+from liveedit.editors.liveedit import LiveEdit, LiveEditRefine
 from liveedit.editors.liveedit.modules import QueryFeatures
 from liveedit.experts import Expert
-from liveedit.samples import Question
+from liveedit.samples import Edit, Question
+
+
+class AlwaysFires(LiveEditRefine):
+    """An untrained editor whose experts pass both routers for every picture."""
+
+    def make_expert(self, edit: Edit) -> tuple[Expert, int]:
+        """A refined expert with features that any picture passes."""
+        expert, steps = super().make_expert(edit)
+        query = features_of(self, edit.question)
+        return Expert(expert.u, expert.v, 1e4 * query.visual[0], 100 * query.prompt[0]), steps
 
 
 def features_of(editor: LiveEdit, question: Question) -> QueryFeatures:

@@ -6,21 +6,25 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 from fastapi import FastAPI
 from PIL import Image
 
+from liveedit.checking import CheckedEdit
 from liveedit.editors import Fired
-from liveedit.errors import InvalidInputError, NotFoundError
+from liveedit.errors import EditStateError, InvalidInputError, NotFoundError
+from liveedit.experts.paging import EditPage
 from liveedit.experts.records import StoredEdit
+from liveedit.experts.requests import ChangeRequest
 from liveedit.model import Receipt
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
 from liveedit.serving.keys import KeyFile
-from liveedit.serving.served_model import Correction, Evidence, Query, Reply, ServedModel
+from liveedit.serving.served_model import Correction, Query, Reply, ServedModel
 from liveedit.serving.server import Server
 from liveedit.serving.settings import ServingSettings
 
@@ -42,7 +46,9 @@ class FakeModel:
         self.stored: dict[str, StoredEdit] = {}
         self.undone: dict[str, StoredEdit] = {}
         self.edits_made = 0
+        self.made: dict[str, tuple[ChangeRequest, Any]] = {}
         self.was_abandoned = False
+        self.store_problem: Exception | None = None
         self.routing_seconds: float | None = 0.001
 
     def check(self, query: Query) -> None:
@@ -87,7 +93,20 @@ class FakeModel:
         time.sleep(self.pause_s)
         self.right = value
 
-    def edit(self, wanted: Correction) -> Evidence:
+    def once(self, request: ChangeRequest | None, make: Callable[[], Any]) -> Any:
+        """As the store remembers what a request made."""
+        if request is None:
+            return make()
+        if request.sha256 not in self.made:
+            self.made[request.sha256] = request, make()
+        first, result = self.made[request.sha256]
+        request.check_same(first.body_sha256)
+        return result
+
+    def edit(self, wanted: Correction, request: ChangeRequest | None = None) -> Receipt:
+        return self.once(request, lambda: self.made_edit(wanted))
+
+    def made_edit(self, wanted: Correction) -> Receipt:
         if wanted.answer == "bad":
             raise InvalidInputError("A bad answer.")
         self.edits_made += 1
@@ -96,34 +115,57 @@ class FakeModel:
         given: dict[str, Any] = {"prompt": wanted.prompt, "answer": wanted.answer, "editor": "fake"}
         given |= {"author": wanted.author, "note": wanted.note}
         self.stored[edit_id] = StoredEdit(**given, id=edit_id, number=self.edits_made, created_at="2026-01-01")
-        return Evidence(
-            Receipt(edit_id, wanted.prompt, wanted.answer, "old", wanted.answer, 5.0, 0, 100),
-            wanted.author,
-            wanted.note,
-            (),
-        )
+        receipt = Receipt(edit_id, wanted.prompt, wanted.answer, "old", wanted.answer, 5.0, 0, 100)
+        return replace(receipt, author=wanted.author, note=wanted.note)
 
-    def undo(self, edit_id: str, author: str | None = None) -> StoredEdit:
+    def undo(self, edit_id: str, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
+        return self.once(request, lambda: self.undone_edit(edit_id))
+
+    def undone_edit(self, edit_id: str) -> StoredEdit:
+        if not self.get(edit_id).is_active:
+            raise EditStateError("Undone already.")
         self.change("")
-        self.undone[edit_id] = self.stored.pop(self.get(edit_id).id)
+        self.undone[edit_id] = replace(self.stored.pop(edit_id), undone_at="2026-01-02")
         return self.undone[edit_id]
 
-    def redo(self, edit_id: str, author: str | None = None) -> StoredEdit:
-        if edit_id not in self.undone:
-            raise NotFoundError(f"No edit {edit_id!r} was undone.")
+    def redo(self, edit_id: str, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
+        if self.get(edit_id).is_active:
+            raise EditStateError("In force.")
         self.change(edit_id)
-        self.stored[edit_id] = self.undone.pop(edit_id)
+        self.stored[edit_id] = replace(self.undone.pop(edit_id), undone_at=None)
         return self.stored[edit_id]
 
     def get(self, edit_id: str) -> StoredEdit:
-        if edit_id not in self.stored:
-            raise NotFoundError(f"There is no edit {edit_id!r} in force.")
-        return self.stored[edit_id]
+        found = self.stored.get(edit_id) or self.undone.get(edit_id)
+        if found is None:
+            raise NotFoundError(f"There is no edit {edit_id!r}.")
+        return found
 
-    def page(self, after: str | None, limit: int) -> tuple[list[StoredEdit], bool]:
-        edits = list(self.stored.values())
-        start = 0 if after is None else 1 + edits.index(self.get(after))
-        return edits[start : start + limit], len(edits) > start + limit
+    def page(self, state: str, newest_first: bool, after: str | None, limit: int) -> EditPage:
+        return EditPage(tuple(self.stored.values())[:limit], frozenset(), False)
+
+    def one(self, edit_id: str) -> EditPage:
+        return EditPage((self.get(edit_id),), frozenset(), False)
+
+    def check_edits(self, edits: Sequence[StoredEdit]) -> list[CheckedEdit]:
+        self.calls.append(f"check {len(edits)}")
+        said: dict[int, str | None] = {0: None, 1: "another"}
+        return [
+            CheckedEdit(
+                *(edit.id, edit.prompt, edit.answer, said.get(edit.number % 3, edit.answer)),
+                "nothing" if edit.number % 3 == 0 else "text",
+                (Fired(edit.id, 0.5, 1.0), Fired("other", 0.25, 1.0)),
+            )
+            for edit in edits
+        ]
+
+    def look_at_store(self) -> None:
+        if self.store_problem is not None:
+            raise self.store_problem
+
+    @property
+    def needs_picture(self) -> bool:
+        return False
 
     def count(self) -> int:
         return len(self.stored)

@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__
 from ..errors import LiveEditError
-from . import conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
+from . import checking, conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
 from .arguments import spread_values
 from .console import InterruptedRunError, complain, quiet
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 editing.register(app)
 edits.register(app)
+checking.register(app)
 data.register(app)
 doctor.register(app)
 pretraining.register(app)

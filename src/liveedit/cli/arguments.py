@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -41,6 +42,12 @@ Author = Annotated[str | None, typer.Option("--author", help="Who makes this cha
 Note = Annotated[str | None, typer.Option("--note", help="Why this change is made, for the history.")]
 BackboneName = Annotated[
     str, typer.Option("--backbone", help="Built-in name, folder of a transformers checkpoint, or hub name.")
+]
+
+EditorName = Annotated[str, typer.Option("--editor", help="liveedit-refine, or liveedit without refinement.")]
+EditorPath = Annotated[
+    Path | None,
+    typer.Option("--editor-path", help="Folder of a trained editor, where the backbone brings none."),
 ]
 
 

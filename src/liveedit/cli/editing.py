@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from .arguments import Author, BackboneName, EditsLocation, Json, LoadOptions, Note, loading
+from .arguments import (
+    Author,
+    BackboneName,
+    EditorName,
+    EditorPath,
+    EditsLocation,
+    Json,
+    LoadOptions,
+    Note,
+    loading,
+)
 from .console import console, load_quietly, note, print_fields, print_json
 
-EditorName = Annotated[str, typer.Option("--editor", help="liveedit-refine, or liveedit without refinement.")]
-EditorPath = Annotated[
-    Path | None,
-    typer.Option("--editor-path", help="Folder of a trained editor, where the backbone brings none."),
-]
+if TYPE_CHECKING:
+    from ..experts.evidence import Evidence
+
 Prompt = Annotated[str, typer.Option("--prompt", help="The question.")]
 
 
@@ -40,17 +48,52 @@ def edit(
     keep_picture: Annotated[
         bool, typer.Option("--keep-picture", help="Keep the whole picture with the edit, not only a thumbnail.")
     ] = False,
+    rephrasing: Annotated[
+        list[str] | None, typer.Option("--rephrasing", help="Another wording to check the edit on; once for each.")
+    ] = None,
+    locality: Annotated[
+        list[str] | None,
+        typer.Option("--locality", help="A question about the same picture whose answer should stay; once for each."),
+    ] = None,
+    probes: Annotated[
+        Path | None,
+        typer.Option(
+            "--probes",
+            help='A JSON file of more: {"rephrasings": ["..."], "locality": [{"prompt": "...", "image": "a.png"}]}.',
+        ),
+    ] = None,
+    probe_edits: Annotated[
+        int, typer.Option("--probe-edits", min=0, help="How many of the edits in force are asked again, the nearest.")
+    ] = 8,
+    supersede: Annotated[
+        bool,
+        typer.Option(
+            "--supersede/--no-supersede", help="Whether edits in force of the same picture and question leave."
+        ),
+    ] = True,
     json: Json = False,
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this picture."""
     load_quietly()
     from ..model import EditedModel
+    from .probes import probes_of
 
     options = loading(load)
+    rephrasings, questions = probes_of(probes, image, rephrasing or [], locality or [])
     with EditedModel.load(
         backbone, edits=edits, keep_pictures=keep_picture, editor=editor, editor_path=editor_path, **options
     ) as model:
-        receipt = model.edit(image, prompt, answer, author=author, note=why)
+        receipt = model.edit(
+            image,
+            prompt,
+            answer,
+            rephrasings=rephrasings,
+            locality=questions,
+            probe_edits=probe_edits,
+            supersede=supersede,
+            author=author,
+            note=why,
+        )
     if json:
         print_json(receipt.to_dict())
         return
@@ -62,9 +105,28 @@ def edit(
             "took": "yes" if receipt.took else f"no: {receipt.answer!r} was asked for",
             "time": f"{receipt.milliseconds:.0f} ms, {receipt.refine_steps} refine steps",
             "size": f"{receipt.store_bytes:,} bytes",
+            **described_evidence(receipt.evidence),
             "undo": f"liveedit edits undo --edits {shlex.quote(edits)} {receipt.id}",
         }
     )
+
+
+def described_evidence(evidence: Evidence) -> dict[str, str | None]:
+    """The evidence for people; None where there is nothing to say."""
+    counts = (
+        ("rephrasings", "took", evidence.rephrasings_taken, len(evidence.rephrasings)),
+        ("locality", "kept their answer", evidence.locality_kept, len(evidence.locality)),
+        ("earlier edits", "asked again kept their answer", evidence.earlier_kept, len(evidence.earlier_edits)),
+    )
+    told: dict[str, str | None] = {"supersedes": ", ".join(evidence.supersedes) or None}
+    told |= {name: f"{good} of {asked} {what}" if asked else None for name, what, good, asked in counts}
+    spoiled = ", ".join(earlier.edit_id for earlier in evidence.earlier_edits if not earlier.kept)
+    met = (
+        f"{met.edit_id} (weight {met.weight_here:.2f} here, {'about ' if met.is_estimate else ''}"
+        f"{met.weight_there:.2f} there, {'another' if met.answers_differ else 'the same'} answer)"
+        for met in evidence.collisions
+    )
+    return {**told, "changed": spoiled or None, "collides with": ", ".join(met) or None}
 
 
 def ask(

@@ -12,17 +12,19 @@ from rich.text import Text
 
 from .arguments import Author, EditsLocation, Json, Note
 from .console import console, print_fields, print_json
+from .editing import described_evidence, edit
 
 if TYPE_CHECKING:
     from ..experts.store import EditStore, StoredEdit
 
 EditId = Annotated[str, typer.Argument(metavar="ID", help="The edit's id, or its first characters.")]
 
-edits = typer.Typer(no_args_is_help=True, help="List, show, undo, redo, move and check the edits of a file.")
+edits = typer.Typer(no_args_is_help=True, help="Make, list, show, undo, redo, move and verify the edits of a file.")
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
+    edits.command("add")(edit)
     app.add_typer(edits, name="edits")
 
 
@@ -63,6 +65,9 @@ def show_edit(edit_id: EditId, edits: EditsLocation, json: Json = False) -> None
     if json:
         print_json({**described, "history": history})
         return
+    del described["evidence"]
+    if stored.evidence is not None:
+        described |= described_evidence(stored.evidence)
     lines = (f"{event['kind']} at {event['at']} (revision {event['revision']})" for event in history)
     print_fields({**described, "history": "; ".join(lines)})
 

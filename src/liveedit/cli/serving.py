@@ -10,9 +10,8 @@ import typer
 from rich.table import Table
 
 from ..errors import ConfigError
-from .arguments import BackboneName, EditsLocation, Json, LoadOptions, loading
+from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, Json, LoadOptions, loading
 from .console import console, load_quietly, note, print_fields, print_json
-from .editing import EditorName, EditorPath
 
 if TYPE_CHECKING:
     from ..serving.keys import KeyFile

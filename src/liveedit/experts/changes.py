@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
+from .evidence import evidence_or_none, evidence_to_json
 from .queries import latest_revision
-from .records import Binding, BlobKind, Event, EventKind, NewEdit, StoredEdit
-from .schema import BLOBS, EDITS, EVENTS, META, SPANS
+from .records import Binding, BlobKind, Event, EventKind, NewEdit, StoredEdit, question_digest
+from .schema import BLOBS, EDITS, EVENTS, META, REQUESTS, SPANS
+
+_FORGOTTEN: Final = (
+    *("author", "note", "answer_before", "answer_after", "subject", "relation", "image_sha256", "image_name"),
+    *("expert_digest", "evidence", "question_sha256"),
+)
+"""What a purged edit has no more, besides its texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +65,21 @@ def insert_new(
         editor_digest=by.editor_digest,
         revision_added=latest_revision(connection) + 1,
     )
-    connection.execute(insert(EDITS), asdict(stored))
+    insert_edit(connection, stored)
     kind: EventKind = "supersede" if rivals else "edit"
     event = Event(stored.revision_added, stored.created_at, kind, edit_id, edit.author, edit.note)
     write_event(connection, event)
     connection.execute(insert(SPANS), {"edit_number": stored.number, "revision_added": event.revision})
     take_out(connection, rivals, event)
     return stored
+
+
+def insert_edit(connection: Connection, edit: StoredEdit) -> None:
+    """The row of an edit, purged ones included."""
+    row: dict[str, Any] = {field.name: getattr(edit, field.name) for field in fields(StoredEdit)}
+    row["evidence"] = edit.evidence and evidence_to_json(edit.evidence)
+    row["question_sha256"] = None if edit.purged_at else question_digest(edit.image_sha256, edit.prompt)
+    connection.execute(insert(EDITS), row)
 
 
 def next_number(connection: Connection) -> int:
@@ -116,11 +131,28 @@ def _superseded(connection: Connection, edit: StoredEdit, condition: ColumnEleme
 def erase(connection: Connection, edit: StoredEdit, event: Event) -> None:
     """Take everything that an edit says out of the tables, but for its id, its numbers and its times."""
     connection.execute(delete(BLOBS).where(BLOBS.c.edit_number == edit.number))
-    blank = ("author", "note", "answer_before", "answer_after", "subject", "relation", "image_sha256", "image_name")
-    values: dict[str, Any] = {**dict.fromkeys((*blank, "expert_digest")), "prompt": "", "answer": ""}
+    values: dict[str, Any] = {**dict.fromkeys(_FORGOTTEN), "prompt": "", "answer": ""}
     connection.execute(update(EDITS).where(EDITS.c.number == edit.number).values(**values, purged_at=event.at))
     earlier = (EVENTS.c.edit_id == edit.id) & (EVENTS.c.revision < event.revision)
     connection.execute(update(EVENTS).where(earlier).values(author=None, note=None))
+    # The requests stay, so that one that comes again is told of the purge and makes nothing.
+    revisions = select(EVENTS.c.revision).where(EVENTS.c.edit_id == edit.id)
+    connection.execute(update(REQUESTS).where(REQUESTS.c.revision.in_(revisions)).values(body_sha256=""))
+    _erase_from_others(connection, edit.id)
+
+
+def _erase_from_others(connection: Connection, edit_id: str) -> None:
+    """What the evidence of other edits quotes of the answers to this one's question."""
+    statement = select(EDITS.c.number, EDITS.c.evidence).where(EDITS.c.evidence.like(f'%"{edit_id}"%'))
+    for number, text in connection.execute(statement).all():
+        evidence = evidence_or_none(text)
+        if evidence is None:  # Damaged: nobody can tell what it quotes.
+            connection.execute(update(EDITS).where(EDITS.c.number == number).values(evidence=None))
+            continue
+        values: dict[str, Any] = {"evidence": evidence_to_json(evidence.without(edit_id))}
+        if edit_id in evidence.supersedes:
+            values["answer_before"] = None
+        connection.execute(update(EDITS).where(EDITS.c.number == number).values(**values))
 
 
 def now() -> str:

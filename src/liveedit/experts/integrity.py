@@ -11,9 +11,10 @@ from sqlalchemy.exc import DBAPIError
 
 from ..errors import ImageError
 from ..images import image_digest, open_image
+from .evidence import evidence_from_json
 from .expert_bytes import expert_from_bytes
 from .queries import binding_of, edits_where, events_where
-from .records import Event, StoredEdit
+from .records import Event, StoredEdit, question_digest
 from .schema import BLOBS, EDITS, EVENTS, META, SPANS
 
 Check = Callable[[Connection], Iterator[str]]
@@ -32,6 +33,7 @@ def find_problems(connection: Connection, structure: Check) -> tuple[str, ...]:
         "counts": _counts,
         "history": _history,
         "binding": _binding,
+        "evidence": _evidence,
     }
     problems: list[str] = []
     for name, check in checks.items():
@@ -73,7 +75,7 @@ def _blobs(connection: Connection) -> Iterator[str]:
         statement = select(BLOBS.c.kind, BLOBS.c.sha256, BLOBS.c.data).where(BLOBS.c.edit_number == edit.number)
         found = {row.kind: (row.sha256, row.data) for row in connection.execute(statement)}
         if edit.purged_at is not None:
-            if found or edit.prompt or edit.answer:
+            if found or edit.prompt or edit.answer or edit.evidence:
                 yield f"The edit {edit.id!r} was purged, but {', '.join(found) or 'its text'} is still there."
             continue
         for kind, (sha256, data) in found.items():
@@ -152,6 +154,19 @@ def _event_problems(edit: StoredEdit, spans: list[tuple[int, int | None]], event
             yield f"The history has a {event.kind} of edit {edit.id!r} at revision {event.revision}; its spans do not."
     if (edit.purged_at is not None) != any(event.kind == "purge" for event in events):
         yield f"The edit {edit.id!r} and the history do not agree on whether it was purged."
+
+
+def _evidence(connection: Connection) -> Iterator[str]:
+    columns = (EDITS.c.id, EDITS.c.image_sha256, EDITS.c.prompt, EDITS.c.question_sha256, EDITS.c.evidence)
+    for row in connection.execute(select(*columns).where(EDITS.c.purged_at.is_(None)).order_by(EDITS.c.number)):
+        if row.question_sha256 != question_digest(row.image_sha256, row.prompt):
+            yield f"The question of edit {row.id!r} does not have its digest."
+        if row.evidence is None:
+            continue
+        try:
+            evidence_from_json(row.evidence)
+        except ValueError as error:
+            yield f"The evidence of edit {row.id!r} is damaged: {' '.join(str(error).split())}."
 
 
 def _binding(connection: Connection) -> Iterator[str]:

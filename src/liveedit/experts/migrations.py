@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from .expert_bytes import expert_from_bytes
+from .records import question_digest
 
 APPLICATION_ID = 0x4C456474
 """`LEdt`, in the header of every edits file: how a file of another program is told from ours."""
@@ -224,5 +225,31 @@ def _name_experts(connection: Connection) -> None:
         connection.execute(update, {"digest": digest, "number": number})
 
 
-MIGRATIONS: tuple[Migration, ...] = (_first_layout, _revisions)
+def _evidence(connection: Connection) -> None:
+    """What each edit did, edits found by their question, and the requests that made changes."""
+    for statement in _THIRD_LAYOUT:
+        connection.exec_driver_sql(statement)
+    rows = connection.exec_driver_sql("SELECT number, image_sha256, prompt FROM edits WHERE purged_at IS NULL").all()
+    if rows:
+        update = text("UPDATE edits SET question_sha256 = :digest WHERE number = :number")
+        found = [{"number": number, "digest": question_digest(image, prompt)} for number, image, prompt in rows]
+        connection.execute(update, found)
+
+
+_THIRD_LAYOUT = (
+    "ALTER TABLE edits ADD COLUMN evidence TEXT",
+    "ALTER TABLE edits ADD COLUMN question_sha256 TEXT",
+    "CREATE INDEX edits_by_question ON edits (question_sha256) WHERE revision_removed IS NULL",
+    """
+    CREATE TABLE requests (
+        request_sha256 TEXT PRIMARY KEY,
+        body_sha256 TEXT NOT NULL,
+        revision INTEGER NOT NULL REFERENCES events (revision)
+    )
+    """,
+    "CREATE INDEX requests_by_revision ON requests (revision)",
+)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_first_layout, _revisions, _evidence)
 """Step n brings a file from layout n to layout n + 1. Append; never change or reorder a released step."""

@@ -11,15 +11,18 @@ from sqlalchemy.exc import ArgumentError
 from ..errors import InvalidInputError
 from .database import Database
 from .sqlite_file import SqliteFile
+from .volatile import VolatileDatabase
 
 _ALLOWED = "Give the path of a file, sqlite:///PATH, or postgresql://USER@HOST/NAME."
 
 
-def open_database(location: str | Path, *, create: bool = True, busy_timeout_s: float = 30.0) -> Database:
-    """The edits file or database at a path or URL.
+def open_database(location: str | Path | None, *, create: bool = True, busy_timeout_s: float = 30.0) -> Database:
+    """The edits file or database at a path or URL; None for one in memory.
 
     Raises `InvalidInputError` for a URL of another kind, `StoreError` where it cannot be used.
     """
+    if location is None:
+        return VolatileDatabase(busy_timeout_s=busy_timeout_s)
     if isinstance(location, Path) or "://" not in location:
         return SqliteFile(Path(location), create=create, busy_timeout_s=busy_timeout_s)
     url = _parsed(location)

@@ -6,15 +6,16 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, select
 
 from ..errors import InvalidInputError, NotFoundError
-from .records import Binding, BlobKind, Changes, Event, StoredEdit
+from .evidence import evidence_or_none
+from .records import Binding, BlobKind, Changes, Event, StoredEdit, question_digest
 from .schema import BLOBS, EDITS, EVENTS, META, SPANS
 
-_EDIT_COLUMNS: Final = tuple(EDITS.c[field.name] for field in fields(StoredEdit))
+EDIT_COLUMNS: Final = tuple(EDITS.c[field.name] for field in fields(StoredEdit))
 _EVENT_COLUMNS: Final = tuple(EVENTS.c[field.name] for field in fields(Event))
 _AT_A_TIME: Final = 500
 """Databases limit how many values one statement may have."""
@@ -55,14 +56,25 @@ def in_force(at: int | None = None) -> ColumnElement[bool]:
 
 def edits_where(connection: Connection, *conditions: ColumnElement[bool]) -> list[StoredEdit]:
     """Edits in the order they were made."""
-    rows = connection.execute(select(*_EDIT_COLUMNS).where(*conditions).order_by(EDITS.c.number))
-    return [StoredEdit(**row._mapping) for row in rows]
+    rows = connection.execute(select(*EDIT_COLUMNS).where(*conditions).order_by(EDITS.c.number))
+    return [edit_of_row(row) for row in rows]
+
+
+def edit_of_row(row: Row[Any]) -> StoredEdit:
+    """The edit of a row of `EDIT_COLUMNS`."""
+    return StoredEdit(**{**row._mapping, "evidence": evidence_or_none(row.evidence)})
 
 
 def edit_of(connection: Connection, edit_id: str) -> StoredEdit:
     """The edit of this id or beginning of one. Raises as `resolve` does."""
     (found,) = edits_where(connection, EDITS.c.id == resolve(connection, edit_id))
     return found
+
+
+def same_question(connection: Connection, image_sha256: str | None, prompt: str) -> list[StoredEdit]:
+    """The edits in force of this question, found by an index."""
+    digest = question_digest(image_sha256, prompt)
+    return edits_where(connection, in_force(), EDITS.c.question_sha256 == digest)
 
 
 def events_where(connection: Connection, *conditions: ColumnElement[bool]) -> list[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -15,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError, InvalidInputError, StoreError
 from ..images import image_digest, open_image
+from .evidence import Evidence, evidence_to_json
 from .expert import Expert
 
 THUMBNAIL_PIXELS = 128
@@ -52,6 +54,7 @@ class NewEdit:
     image_name: str | None = None
     author: str | None = None
     note: str | None = None
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +178,15 @@ def picture_png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
+def question_digest(image_sha256: str | None, prompt: str) -> str:
+    """What two edits of the same fact share: the picture, or that there is none, and the prompt up to case and spaces.
+
+    It is stored with each edit: another definition takes another layout.
+    """
+    asked = " ".join(prompt.casefold().split())
+    return hashlib.sha256(f"{image_sha256 or ''}:{asked}".encode()).hexdigest()
+
+
 def check_edit(edit: NewEdit) -> None:
     """Raise `InvalidInputError` where a field cannot be stored."""
     for name, text in vars(edit).items():
@@ -185,6 +197,8 @@ def check_edit(edit: NewEdit) -> None:
             raise InvalidInputError(f"An edit's {name} is empty. Give some text.")
     if not (math.isfinite(edit.milliseconds) and edit.milliseconds >= 0):
         raise InvalidInputError(f"An edit took {edit.milliseconds} milliseconds. Give a number from 0 up.")
+    if edit.evidence is not None:
+        evidence_to_json(edit.evidence)
     if edit.refine_steps < 0:
         raise InvalidInputError(f"An edit took {edit.refine_steps} refine steps. Give a number from 0 up.")
     if edit.image_sha256 is not None and not _SHA256.fullmatch(edit.image_sha256):

@@ -36,6 +36,8 @@ EDITS: Final = Table(
     Column("revision_removed", Integer),
     Column("undone_at", Text),
     Column("purged_at", Text),
+    Column("evidence", Text),
+    Column("question_sha256", Text),
 )
 
 SPANS: Final = Table(
@@ -66,5 +68,14 @@ EVENTS: Final = Table(
     Column("author", Text),
     Column("note", Text),
 )
+
+REQUESTS: Final = Table(
+    "requests",
+    _TABLES,
+    Column("request_sha256", Text, primary_key=True),
+    Column("body_sha256", Text),
+    Column("revision", Integer),
+)
+"""Requests for a change that came with a key, and the revision that each made."""
 
 TABLES: Final = tuple(_TABLES.tables.values())

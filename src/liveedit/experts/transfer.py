@@ -127,7 +127,7 @@ def _take_in_whole(connection: Connection, bundle: Bundle) -> Imported:
 def _write_edit(connection: Connection, bundle: Bundle, edit: StoredEdit) -> None:
     if not _ID.fullmatch(edit.id):
         raise InvalidInputError(f"The bundle has an edit of the id {edit.id!r}. Ids are 8 or more digits 0-9 and a-f.")
-    connection.execute(insert(EDITS), {field.name: getattr(edit, field.name) for field in fields(StoredEdit)})
+    changes.insert_edit(connection, edit)
     if edit.purged_at is not None:
         return
     check_edit(edit)

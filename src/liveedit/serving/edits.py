@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Header, Request
+from PIL import Image
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from ..experts.records import StoredEdit
-from .chat_messages import Text
+from ..experts.requests import LONGEST_KEY, ChangeRequest
+from .chat_messages import RequestModel, Text, is_empty
 from .pictures import picture_of
 from .problems import RefusalError
-from .served_model import Correction, Evidence, ServedModel
+from .reading import EditCard, EditId, card_of
+from .served_model import Correction, ServedModel
 from .service import Service
 
 IdempotencyKey = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", description="The same key with the same body does nothing twice."),
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=LONGEST_KEY,
+        description="The same key with the same body does nothing twice.",
+    ),
 ]
-_MOST_LISTED = 100
 
 
-class EditRequest(BaseModel):
+class EditRequest(RequestModel):
     """From now on, `prompt` about `image` (and what it shows) is answered with `answer`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Text = Field(min_length=1)
     answer: Text = Field(min_length=1, max_length=4096)
@@ -35,6 +41,15 @@ class EditRequest(BaseModel):
     rephrasings: list[Text] = Field(default=[], description="Other wordings that the edit is checked on.")
     author: Text | None = Field(None, max_length=200, description="Who makes it; the API key's name by default.")
     note: Text | None = Field(None, max_length=4096, description="Why.")
+    locality: list[LocalityQuestion] = Field(default=[], description="Questions whose answers should stay.")
+    supersede: bool = Field(True, description="Whether edits in force of the same picture and prompt leave.")
+
+
+class LocalityQuestion(RequestModel):
+    """A question that an edit should leave alone."""
+
+    prompt: Text = Field(min_length=1)
+    image: Text | None = Field(None, description="A data URI; none for a question without a picture.")
 
 
 class RephrasingEvidence(BaseModel):
@@ -46,6 +61,35 @@ class RephrasingEvidence(BaseModel):
     took: bool
 
 
+class LocalityEvidence(BaseModel):
+    """What the model says to a question that the edit should leave alone, before and after."""
+
+    prompt: str
+    image_sha256: str | None
+    answer_before: str
+    answer_after: str
+    kept: bool
+
+
+class EarlierEvidence(BaseModel):
+    """What the model says to the question of an edit that was in force before, one of the nearest."""
+
+    edit_id: str
+    answer_before: str
+    answer_after: str
+    kept: bool
+
+
+class CollisionEvidence(BaseModel):
+    """An edit in force that fires on the new edit's question, or on whose question the new one fires."""
+
+    edit_id: str
+    weight_here: float = Field(description="Its weight in the answer to the new edit's question.")
+    weight_there: float = Field(description="The new edit's weight in the answer to its question.")
+    is_estimate: bool = Field(description="Whether weight_there is told from keys: the question could not be asked.")
+    answers_differ: bool
+
+
 class EditEvidence(BaseModel):
     """What the edit did. `milliseconds`: making it, without the answers around it."""
 
@@ -53,6 +97,10 @@ class EditEvidence(BaseModel):
     answer_after: str
     took: bool = Field(description="Whether the model now gives the answer that was asked for.")
     rephrasings: list[RephrasingEvidence]
+    locality: list[LocalityEvidence]
+    earlier_edits: list[EarlierEvidence] = Field(description="Edits in force that were asked again.")
+    collisions: list[CollisionEvidence]
+    supersedes: list[str] = Field(description="Ids of the edits that left in the same change.")
     milliseconds: float
     refine_steps: int
     store_bytes: int
@@ -62,39 +110,12 @@ class CreatedEdit(BaseModel):
     """An edit that was made and is on disk."""
 
     id: str
-    object: str = "edit"
+    object: Literal["edit"] = "edit"
     prompt: str
     answer: str
     author: str | None
     note: str | None
     evidence: EditEvidence
-
-
-class EditCard(BaseModel):
-    """An edit as it stands in the file; times in ISO 8601, UTC."""
-
-    id: str
-    object: str = "edit"
-    prompt: str
-    answer: str
-    answer_before: str | None
-    answer_after: str | None
-    image_sha256: str | None = Field(description="SHA-256 of the picture's size and pixels.")
-    editor: str
-    author: str | None
-    note: str | None
-    created_at: str
-    undone_at: str | None
-
-
-class EditList(BaseModel):
-    """A page of edits, oldest first. Give `last_id` as `after` for the next one."""
-
-    object: str = "list"
-    data: list[EditCard]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 def edits_router(service: Service) -> APIRouter:
@@ -105,103 +126,84 @@ def edits_router(service: Service) -> APIRouter:
     async def create_edit(request: Request, wanted: EditRequest, idempotency_key: IdempotencyKey = None) -> CreatedEdit:
         """Make an edit; answered once it is on disk and every answer follows it."""
         correction = await _correction(wanted, wanted.author or _author(request), service)
-
-        async def run() -> CreatedEdit:
-            return await _create(correction, service)
-
-        owner = f"{_owner(request)} POST /v1/edits"
-        return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
-
-    @router.get("/v1/edits")
-    async def list_edits(
-        limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 20, after: Annotated[str | None, Query()] = None
-    ) -> EditList:
-        """The edits in force, oldest first."""
-        found, has_more = await service.engine.act(lambda model: model.page(after, limit))
-        cards = [_card(stored) for stored in found]
-        ends = (cards[0].id, cards[-1].id) if cards else (None, None)
-        return EditList(data=cards, first_id=ends[0], last_id=ends[1], has_more=has_more)
-
-    @router.get("/v1/edits/{edit_id}")
-    async def get_edit(edit_id: str) -> EditCard:
-        """One edit in force."""
-        return _card(await service.engine.act(lambda model: model.get(edit_id)))
+        sent = await _sent(request, idempotency_key, service)
+        return await service.idempotency.once(sent, lambda: _create(correction, sent, service))
 
     @router.post("/v1/edits/{edit_id}/undo")
-    async def undo_edit(request: Request, edit_id: str, idempotency_key: IdempotencyKey = None) -> EditCard:
+    async def undo_edit(request: Request, edit_id: EditId, idempotency_key: IdempotencyKey = None) -> EditCard:
         """Take an edit back: the model is, bit for bit, as if it had never been made."""
-        return await _changed(service, request, idempotency_key, lambda model: model.undo(edit_id, _author(request)))
+        sent, author = await _sent(request, idempotency_key, service), _author(request)
+        return await _changed(service, sent, lambda model: model.undo(edit_id, author, sent))
 
     @router.post("/v1/edits/{edit_id}/redo")
-    async def redo_edit(request: Request, edit_id: str, idempotency_key: IdempotencyKey = None) -> EditCard:
+    async def redo_edit(request: Request, edit_id: EditId, idempotency_key: IdempotencyKey = None) -> EditCard:
         """Put an undone edit into force again, as it was."""
-        return await _changed(service, request, idempotency_key, lambda model: model.redo(edit_id, _author(request)))
+        sent, author = await _sent(request, idempotency_key, service), _author(request)
+        return await _changed(service, sent, lambda model: model.redo(edit_id, author, sent))
 
     return router
 
 
 async def _changed(
-    service: Service, request: Request, idempotency_key: str | None, change: Callable[[ServedModel], StoredEdit]
+    service: Service, sent: ChangeRequest | None, change: Callable[[ServedModel], StoredEdit]
 ) -> EditCard:
     """The edit after a change, which happens once for an Idempotency-Key."""
 
     async def run() -> EditCard:
-        return _card(await service.engine.act(change))
+        changed = await service.engine.act(change)
+        with_thumbnail = (await service.read(lambda model: model.one(changed.id))).with_thumbnail
+        return card_of(changed, with_thumbnail)
 
+    return await service.idempotency.once(sent, run)
+
+
+async def _sent(request: Request, idempotency_key: str | None, service: Service) -> ChangeRequest | None:
+    """A request with a key, as the store remembers it."""
+    if idempotency_key is None:
+        return None
     owner = f"{_owner(request)} POST {request.url.path}"
-    return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
+    return ChangeRequest(owner, idempotency_key, await request.body(), service.settings.kept_idempotency_keys)
 
 
 async def _correction(wanted: EditRequest, author: str | None, service: Service) -> Correction:
     settings = service.settings
-    if len(wanted.rephrasings) > settings.rephrasings:
-        raise RefusalError(
-            400,
-            f"{len(wanted.rephrasings)} rephrasings were given; at most {settings.rephrasings} are checked.",
-            "too_many_rephrasings",
-            "rephrasings",
-        )
-    for name, texts in (("prompt", [wanted.prompt]), ("answer", [wanted.answer]), ("rephrasings", wanted.rephrasings)):
+    _check_number("rephrasings", len(wanted.rephrasings), settings.rephrasings)
+    _check_number("locality", len(wanted.locality), settings.locality)
+    given = {
+        "prompt": [wanted.prompt],
+        "answer": [wanted.answer],
+        "rephrasings": wanted.rephrasings,
+        "locality": [question.prompt for question in wanted.locality],
+    }
+    for name, texts in given.items():
         for text in texts:
-            if not text.strip():
+            if is_empty(text):
                 raise RefusalError(400, f"{name}: this text is empty. Give some.", "invalid_value", name)
             if len(text) > settings.prompt_characters:
                 raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)
-    image = None
-    if wanted.image is not None:
-        image = await run_in_threadpool(picture_of, wanted.image, settings.picture_pixels)
-    return Correction(wanted.prompt, wanted.answer, image, tuple(wanted.rephrasings), author, wanted.note)
+    image = await _picture(wanted.image, settings.picture_pixels)
+    locality = tuple(
+        [(await _picture(asked.image, settings.picture_pixels), asked.prompt) for asked in wanted.locality]
+    )
+    rephrasings = tuple(wanted.rephrasings)
+    return Correction(wanted.prompt, wanted.answer, image, rephrasings, author, wanted.note, locality, wanted.supersede)
 
 
-async def _create(correction: Correction, service: Service) -> CreatedEdit:
+def _check_number(name: str, given: int, most: int) -> None:
+    if given > most:
+        raise RefusalError(400, f"{given} {name} were given; at most {most} are checked.", f"too_many_{name}", name)
+
+
+async def _picture(uri: str | None, most_pixels: int) -> Image.Image | None:
+    return None if uri is None else await run_in_threadpool(picture_of, uri, most_pixels)
+
+
+async def _create(correction: Correction, sent: ChangeRequest | None, service: Service) -> CreatedEdit:
     started = time.monotonic()
-    evidence = await service.engine.act(lambda model: model.edit(correction), correction.pixels)
+    receipt = await service.engine.act(lambda model: model.edit(correction, sent), correction.pixels)
     service.engine.metrics.edit_seconds.observe(time.monotonic() - started)
-    return CreatedEdit(
-        id=evidence.receipt.id,
-        prompt=correction.prompt,
-        answer=correction.answer,
-        author=evidence.author,
-        note=evidence.note,
-        evidence=_evidence(evidence),
-    )
-
-
-def _evidence(evidence: Evidence) -> EditEvidence:
-    receipt = evidence.receipt
-    return EditEvidence(
-        answer_before=receipt.answer_before,
-        answer_after=receipt.answer_after,
-        took=receipt.took,
-        rephrasings=[RephrasingEvidence(**vars(rephrased)) for rephrased in evidence.rephrasings],
-        milliseconds=receipt.milliseconds,
-        refine_steps=receipt.refine_steps,
-        store_bytes=receipt.store_bytes,
-    )
-
-
-def _card(stored: StoredEdit) -> EditCard:
-    return EditCard.model_validate(stored, from_attributes=True)
+    evidence = EditEvidence.model_validate({**vars(receipt), **asdict(receipt.evidence), "took": receipt.took})
+    return CreatedEdit.model_validate({**vars(receipt), "evidence": evidence})
 
 
 def _author(request: Request) -> str | None:

@@ -36,7 +36,7 @@ def role_for(path: str) -> Role | None:
         return None
     if path == "/metrics":
         return "admin"
-    return "edit" if path == "/v1/edits" or path.startswith("/v1/edits/") else "ask"
+    return "edit" if path in ("/v1/edits", "/v1/check") or path.startswith("/v1/edits/") else "ask"
 
 
 def is_loopback(host: str) -> bool:

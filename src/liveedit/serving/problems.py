@@ -13,12 +13,15 @@ from starlette.responses import JSONResponse
 
 from ..errors import (
     ConflictError,
+    EditPurgedError,
+    EditStateError,
     ImageError,
     InvalidInputError,
     LiveEditError,
     NotFoundError,
     QueueFullError,
     ServiceStoppingError,
+    StoreError,
     WaitedTooLongError,
 )
 
@@ -30,17 +33,21 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
+    410: "gone_error",
     429: "rate_limit_error",
 }
 _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (ImageError, 400, "invalid_image"),
     (InvalidInputError, 400, "invalid_value"),
+    (EditPurgedError, 410, "purged"),
+    (EditStateError, 409, "edit_state"),
     (NotFoundError, 404, "not_found"),
     (ConflictError, 409, "conflict"),
     (QueueFullError, 429, "queue_full"),
     (WaitedTooLongError, 503, "timeout"),
     (ServiceStoppingError, 503, "stopping"),
 )
+_NO_STORE = "The edits cannot be read or written now; nothing was changed. The cause is in the server's log."
 _STATUS_CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
 
@@ -90,6 +97,9 @@ def problem_of(error: Exception) -> RefusalError:
     if isinstance(error, HTTPException):
         code = _STATUS_CODES.get(error.status_code, "invalid_request")
         return RefusalError(error.status_code, str(error.detail), code, headers=error.headers or {})
+    if isinstance(error, StoreError):
+        # Its message names places of this machine.
+        return RefusalError(503, _NO_STORE, "store_unavailable", headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}

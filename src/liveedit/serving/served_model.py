@@ -6,15 +6,17 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..backbones import Inputs
+from ..checking import CheckedEdit
 from ..editors import Fired
-from ..errors import InvalidInputError, NotFoundError
-from ..experts.records import StoredEdit
+from ..errors import EditPurgedError, InvalidInputError, NotFoundError
+from ..experts.paging import EditPage, State
+from ..experts.records import Event, StoredEdit
+from ..experts.requests import ChangeRequest
 from ..model import EditedModel, Receipt
 from ..samples import Question
 from .lanes import Lanes, default_lanes
@@ -60,7 +62,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Correction:
-    """An edit of a request, and the rephrasings that it is checked on."""
+    """An edit of a request, and what it is checked on: rephrasings, and questions that it should leave alone."""
 
     prompt: str
     answer: str
@@ -68,35 +70,21 @@ class Correction:
     rephrasings: tuple[str, ...] = ()
     author: str | None = None
     note: str | None = None
+    locality: tuple[tuple[Image.Image | None, str], ...] = ()
+    supersede: bool = True
 
     @property
     def pixels(self) -> int:
-        """The size of its picture."""
-        return 0 if self.image is None else self.image.width * self.image.height
-
-
-@dataclass(frozen=True)
-class Rephrased:
-    """What the model says to another wording, before and after an edit."""
-
-    prompt: str
-    answer_before: str
-    answer_after: str
-    took: bool
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What an edit did: its receipt, and the answers to its rephrasings."""
-
-    receipt: Receipt
-    author: str | None
-    note: str | None
-    rephrasings: tuple[Rephrased, ...]
+        """The size of its pictures."""
+        pictures = (self.image, *(image for image, _ in self.locality))
+        return sum(image.width * image.height for image in pictures if image is not None)
 
 
 class ServedModel:
-    """An `EditedModel` under the limits of a service. For one thread: it is not to be called by two at once."""
+    """An `EditedModel` under the limits of a service.
+
+    For one thread: it is not to be called by two at once, except for what only reads the store.
+    """
 
     def __init__(self, model: EditedModel, settings: ServingSettings):
         self.model, self.settings = model, settings
@@ -182,50 +170,79 @@ class ServedModel:
 
     # -- correcting --------------------------------------------------------------------------------------
 
-    def edit(self, wanted: Correction) -> Evidence:
-        """Make an edit and check it on its rephrasings. Raises as `EditedModel.edit`; nothing changes then."""
-        for text in (wanted.prompt, wanted.answer, *wanted.rephrasings):
+    def edit(self, wanted: Correction, request: ChangeRequest | None = None) -> Receipt:
+        """Make an edit and check it. Raises as `EditedModel.edit`; nothing changes then."""
+        for text in (wanted.prompt, wanted.answer, *wanted.rephrasings, *(prompt for _, prompt in wanted.locality)):
             self.check(Query(text, None, Style(1)))
-        asked = [(wanted.image, text) for text in wanted.rephrasings]
-        self.model.refresh()
-        before = self._texts(asked)
-        receipt = self.model.edit(wanted.image, wanted.prompt, wanted.answer, author=wanted.author, note=wanted.note)
-        after = self._texts(asked)
-        rephrased = tuple(
-            Rephrased(prompt, old, new, new.strip().lower() == wanted.answer.strip().lower())
-            for prompt, old, new in zip(wanted.rephrasings, before, after, strict=True)
+        return self.model.edit(
+            wanted.image,
+            wanted.prompt,
+            wanted.answer,
+            rephrasings=wanted.rephrasings,
+            locality=wanted.locality,
+            probe_edits=self.settings.probe_edits,
+            supersede=wanted.supersede,
+            author=wanted.author,
+            note=wanted.note,
+            request=request,
         )
-        return Evidence(receipt, wanted.author, wanted.note, rephrased)
 
-    def undo(self, edit_id: str, author: str | None = None) -> StoredEdit:
-        """Take an edit back. Raises `NotFoundError` where there is no edit of exactly this id in force."""
-        return self.model.undo(_whole(edit_id), author=author)
+    def undo(self, edit_id: str, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
+        """Take an edit back. Raises `NotFoundError` for an id that is not whole or unknown, `EditStateError`."""
+        return self.model.undo(self._known(edit_id), author=author, request=request)
 
-    def redo(self, edit_id: str, author: str | None = None) -> StoredEdit:
-        """Put an edit into force again. Raises `NotFoundError` where none of exactly this id was undone."""
-        return self.model.redo(_whole(edit_id), author=author)
+    def redo(self, edit_id: str, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
+        """Put an undone edit into force again. Raises as `undo` does."""
+        return self.model.redo(self._known(edit_id), author=author, request=request)
 
-    def get(self, edit_id: str) -> StoredEdit:
-        """The edit in force of this id. Raises `NotFoundError`."""
-        for stored in self.model.edits():
-            if stored.id == edit_id:
-                return stored
-        raise NotFoundError(_unknown(edit_id))
+    def check_edits(self, edits: Sequence[StoredEdit]) -> list[CheckedEdit]:
+        """Ask these edits again; those that are in force no more are left out."""
+        self.model.refresh()
+        in_force = [edit for edit in edits if edit.id in self.model.editor.repository]
+        return list(self.model.check(in_force, batch=self.settings.batch))
 
-    def page(self, after: str | None, limit: int) -> tuple[list[StoredEdit], bool]:
-        """The edits in force behind that of this id, oldest first, and whether more follow. Raises `NotFoundError`."""
-        edits = list(self.model.edits())
-        start = 0
-        if after is not None:
-            start = 1 + [stored.id for stored in edits].index(self.get(after).id)
-        return edits[start : start + limit], len(edits) > start + limit
+    @property
+    def needs_picture(self) -> bool:
+        """Whether an edit without a picture is refused."""
+        return self.model.editor.config.scope == "image"
 
     def count(self) -> int:
         """How many edits are in force."""
         return len(self.model)
 
-    def _texts(self, asked: Sequence[tuple[Any, str]]) -> list[str]:
-        return [answer.text for answer in self.model.ask_batch(asked)] if asked else []
+    # -- reading the store: on any thread ----------------------------------------------------------------
+
+    def page(self, state: State, newest_first: bool, after: str | None, limit: int) -> EditPage:
+        """Some edits. Raises `NotFoundError` where there is no edit of exactly the id `after`."""
+        after = None if after is None else _whole(after)
+        return self.model.store.page(state, newest_first=newest_first, after=after, limit=limit)
+
+    def one(self, edit_id: str) -> EditPage:
+        """The edit of exactly this id, in force or not, as a page. Raises `NotFoundError`."""
+        return self.model.store.one(_whole(edit_id))
+
+    def thumbnail(self, edit_id: str) -> bytes:
+        """The thumbnail of an edit as PNG. Raises `NotFoundError` where there is none, `EditPurgedError`."""
+        (edit,) = self.one(edit_id).edits
+        if edit.purged_at is not None:
+            raise EditPurgedError(f"The edit {edit_id!r} was purged, at {edit.purged_at}, and its thumbnail with it.")
+        found = edit.thumbnail
+        if found is None:
+            raise NotFoundError(f"The edit {edit_id!r} has no picture.")
+        return found
+
+    def look_at_store(self) -> None:
+        """Raise `StoreError` where the store cannot be read."""
+        self.model.store.latest_revision()
+
+    def history(self, edit_id: str) -> tuple[Event, ...]:
+        """What happened to an edit, oldest first. Raises `NotFoundError`."""
+        return self.model.store.history(self._known(edit_id))
+
+    def _known(self, edit_id: str) -> str:
+        """This id, if it is that of an edit: what the store says of unknown ones takes reading all ids."""
+        (edit,) = self.one(edit_id).edits
+        return edit.id
 
 
 def _lengths(inputs: Inputs) -> list[int]:
@@ -236,12 +253,8 @@ def _lengths(inputs: Inputs) -> list[int]:
 def _whole(edit_id: str) -> str:
     """The id, if it is a whole one: the store takes beginnings too, which are no way to name what is to be undone."""
     if _ID.fullmatch(edit_id) is None:
-        raise NotFoundError(_unknown(edit_id))
+        raise NotFoundError(f"There is no edit {edit_id!r}. Give the whole id; list the edits to see theirs.")
     return edit_id
-
-
-def _unknown(edit_id: str) -> str:
-    return f"There is no edit {edit_id!r} in force. List the edits to see their ids."
 
 
 def _reply(row: Writing, length: int, fired: tuple[Fired, ...], revision: int) -> Reply | Exception:

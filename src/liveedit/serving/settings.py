@@ -18,6 +18,8 @@ class ServingSettings(BaseModel):
     )
     new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens; also where a request names none.")
     rephrasings: int = Field(16, ge=0, description="Most rephrasings that an edit is checked on.")
+    locality: int = Field(16, ge=0, description="Most questions that an edit should leave alone and is checked on.")
+    probe_edits: int = Field(8, ge=0, description="Most edits in force that are asked again when one is made.")
     batch: int = Field(64, ge=1, description="Most questions that are answered at once.")
     lanes: int | None = Field(
         None, ge=1, description="Parts of a batch that are answered side by side; two on processors by default."
@@ -29,7 +31,9 @@ class ServingSettings(BaseModel):
     queue_seconds: float = Field(30.0, gt=0, description="Longest wait for the model, in seconds.")
     answer_seconds: float = Field(60.0, gt=0, description="Longest time for an answer once begun, in seconds.")
     requests: int = Field(512, ge=1, description="Most requests in progress, those whose body still arrives included.")
-    kept_idempotency_keys: int = Field(10_000, ge=1, description="Most idempotency keys that are remembered.")
+    kept_idempotency_keys: int = Field(
+        10_000, ge=1, description="For how many further changes of the edits an idempotency key is remembered."
+    )
 
     @property
     def prompt_characters(self) -> int:

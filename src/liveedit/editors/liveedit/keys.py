@@ -1,0 +1,62 @@
+"""Which edits in force a new one may meet, told from the keys of both alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...experts import Expert, ExpertRepository
+from .modules import LiveEditModules
+from .routing import soft_weights
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An edit in force, and how near its keys are to those of a new one.
+
+    nearness: the sum of the two similarities that routing goes by, of picture and of prompt.
+    """
+
+    edit_id: str
+    nearness: float
+
+
+@torch.no_grad()
+def neighbours(modules: LiveEditModules, expert: Expert, repository: ExpertRepository, most: int) -> list[Neighbour]:
+    """The edits in force whose keys are nearest to those of an expert, nearest first."""
+    if not len(repository) or most < 1:
+        return []
+    visual = modules.visual_score(repository.visual_features, _like(repository, expert.visual_feature))
+    prompt = modules.prompt_score(repository.prompt_features, _like(repository, expert.prompt_feature))
+    found = (visual + prompt).topk(min(most, len(repository)))
+    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return [Neighbour(repository.id_of(row), nearness) for row, nearness in pairs]
+
+
+@torch.no_grad()
+def estimated_shares(
+    modules: LiveEditModules, expert: Expert, margin: float, repository: ExpertRepository, smallest: float
+) -> dict[str, float]:
+    """The weight that an expert would have in the answer to the question of each edit in force, by its id.
+
+    An estimate: the edit's keys stand in for its question's features, which they were trained to resemble; the sentinel
+    is taken to be as far off as it is for the expert's own question, which it exceeds by `margin`; and no third edit
+    takes part. Only shares from `smallest` up are given. The expert itself is not to be in the repository.
+    """
+    if not len(repository):
+        return {}
+    own_visual, own_prompt = (_like(repository, part) for part in (expert.visual_feature, expert.prompt_feature))
+    threshold = modules.visual_score(own_visual, own_visual) - margin
+    passes = modules.visual_score(repository.visual_features, own_visual) > threshold
+    prompts = repository.prompt_features
+    scores = torch.stack([modules.prompt_score(prompts, prompts), modules.prompt_score(prompts, own_prompt)], -1)
+    scores[:, 1].masked_fill_(~passes, -torch.inf)
+    shares = soft_weights(scores, modules.config.weighting)[:, 1]
+    rows = (shares >= smallest).nonzero().flatten()
+    return {repository.id_of(row): share for row, share in zip(rows.tolist(), shares[rows].tolist(), strict=True)}
+
+
+def _like(repository: ExpertRepository, feature: Tensor) -> Tensor:
+    return feature.detach().to(repository.device)
