@@ -21,9 +21,11 @@ from .chat import chat_router
 from .edits import edits_router
 from .engine import Engine
 from .gate import Gate, role_for
+from .heat_maps import heat_maps_router
 from .idempotency import Idempotency
 from .keys import KeyFile
 from .metrics import CONTENT_TYPE
+from .page_files import page_router
 from .problems import ErrorBody, problem_of
 from .served_model import ServedModel
 from .service import Service
@@ -69,8 +71,10 @@ def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel,
     )
     bearer = [Security(HTTPBearer(auto_error=False, description="An API key; the gate has checked it before."))]
     app.include_router(chat_router(service), tags=["asking"], dependencies=bearer)
+    app.include_router(heat_maps_router(service), tags=["asking"], dependencies=bearer)
     app.include_router(edits_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(_operating_router(service), tags=["operating"])
+    app.include_router(page_router(settings, asks_for_keys=keys is not None), include_in_schema=False)
     app.add_middleware(Gate, settings=settings, keys=keys, metrics=metrics)
     app.openapi = lambda: _schema(app)
     return app

@@ -1,0 +1,169 @@
+// The panel of corrections: every one, newest first, with undo, redo and what happened to it.
+
+import { changeEdit, getEdit, getHistory, getThumbnail, listEdits } from "./api.js";
+import { button, byId, clearProblem, make, moment, say, showProblem, whileBusy } from "./dom.js";
+
+const PAGE = 20;
+const HAPPENED = {
+  edit: "made",
+  undo: "undone",
+  redo: "put back",
+  supersede: "made, in place of an earlier one",
+  purge: "purged",
+};
+
+/** What is known of edits, so that nothing is fetched twice. */
+const cards = new Map();
+const thumbnails = new Map();
+
+/** An edit by its id, from what is known or from the server. */
+export async function cardOf(id) {
+  if (!cards.has(id)) cards.set(id, await getEdit(id));
+  return cards.get(id);
+}
+
+/** The small picture of an edit; an empty frame where it has none. */
+export function thumbnailOf(card) {
+  const frame = make("span", { class: "thumb" });
+  if (!card.has_thumbnail) return frame;
+  if (!thumbnails.has(card.id)) {
+    thumbnails.set(card.id, getThumbnail(card.id).catch(() => (thumbnails.delete(card.id), null)));
+  }
+  thumbnails.get(card.id).then((url) => url && frame.append(make("img", { src: url, alt: "" })));
+  return frame;
+}
+
+/** The list itself. `onChange` is called with an edit after it was undone or redone here. */
+export class History {
+  constructor(onChange) {
+    this.onChange = onChange;
+    this.last = null;
+    this.mayEdit = true;
+    this.refreshed = 0;
+    byId("older").addEventListener("click", () => whileBusy(byId("older"), "Loading …", () => this.load(false)));
+    for (const choice of document.querySelectorAll("[name=state]")) choice.addEventListener("change", () => this.refresh());
+    document.addEventListener("visibilitychange", () => document.hidden || this.refresh());
+  }
+
+  /** From the newest on again. */
+  refresh() {
+    return this.load(true);
+  }
+
+  async load(anew) {
+    const turn = ++this.refreshed;
+    const state = document.querySelector("[name=state]:checked").value;
+    const query = { state, order: "desc", limit: PAGE };
+    if (!anew && this.last) query.after = this.last;
+    const problem = byId("history-problem");
+    try {
+      const page = await listEdits(query);
+      if (turn !== this.refreshed) return;
+      clearProblem(problem);
+      this.mayEdit = true;
+      this.show(page, anew, state);
+    } catch (error) {
+      if (turn !== this.refreshed) return;
+      this.mayEdit = error.status !== 403 && error.status !== 401;
+      if (anew) this.show({ data: [], has_more: false }, true, state);
+      if (error.status === 403) error.message = "This key may ask. To correct, and to see the corrections, give one of the role “edit”.";
+      showProblem(problem, error, () => this.load(anew));
+    }
+  }
+
+  show(page, anew, state) {
+    for (const card of page.data) cards.set(card.id, card);
+    const items = page.data.map((card) => this.item(card));
+    const list = byId("history-list");
+    anew ? list.replaceChildren(...items) : list.append(...items);
+    this.last = page.data.at(-1)?.id ?? this.last;
+    byId("older").hidden = !page.has_more;
+    const empty = byId("history-empty");
+    empty.hidden = list.childElementCount > 0;
+    empty.textContent = state === "undone" ? "None is undone." : this.mayEdit ? "None yet. Ask something, and correct the answer." : "";
+  }
+
+  /** Undo or redo, from here or from anywhere else on the page; returns whether it was done. */
+  async change(id, change, problem = byId("history-problem")) {
+    clearProblem(problem);
+    let card;
+    try {
+      card = await changeEdit(id, change);
+    } catch (error) {
+      showProblem(problem, error, () => this.change(id, change, problem));
+      if (error.status === 409 || error.status === 404) this.refresh();
+      return false;
+    }
+    cards.set(id, card);
+    this.replace(card);
+    say(change === "undo" ? `Undone: ${card.prompt} is answered as before.` : `In force again: ${card.prompt} is answered ${card.answer}.`);
+    this.onChange(card);
+    return true;
+  }
+
+  replace(card) {
+    const old = byId("history-list").querySelector(`[data-id="${card.id}"]`);
+    if (!old) return;
+    const held = old.contains(document.activeElement);
+    const opened = old.querySelector("details")?.open;
+    const item = this.item(card);
+    old.replaceWith(item);
+    if (opened) item.querySelector("details").open = true;
+    if (held) item.querySelector(".edit-actions button")?.focus();
+  }
+
+  item(card) {
+    const state = card.purged_at ? "purged" : card.in_force ? "in force" : "undone";
+    const about = [moment(card.created_at)];
+    if (card.author) about.push(` by ${card.author}`);
+    const before = card.answer_before ? make("del", {}, card.answer_before) : null;
+    return make(
+      "li",
+      { class: `edit ${card.in_force ? "" : "is-out"}`, "data-id": card.id },
+      thumbnailOf(card),
+      make(
+        "div",
+        { class: "edit-text" },
+        make("p", { class: "edit-prompt" }, card.prompt || "(purged)"),
+        make("p", { class: "edit-answer" }, before, before ? " → " : null, make("strong", {}, card.answer || "")),
+        card.note ? make("p", { class: "edit-note" }, card.note) : null,
+        make("p", { class: "small muted" }, ...about),
+      ),
+      this.actions(card, state),
+      this.happened(card),
+    );
+  }
+
+  actions(card, state) {
+    const actions = make("div", { class: "edit-actions" }, make("span", { class: `state ${state.replace(" ", "-")}` }, state));
+    if (state === "purged") return actions;
+    const change = card.in_force ? "undo" : "redo";
+    const press = button(change === "undo" ? "Undo" : "Redo", () => whileBusy(press, "…", () => this.change(card.id, change)), {
+      class: "quiet small-button",
+      "aria-label": `${change === "undo" ? "Undo" : "Redo"}: ${card.prompt} ${card.answer}`,
+    });
+    actions.append(press);
+    return actions;
+  }
+
+  happened(card) {
+    const lines = make("ol", { class: "events small" });
+    const details = make("details", { class: "edit-history" }, make("summary", { class: "small" }, "What happened to it"), lines);
+    details.addEventListener("toggle", async () => {
+      if (!details.open) return;
+      try {
+        const { data } = await getHistory(card.id);
+        lines.replaceChildren(...data.map(eventLine));
+      } catch (error) {
+        lines.replaceChildren(make("li", {}, error.message));
+      }
+    });
+    return details;
+  }
+}
+
+function eventLine(event) {
+  const by = event.author ? ` by ${event.author}` : "";
+  const note = event.note ? `: ${event.note}` : "";
+  return make("li", {}, make("strong", {}, HAPPENED[event.kind] ?? event.kind), by, note, ", ", moment(event.at), make("span", { class: "muted" }, ` (revision ${event.revision})`));
+}
