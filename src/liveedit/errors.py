@@ -6,6 +6,8 @@
     │   ├── DatasetError                        an annotation file or one of its rows
     │   └── ConfigError                         a configuration with unknown or impossible values
     ├── NotFoundError      (LookupError)        an edit, editor, backbone or data set that is not there
+    │   └── EditStateError                      an edit that was undone already, or is in force (a ConflictError too)
+    │       └── EditPurgedError                 an edit that is gone for good
     ├── BackboneError      (RuntimeError)       a model that cannot be loaded or edited
     ├── StoreError         (RuntimeError)       an edits file that cannot be read or does not belong here
     ├── CheckpointError    (RuntimeError)       a saved editor or training state that cannot be used
@@ -64,6 +66,14 @@ class CheckpointError(LiveEditError, RuntimeError):
 
 class ConflictError(LiveEditError, RuntimeError):
     """A request that contradicts what is already there, such as undoing an edit twice."""
+
+
+class EditStateError(NotFoundError, ConflictError):
+    """An edit that is there, but not in the state that is needed: undone already, or in force."""
+
+
+class EditPurgedError(EditStateError):
+    """An edit of which no more is left than its id and its times."""
 
 
 class ServiceError(LiveEditError, RuntimeError):

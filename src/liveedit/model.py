@@ -263,6 +263,18 @@ class EditedModel:
     def __len__(self) -> int:
         return len(self.editor.repository)
 
+    # -- reading what is kept ----------------------------------------------------------------------------
+
+    @property
+    def store(self) -> EditStore:
+        """The edits file or database: pages of edits, thumbnails, history. Any thread may read it.
+
+        Raises `StoreError` where the edits are in memory alone.
+        """
+        if self._store is None:
+            raise StoreError("The edits are in memory alone. Load the model with `edits`, the path of an edits file.")
+        return self._store
+
     # -- ending ------------------------------------------------------------------------------------------
 
     def close(self) -> None:

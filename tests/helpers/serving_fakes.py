@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 from fastapi import FastAPI
 from PIL import Image
 
 from liveedit.editors import Fired
-from liveedit.errors import InvalidInputError, NotFoundError
+from liveedit.errors import EditStateError, InvalidInputError, NotFoundError
+from liveedit.experts.paging import EditPage
 from liveedit.experts.records import StoredEdit
 from liveedit.model import Receipt
 from liveedit.serving.app import create_app
@@ -104,26 +106,30 @@ class FakeModel:
         )
 
     def undo(self, edit_id: str, author: str | None = None) -> StoredEdit:
+        if not self.get(edit_id).is_active:
+            raise EditStateError("Undone already.")
         self.change("")
-        self.undone[edit_id] = self.stored.pop(self.get(edit_id).id)
+        self.undone[edit_id] = replace(self.stored.pop(edit_id), undone_at="2026-01-02")
         return self.undone[edit_id]
 
     def redo(self, edit_id: str, author: str | None = None) -> StoredEdit:
-        if edit_id not in self.undone:
-            raise NotFoundError(f"No edit {edit_id!r} was undone.")
+        if self.get(edit_id).is_active:
+            raise EditStateError("In force.")
         self.change(edit_id)
-        self.stored[edit_id] = self.undone.pop(edit_id)
+        self.stored[edit_id] = replace(self.undone.pop(edit_id), undone_at=None)
         return self.stored[edit_id]
 
     def get(self, edit_id: str) -> StoredEdit:
-        if edit_id not in self.stored:
-            raise NotFoundError(f"There is no edit {edit_id!r} in force.")
-        return self.stored[edit_id]
+        found = self.stored.get(edit_id) or self.undone.get(edit_id)
+        if found is None:
+            raise NotFoundError(f"There is no edit {edit_id!r}.")
+        return found
 
-    def page(self, after: str | None, limit: int) -> tuple[list[StoredEdit], bool]:
-        edits = list(self.stored.values())
-        start = 0 if after is None else 1 + edits.index(self.get(after))
-        return edits[start : start + limit], len(edits) > start + limit
+    def page(self, state: str, newest_first: bool, after: str | None, limit: int) -> EditPage:
+        return EditPage(tuple(self.stored.values())[:limit], frozenset(), False)
+
+    def one(self, edit_id: str) -> EditPage:
+        return EditPage((self.get(edit_id),), frozenset(), False)
 
     def count(self) -> int:
         return len(self.stored)

@@ -14,7 +14,7 @@ from ..errors import InvalidInputError, NotFoundError
 from .records import Binding, BlobKind, Changes, Event, StoredEdit
 from .schema import BLOBS, EDITS, EVENTS, META, SPANS
 
-_EDIT_COLUMNS: Final = tuple(EDITS.c[field.name] for field in fields(StoredEdit))
+EDIT_COLUMNS: Final = tuple(EDITS.c[field.name] for field in fields(StoredEdit))
 _EVENT_COLUMNS: Final = tuple(EVENTS.c[field.name] for field in fields(Event))
 _AT_A_TIME: Final = 500
 """Databases limit how many values one statement may have."""
@@ -55,7 +55,7 @@ def in_force(at: int | None = None) -> ColumnElement[bool]:
 
 def edits_where(connection: Connection, *conditions: ColumnElement[bool]) -> list[StoredEdit]:
     """Edits in the order they were made."""
-    rows = connection.execute(select(*_EDIT_COLUMNS).where(*conditions).order_by(EDITS.c.number))
+    rows = connection.execute(select(*EDIT_COLUMNS).where(*conditions).order_by(EDITS.c.number))
     return [StoredEdit(**row._mapping) for row in rows]
 
 

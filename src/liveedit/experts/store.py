@@ -10,14 +10,15 @@ from typing import Final, Self
 
 from sqlalchemy import Connection, func, select
 
-from ..errors import InvalidInputError, NotFoundError, StoreError
-from . import changes, queries, transfer
+from ..errors import EditPurgedError, EditStateError, InvalidInputError, NotFoundError, StoreError
+from . import changes, paging, queries, transfer
 from .bundle import BundleContents, Imported, open_bundle, write_bundle
 from .changes import Signature
 from .expert import Expert
 from .expert_bytes import expert_from_bytes, expert_to_bytes
 from .integrity import digest_problem, find_problems
 from .opening import open_database
+from .paging import EditPage, State
 from .records import (
     Binding,
     BlobKind,
@@ -156,7 +157,7 @@ class EditStore:
         """Take an edit out of force; the edit and its history stay. `edit_id` as in `get`.
 
         Edits that it superseded come back, unless something else happened to them since. Raises `NotFoundError` where
-        there is no such edit in force.
+        there is no such edit, `EditStateError` where it is not in force.
         """
         signature = self._signature(author, note)
         with self._database.writing() as connection:
@@ -170,15 +171,15 @@ class EditStore:
     def redo(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
         """Put an edit into force again; those that it had superseded leave again. `edit_id` as in `get`.
 
-        Raises `NotFoundError` where there is no such edit out of force, or it was purged.
+        Raises `NotFoundError` where there is no such edit, `EditStateError` where it is in force or was purged.
         """
         signature = self._signature(author, note)
         with self._database.writing() as connection:
             edit = queries.edit_of(connection, edit_id)
             if edit.is_active:
-                raise NotFoundError(f"The edit {edit.id!r} is in force. Nothing is there to redo.")
+                raise EditStateError(f"The edit {edit.id!r} is in force. Nothing is there to redo.")
             if edit.purged_at is not None:
-                raise NotFoundError(f"The edit {edit.id!r} was purged, at {edit.purged_at}: make it again.")
+                raise EditPurgedError(f"The edit {edit.id!r} was purged, at {edit.purged_at}: make it again.")
             event = changes.append_event(connection, "redo", edit.id, signature)
             changes.take_out(connection, changes.rivals_in_force(connection, edit), event)
             changes.bring_in(connection, [edit.number], event)
@@ -251,6 +252,25 @@ class EditStore:
         """
         with self._database.reading() as connection:
             return self._attached(queries.edit_of(connection, edit_id))
+
+    def page(
+        self, state: State = "in_force", *, newest_first: bool = False, after: str | None = None, limit: int = 100
+    ) -> EditPage:
+        """At most `limit` edits behind that of the whole id `after`, in the order they were made or against it.
+
+        No more is read than is shown. Raises as `paging.page_of` does.
+        """
+        with self._database.reading() as connection:
+            page = paging.page_of(connection, state, newest_first=newest_first, after=after, limit=limit)
+        for edit in page.edits:
+            self._attached(edit)
+        return page
+
+    def one(self, edit_id: str) -> EditPage:
+        """The edit of exactly this id, as a page. Raises `NotFoundError`; cheap, for it looks at no other edit."""
+        with self._database.reading() as connection:
+            found = paging.edit_named(connection, edit_id)
+            return EditPage((self._attached(found),), paging.thumbnails_among(connection, [found]), False)
 
     def expert(self, edit_id: str) -> Expert:
         """The expert of the edit of this id. Raises `NotFoundError`, and `StoreError` where it is damaged."""
@@ -369,7 +389,8 @@ class EditStore:
         if not edit.is_active:
             (event,) = queries.events_where(connection, EVENTS.c.revision == edit.revision_removed)
             verbs: dict[EventKind, str] = {"supersede": "superseded", "redo": "superseded", "purge": "purged"}
-            raise NotFoundError(
+            kind = EditStateError if edit.purged_at is None else EditPurgedError
+            raise kind(
                 f"The edit {edit.id!r} was already {verbs.get(event.kind, 'undone')}, at {edit.undone_at}. "
                 "Nothing is left to undo."
             )

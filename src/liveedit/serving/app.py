@@ -27,6 +27,7 @@ from .keys import KeyFile
 from .metrics import CONTENT_TYPE
 from .page_files import page_router
 from .problems import ErrorBody, problem_of
+from .reading import reading_router
 from .served_model import ServedModel
 from .service import Service
 
@@ -36,7 +37,8 @@ _ERRORS: dict[int, str] = {
     403: "A key whose role does not reach.",
     404: "No such model, edit or route.",
     408: "The body did not arrive in time.",
-    409: "An Idempotency-Key that came before with another body.",
+    409: "An edit that is not in the state for this, or an Idempotency-Key that came before with another body.",
+    410: "An edit that was purged.",
     413: "A body that is too large.",
     415: "A body that is not JSON.",
     429: "Too many requests wait; see Retry-After.",
@@ -51,7 +53,7 @@ def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel,
     model_name: what clients call the model. keys: None to ask for none, which is for a loopback address alone.
     """
     settings, metrics = engine.settings, engine.metrics
-    service = Service(engine, model_name, settings, Idempotency(settings.kept_idempotency_keys))
+    service = Service(engine, model, model_name, settings, Idempotency(settings.kept_idempotency_keys))
     metrics.edits.set_function(model.count)
 
     @asynccontextmanager
@@ -72,6 +74,7 @@ def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel,
     bearer = [Security(HTTPBearer(auto_error=False, description="An API key; the gate has checked it before."))]
     app.include_router(chat_router(service), tags=["asking"], dependencies=bearer)
     app.include_router(heat_maps_router(service), tags=["asking"], dependencies=bearer)
+    app.include_router(reading_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(edits_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(_operating_router(service), tags=["operating"])
     app.include_router(page_router(settings, asks_for_keys=keys is not None), include_in_schema=False)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -14,6 +14,7 @@ from ..experts.records import StoredEdit
 from .chat_messages import Text
 from .pictures import picture_of
 from .problems import RefusalError
+from .reading import EditCard, EditId, card_of
 from .served_model import Correction, Evidence, ServedModel
 from .service import Service
 
@@ -21,7 +22,6 @@ IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", description="The same key with the same body does nothing twice."),
 ]
-_MOST_LISTED = 100
 
 
 class EditRequest(BaseModel):
@@ -70,33 +70,6 @@ class CreatedEdit(BaseModel):
     evidence: EditEvidence
 
 
-class EditCard(BaseModel):
-    """An edit as it stands in the file; times in ISO 8601, UTC."""
-
-    id: str
-    object: str = "edit"
-    prompt: str
-    answer: str
-    answer_before: str | None
-    answer_after: str | None
-    image_sha256: str | None = Field(description="SHA-256 of the picture's size and pixels.")
-    editor: str
-    author: str | None
-    note: str | None
-    created_at: str
-    undone_at: str | None
-
-
-class EditList(BaseModel):
-    """A page of edits, oldest first. Give `last_id` as `after` for the next one."""
-
-    object: str = "list"
-    data: list[EditCard]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
 def edits_router(service: Service) -> APIRouter:
     """The routes of correcting."""
     router = APIRouter()
@@ -112,28 +85,13 @@ def edits_router(service: Service) -> APIRouter:
         owner = f"{_owner(request)} POST /v1/edits"
         return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
 
-    @router.get("/v1/edits")
-    async def list_edits(
-        limit: Annotated[int, Query(ge=1, le=_MOST_LISTED)] = 20, after: Annotated[str | None, Query()] = None
-    ) -> EditList:
-        """The edits in force, oldest first."""
-        found, has_more = await service.engine.act(lambda model: model.page(after, limit))
-        cards = [_card(stored) for stored in found]
-        ends = (cards[0].id, cards[-1].id) if cards else (None, None)
-        return EditList(data=cards, first_id=ends[0], last_id=ends[1], has_more=has_more)
-
-    @router.get("/v1/edits/{edit_id}")
-    async def get_edit(edit_id: str) -> EditCard:
-        """One edit in force."""
-        return _card(await service.engine.act(lambda model: model.get(edit_id)))
-
     @router.post("/v1/edits/{edit_id}/undo")
-    async def undo_edit(request: Request, edit_id: str, idempotency_key: IdempotencyKey = None) -> EditCard:
+    async def undo_edit(request: Request, edit_id: EditId, idempotency_key: IdempotencyKey = None) -> EditCard:
         """Take an edit back: the model is, bit for bit, as if it had never been made."""
         return await _changed(service, request, idempotency_key, lambda model: model.undo(edit_id, _author(request)))
 
     @router.post("/v1/edits/{edit_id}/redo")
-    async def redo_edit(request: Request, edit_id: str, idempotency_key: IdempotencyKey = None) -> EditCard:
+    async def redo_edit(request: Request, edit_id: EditId, idempotency_key: IdempotencyKey = None) -> EditCard:
         """Put an undone edit into force again, as it was."""
         return await _changed(service, request, idempotency_key, lambda model: model.redo(edit_id, _author(request)))
 
@@ -146,7 +104,9 @@ async def _changed(
     """The edit after a change, which happens once for an Idempotency-Key."""
 
     async def run() -> EditCard:
-        return _card(await service.engine.act(change))
+        changed = await service.engine.act(change)
+        with_thumbnail = (await service.read(lambda model: model.one(changed.id))).with_thumbnail
+        return card_of(changed, with_thumbnail)
 
     owner = f"{_owner(request)} POST {request.url.path}"
     return await service.idempotency.once(owner, idempotency_key, await request.body(), run)
@@ -198,10 +158,6 @@ def _evidence(evidence: Evidence) -> EditEvidence:
         refine_steps=receipt.refine_steps,
         store_bytes=receipt.store_bytes,
     )
-
-
-def _card(stored: StoredEdit) -> EditCard:
-    return EditCard.model_validate(stored, from_attributes=True)
 
 
 def _author(request: Request) -> str | None:

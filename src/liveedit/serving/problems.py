@@ -13,6 +13,8 @@ from starlette.responses import JSONResponse
 
 from ..errors import (
     ConflictError,
+    EditPurgedError,
+    EditStateError,
     ImageError,
     InvalidInputError,
     LiveEditError,
@@ -30,11 +32,14 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
+    410: "gone_error",
     429: "rate_limit_error",
 }
 _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (ImageError, 400, "invalid_image"),
     (InvalidInputError, 400, "invalid_value"),
+    (EditPurgedError, 410, "purged"),
+    (EditStateError, 409, "edit_state"),
     (NotFoundError, 404, "not_found"),
     (ConflictError, 409, "conflict"),
     (QueueFullError, 429, "queue_full"),

@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..editors import Fired
-from ..errors import InvalidInputError, NotFoundError
-from ..experts.records import StoredEdit
+from ..errors import EditPurgedError, InvalidInputError, NotFoundError
+from ..experts.paging import EditPage, State
+from ..experts.records import Event, StoredEdit
 from ..model import EditedModel, Receipt
 from ..samples import Question
 from .settings import ServingSettings
@@ -94,7 +95,10 @@ class Evidence:
 
 
 class ServedModel:
-    """An `EditedModel` under the limits of a service. For one thread: it is not to be called by two at once."""
+    """An `EditedModel` under the limits of a service.
+
+    For one thread: it is not to be called by two at once, except for what only reads the store.
+    """
 
     def __init__(self, model: EditedModel, settings: ServingSettings):
         self.model, self.settings = model, settings
@@ -175,31 +179,46 @@ class ServedModel:
         return Evidence(receipt, wanted.author, wanted.note, rephrased)
 
     def undo(self, edit_id: str, author: str | None = None) -> StoredEdit:
-        """Take an edit back. Raises `NotFoundError` where there is no edit of exactly this id in force."""
-        return self.model.undo(_whole(edit_id), author=author)
+        """Take an edit back. Raises `NotFoundError` for an id that is not whole or unknown, `EditStateError`."""
+        return self.model.undo(self._known(edit_id), author=author)
 
     def redo(self, edit_id: str, author: str | None = None) -> StoredEdit:
-        """Put an edit into force again. Raises `NotFoundError` where none of exactly this id was undone."""
-        return self.model.redo(_whole(edit_id), author=author)
-
-    def get(self, edit_id: str) -> StoredEdit:
-        """The edit in force of this id. Raises `NotFoundError`."""
-        for stored in self.model.edits():
-            if stored.id == edit_id:
-                return stored
-        raise NotFoundError(_unknown(edit_id))
-
-    def page(self, after: str | None, limit: int) -> tuple[list[StoredEdit], bool]:
-        """The edits in force behind that of this id, oldest first, and whether more follow. Raises `NotFoundError`."""
-        edits = list(self.model.edits())
-        start = 0
-        if after is not None:
-            start = 1 + [stored.id for stored in edits].index(self.get(after).id)
-        return edits[start : start + limit], len(edits) > start + limit
+        """Put an undone edit into force again. Raises as `undo` does."""
+        return self.model.redo(self._known(edit_id), author=author)
 
     def count(self) -> int:
         """How many edits are in force."""
         return len(self.model)
+
+    # -- reading the store: on any thread ----------------------------------------------------------------
+
+    def page(self, state: State, newest_first: bool, after: str | None, limit: int) -> EditPage:
+        """Some edits. Raises `NotFoundError` where there is no edit of exactly the id `after`."""
+        after = None if after is None else _whole(after)
+        return self.model.store.page(state, newest_first=newest_first, after=after, limit=limit)
+
+    def one(self, edit_id: str) -> EditPage:
+        """The edit of exactly this id, in force or not, as a page. Raises `NotFoundError`."""
+        return self.model.store.one(_whole(edit_id))
+
+    def thumbnail(self, edit_id: str) -> bytes:
+        """The thumbnail of an edit as PNG. Raises `NotFoundError` where there is none, `EditPurgedError`."""
+        (edit,) = self.one(edit_id).edits
+        if edit.purged_at is not None:
+            raise EditPurgedError(f"The edit {edit_id!r} was purged, at {edit.purged_at}, and its thumbnail with it.")
+        found = edit.thumbnail
+        if found is None:
+            raise NotFoundError(f"The edit {edit_id!r} has no picture.")
+        return found
+
+    def history(self, edit_id: str) -> tuple[Event, ...]:
+        """What happened to an edit, oldest first. Raises `NotFoundError`."""
+        return self.model.store.history(self._known(edit_id))
+
+    def _known(self, edit_id: str) -> str:
+        """This id, if it is that of an edit: what the store says of unknown ones takes reading all ids."""
+        (edit,) = self.one(edit_id).edits
+        return edit.id
 
     def _texts(self, asked: Sequence[tuple[Any, str]]) -> list[str]:
         return [answer.text for answer in self.model.ask_batch(asked)] if asked else []
@@ -208,12 +227,8 @@ class ServedModel:
 def _whole(edit_id: str) -> str:
     """The id, if it is a whole one: the store takes beginnings too, which are no way to name what is to be undone."""
     if _ID.fullmatch(edit_id) is None:
-        raise NotFoundError(_unknown(edit_id))
+        raise NotFoundError(f"There is no edit {edit_id!r}. Give the whole id; list the edits to see theirs.")
     return edit_id
-
-
-def _unknown(edit_id: str) -> str:
-    return f"There is no edit {edit_id!r} in force. List the edits to see their ids."
 
 
 def _reply(row: Writing, length: int, fired: tuple[Fired, ...], revision: int) -> Reply | Exception:

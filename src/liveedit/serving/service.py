@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, TypeVar
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 
 from .engine import Engine
 from .idempotency import Idempotency
 from .served_model import ServedModel
 from .settings import ServingSettings
+
+_READERS: Final = 4
+"""So few threads read the store at once that connections to it are left for the thread of the model."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,14 @@ class Service:
     """One served model. `model_name` is what clients call it."""
 
     engine: Engine[ServedModel]
+    model: ServedModel
+    """For what may be called on any thread; the engine has it for all else."""
     model_name: str
     settings: ServingSettings
     idempotency: Idempotency[Any]
     started: int = field(default_factory=lambda: int(time.time()))
+    readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_READERS))
+
+    async def read(self, look: Callable[[ServedModel], _Result]) -> _Result:
+        """What a function that only reads the store returns; it runs beside the thread of the model."""
+        return await run_sync(look, self.model, limiter=self.readers)

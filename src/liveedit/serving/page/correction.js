@@ -2,6 +2,7 @@
 
 import { createEdit } from "./api.js";
 import { button, byId, clearProblem, make, say, showProblem, whileBusy } from "./dom.js";
+import { cardOf } from "./history.js";
 
 /** The form below an answer. `onMade` is called with the asked question and the edit that was made. */
 export class Correction {
@@ -152,14 +153,26 @@ function rephrasingTable(rephrasings) {
   );
 }
 
-/** What newer servers tell as well: whether other answers stayed, and which other corrections are near. */
-function checks({ locality, collisions, supersedes }) {
+/** Whether other answers stayed, and which other corrections are near; each is said where there is something to say. */
+function checks({ locality = [], earlier_edits: earlier = [], collisions = [], supersedes = [] }) {
   const lines = [];
-  if (locality?.asked) lines.push([mark(locality.kept === locality.asked), ` ${locality.kept} of ${locality.asked} unrelated questions keep their answer.`]);
-  for (const near of collisions ?? []) lines.push([mark(false), " It comes close to another correction: ", make("q", {}, near.prompt ?? near.id), near.answer ? make("strong", {}, ` ${near.answer}`) : ""]);
-  const replaced = [supersedes ?? []].flat();
-  if (replaced.length) lines.push([mark(true), replaced.length === 1 ? " It takes the place of an earlier correction of the same question." : ` It takes the place of ${replaced.length} earlier corrections.`]);
+  if (supersedes.length) {
+    lines.push([mark(true), supersedes.length === 1 ? " It takes the place of an earlier correction of the same question." : ` It takes the place of ${supersedes.length} earlier corrections.`]);
+  }
+  const probed = [["unrelated question", locality], ["earlier correction", earlier]];
+  for (const [what, asked] of probed.filter(([, asked]) => asked.length)) {
+    const kept = asked.filter((one) => one.kept).length;
+    const keeps = asked.length === 1 ? `the one ${what} that was asked again` : `${asked.length} ${what}s that were asked again`;
+    lines.push([mark(kept === asked.length), ` ${kept} of ${keeps} ${kept === 1 ? "keeps its answer." : "keep their answers."}`]);
+  }
+  for (const near of collisions) lines.push([mark(!near.answers_differ), near.answers_differ ? " It meets another correction, whose answer differs: " : " It meets another correction, of the same answer: ", named(near.edit_id)]);
   return lines;
+}
+
+function named(id) {
+  const place = make("q", {}, id);
+  cardOf(id).then((card) => place.replaceChildren(`${card.prompt} ${card.answer}`), () => {});
+  return place;
 }
 
 function mark(good) {
