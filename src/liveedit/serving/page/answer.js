@@ -1,8 +1,8 @@
 // The answer: its text, the corrections that took part, and what the question looked at.
 
 import { makeHeatMaps } from "./api.js";
-import { bar, button, byId, clearProblem, make, percent, say, showProblem, whileBusy } from "./dom.js";
-import { describeHeat, drawHeat, tableOfHeat } from "./heat.js";
+import { bar, byId, clearProblem, make, percent, say, showProblem } from "./dom.js";
+import { describeHeat, drawHeat, scaleOfHeat, tableOfHeat } from "./heat.js";
 import { cardOf, thumbnailOf } from "./history.js";
 
 const SHOWN = 4;
@@ -22,6 +22,7 @@ export class AnswerView {
     byId("welcome").hidden = true;
     byId("answer").hidden = false;
     byId("stale").hidden = true;
+    clearProblem(byId("answer-problem"));
     byId("asked-prompt").textContent = asked.prompt;
     byId("answer-text").textContent = "";
     byId("fired").replaceChildren();
@@ -34,6 +35,7 @@ export class AnswerView {
       image.alt = asked.picture.shows ?? `The picture that was asked about: ${asked.picture.name}`;
     }
     this.hideHeat();
+    document.querySelector(".said").scrollIntoView({ block: "nearest" });
   }
 
   /** As much of the answer as there is. */
@@ -51,9 +53,15 @@ export class AnswerView {
     await Promise.all([this.showFired(asked), this.showHeat()]);
   }
 
-  /** The corrections have changed since. */
-  markStale() {
-    byId("stale").hidden = this.asked === null;
+  /** A correction was undone or redone since. */
+  async edited(card) {
+    if (this.asked === null) return;
+    byId("stale").hidden = false;
+    if (!this.asked.edits.some((fired) => fired.id === card.id)) return;
+    const box = byId("fired");
+    const held = box.contains(document.activeElement);
+    await this.showFired(this.asked);
+    if (held) box.querySelector(`[data-id="${card.id}"] button`)?.focus();
   }
 
   // -- the corrections that took part
@@ -78,13 +86,9 @@ export class AnswerView {
 
   fired(fired, card) {
     const title = `Weight ${fired.weight.toFixed(3)}: its share in the answer. Margin ${fired.margin.toFixed(3)}: by how much the picture was nearer to the correction's than to none.`;
-    const undo = button("Undo", () => whileBusy(undo, "…", () => this.history.change(card.id, "undo")), {
-      class: "quiet small-button",
-      "aria-label": `Undo: ${card.prompt ?? card.id} ${card.answer ?? ""}`,
-    });
     return make(
       "li",
-      { class: "fired-edit", title, "data-id": fired.id },
+      { class: `fired-edit ${card.in_force === false ? "is-out" : ""}`, title, "data-id": fired.id },
       thumbnailOf(card),
       make(
         "div",
@@ -92,7 +96,7 @@ export class AnswerView {
         make("p", {}, card.prompt ? `${card.prompt} ` : `Correction ${card.id}`, card.answer ? make("strong", {}, card.answer) : null),
         make("p", { class: "weight" }, bar(fired.weight), make("span", { class: "figure" }, `weight ${percent(fired.weight)}`)),
       ),
-      card.in_force ? undo : null,
+      card.in_force === undefined ? null : this.history.changer(card, byId("answer-problem")),
     );
   }
 
@@ -126,6 +130,9 @@ export class AnswerView {
     drawHeat(byId("heat"), asked.picture, map);
     byId("heat").hidden = map.over !== "cells";
     byId("heat-summary").textContent = describeHeat(map, kind);
+    const [low, high] = scaleOfHeat(map, kind);
+    byId("legend-low").textContent = low;
+    byId("legend-high").textContent = high;
     byId("heat-table").replaceChildren(tableOfHeat(map, kind));
     byId("heat-explained").hidden = false;
   }

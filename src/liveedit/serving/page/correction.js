@@ -4,13 +4,13 @@ import { createEdit } from "./api.js";
 import { button, byId, clearProblem, make, say, showProblem, whileBusy } from "./dom.js";
 import { cardOf } from "./history.js";
 
-/** The form below an answer. `onMade` is called with the asked question and the edit that was made. */
+/** The form below an answer, and what comes of it. */
 export class Correction {
-  constructor(view, history, settings, onMade) {
-    this.view = view;
-    this.history = history;
+  constructor(page, settings) {
+    this.page = page;
+    this.view = page.view;
+    this.history = page.history;
     this.settings = settings;
-    this.onMade = onMade;
     this.form = byId("correction-form");
     byId("correct-button").addEventListener("click", () => (this.form.hidden ? this.open() : this.close()));
     byId("cancel-correction").addEventListener("click", () => this.close());
@@ -35,7 +35,7 @@ export class Correction {
 
   /** Put the form and the evidence away; the focus goes back where it came from. */
   close() {
-    const held = this.form.contains(document.activeElement);
+    const held = this.form.contains(document.activeElement) || byId("evidence").contains(document.activeElement);
     this.reset();
     if (held) byId("correct-button").focus();
   }
@@ -77,7 +77,7 @@ export class Correction {
     this.form.hidden = true;
     byId("correct-button").setAttribute("aria-expanded", "false");
     this.showEvidence(asked, made);
-    this.onMade(asked, made);
+    this.history.refresh();
   }
 
   // -- the evidence
@@ -87,7 +87,7 @@ export class Correction {
     const box = byId("evidence");
     box.classList.toggle("is-good", evidence.took);
     box.replaceChildren(
-      make("h3", {}, evidence.took ? "Learned" : "It did not take"),
+      make("h3", {}, evidence.took ? "✓ Learned" : "It did not take"),
       make(
         "p",
         { class: "before-after" },
@@ -114,7 +114,7 @@ export class Correction {
 
   next(asked, made) {
     const words = this.alike(asked.prompt).map((text) =>
-      button(text, () => this.onMade.ask({ prompt: text, picture: asked.picture }), { class: "chip" }),
+      button(text, () => this.page.ask({ prompt: text, picture: asked.picture }), { class: "chip" }),
     );
     const undo = button("Undo this correction", () => whileBusy(undo, "Undoing …", () => this.history.change(made.id, "undo").then((done) => done && this.close())), { class: "quiet" });
     return make(
@@ -124,10 +124,10 @@ export class Correction {
       make(
         "div",
         { class: "chips" },
-        button("Ask it again", () => this.onMade.ask({ prompt: asked.prompt, picture: asked.picture }), { class: "chip chip-strong" }),
+        button("Ask it again", () => this.page.ask({ prompt: asked.prompt, picture: asked.picture }), { class: "chip chip-strong" }),
         ...words,
-        button("In my own words", () => this.onMade.reword(), { class: "chip" }),
-        button("With another picture", () => this.onMade.repicture(), { class: "chip" }),
+        button("In my own words", () => this.page.reword(), { class: "chip" }),
+        button("With another picture", () => this.page.repicture(), { class: "chip" }),
       ),
       make("p", { class: "undo-line" }, undo),
     );

@@ -47,6 +47,12 @@ function frameLargest(pen, map, x, y) {
   pen.strokeRect(...box);
 }
 
+/** The two ends of the scale, as numbers. */
+export function scaleOfHeat(map, kind) {
+  const { value } = largest(map.values);
+  return kind === "attention" ? ["0%", percent(value)] : ["0", value.toFixed(2)];
+}
+
 /** The map in a sentence or two. */
 export function describeHeat(map, kind) {
   if (map.over !== "cells") return "This model reads the picture through tokens that stand for no place, so there is no map to draw; the shares are below.";

@@ -137,13 +137,18 @@ export class History {
   actions(card, state) {
     const actions = make("div", { class: "edit-actions" }, make("span", { class: `state ${state.replace(" ", "-")}` }, state));
     if (state === "purged") return actions;
-    const change = card.in_force ? "undo" : "redo";
-    const press = button(change === "undo" ? "Undo" : "Redo", () => whileBusy(press, "…", () => this.change(card.id, change)), {
-      class: "quiet small-button",
-      "aria-label": `${change === "undo" ? "Undo" : "Redo"}: ${card.prompt} ${card.answer}`,
-    });
-    actions.append(press);
+    actions.append(this.changer(card));
     return actions;
+  }
+
+  /** The button that undoes or redoes an edit. */
+  changer(card, problem = byId("history-problem")) {
+    const [change, text] = card.in_force ? ["undo", "Undo"] : ["redo", "Redo"];
+    const press = button(text, () => whileBusy(press, "…", () => this.change(card.id, change, problem)), {
+      class: "quiet small-button",
+      "aria-label": `${text}: ${card.prompt} ${card.answer}`,
+    });
+    return press;
   }
 
   happened(card) {

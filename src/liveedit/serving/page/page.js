@@ -15,15 +15,9 @@ class Page {
     this.model = null;
     this.picture = null;
     this.running = null;
-    this.history = new History((card) => this.edited(card));
+    this.history = new History((card) => this.view.edited(card));
     this.view = new AnswerView(this.history);
-    const onMade = () => this.made();
-    Object.assign(onMade, {
-      ask: (wanted) => this.askAbout(wanted),
-      reword: () => this.reword(),
-      repicture: () => this.repicture(),
-    });
-    this.correction = new Correction(this.view, this.history, settings, onMade);
+    this.correction = new Correction(this, settings);
     this.listenToForm();
     this.listenToPictures();
     this.showExamples();
@@ -142,15 +136,7 @@ class Page {
 
   // -- correcting
 
-  made() {
-    this.view.markStale();
-    this.history.refresh();
-  }
-
-  edited() {
-    this.view.markStale();
-  }
-
+  /** Begin to ask the same in other words. */
   reword() {
     const prompt = byId("prompt");
     prompt.value = this.view.asked.prompt;
@@ -158,6 +144,7 @@ class Page {
     prompt.select();
   }
 
+  /** Begin to ask the same about another picture. */
   repicture() {
     byId("prompt").value = this.view.asked.prompt;
     byId("stage").scrollIntoView({ block: "center" });
@@ -216,7 +203,8 @@ class Page {
     shown.hidden = !picture;
     byId("stage-empty").hidden = Boolean(picture);
     byId("remove-picture").hidden = !picture;
-    byId("picture-name").textContent = picture ? `${picture.name}, ${picture.width} × ${picture.height}` : "No picture";
+    byId("picture-name").textContent = picture?.name ?? "No picture";
+    byId("picture-name").title = picture ? `${picture.width} × ${picture.height} pixels` : "";
     if (picture) {
       shown.src = picture.uri;
       shown.alt = picture.shows ?? picture.name;
