@@ -2,6 +2,7 @@
 #   make demo    three pictures edited and asked again, then 1,000 edits measured; writes demo-report/
 #   make test    the tests
 #   make torture the edits file: 200 writers killed at random moments, and again on a full disk (about 6 minutes)
+#   make fuzz    the service: schemathesis at length, and 10,000 broken pictures and bodies (about 15 minutes)
 #   make check   lint, format and types
 #   make editors train the other editors for the built-in backbones; resumes (about 10 minutes each on one core)
 #   make bench   the speed benchmarks and the standard lifelong bench; writes runs/bench/
@@ -24,7 +25,7 @@ SETTINGS-tiny-llava-recipe := --set prompt_tokens=8
 SETTINGS-tiny-minigpt4-recipe := --set prompt_tokens=8
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
-.PHONY: demo test torture check editors bench format clean
+.PHONY: demo test torture fuzz check editors bench format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -35,6 +36,9 @@ test: $(VENV)/.dev
 
 torture: $(VENV)/.dev
 	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/experts/test_store_torture.py
+
+fuzz: $(VENV)/.dev
+	LIVEEDIT_FUZZ=10000 $(BIN)/python -m pytest tests/serving/test_serving_fuzz.py tests/serving/test_serving_schema.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

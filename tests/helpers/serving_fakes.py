@@ -131,6 +131,10 @@ class FakeModel:
     def one(self, edit_id: str) -> EditPage:
         return EditPage((self.get(edit_id),), frozenset(), False)
 
+    @property
+    def needs_picture(self) -> bool:
+        return False
+
     def count(self) -> int:
         return len(self.stored)
 

@@ -8,43 +8,39 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Match
 
 from .. import __version__
 from ..errors import LiveEditError
 from .chat import chat_router
 from .edits import edits_router
 from .engine import Engine
-from .gate import Gate, role_for
+from .gate import Gate
 from .heat_maps import heat_maps_router
 from .idempotency import Idempotency
 from .keys import KeyFile
 from .metrics import CONTENT_TYPE
+from .openapi import schema_of
 from .page_files import page_router
-from .problems import ErrorBody, problem_of
+from .problems import problem_of
 from .reading import reading_router
 from .served_model import ServedModel
 from .service import Service
 
-_ERRORS: dict[int, str] = {
-    400: "A field that cannot be taken; `param` names it.",
-    401: "No key, or an unknown one.",
-    403: "A key whose role does not reach.",
-    404: "No such model, edit or route.",
-    408: "The body did not arrive in time.",
-    409: "An edit that is not in the state for this, or an Idempotency-Key that came before with another body.",
-    410: "An edit that was purged.",
-    413: "A body that is too large.",
-    415: "A body that is not JSON.",
-    429: "Too many requests wait; see Retry-After.",
-    500: "The server failed.",
-    503: "The server is shutting down, or the request waited too long; see Retry-After.",
-}
+
+class ServiceState(BaseModel):
+    """How a service is, in words."""
+
+    status: str
+
+
+_OR_NOT: dict[int | str, dict[str, Any]] = {503: {"model": ServiceState, "description": "`status` says why not."}}
 
 
 def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel, keys: KeyFile | None) -> FastAPI:
@@ -76,28 +72,39 @@ def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel,
     app.include_router(heat_maps_router(service), tags=["asking"], dependencies=bearer)
     app.include_router(reading_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(edits_router(service), tags=["editing"], dependencies=bearer)
-    app.include_router(_operating_router(service), tags=["operating"])
+    app.include_router(_operating_router(service, bearer), tags=["operating"])
     app.include_router(page_router(settings, asks_for_keys=keys is not None), include_in_schema=False)
     app.add_middleware(Gate, settings=settings, keys=keys, metrics=metrics)
-    app.openapi = lambda: _schema(app)
+
+    def schema() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = schema_of(app, service)
+        return app.openapi_schema
+
+    app.openapi = schema
     return app
 
 
-def _operating_router(service: Service) -> APIRouter:
+def _operating_router(service: Service, bearer: list[Any]) -> APIRouter:
     router = APIRouter()
     engine = service.engine
 
-    @router.get("/healthz")
+    @router.get("/healthz", response_model=ServiceState, responses=_OR_NOT)
     async def healthz() -> Response:
         """Whether the process is to be kept: 200, or 503 where the model's thread has ended."""
         return _state("ok" if engine.is_alive else "the model's thread has ended", engine.is_alive)
 
-    @router.get("/readyz")
+    @router.get("/readyz", response_model=ServiceState, responses=_OR_NOT)
     async def readyz() -> Response:
         """Whether requests are to be sent here: 200, or 503 while it shuts down."""
         return _state("ready" if engine.is_ready else "shutting down", engine.is_ready)
 
-    @router.get("/metrics")
+    @router.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses={200: {"content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}},
+        dependencies=bearer,
+    )
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(engine.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
@@ -110,25 +117,17 @@ def _state(text: str, is_good: bool) -> JSONResponse:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    return problem_of(error).response
+    response = problem_of(error).response
+    if response.status_code == 405:
+        # Starlette names the methods of the first route of this path alone.
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return response
 
 
-def _schema(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI, with the errors as they are: 400 in place of FastAPI's 422, and the one error shape."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        parts = schema["components"]["schemas"]
-        for gone in ("HTTPValidationError", "ValidationError"):
-            parts.pop(gone, None)
-        error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
-        parts |= error.pop("$defs")
-        parts["ErrorBody"] = error
-        body = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
-        for path, operations in schema["paths"].items():
-            for operation in operations.values():
-                operation["responses"].pop("422", None)
-                if role_for(path) is not None:
-                    errors = {str(status): {"description": text, "content": body} for status, text in _ERRORS.items()}
-                    operation["responses"] = {**errors, **operation["responses"]}
-        app.openapi_schema = schema
-    return app.openapi_schema
+def _methods(request: Request) -> set[str]:
+    """The methods that are taken at the path of a request."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found

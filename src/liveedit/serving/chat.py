@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +21,7 @@ from .problems import RefusalError, problem_of
 from .served_model import Query, Reply
 from .service import Service
 from .settings import ServingSettings
+from .writing import Finish
 
 
 class FiredEdit(BaseModel):
@@ -49,7 +50,7 @@ class Usage(BaseModel):
 class AssistantMessage(BaseModel):
     """The answer."""
 
-    role: str = "assistant"
+    role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
 
@@ -60,14 +61,14 @@ class Choice(BaseModel):
     index: int = 0
     message: AssistantMessage
     logprobs: None = None
-    finish_reason: str
+    finish_reason: Finish
 
 
 class ChatCompletion(BaseModel):
     """A whole answer."""
 
     id: str
-    object: str = "chat.completion"
+    object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
     choices: list[Choice]
@@ -79,7 +80,7 @@ class ModelCard(BaseModel):
     """The model that is served."""
 
     id: str
-    object: str = "model"
+    object: Literal["model"] = "model"
     created: int
     owned_by: str = "liveedit"
 
@@ -89,8 +90,16 @@ class ModelList(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    object: str = "list"
+    object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+_EVENT = {
+    "type": "object",
+    "description": "One event of a stream.",
+    "properties": {"data": {"type": "string", "description": "A chat.completion.chunk as JSON; at the end [DONE]."}},
+    "required": ["data"],
+}
 
 
 def chat_router(service: Service) -> APIRouter:
@@ -111,7 +120,7 @@ def chat_router(service: Service) -> APIRouter:
     @router.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={200: {"content": {"text/event-stream": {"schema": _EVENT}}}},
     )
     async def complete(request: ChatRequest) -> Any:
         """Answer a question, about a picture or without one; `stream` sends the answer as it is written."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from ..errors import InvalidInputError
 from .problems import RefusalError
 from .settings import ServingSettings
 from .writing import Style
 
+SEEDS = (-(2**63), 2**63 - 1)
 _LONGEST_STOP = 256
 _MOST_STOPS = 4
 
@@ -24,24 +26,52 @@ def _writable(text: str) -> str:
     return text
 
 
+WITH_TEXT: Final = r"[^\s\x00-\x1f\x85]"
+"""What a prompt has somewhere: a character that is no space. Read alike by Python and by JSON schemas."""
+
+
+def is_empty(text: str) -> bool:
+    """Whether nothing is written there."""
+    return re.search(WITH_TEXT, text) is None
+
+
+def _whole(number: object) -> object:
+    """JSON does not tell 5.0 from 5."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _no(given: bool) -> bool:
+    if given:
+        raise ValueError("Only false is taken here")
+    return given
+
+
+_No = Annotated[bool, AfterValidator(_no), WithJsonSchema({"type": "boolean", "const": False})]
+"""Literal[False] would take 0 as well."""
+
+_Whole = BeforeValidator(_whole)
+_Tokens = Annotated[int, Field(ge=1), _Whole]
+
 Text = Annotated[str, AfterValidator(_writable)]
 """Text that can be written as UTF-8."""
 
 _Stop = Annotated[Text, StringConstraints(min_length=1, max_length=_LONGEST_STOP)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RequestModel(BaseModel):
+    """What a request holds: nothing is guessed at, no text is read as a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class ImageUrl(_Model):
+class ImageUrl(RequestModel):
     """A picture as a data URI."""
 
     url: Text
     detail: Literal["auto"] | None = None
 
 
-class Part(_Model):
+class Part(RequestModel):
     """A piece of a message: text, or a picture."""
 
     type: str
@@ -49,45 +79,45 @@ class Part(_Model):
     image_url: ImageUrl | None = None
 
 
-class ChatMessage(_Model):
+class ChatMessage(RequestModel):
     """A message of the user."""
 
     role: str
     content: Text | list[Part] | None = None
 
 
-class StreamOptions(_Model):
+class StreamOptions(RequestModel):
     """How a streamed answer is sent. `include_obfuscation` pads chunks at OpenAI; here there is nothing to hide."""
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: _No | None = None
 
 
-class ChatRequest(_Model):
+class ChatRequest(RequestModel):
     """A chat completion's request. Fields that this model cannot honour are refused, unless they ask for nothing."""
 
     model: Text
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: Annotated[int, Field(ge=SEEDS[0], le=SEEDS[1]), _Whole] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=_MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Taken where they ask for nothing:
-    n: Literal[1] | None = None
-    top_p: Literal[1] | Annotated[float, Field(ge=1, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=1), _Whole] | None = None
+    top_p: Annotated[float, Field(ge=1, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: _No | None = None
     response_format: PlainText | None = None
     # Of no consequence for the answer:
     user: Text | None = None
     safety_identifier: Text | None = None
     prompt_cache_key: Text | None = None
     metadata: dict[str, Any] | None = None
-    store: Literal[False] | None = None
+    store: _No | None = None
     service_tier: Literal["auto", "default"] | None = None
 
     def question(self) -> tuple[str, str | None]:
@@ -123,7 +153,7 @@ class ChatRequest(_Model):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class PlainText(_Model):
+class PlainText(RequestModel):
     """The only format: text."""
 
     type: Literal["text"]
@@ -153,7 +183,7 @@ def _split(message: ChatMessage) -> tuple[str, str | None]:
 
 
 def _full(prompt: str) -> str:
-    if not prompt.strip():
+    if is_empty(prompt):
         raise _refused("messages.0.content", "The message has no text. Give a question.")
     return prompt
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from ..experts.records import StoredEdit
-from .chat_messages import Text
+from .chat_messages import RequestModel, Text, is_empty
+from .idempotency import LONGEST_KEY
 from .pictures import picture_of
 from .problems import RefusalError
 from .reading import EditCard, EditId, card_of
@@ -20,14 +21,17 @@ from .service import Service
 
 IdempotencyKey = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", description="The same key with the same body does nothing twice."),
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=LONGEST_KEY,
+        description="The same key with the same body does nothing twice.",
+    ),
 ]
 
 
-class EditRequest(BaseModel):
+class EditRequest(RequestModel):
     """From now on, `prompt` about `image` (and what it shows) is answered with `answer`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Text = Field(min_length=1)
     answer: Text = Field(min_length=1, max_length=4096)
@@ -62,7 +66,7 @@ class CreatedEdit(BaseModel):
     """An edit that was made and is on disk."""
 
     id: str
-    object: str = "edit"
+    object: Literal["edit"] = "edit"
     prompt: str
     answer: str
     author: str | None
@@ -123,7 +127,7 @@ async def _correction(wanted: EditRequest, author: str | None, service: Service)
         )
     for name, texts in (("prompt", [wanted.prompt]), ("answer", [wanted.answer]), ("rephrasings", wanted.rephrasings)):
         for text in texts:
-            if not text.strip():
+            if is_empty(text):
                 raise RefusalError(400, f"{name}: this text is empty. Give some.", "invalid_value", name)
             if len(text) > settings.prompt_characters:
                 raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 from fastapi import APIRouter
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from ..backbones import Backbone
 from ..editors.liveedit.looked_at import HeatMap, attention_map, change_map
 from ..samples import Question
 from .chat import FiredEdit
-from .chat_messages import Text
+from .chat_messages import RequestModel, Text, is_empty
 from .pictures import picture_of
 from .problems import RefusalError
 from .served_model import Query, ServedModel
@@ -25,10 +25,8 @@ _MOST_CELLS = 8
 """Rows and columns of a map of changes at most: each of its cells is a picture to run, while others wait."""
 
 
-class HeatMapRequest(BaseModel):
+class HeatMapRequest(RequestModel):
     """A question about a picture."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image: Text = Field(description="A data URI.")
     prompt: Text = Field(min_length=1)
@@ -61,7 +59,7 @@ class MapOfPicture(BaseModel):
 class HeatMaps(BaseModel):
     """What a question looked at. `edits`: those that would take part in its answer."""
 
-    object: str = "heat_maps"
+    object: Literal["heat_maps"] = "heat_maps"
     attention: MapOfPicture
     change: MapOfPicture | None
     edits: list[FiredEdit]
@@ -83,7 +81,7 @@ def heat_maps_router(service: Service) -> APIRouter:
 
 async def _query(request: HeatMapRequest, service: Service) -> Query:
     settings = service.settings
-    if not request.prompt.strip():
+    if is_empty(request.prompt):
         raise RefusalError(400, "prompt: this text is empty. Give a question.", "invalid_value", "prompt")
     if len(request.prompt) > settings.prompt_characters:
         raise RefusalError(400, "prompt: this text is too long. Shorten it.", "prompt_too_long", "prompt")

@@ -18,6 +18,13 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 
 
+def picture_pattern() -> str:
+    """What the URI of a picture looks like, for a JSON schema."""
+    digit = "[A-Za-z0-9+/]"
+    base64 = f"({digit}{{4}})*({digit}{{4}}|{digit}{{3}}=|{digit}{{2}}==)"
+    return f"^data:image/({'|'.join(kind.lower() for kind in FORMATS)});base64,{base64}$"
+
+
 def picture_of(uri: str, max_pixels: int) -> Image.Image:
     """The picture of a data URI, upright RGB on white.
 

@@ -186,6 +186,11 @@ class ServedModel:
         """Put an undone edit into force again. Raises as `undo` does."""
         return self.model.redo(self._known(edit_id), author=author)
 
+    @property
+    def needs_picture(self) -> bool:
+        """Whether an edit without a picture is refused."""
+        return self.model.editor.config.scope == "image"
+
     def count(self) -> int:
         """How many edits are in force."""
         return len(self.model)

@@ -1,0 +1,155 @@
+"""The OpenAPI schema of one service: as strict as the service is, its limits and its model's name included."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from PIL import Image
+
+from .chat_messages import SEEDS, WITH_TEXT
+from .gate import role_for
+from .pictures import picture_pattern
+from .problems import ErrorBody
+from .service import Service
+
+_ERRORS: Final[dict[int, str]] = {
+    400: "A field that cannot be taken; `param` names it.",
+    401: "No key, or an unknown one.",
+    403: "A key whose role does not reach.",
+    404: "No such model, edit, or thumbnail.",
+    408: "The body did not arrive in time.",
+    409: "An edit that is not in the state for this, or an Idempotency-Key that came before with another body.",
+    410: "An edit that was purged.",
+    413: "A body that is too large.",
+    415: "A body that is not JSON.",
+    429: "Too many requests wait; see Retry-After.",
+    500: "The server failed.",
+    503: "The server is shutting down, its edits cannot be reached, or the request waited too long; see Retry-After.",
+}
+_ALWAYS: Final = frozenset({400, 401, 403, 429, 500, 503})
+_OF_CHANGES: Final = frozenset({404, 408, 409, 413, 415})
+"""Of everything that is sent a body, or may be."""
+
+_REF: Final = "#/components/schemas/"
+
+
+def schema_of(app: FastAPI, service: Service) -> dict[str, Any]:
+    """OpenAPI, with what FastAPI cannot know: the one error shape in place of its own, and what is refused."""
+    schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    parts = schema["components"]["schemas"]
+    for gone in ("HTTPValidationError", "ValidationError"):
+        parts.pop(gone, None)
+    error = ErrorBody.model_json_schema(ref_template=_REF + "{model}")
+    parts |= error.pop("$defs")
+    parts["ErrorBody"] = error
+    for path, method, operation in _operations(schema):
+        operation["responses"] = _responses(path, method, operation["responses"])
+    _tighten_chat(parts, service)
+    _tighten_edits(parts, service)
+    _tighten_heat_maps(parts, service)
+    _add_examples(schema, service)
+    return schema
+
+
+def _operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            yield path, method, operation
+
+
+def _responses(path: str, method: str, documented: dict[str, Any]) -> dict[str, Any]:
+    documented = {status: response for status, response in documented.items() if status != "422"}
+    if role_for(path) is None:
+        return documented
+    statuses = set(_ALWAYS)
+    if method != "get":
+        statuses |= _OF_CHANGES
+    if "{" in path or path == "/v1/edits":
+        statuses.add(404)
+    if path.endswith(("/undo", "/redo", "/thumbnail")):
+        statuses.add(410)
+    body = {"application/json": {"schema": {"$ref": f"{_REF}ErrorBody"}}}
+    errors = {str(status): {"description": _ERRORS[status], "content": body} for status in sorted(statuses)}
+    return {**errors, **documented}
+
+
+def _tighten_chat(parts: dict[str, Any], service: Service) -> None:
+    """What the routes check themselves, to say more of it than pydantic would."""
+    longest = service.settings.prompt_characters
+    request, message = parts["ChatRequest"], parts["ChatMessage"]
+    request["properties"]["model"] = {"type": "string", "enum": [service.model_name]}
+    request["properties"]["messages"]["maxItems"] = 1
+    for name in ("max_tokens", "max_completion_tokens"):
+        request["properties"][name]["anyOf"][0]["maximum"] = service.settings.new_tokens
+    # FastAPI would round the limits.
+    request["properties"]["seed"]["anyOf"][0] |= {"minimum": SEEDS[0], "maximum": SEEDS[1]}
+    text = {"type": "string", "pattern": WITH_TEXT, "maxLength": longest}
+    parts["ImageUrl"]["properties"]["url"] |= _picture(service)
+    kinds = {"TextPart": {"text": text}, "ImagePart": {"image_url": {"$ref": f"{_REF}ImageUrl"}}}
+    for (name, fields), kind in zip(kinds.items(), ("text", "image_url"), strict=True):
+        parts[name] = {
+            "type": "object",
+            "properties": {"type": {"type": "string", "const": kind}, **fields},
+            "required": ["type", *fields],
+            "additionalProperties": False,
+        }
+    parts.pop("Part")
+    # A text, and at most one picture before or behind it.
+    words, looks = ({"$ref": f"{_REF}{name}"} for name in kinds)
+    orders = [[words], [words, looks], [looks, words]]
+    lists = [
+        {"type": "array", "prefixItems": order, "items": False, "minItems": len(order), "maxItems": len(order)}
+        for order in orders
+    ]
+    message["properties"] = {"role": {"type": "string", "const": "user"}, "content": {"anyOf": [text, *lists]}}
+    message["required"] = ["role", "content"]
+
+
+def _tighten_edits(parts: dict[str, Any], service: Service) -> None:
+    fields = parts["EditRequest"]["properties"]
+    longest = service.settings.prompt_characters
+    for field in (fields["prompt"], fields["answer"], fields["rephrasings"]["items"]):
+        field |= {"pattern": WITH_TEXT, "maxLength": min(longest, field.get("maxLength", longest))}
+    fields["rephrasings"]["maxItems"] = service.settings.rephrasings
+    fields["image"]["anyOf"][0] |= _picture(service)
+    if service.model.needs_picture:
+        fields["image"] = {key: value for key, value in fields["image"].items() if key != "anyOf"}
+        fields["image"] |= {"type": "string", **_picture(service)}
+        parts["EditRequest"]["required"].append("image")
+
+
+def _tighten_heat_maps(parts: dict[str, Any], service: Service) -> None:
+    fields = parts["HeatMapRequest"]["properties"]
+    fields["prompt"] |= {"pattern": WITH_TEXT, "maxLength": service.settings.prompt_characters}
+    fields["image"] |= _picture(service)
+
+
+def _picture(service: Service) -> dict[str, Any]:
+    return {"pattern": picture_pattern()}
+
+
+def _add_examples(schema: dict[str, Any], service: Service) -> None:
+    picture, prompt = _example_picture(), "What color is this?"
+    content = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": picture}}]
+    examples = {
+        "/v1/chat/completions": {
+            "model": service.model_name,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+        },
+        "/v1/heat-maps": {"image": picture, "prompt": prompt, "change_cells": 2},
+        "/v1/edits": {"image": picture, "prompt": prompt, "answer": "blue", "note": "ticket 4711"},
+    }
+    for path, example in examples.items():
+        schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"] = example
+
+
+def _example_picture() -> str:
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32), (40, 80, 200)).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
