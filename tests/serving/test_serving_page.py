@@ -76,8 +76,8 @@ def visitor(driver: Any, served: str) -> Iterator[Visitor]:
     yield visiting
     assert visiting.complaints() == []
     assert {url for url in visiting.requested() if not url.startswith(f"{served}/")} == set()
-    for edit in httpx2.get(f"{served}/v1/edits").json()["data"]:
-        httpx2.post(f"{served}/v1/edits/{edit['id']}/undo")
+    while edits := httpx2.get(f"{served}/v1/edits").json()["data"]:
+        httpx2.post(f"{served}/v1/edits/{edits[-1]['id']}/undo")
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,7 @@ def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, served: str, pict
     visitor.until(lambda: visitor.count("#history-list .edit:first-child .events li") == 3)
     happened = visitor.text("#history-list .edit .events")
     assert happened.index("made") < happened.index("undone") < happened.index("put back")
+    visitor.shot("history")
     (edit,) = httpx2.get(f"{served}/v1/edits").json()["data"]
     assert edit["answer"] == NEW_NAME
 
@@ -201,6 +202,27 @@ def test_examples_are_asked_about_at_a_click(visitor: Visitor) -> None:
     visitor.until(lambda: visitor.text(".fired-edit button") == "Redo")
     visitor.click("#log li:last-child button")
     assert visitor.answer(4) == old
+
+
+def test_the_evidence_tells_what_stayed_and_what_is_near(visitor: Visitor) -> None:
+    """As the server may tell it: of no probe and no other correction there is nothing to say."""
+    tell = """const [evidence, done] = arguments;
+        import("./page/correction.js").then(({ Correction }) => {
+          const box = document.createElement("div");
+          box.append(...Correction.prototype.findings(evidence));
+          done(box.innerText);
+        });"""
+    visitor.open()
+    told = lambda **evidence: visitor.driver.execute_async_script(tell, {"rephrasings": [], **evidence})  # noqa: E731
+    assert told() == ""
+    kept, lost = {"kept": True}, {"kept": False}
+    said = told(locality=[kept, kept, lost], earlier_edits=[kept], supersedes=["0123abcd"], collisions=[])
+    assert "3 unrelated questions asked again: 1 changed" in said
+    assert "1 earlier correction asked again: the answer is as before" in said
+    assert "takes the place of an earlier correction" in said
+    met = {"edit_id": "0123abcd", "weight_here": 0.4, "weight_there": 0.2, "is_estimate": True, "answers_differ": True}
+    assert "another correction, whose answer differs: 0123abcd" in told(collisions=[met])
+    visitor.until(lambda: any("404" in line for line in visitor.complaints()))  # There is no such edit.
 
 
 def test_a_picture_may_be_dropped_or_pasted(visitor: Visitor, pictures: list[Path]) -> None:
@@ -293,7 +315,7 @@ def test_everything_by_keyboard_alone(visitor: Visitor) -> None:
     visitor.until(lambda: visitor.sees("#heat"))
     tab_to(visitor, "#history-list button")
     visitor.press(Keys.ENTER)
-    visitor.until(lambda: focused(visitor)["text"] == "Redo")
+    visitor.until(lambda: focused(visitor)["text"] == "Redo" and "undone" in visitor.text("#history-list .edit"))
     visitor.script("document.getElementById('prompt').focus()")
     visitor.press(Keys.ENTER)
     assert visitor.answer(3) == old
@@ -379,6 +401,9 @@ def test_texts_stand_out_by_day_and_by_night(visitor: Visitor) -> None:
         correct(visitor, NEW_NAME if not dark else "Fenbax", note="By day")
         visitor.click("#evidence .chip")
         visitor.answer(2)
+        if dark:
+            visitor.script("scrollTo(0, 0)")
+            visitor.shot("dark")
         visitor.click("#history-list .edit button")
         visitor.until(lambda: visitor.sees("#stale") and "undone" in visitor.text("#history-list .edit"))
         visitor.write("#prompt", "")
@@ -386,8 +411,6 @@ def test_texts_stand_out_by_day_and_by_night(visitor: Visitor) -> None:
         low, background = visitor.script(CONTRAST)
         assert low == []
         backgrounds.append(background)
-        if dark:
-            visitor.shot("dark")
     assert backgrounds[0] != backgrounds[1]
 
 

@@ -7,13 +7,15 @@ import { cardOf, thumbnailOf } from "./history.js";
 
 const SHOWN = 4;
 const CHANGE_CELLS = 4;
+const LONG = 90; // Characters; a paragraph is not to be shouted.
 
 /** Shows one asked question at a time: { picture, prompt, text, edits, maps }. */
 export class AnswerView {
   constructor(history) {
     this.history = history;
     this.asked = null;
-    for (const choice of document.querySelectorAll("[name=heat]")) choice.addEventListener("change", () => this.showHeat());
+    for (const choice of document.querySelectorAll("[name=heat]"))
+      choice.addEventListener("change", () => this.showHeat());
   }
 
   /** Make place for an answer that begins to arrive. */
@@ -24,7 +26,7 @@ export class AnswerView {
     byId("stale").hidden = true;
     clearProblem(byId("answer-problem"));
     byId("asked-prompt").textContent = asked.prompt;
-    byId("answer-text").textContent = "";
+    this.text("");
     byId("fired").replaceChildren();
     const image = byId("exhibit-picture");
     image.hidden = !asked.picture;
@@ -40,15 +42,22 @@ export class AnswerView {
 
   /** As much of the answer as there is. */
   text(text) {
-    byId("answer-text").textContent = text;
+    const box = byId("answer-text");
+    box.textContent = text;
+    box.classList.toggle("is-long", text.length > LONG);
   }
 
   /** The whole answer. */
   async finish(asked) {
-    byId("answer-text").textContent = asked.text || "(nothing)";
+    this.text(asked.text || "(nothing)");
     byId("heat-options").disabled = !asked.picture;
     const count = asked.edits.length;
-    const took = count === 0 ? "No correction took part." : count === 1 ? "One correction took part." : `${count} corrections took part.`;
+    const took =
+      count === 0
+        ? "No correction took part."
+        : count === 1
+          ? "One correction took part."
+          : `${count} corrections took part.`;
     say(`The answer: ${asked.text || "nothing"}. ${took}`);
     await Promise.all([this.showFired(asked), this.showHeat()]);
   }
@@ -74,7 +83,9 @@ export class AnswerView {
     }
     const sorted = [...asked.edits].sort((one, other) => other.weight - one.weight);
     const shown = sorted.slice(0, SHOWN);
-    const found = await Promise.all(shown.map((fired) => cardOf(fired.id).catch(() => ({ id: fired.id, has_thumbnail: false }))));
+    const found = await Promise.all(
+      shown.map((fired) => cardOf(fired.id).catch(() => ({ id: fired.id, has_thumbnail: false }))),
+    );
     if (this.asked !== asked) return;
     const heading = asked.edits.length === 1 ? "A correction took part" : `${asked.edits.length} corrections took part`;
     box.replaceChildren(
@@ -85,7 +96,9 @@ export class AnswerView {
   }
 
   fired(fired, card) {
-    const title = `Weight ${fired.weight.toFixed(3)}: its share in the answer. Margin ${fired.margin.toFixed(3)}: by how much the picture was nearer to the correction's than to none.`;
+    const title =
+      `Weight ${fired.weight.toFixed(3)}: its share in the answer. Margin ${fired.margin.toFixed(3)}: ` +
+      "by how much the picture was nearer to the correction's than to none.";
     return make(
       "li",
       { class: `fired-edit ${card.in_force === false ? "is-out" : ""}`, title, "data-id": fired.id },
@@ -93,8 +106,18 @@ export class AnswerView {
       make(
         "div",
         { class: "fired-text" },
-        make("p", {}, card.prompt ? `${card.prompt} ` : `Correction ${card.id}`, card.answer ? make("strong", {}, card.answer) : null),
-        make("p", { class: "weight" }, bar(fired.weight), make("span", { class: "figure" }, `weight ${percent(fired.weight)}`)),
+        make(
+          "p",
+          {},
+          card.prompt ? `${card.prompt} ` : `Correction ${card.id}`,
+          card.answer ? make("strong", {}, card.answer) : null,
+        ),
+        make(
+          "p",
+          { class: "weight" },
+          bar(fired.weight),
+          make("span", { class: "figure" }, `weight ${percent(fired.weight)}`),
+        ),
       ),
       card.in_force === undefined ? null : this.history.changer(card, byId("answer-problem")),
     );

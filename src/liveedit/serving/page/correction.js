@@ -62,7 +62,10 @@ export class Correction {
       byId("right-answer").focus();
       return;
     }
-    const rephrasings = byId("rephrasings").value.split("\n").map((line) => line.trim()).filter(Boolean);
+    const rephrasings = byId("rephrasings")
+      .value.split("\n")
+      .map((line) => line.trim())
+      .filter(Boolean);
     const wanted = { prompt: asked.prompt, answer, rephrasings };
     if (asked.picture) wanted.image = asked.picture.uri;
     if (byId("note").value.trim()) wanted.note = byId("note").value.trim();
@@ -102,7 +105,11 @@ export class Correction {
     box.hidden = false;
     box.focus({ preventScroll: true });
     box.scrollIntoView({ block: "nearest" });
-    say(evidence.took ? `Learned. It now says ${evidence.answer_after}.` : `It did not take: it now says ${evidence.answer_after || "nothing"}.`);
+    say(
+      evidence.took
+        ? `Learned. It now says ${evidence.answer_after}.`
+        : `It did not take: it now says ${evidence.answer_after || "nothing"}.`,
+    );
   }
 
   findings(evidence) {
@@ -116,7 +123,12 @@ export class Correction {
     const words = this.alike(asked.prompt).map((text) =>
       button(text, () => this.page.ask({ prompt: text, picture: asked.picture }), { class: "chip" }),
     );
-    const undo = button("Undo this correction", () => whileBusy(undo, "Undoing …", () => this.history.change(made.id, "undo").then((done) => done && this.close())), { class: "quiet" });
+    const undo = button(
+      "Undo this correction",
+      () =>
+        whileBusy(undo, "Undoing …", () => this.history.change(made.id, "undo").then((done) => done && this.close())),
+      { class: "quiet" },
+    );
     return make(
       "div",
       { class: "next" },
@@ -124,7 +136,9 @@ export class Correction {
       make(
         "div",
         { class: "chips" },
-        button("Ask it again", () => this.page.ask({ prompt: asked.prompt, picture: asked.picture }), { class: "chip chip-strong" }),
+        button("Ask it again", () => this.page.ask({ prompt: asked.prompt, picture: asked.picture }), {
+          class: "chip chip-strong",
+        }),
         ...words,
         button("In my own words", () => this.page.reword(), { class: "chip" }),
         button("With another picture", () => this.page.repicture(), { class: "chip" }),
@@ -136,19 +150,31 @@ export class Correction {
 
 function cost({ milliseconds, refine_steps: steps, store_bytes: bytes }) {
   const refined = steps ? `, with ${steps} gradient ${steps === 1 ? "step" : "steps"}` : "";
-  return `Made in ${Math.round(milliseconds)} ms${refined}; it takes ${(bytes / 1024).toFixed(0)} KiB. The model’s weights are as they were.`;
+  const size = `${(bytes / 1024).toFixed(0)} KiB`;
+  return `Made in ${Math.round(milliseconds)} ms${refined}; it takes ${size}. The model’s weights are as they were.`;
 }
 
 function rephrasingTable(rephrasings) {
   const right = rephrasings.filter((one) => one.took).length;
   const rows = rephrasings.map((one) =>
-    make("tr", {}, make("th", { scope: "row" }, one.prompt), make("td", {}, one.answer_before || "–"), make("td", {}, one.answer_after || "–"), make("td", { class: one.took ? "yes" : "no" }, one.took ? "✓ yes" : "✗ no")),
+    make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, one.prompt),
+      make("td", {}, one.answer_before || "–"),
+      make("td", {}, one.answer_after || "–"),
+      make("td", { class: one.took ? "yes" : "no" }, one.took ? "✓ yes" : "✗ no"),
+    ),
   );
   return make(
     "table",
     { class: "wordings" },
     make("caption", {}, `In other words: ${right} of ${rephrasings.length} follow`),
-    make("thead", {}, make("tr", {}, ...["Asked", "Before", "Now", "Follows"].map((text) => make("th", { scope: "col" }, text)))),
+    make(
+      "thead",
+      {},
+      make("tr", {}, ...["Asked", "Before", "Now", "Follows"].map((text) => make("th", { scope: "col" }, text))),
+    ),
     make("tbody", {}, ...rows),
   );
 }
@@ -157,21 +183,43 @@ function rephrasingTable(rephrasings) {
 function checks({ locality = [], earlier_edits: earlier = [], collisions = [], supersedes = [] }) {
   const lines = [];
   if (supersedes.length) {
-    lines.push([mark(true), supersedes.length === 1 ? " It takes the place of an earlier correction of the same question." : ` It takes the place of ${supersedes.length} earlier corrections.`]);
+    lines.push([
+      mark(true),
+      supersedes.length === 1
+        ? " It takes the place of an earlier correction of the same question."
+        : ` It takes the place of ${supersedes.length} earlier corrections.`,
+    ]);
   }
-  const probed = [["unrelated question", locality], ["earlier correction", earlier]];
+  const probed = [
+    ["unrelated question", locality],
+    ["earlier correction", earlier],
+  ];
   for (const [what, asked] of probed.filter(([, asked]) => asked.length)) {
     const kept = asked.filter((one) => one.kept).length;
-    const keeps = asked.length === 1 ? `the one ${what} that was asked again` : `${asked.length} ${what}s that were asked again`;
-    lines.push([mark(kept === asked.length), ` ${kept} of ${keeps} ${kept === 1 ? "keeps its answer." : "keep their answers."}`]);
+    const all = `${asked.length} ${what}${asked.length === 1 ? "" : "s"}`;
+    const told =
+      kept === asked.length
+        ? ` ${all} asked again: ${kept === 1 ? "the answer" : "every answer"} is as before.`
+        : ` ${all} asked again: ${asked.length - kept} changed.`;
+    lines.push([mark(kept === asked.length), told]);
   }
-  for (const near of collisions) lines.push([mark(!near.answers_differ), near.answers_differ ? " It meets another correction, whose answer differs: " : " It meets another correction, of the same answer: ", named(near.edit_id)]);
+  for (const near of collisions)
+    lines.push([
+      mark(!near.answers_differ),
+      near.answers_differ
+        ? " It meets another correction, whose answer differs: "
+        : " It meets another correction, of the same answer: ",
+      named(near.edit_id),
+    ]);
   return lines;
 }
 
 function named(id) {
   const place = make("q", {}, id);
-  cardOf(id).then((card) => place.replaceChildren(`${card.prompt} ${card.answer}`), () => {});
+  cardOf(id).then(
+    (card) => place.replaceChildren(`${card.prompt} ${card.answer}`),
+    () => {},
+  );
   return place;
 }
 

@@ -70,10 +70,14 @@ export function showProblem(box, error, retry = null) {
   if (known) line.append(make("span", { class: "small" }, known));
   if (retry && error.mayPass) {
     line.append(
-      button("Try again", () => {
-        clearProblem(box);
-        retry();
-      }, { class: "link" }),
+      button(
+        "Try again",
+        () => {
+          clearProblem(box);
+          retry();
+        },
+        { class: "link" },
+      ),
     );
   }
   if (line.childNodes.length) box.append(line);

@@ -5,8 +5,16 @@ import { make, percent } from "./dom.js";
 const LONG_SIDE = 640;
 const DARKEST = 0.82;
 
-const ROWS = { 2: ["top", "bottom"], 3: ["top", "middle", "bottom"], 4: ["top", "upper middle", "lower middle", "bottom"] };
-const COLUMNS = { 2: ["left", "right"], 3: ["left", "centre", "right"], 4: ["left", "centre left", "centre right", "right"] };
+const ROWS = {
+  2: ["top", "bottom"],
+  3: ["top", "middle", "bottom"],
+  4: ["top", "upper middle", "lower middle", "bottom"],
+};
+const COLUMNS = {
+  2: ["left", "right"],
+  3: ["left", "centre", "right"],
+  4: ["left", "centre left", "centre right", "right"],
+};
 
 /**
  * Draw a map over its picture: bright where it looked, dark where it did not. A coloured map would be read as colours
@@ -55,13 +63,15 @@ export function scaleOfHeat(map, kind) {
 
 /** The map in a sentence or two. */
 export function describeHeat(map, kind) {
-  if (map.over !== "cells") return "This model reads the picture through tokens that stand for no place, so there is no map to draw; the shares are below.";
+  if (map.over !== "cells")
+    return "This model reads the picture through tokens that stand for no place. There is no map; their shares are below.";
   const { value, row, column } = largest(map.values);
   const place = placeName(row, column, map.values);
   if (kind === "attention") {
     const even = 1 / (map.values.length * map.values[0].length);
     const cut = map.area.width < 1 || map.area.height < 1 ? " The model is not shown the margins." : "";
-    return `Most of its attention, ${percent(value)}, is on one part: ${place}. Spread evenly, each part would have ${percent(even)}.${cut}`;
+    const most = `Most of its attention, ${percent(value)}, is on one part: ${place}.`;
+    return `${most} Spread evenly, each part would have ${percent(even)}.${cut}`;
   }
   if (value < 0.005) return "Covering any one part changes next to nothing.";
   return `Covering one part changes what it saw the most: ${place} (${value.toFixed(2)}, where 0 is no change).`;
@@ -72,7 +82,13 @@ export function tableOfHeat(map, kind) {
   const { row: best, column: bestColumn } = largest(map.values);
   const shown = (value) => (kind === "attention" ? `${(100 * value).toFixed(1)}%` : value.toFixed(3));
   const body = map.values.map((line, row) =>
-    make("tr", {}, ...line.map((value, column) => make("td", { class: row === best && column === bestColumn ? "largest" : null }, shown(value)))),
+    make(
+      "tr",
+      {},
+      ...line.map((value, column) =>
+        make("td", { class: row === best && column === bestColumn ? "largest" : null }, shown(value)),
+      ),
+    ),
   );
   return make("table", {}, make("caption", {}, `${map.note}, from the top left`), make("tbody", {}, ...body));
 }

@@ -27,7 +27,10 @@ export function thumbnailOf(card) {
   const frame = make("span", { class: "thumb" });
   if (!card.has_thumbnail) return frame;
   if (!thumbnails.has(card.id)) {
-    thumbnails.set(card.id, getThumbnail(card.id).catch(() => (thumbnails.delete(card.id), null)));
+    thumbnails.set(
+      card.id,
+      getThumbnail(card.id).catch(() => (thumbnails.delete(card.id), null)),
+    );
   }
   thumbnails.get(card.id).then((url) => url && frame.append(make("img", { src: url, alt: "" })));
   return frame;
@@ -40,9 +43,14 @@ export class History {
     this.last = null;
     this.mayEdit = true;
     this.refreshed = 0;
+    this.opened = false;
     byId("older").addEventListener("click", () => whileBusy(byId("older"), "Loading …", () => this.load(false)));
-    for (const choice of document.querySelectorAll("[name=state]")) choice.addEventListener("change", () => this.refresh());
-    document.addEventListener("visibilitychange", () => document.hidden || this.refresh());
+    for (const choice of document.querySelectorAll("[name=state]"))
+      choice.addEventListener("change", () => this.refresh());
+    // Others may have corrected meanwhile; but whoever has opened older ones is not thrown back to the first.
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden && this.opened && byId("history-list").childElementCount <= PAGE) this.refresh();
+    });
   }
 
   /** From the newest on again. */
@@ -51,6 +59,7 @@ export class History {
   }
 
   async load(anew) {
+    this.opened = true;
     const turn = ++this.refreshed;
     const state = document.querySelector("[name=state]:checked").value;
     const query = { state, order: "desc", limit: PAGE };
@@ -66,7 +75,8 @@ export class History {
       if (turn !== this.refreshed) return;
       this.mayEdit = error.status !== 403 && error.status !== 401;
       if (anew) this.show({ data: [], has_more: false }, true, state);
-      if (error.status === 403) error.message = "This key may ask. To correct, and to see the corrections, give one of the role “edit”.";
+      if (error.status === 403)
+        error.message = "This key may ask. To correct, and to see the corrections, give one of the role “edit”.";
       showProblem(problem, error, () => this.load(anew));
     }
   }
@@ -75,12 +85,13 @@ export class History {
     for (const card of page.data) cards.set(card.id, card);
     const items = page.data.map((card) => this.item(card));
     const list = byId("history-list");
-    anew ? list.replaceChildren(...items) : list.append(...items);
+    anew ? keepingPlace(list, () => list.replaceChildren(...items)) : list.append(...items);
     this.last = page.data.at(-1)?.id ?? this.last;
     byId("older").hidden = !page.has_more;
     const empty = byId("history-empty");
     empty.hidden = list.childElementCount > 0;
-    empty.textContent = state === "undone" ? "None is undone." : this.mayEdit ? "None yet. Ask something, and correct the answer." : "";
+    empty.textContent =
+      state === "undone" ? "None is undone." : this.mayEdit ? "None yet. Ask something, and correct the answer." : "";
   }
 
   /** Undo or redo, from here or from anywhere else on the page; returns whether it was done. */
@@ -94,22 +105,16 @@ export class History {
       if (error.status === 409 || error.status === 404) this.refresh();
       return false;
     }
+    cards.clear(); // With it others may have come into force, or left.
     cards.set(id, card);
-    this.replace(card);
-    say(change === "undo" ? `Undone: ${card.prompt} is answered as before.` : `In force again: ${card.prompt} is answered ${card.answer}.`);
+    this.refresh();
+    say(
+      change === "undo"
+        ? `Undone: ${card.prompt} is answered as before.`
+        : `In force again: ${card.prompt} is answered ${card.answer}.`,
+    );
     this.onChange(card);
     return true;
-  }
-
-  replace(card) {
-    const old = byId("history-list").querySelector(`[data-id="${card.id}"]`);
-    if (!old) return;
-    const held = old.contains(document.activeElement);
-    const opened = old.querySelector("details")?.open;
-    const item = this.item(card);
-    old.replaceWith(item);
-    if (opened) item.querySelector("details").open = true;
-    if (held) item.querySelector(".edit-actions button")?.focus();
   }
 
   item(card) {
@@ -135,7 +140,11 @@ export class History {
   }
 
   actions(card, state) {
-    const actions = make("div", { class: "edit-actions" }, make("span", { class: `state ${state.replace(" ", "-")}` }, state));
+    const actions = make(
+      "div",
+      { class: "edit-actions" },
+      make("span", { class: `state ${state.replace(" ", "-")}` }, state),
+    );
     if (state === "purged") return actions;
     actions.append(this.changer(card));
     return actions;
@@ -153,7 +162,12 @@ export class History {
 
   happened(card) {
     const lines = make("ol", { class: "events small" });
-    const details = make("details", { class: "edit-history" }, make("summary", { class: "small" }, "What happened to it"), lines);
+    const details = make(
+      "details",
+      { class: "edit-history" },
+      make("summary", { class: "small" }, "What happened to it"),
+      lines,
+    );
     details.addEventListener("toggle", async () => {
       if (!details.open) return;
       try {
@@ -167,8 +181,35 @@ export class History {
   }
 }
 
+/** Change the list, and leave the focus and what was opened where they were. */
+function keepingPlace(list, change) {
+  const active = document.activeElement;
+  const held = list.contains(active) ? active.closest("li[data-id]")?.dataset.id : null;
+  const inActions = active.closest?.(".edit-actions") !== null;
+  const opened = [...list.querySelectorAll("details[open]")].map(
+    (details) => details.closest("li[data-id]").dataset.id,
+  );
+  change();
+  for (const id of opened) list.querySelector(`[data-id="${id}"] details`)?.setAttribute("open", "");
+  if (!held) return;
+  const item = list.querySelector(`[data-id="${held}"]`);
+  const target =
+    item?.querySelector(inActions ? ".edit-actions button" : "summary") ??
+    document.querySelector("[name=state]:checked");
+  target.focus({ preventScroll: true });
+}
+
 function eventLine(event) {
   const by = event.author ? ` by ${event.author}` : "";
   const note = event.note ? `: ${event.note}` : "";
-  return make("li", {}, make("strong", {}, HAPPENED[event.kind] ?? event.kind), by, note, ", ", moment(event.at), make("span", { class: "muted" }, ` (revision ${event.revision})`));
+  return make(
+    "li",
+    {},
+    make("strong", {}, HAPPENED[event.kind] ?? event.kind),
+    by,
+    note,
+    ", ",
+    moment(event.at),
+    make("span", { class: "muted" }, ` (revision ${event.revision})`),
+  );
 }

@@ -218,14 +218,21 @@ class Page {
     const pictures = examples.map((example) =>
       make(
         "button",
-        { type: "button", class: "example", onclick: () => this.askExample(example, null), "aria-label": `${example.title}: ${example.shows}` },
+        {
+          type: "button",
+          class: "example",
+          onclick: () => this.askExample(example, null),
+          "aria-label": `${example.title}: ${example.shows}`,
+        },
         make("img", { src: example.url, alt: "", width: 64, height: 64 }),
         make("span", {}, example.title),
       ),
     );
     byId("example-pictures").append(...pictures);
     const texts = questions.map((group) => group[0]).concat(questions[0].slice(1, 2));
-    byId("example-questions").append(...texts.map((text) => button(text, () => this.askExample(null, text), { class: "chip" })));
+    byId("example-questions").append(
+      ...texts.map((text) => button(text, () => this.askExample(null, text), { class: "chip" })),
+    );
   }
 
   /** Ask about an example; where one of the two is not given, what stands in the form is kept. */

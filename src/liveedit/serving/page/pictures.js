@@ -17,7 +17,8 @@ export async function readPicture(blob, name, limits, shows = null) {
   if (!width || !height) throw new PictureError(`${name} has no size of its own. Give a PNG, JPEG or WebP.`);
   const found = { width, height, name, shows };
   const isTaken = limits.picture_formats.includes(blob.type);
-  if (isTaken && uri.length < 0.9 * limits.body_bytes && width * height <= limits.picture_pixels) return { uri, ...found };
+  if (isTaken && uri.length < 0.9 * limits.body_bytes && width * height <= limits.picture_pixels)
+    return { uri, ...found };
   return { uri: redrawn(image, limits), ...found };
 }
 
@@ -46,7 +47,8 @@ function redrawn(image, limits) {
     pen.fillRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(image, 0, 0, canvas.width, canvas.height);
     const uri = canvas.toDataURL("image/jpeg", 0.92);
-    if ((uri.length < 0.9 * limits.body_bytes && canvas.width * canvas.height <= limits.picture_pixels) || side <= 16) return uri;
+    if ((uri.length < 0.9 * limits.body_bytes && canvas.width * canvas.height <= limits.picture_pixels) || side <= 16)
+      return uri;
     side = Math.round(side * 0.7);
   }
 }
