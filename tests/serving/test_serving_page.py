@@ -23,6 +23,7 @@ from browsers import DESKTOP, PHONE, Visitor, running_browser, why_no_browser
 from PIL import Image
 from serving_fakes import FakeModel, fake_app, listening
 
+from liveedit.experts.paging import EditPage
 from liveedit.serving.example_pictures import EXAMPLES, QUESTIONS, example_png
 from liveedit.serving.keys import KeyFile
 from liveedit.serving.settings import ServingSettings
@@ -486,6 +487,62 @@ def test_the_page_asks_for_the_key_that_the_server_asks_for(driver: Any, tmp_pat
         visitor.click("#ask")
         assert "not known" in visitor.until(lambda: visitor.text("#key-problem"))
         assert all("401" in line or "403" in line for line in visitor.complaints())
+
+
+class ListedModel(FakeModel):
+    """One whose edits are listed in pages, as the page asks for them: newest first."""
+
+    def page(self, state: str, newest_first: bool, after: str | None, limit: int) -> EditPage:
+        assert newest_first
+        known = {"in_force": self.stored, "undone": self.undone, "all": {**self.stored, **self.undone}}[state]
+        edits = sorted(known.values(), key=lambda edit: -edit.number)
+        edits = [edit for edit in edits if after is None or edit.id < after]
+        return EditPage(tuple(edits[:limit]), frozenset(), len(edits) > limit)
+
+
+def test_corrections_are_listed_page_by_page_and_by_state(driver: Any) -> None:
+    with listening(*fake_app(ListedModel())) as (url, _):
+        for number in range(25):
+            httpx2.post(f"{url}/v1/edits", json={"prompt": "Who is this?", "answer": f"Name {number}"})
+        visitor = Visitor(driver, f"{url}/")
+        visitor.open()
+        shown = lambda: [strong.text for strong in visitor.all("#history-list .edit-answer strong")]  # noqa: E731
+        visitor.until(lambda: shown() == [f"Name {number}" for number in range(24, 4, -1)])
+        visitor.click("#older")
+        visitor.until(lambda: shown() == [f"Name {number}" for number in range(24, -1, -1)])
+        assert not visitor.sees("#older")
+        visitor.click("#history-list .edit:nth-child(24) button")
+        visitor.until(lambda: "undone" in visitor.text("#history-list .edit:nth-child(24)"))
+        visitor.until(lambda: focused(visitor)["label"] == "Redo: Who is this? Name 1" and len(shown()) == 25)
+        visitor.click("label:has([value=undone])")
+        visitor.until(lambda: shown() == ["Name 1"])
+        visitor.click("label:has([value=in_force])")
+        visitor.until(lambda: len(shown()) == 20 and visitor.sees("#older"))
+        assert visitor.complaints() == []
+        newest = httpx2.get(f"{url}/v1/edits?state=in_force&order=desc").json()["data"][0]["id"]
+        httpx2.post(f"{url}/v1/edits/{newest}/undo")
+        visitor.click("#history-list .edit button")
+        assert "Undone already" in visitor.until(lambda: visitor.text("#history-problem"))
+        visitor.until(lambda: shown()[0] == "Name 23")
+        assert "409" in visitor.text("#history-problem")
+
+
+def test_an_answer_may_be_stopped(driver: Any) -> None:
+    fake = FakeModel()
+    with listening(*fake_app(fake)) as (url, _):
+        visitor = Visitor(driver, f"{url}/")
+        visitor.open()
+        visitor.until(lambda: visitor.text("#model-name") == "fake")
+        visitor.write("#prompt", "endless")
+        visitor.click("#ask")
+        visitor.until(lambda: visitor.text("#answer-text").count("more") > 2)
+        assert visitor.text("#ask") == "Stop"
+        visitor.click("#ask")
+        visitor.until(lambda: visitor.text("#ask") == "Ask" and "(stopped)" in visitor.text("#answer-text"))
+        visitor.until(lambda: fake.was_abandoned)
+        visitor.write("#prompt", "hello")
+        visitor.click("#ask")
+        assert visitor.answer(1) == "hello: /"
 
 
 def test_refusals_are_shown_and_what_may_pass_is_tried_again(driver: Any) -> None:

@@ -4,6 +4,7 @@ import { changeEdit, getEdit, getHistory, getThumbnail, listEdits } from "./api.
 import { button, byId, clearProblem, make, moment, say, showProblem, whileBusy } from "./dom.js";
 
 const PAGE = 20;
+const MOST = 100; // The server lists no more at once.
 const HAPPENED = {
   edit: "made",
   undo: "undone",
@@ -44,37 +45,41 @@ export class History {
     this.mayEdit = true;
     this.refreshed = 0;
     this.opened = false;
+    this.failed = false;
     byId("older").addEventListener("click", () => whileBusy(byId("older"), "Loading …", () => this.load(false)));
     for (const choice of document.querySelectorAll("[name=state]"))
       choice.addEventListener("change", () => this.refresh());
-    // Others may have corrected meanwhile; but whoever has opened older ones is not thrown back to the first.
+    // Others may have corrected meanwhile.
     document.addEventListener("visibilitychange", () => {
-      if (!document.hidden && this.opened && byId("history-list").childElementCount <= PAGE) this.refresh();
+      if (!document.hidden && this.opened) this.refresh();
     });
   }
 
-  /** From the newest on again. */
+  /** From the newest on again, as many as are shown. */
   refresh() {
-    return this.load(true);
+    const shown = PAGE * Math.ceil(byId("history-list").childElementCount / PAGE);
+    return this.load(true, Math.min(MOST, Math.max(PAGE, shown)));
   }
 
-  async load(anew) {
+  async load(anew, limit = PAGE) {
     this.opened = true;
     const turn = ++this.refreshed;
     const state = document.querySelector("[name=state]:checked").value;
-    const query = { state, order: "desc", limit: PAGE };
+    const query = { state, order: "desc", limit };
     if (!anew && this.last) query.after = this.last;
     const problem = byId("history-problem");
     try {
       const page = await listEdits(query);
       if (turn !== this.refreshed) return;
-      clearProblem(problem);
+      if (this.failed) clearProblem(problem); // What a change was refused for stays to be read.
+      this.failed = false;
       this.mayEdit = true;
       this.show(page, anew, state);
     } catch (error) {
       if (turn !== this.refreshed) return;
+      this.failed = true;
       this.mayEdit = error.status !== 403 && error.status !== 401;
-      if (anew) this.show({ data: [], has_more: false }, true, state);
+      if (!this.mayEdit) this.show({ data: [], has_more: false }, true, state);
       if (error.status === 403)
         error.message = "This key may ask. To correct, and to see the corrections, give one of the role “edit”.";
       showProblem(problem, error, () => this.load(anew));
