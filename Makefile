@@ -35,7 +35,8 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 torture: $(VENV)/.dev
-	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/experts/test_store_torture.py
+	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/experts/test_store_torture.py \
+		tests/experts/test_store_torture_postgres.py
 
 fuzz: $(VENV)/.dev
 	LIVEEDIT_FUZZ=10000 $(BIN)/python -m pytest tests/serving/test_serving_fuzz.py tests/serving/test_serving_schema.py

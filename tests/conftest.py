@@ -10,6 +10,7 @@ import pytest
 import torch
 from model_traces import hooks_of, weight_bits
 from PIL import Image
+from postgres_server import PostgresServer, reason_to_skip, running_server
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.backbones.built_in.models import TINY_LLAVA
@@ -108,6 +109,21 @@ def random_expert() -> Callable[..., Expert]:
         return Expert(*(torch.randn(shape, generator=generator) for shape in shapes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server; the test is skipped, with the reason, where none can be started."""
+    if (reason := reason_to_skip()) is not None:
+        pytest.skip(reason)
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The URL of an empty database."""
+    return postgres_server.empty_database()
 
 
 @pytest.fixture

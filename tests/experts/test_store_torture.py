@@ -19,6 +19,7 @@ import pytest
 import store_writer
 from edit_examples import bits
 
+from liveedit.experts.opening import is_absent
 from liveedit.experts.store import EditStore
 
 KILLS = int(os.environ.get("LIVEEDIT_KILLS", "10"))
@@ -28,7 +29,7 @@ LONGEST_LIFE_S = 0.15
 class Torturer:
     """Kills writers of one edits file, and keeps what they had acknowledged before."""
 
-    def __init__(self, location: Path, seed: int = 1):
+    def __init__(self, location: Path | str, seed: int = 1):
         self.location, self._chance = location, random.Random(seed)
         self.seeds: dict[str, int] = {}
         self.in_force: dict[str, bool] = {}
@@ -48,7 +49,25 @@ class Torturer:
         time.sleep(self._chance.uniform(0, LONGEST_LIFE_S))
         os.kill(pid, signal.SIGKILL)
         self.kills += 1
-        while (line := process.stdout.readline().split()) != ["ended"]:
+        self.read_to_end()
+
+    def begin_one(self) -> int:
+        """Let a writer begin; its process id."""
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("0\n")
+        process.stdin.flush()
+        return int(process.stdout.readline().split()[1])
+
+    def read_one(self) -> None:
+        """Wait for a line of the writer."""
+        assert self._process.stdout is not None
+        self._note(*self._process.stdout.readline().split())
+
+    def read_to_end(self) -> None:
+        """What a writer had said before it was killed."""
+        assert self._process.stdout is not None
+        while (line := self._process.stdout.readline().split()) != ["ended"]:
             assert line, "the writers' parent died"
             self._note(*line)
 
@@ -63,7 +82,7 @@ class Torturer:
 
     def check(self) -> None:
         """Everything acknowledged is there; at most one change for each kill was not acknowledged."""
-        if not self.location.exists():
+        if is_absent(self.location):
             assert self.acknowledged == 0
             return
         with EditStore(self.location) as store:
@@ -86,7 +105,7 @@ class Torturer:
 
 
 @contextmanager
-def torturing(location: Path) -> Iterator[Torturer]:
+def torturing(location: Path | str) -> Iterator[Torturer]:
     torturer = Torturer(location)
     try:
         yield torturer

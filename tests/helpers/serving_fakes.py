@@ -45,6 +45,7 @@ class FakeModel:
         self.undone: dict[str, StoredEdit] = {}
         self.edits_made = 0
         self.was_abandoned = False
+        self.store_problem: Exception | None = None
         self.routing_seconds: float | None = 0.001
 
     def check(self, query: Query) -> None:
@@ -130,6 +131,10 @@ class FakeModel:
 
     def one(self, edit_id: str) -> EditPage:
         return EditPage((self.get(edit_id),), frozenset(), False)
+
+    def look_at_store(self) -> None:
+        if self.store_problem is not None:
+            raise self.store_problem
 
     @property
     def needs_picture(self) -> bool:

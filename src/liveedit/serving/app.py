@@ -96,8 +96,11 @@ def _operating_router(service: Service, bearer: list[Any]) -> APIRouter:
 
     @router.get("/readyz", response_model=ServiceState, responses=_OR_NOT)
     async def readyz() -> Response:
-        """Whether requests are to be sent here: 200, or 503 while it shuts down."""
-        return _state("ready" if engine.is_ready else "shutting down", engine.is_ready)
+        """Whether requests are to be sent here: 200, or 503 while it shuts down or its edits cannot be reached."""
+        if not engine.is_ready:
+            return _state("shutting down", False)
+        reaches = await service.reaches_store()
+        return _state("ready" if reaches else "the edits cannot be reached", reaches)
 
     @router.get(
         "/metrics",

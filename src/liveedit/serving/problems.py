@@ -21,6 +21,7 @@ from ..errors import (
     NotFoundError,
     QueueFullError,
     ServiceStoppingError,
+    StoreError,
     WaitedTooLongError,
 )
 
@@ -46,6 +47,7 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (WaitedTooLongError, 503, "timeout"),
     (ServiceStoppingError, 503, "stopping"),
 )
+_NO_STORE = "The edits cannot be read or written now; nothing was changed. The cause is in the server's log."
 _STATUS_CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
 
@@ -95,6 +97,9 @@ def problem_of(error: Exception) -> RefusalError:
     if isinstance(error, HTTPException):
         code = _STATUS_CODES.get(error.status_code, "invalid_request")
         return RefusalError(error.status_code, str(error.detail), code, headers=error.headers or {})
+    if isinstance(error, StoreError):
+        # Its message names places of this machine.
+        return RefusalError(503, _NO_STORE, "store_unavailable", headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}

@@ -216,6 +216,10 @@ class ServedModel:
             raise NotFoundError(f"The edit {edit_id!r} has no picture.")
         return found
 
+    def look_at_store(self) -> None:
+        """Raise `StoreError` where the store cannot be read."""
+        self.model.store.latest_revision()
+
     def history(self, edit_id: str) -> tuple[Event, ...]:
         """What happened to an edit, oldest first. Raises `NotFoundError`."""
         return self.model.store.history(self._known(edit_id))

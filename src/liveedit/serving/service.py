@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, move_on_after
 from anyio.to_thread import run_sync
 
+from ..errors import StoreError
 from .engine import Engine
 from .idempotency import Idempotency
 from .served_model import ServedModel
@@ -17,6 +18,8 @@ from .settings import ServingSettings
 
 _READERS: Final = 4
 """So few threads read the store at once that connections to it are left for the thread of the model."""
+
+_LOOK_SECONDS: Final = 2.0
 
 _Result = TypeVar("_Result")
 
@@ -32,8 +35,19 @@ class Service:
     settings: ServingSettings
     idempotency: Idempotency[Any]
     started: int = field(default_factory=lambda: int(time.time()))
+    lookers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_READERS))
 
     async def read(self, look: Callable[[ServedModel], _Result]) -> _Result:
         """What a function that only reads the store returns; it runs beside the thread of the model."""
         return await run_sync(look, self.model, limiter=self.readers)
+
+    async def reaches_store(self) -> bool:
+        """Whether the store answers, and soon. One look at a time is taken, however many ask."""
+        with move_on_after(_LOOK_SECONDS):
+            try:
+                await run_sync(self.model.look_at_store, limiter=self.lookers, abandon_on_cancel=True)
+                return True
+            except StoreError:
+                pass
+        return False
