@@ -202,7 +202,7 @@ class Page {
     const shown = byId("stage-picture");
     shown.hidden = !picture;
     byId("stage-empty").hidden = Boolean(picture);
-    byId("stage-other").hidden = !picture;
+    byId("change-picture").hidden = !picture;
     byId("remove-picture").hidden = !picture;
     byId("picture-name").textContent = picture?.name ?? "No picture";
     byId("picture-name").title = picture ? `${picture.width} × ${picture.height} pixels` : "";
