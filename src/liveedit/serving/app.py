@@ -23,10 +23,12 @@ from .checking import checking_router
 from .edits import edits_router
 from .engine import Engine
 from .gate import Gate
+from .heat_maps import heat_maps_router
 from .idempotency import Idempotency
 from .keys import KeyFile
 from .metrics import CONTENT_TYPE
 from .openapi import schema_of
+from .page_files import page_router
 from .problems import problem_of
 from .reading import reading_router
 from .served_model import ServedModel
@@ -68,10 +70,12 @@ def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel,
     )
     bearer = [Security(HTTPBearer(auto_error=False, description="An API key; the gate has checked it before."))]
     app.include_router(chat_router(service), tags=["asking"], dependencies=bearer)
+    app.include_router(heat_maps_router(service), tags=["asking"], dependencies=bearer)
     app.include_router(reading_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(edits_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(checking_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(_operating_router(service, bearer), tags=["operating"])
+    app.include_router(page_router(settings, asks_for_keys=keys is not None), include_in_schema=False)
     app.add_middleware(Gate, settings=settings, keys=keys, metrics=metrics)
 
     def schema() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .problems import RETRY_AFTER_SECONDS, RefusalError, problem_of
 from .settings import ServingSettings
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
-"""What takes no key."""
+"""What takes no key, the page and its files apart."""
 
 _DISCARDED = 4
 """Up to so many times the limit is read of a body that is too large, so that its sender comes to read the answer."""
@@ -32,7 +32,7 @@ class _HungUpError(Exception):
 
 def role_for(path: str) -> Role | None:
     """What a path takes: a role, or None where it is open to all."""
-    if path in OPEN_PATHS:
+    if path in OPEN_PATHS or path == "/" or path.startswith("/page/"):
         return None
     if path == "/metrics":
         return "admin"

@@ -51,6 +51,7 @@ def schema_of(app: FastAPI, service: Service) -> dict[str, Any]:
         operation["responses"] = _responses(path, method, operation["responses"])
     _tighten_chat(parts, service)
     _tighten_edits(parts, service)
+    _tighten_heat_maps(parts, service)
     _add_examples(schema, service)
     return schema
 
@@ -122,6 +123,12 @@ def _tighten_edits(parts: dict[str, Any], service: Service) -> None:
         parts["EditRequest"]["required"].append("image")
 
 
+def _tighten_heat_maps(parts: dict[str, Any], service: Service) -> None:
+    fields = parts["HeatMapRequest"]["properties"]
+    fields["prompt"] |= {"pattern": WITH_TEXT, "maxLength": service.settings.prompt_characters}
+    fields["image"] |= _picture(service)
+
+
 def _picture(service: Service) -> dict[str, Any]:
     return {"pattern": picture_pattern()}
 
@@ -135,6 +142,7 @@ def _add_examples(schema: dict[str, Any], service: Service) -> None:
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
         },
+        "/v1/heat-maps": {"image": picture, "prompt": prompt, "change_cells": 2},
         "/v1/edits": {"image": picture, "prompt": prompt, "answer": "blue", "note": "ticket 4711"},
     }
     for path, example in examples.items():

@@ -55,8 +55,11 @@ def draw_pose(rng: np.random.Generator, strength: float = 1.0) -> Pose:
     )
 
 
-def draw(scene: Scene, pose: Pose) -> Image.Image:
-    """Draw a scene. The same scene and pose give the same pixels."""
+def draw(scene: Scene, pose: Pose, *, enlarged: bool = False) -> Image.Image:
+    """Draw a scene. The same scene and pose give the same pixels.
+
+    enlarged: leave it four times larger, for people to look at.
+    """
     image = Image.new("RGB", (SIZE * _ZOOM, SIZE * _ZOOM), BACKGROUNDS[scene.background])
     pen = ImageDraw.Draw(image)
     _draw_pattern(pen, scene, pose)
@@ -69,7 +72,7 @@ def draw(scene: Scene, pose: Pose) -> Image.Image:
     for thing in scene.things:
         at = (column + pose.thing_shift[0], 8.0 + 16.0 * thing.slot + pose.thing_shift[1])
         _draw_thing(pen, thing.shape, COLORS[thing.color], *at)
-    return _develop(image.reduce(_ZOOM), pose)
+    return _develop(image if enlarged else image.reduce(_ZOOM), pose)
 
 
 def _develop(image: Image.Image, pose: Pose) -> Image.Image:

@@ -1,0 +1,170 @@
+// The answer: its text, the corrections that took part, and what the question looked at.
+
+import { makeHeatMaps } from "./api.js";
+import { bar, byId, clearProblem, make, percent, say, showProblem } from "./dom.js";
+import { describeHeat, drawHeat, scaleOfHeat, tableOfHeat } from "./heat.js";
+import { cardOf, thumbnailOf } from "./history.js";
+
+const SHOWN = 4;
+const CHANGE_CELLS = 4;
+const LONG = 90; // Characters; a paragraph is not to be shouted.
+
+/** Shows one asked question at a time: { picture, prompt, text, edits, maps }. */
+export class AnswerView {
+  constructor(history) {
+    this.history = history;
+    this.asked = null;
+    for (const choice of document.querySelectorAll("[name=heat]"))
+      choice.addEventListener("change", () => this.showHeat());
+  }
+
+  /** Make place for an answer that begins to arrive. */
+  begin(asked) {
+    this.asked = asked;
+    byId("welcome").hidden = true;
+    byId("answer").hidden = false;
+    byId("stale").hidden = true;
+    clearProblem(byId("answer-problem"));
+    byId("asked-prompt").textContent = asked.prompt;
+    this.text("");
+    byId("fired").replaceChildren();
+    const image = byId("exhibit-picture");
+    image.hidden = !asked.picture;
+    byId("exhibit-none").hidden = Boolean(asked.picture);
+    byId("heat-options").disabled = true;
+    if (asked.picture) {
+      image.src = asked.picture.uri;
+      image.alt = asked.picture.shows ?? `The picture that was asked about: ${asked.picture.name}`;
+    }
+    this.hideHeat();
+    document.querySelector(".said").scrollIntoView({ block: "nearest" });
+  }
+
+  /** As much of the answer as there is. */
+  text(text) {
+    const box = byId("answer-text");
+    box.textContent = text;
+    box.classList.toggle("is-long", text.length > LONG);
+  }
+
+  /** The whole answer. */
+  async finish(asked) {
+    this.text(asked.text || "(nothing)");
+    byId("heat-options").disabled = !asked.picture;
+    const count = asked.edits.length;
+    const took =
+      count === 0
+        ? "No correction took part."
+        : count === 1
+          ? "One correction took part."
+          : `${count} corrections took part.`;
+    say(`The answer: ${asked.text || "nothing"}. ${took}`);
+    await Promise.all([this.showFired(asked), this.showHeat()]);
+  }
+
+  /** A correction was undone or redone since. */
+  async edited(card) {
+    if (this.asked === null) return;
+    byId("stale").hidden = false;
+    if (!this.asked.edits.some((fired) => fired.id === card.id)) return;
+    const box = byId("fired");
+    const held = box.contains(document.activeElement);
+    await this.showFired(this.asked);
+    if (held) box.querySelector(`[data-id="${card.id}"] button`)?.focus();
+  }
+
+  // -- the corrections that took part
+
+  async showFired(asked) {
+    const box = byId("fired");
+    if (!asked.edits.length) {
+      box.replaceChildren(make("p", { class: "fired-none muted" }, "No correction took part: the model’s own answer."));
+      return;
+    }
+    const sorted = [...asked.edits].sort((one, other) => other.weight - one.weight);
+    const shown = sorted.slice(0, SHOWN);
+    const found = await Promise.all(
+      shown.map((fired) => cardOf(fired.id).catch(() => ({ id: fired.id, has_thumbnail: false }))),
+    );
+    if (this.asked !== asked) return;
+    const heading = asked.edits.length === 1 ? "A correction took part" : `${asked.edits.length} corrections took part`;
+    box.replaceChildren(
+      make("p", { class: "label" }, heading),
+      make("ul", { class: "fired-list" }, ...shown.map((fired, place) => this.fired(fired, found[place]))),
+      sorted.length > SHOWN ? make("p", { class: "small muted" }, `and ${sorted.length - SHOWN} with less weight`) : "",
+    );
+  }
+
+  fired(fired, card) {
+    const title =
+      `Weight ${fired.weight.toFixed(3)}: its share in the answer. Margin ${fired.margin.toFixed(3)}: ` +
+      "by how much the picture was nearer to the correction's than to none.";
+    return make(
+      "li",
+      { class: `fired-edit ${card.in_force === false ? "is-out" : ""}`, title, "data-id": fired.id },
+      thumbnailOf(card),
+      make(
+        "div",
+        { class: "fired-text" },
+        make(
+          "p",
+          {},
+          card.prompt ? `${card.prompt} ` : `Correction ${card.id}`,
+          card.answer ? make("strong", {}, card.answer) : null,
+        ),
+        make(
+          "p",
+          { class: "weight" },
+          bar(fired.weight),
+          make("span", { class: "figure" }, `weight ${percent(fired.weight)}`),
+        ),
+      ),
+      card.in_force === undefined ? null : this.history.changer(card, byId("answer-problem")),
+    );
+  }
+
+  // -- what it looked at
+
+  hideHeat() {
+    byId("heat").hidden = true;
+    byId("heat-explained").hidden = true;
+    clearProblem(byId("heat-problem"));
+  }
+
+  async showHeat() {
+    const asked = this.asked;
+    const kind = document.querySelector("[name=heat]:checked").value;
+    this.hideHeat();
+    if (!asked?.picture || asked.text === null || kind === "off") return;
+    const frame = byId("exhibit-frame");
+    try {
+      if (!asked.maps[kind]) {
+        frame.setAttribute("aria-busy", "true");
+        await this.fetchMaps(asked, kind);
+      }
+    } catch (error) {
+      if (this.asked === asked) showProblem(byId("heat-problem"), error, () => this.showHeat());
+      return;
+    } finally {
+      frame.removeAttribute("aria-busy");
+    }
+    if (this.asked !== asked || document.querySelector("[name=heat]:checked").value !== kind) return;
+    const map = asked.maps[kind];
+    drawHeat(byId("heat"), asked.picture, map);
+    byId("heat").hidden = map.over !== "cells";
+    byId("heat-summary").textContent = describeHeat(map, kind);
+    const [low, high] = scaleOfHeat(map, kind);
+    byId("legend-low").textContent = low;
+    byId("legend-high").textContent = high;
+    byId("heat-table").replaceChildren(tableOfHeat(map, kind));
+    byId("heat-explained").hidden = false;
+  }
+
+  async fetchMaps(asked, kind) {
+    const wanted = { image: asked.picture.uri, prompt: asked.prompt };
+    if (kind === "change") wanted.change_cells = CHANGE_CELLS;
+    const maps = await makeHeatMaps(wanted);
+    asked.maps.attention = maps.attention;
+    if (maps.change) asked.maps.change = maps.change;
+  }
+}

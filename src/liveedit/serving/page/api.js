@@ -1,0 +1,125 @@
+// Everything that the page says to the server.
+
+const KEY = "liveedit-key";
+
+/** What the server refused, or why it could not be asked. `status` is 0 where it was not reached. */
+export class ApiError extends Error {
+  constructor(message, { status = 0, code = null, requestId = null } = {}) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.requestId = requestId;
+  }
+
+  /** Whether the same request may succeed in a moment. */
+  get mayPass() {
+    return [0, 408, 429, 500, 502, 503, 504].includes(this.status);
+  }
+}
+
+// Only for this tab: a key on disk would outlive whoever typed it.
+export const storedKey = () => sessionStorage.getItem(KEY);
+export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+export const forgetKey = () => sessionStorage.removeItem(KEY);
+
+let onKeyRefused = () => {};
+
+/** Call this where the server wants a key, or another one. */
+export function whenKeyRefused(listener) {
+  onKeyRefused = listener;
+}
+
+export const getSettings = () => json("page/settings.json");
+export const getModels = () => json("v1/models");
+export const listEdits = (query) => json(`v1/edits?${new URLSearchParams(query)}`);
+export const getEdit = (id) => json(`v1/edits/${id}`);
+export const getHistory = (id) => json(`v1/edits/${id}/history`);
+export const changeEdit = (id, change) => json(`v1/edits/${id}/${change}`, { method: "POST", once: true });
+export const createEdit = (wanted) => json("v1/edits", { method: "POST", body: wanted, once: true });
+export const makeHeatMaps = (wanted) => json("v1/heat-maps", { method: "POST", body: wanted });
+
+/** A picture of the server as an address for `<img>`, which itself could not send the key. */
+export async function getThumbnail(id) {
+  const response = await send(`v1/edits/${id}/thumbnail`);
+  return URL.createObjectURL(await response.blob());
+}
+
+/**
+ * Ask, and hear the answer as it is written. Returns { text, edits, revision }.
+ * onText is called with all of the text so far.
+ */
+export async function ask({ model, prompt, picture, signal, onText }) {
+  const parts = [{ type: "text", text: prompt }];
+  if (picture) parts.unshift({ type: "image_url", image_url: { url: picture } });
+  const body = { model, messages: [{ role: "user", content: parts }], temperature: 0, stream: true };
+  const response = await send("v1/chat/completions", { method: "POST", body, signal });
+  let text = "";
+  let extension = null;
+  for await (const event of events(response)) {
+    if (event.error) throw new ApiError(event.error.message, { status: 500, code: event.error.code });
+    text += event.choices[0]?.delta?.content ?? "";
+    extension = event.liveedit ?? extension;
+    onText(text);
+  }
+  if (extension === null) throw new ApiError("The connection ended before the answer did. Ask again.");
+  return { text, edits: extension.edits, revision: extension.revision };
+}
+
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let waiting = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    waiting += value;
+    const lines = waiting.split("\n\n");
+    waiting = lines.pop();
+    for (const line of lines) {
+      if (line === "data: [DONE]") return;
+      if (line.startsWith("data: ")) yield JSON.parse(line.slice(6));
+    }
+  }
+}
+
+async function json(path, options) {
+  return (await send(path, options)).json();
+}
+
+async function send(path, { method = "GET", body, signal, once = false } = {}) {
+  const headers = {};
+  const key = storedKey();
+  if (key) headers.Authorization = `Bearer ${key}`;
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (once) headers["Idempotency-Key"] = randomName();
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers,
+      signal,
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("The server cannot be reached. Is it still running?");
+  }
+  if (response.ok) return response;
+  const refused = await refusal(response);
+  if (refused.status === 401) onKeyRefused(refused);
+  throw refused;
+}
+
+async function refusal(response) {
+  const about = { status: response.status, requestId: response.headers.get("X-Request-ID") };
+  try {
+    const { error } = await response.json();
+    return new ApiError(error.message, { ...about, code: error.code });
+  } catch {
+    return new ApiError(`The server answered with status ${response.status}.`, about);
+  }
+}
+
+function randomName() {
+  // crypto.randomUUID is there on secure origins alone, and a server of one's own network is none.
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

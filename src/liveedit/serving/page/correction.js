@@ -1,0 +1,229 @@
+// Correcting an answer, and the evidence of what the correction did.
+
+import { createEdit } from "./api.js";
+import { button, byId, clearProblem, make, say, showProblem, whileBusy } from "./dom.js";
+import { cardOf } from "./history.js";
+
+/** The form below an answer, and what comes of it. */
+export class Correction {
+  constructor(page, settings) {
+    this.page = page;
+    this.view = page.view;
+    this.history = page.history;
+    this.settings = settings;
+    this.form = byId("correction-form");
+    byId("correct-button").addEventListener("click", () => (this.form.hidden ? this.open() : this.close()));
+    byId("cancel-correction").addEventListener("click", () => this.close());
+    this.form.addEventListener("keydown", (event) => event.key === "Escape" && this.close());
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      whileBusy(byId("correct"), "Correcting …", () => this.send());
+    });
+    byId("author-field").hidden = settings.asks_for_keys;
+  }
+
+  open() {
+    clearProblem(byId("correction-problem"));
+    byId("evidence").hidden = true;
+    byId("right-answer").value = "";
+    byId("note").value = "";
+    byId("rephrasings").value = this.alike(this.view.asked.prompt).join("\n");
+    this.form.hidden = false;
+    byId("correct-button").setAttribute("aria-expanded", "true");
+    byId("right-answer").focus();
+  }
+
+  /** Put the form and the evidence away; the focus goes back where it came from. */
+  close() {
+    const held = this.form.contains(document.activeElement) || byId("evidence").contains(document.activeElement);
+    this.reset();
+    if (held) byId("correct-button").focus();
+  }
+
+  reset() {
+    this.form.hidden = true;
+    byId("evidence").hidden = true;
+    byId("correct-button").setAttribute("aria-expanded", "false");
+    byId("correct-button").hidden = !this.history.mayEdit;
+  }
+
+  alike(prompt) {
+    const group = this.settings.questions.find((texts) => texts.includes(prompt)) ?? [];
+    return group.filter((text) => text !== prompt);
+  }
+
+  async send() {
+    const asked = this.view.asked;
+    const problem = byId("correction-problem");
+    clearProblem(problem);
+    const answer = byId("right-answer").value.trim();
+    if (!answer) {
+      showProblem(problem, { message: "Give the answer that the model should have given." });
+      byId("right-answer").focus();
+      return;
+    }
+    const rephrasings = byId("rephrasings")
+      .value.split("\n")
+      .map((line) => line.trim())
+      .filter(Boolean);
+    const wanted = { prompt: asked.prompt, answer, rephrasings };
+    if (asked.picture) wanted.image = asked.picture.uri;
+    if (byId("note").value.trim()) wanted.note = byId("note").value.trim();
+    if (!byId("author-field").hidden && byId("author").value.trim()) wanted.author = byId("author").value.trim();
+    let made;
+    try {
+      made = await createEdit(wanted);
+    } catch (error) {
+      showProblem(problem, error, () => this.send());
+      return;
+    }
+    this.form.hidden = true;
+    byId("correct-button").setAttribute("aria-expanded", "false");
+    this.showEvidence(asked, made);
+    this.history.refresh();
+  }
+
+  // -- the evidence
+
+  showEvidence(asked, made) {
+    const { evidence } = made;
+    const box = byId("evidence");
+    box.classList.toggle("is-good", evidence.took);
+    box.replaceChildren(
+      make("h3", {}, evidence.took ? "✓ Learned" : "It did not take"),
+      make(
+        "p",
+        { class: "before-after" },
+        make("del", {}, evidence.answer_before || "(nothing)"),
+        make("span", { class: "arrow", "aria-hidden": "true" }, "→"),
+        make("span", { class: "for-readers" }, "is now"),
+        make("strong", {}, evidence.answer_after || "(nothing)"),
+      ),
+      make("p", { class: "small muted" }, cost(evidence)),
+      ...this.findings(evidence),
+      this.next(asked, made),
+    );
+    box.hidden = false;
+    box.focus({ preventScroll: true });
+    box.scrollIntoView({ block: "nearest" });
+    say(
+      evidence.took
+        ? `Learned. It now says ${evidence.answer_after}.`
+        : `It did not take: it now says ${evidence.answer_after || "nothing"}.`,
+    );
+  }
+
+  findings(evidence) {
+    const found = [];
+    if (evidence.rephrasings.length) found.push(rephrasingTable(evidence.rephrasings));
+    for (const line of checks(evidence)) found.push(make("p", { class: "check-line" }, ...line));
+    return found;
+  }
+
+  next(asked, made) {
+    const words = this.alike(asked.prompt).map((text) =>
+      button(text, () => this.page.ask({ prompt: text, picture: asked.picture }), { class: "chip" }),
+    );
+    const undo = button(
+      "Undo this correction",
+      () =>
+        whileBusy(undo, "Undoing …", () => this.history.change(made.id, "undo").then((done) => done && this.close())),
+      { class: "quiet" },
+    );
+    return make(
+      "div",
+      { class: "next" },
+      make("p", { class: "label" }, "See whether it holds"),
+      make(
+        "div",
+        { class: "chips" },
+        button("Ask it again", () => this.page.ask({ prompt: asked.prompt, picture: asked.picture }), {
+          class: "chip chip-strong",
+        }),
+        ...words,
+        button("In my own words", () => this.page.reword(), { class: "chip" }),
+        button("With another picture", () => this.page.repicture(), { class: "chip" }),
+      ),
+      make("p", { class: "undo-line" }, undo),
+    );
+  }
+}
+
+function cost({ milliseconds, refine_steps: steps, store_bytes: bytes }) {
+  const refined = steps ? `, with ${steps} gradient ${steps === 1 ? "step" : "steps"}` : "";
+  const size = `${(bytes / 1024).toFixed(0)} KiB`;
+  return `Made in ${Math.round(milliseconds)} ms${refined}; it takes ${size}. The model’s weights are as they were.`;
+}
+
+function rephrasingTable(rephrasings) {
+  const right = rephrasings.filter((one) => one.took).length;
+  const rows = rephrasings.map((one) =>
+    make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, one.prompt),
+      make("td", {}, one.answer_before || "–"),
+      make("td", {}, one.answer_after || "–"),
+      make("td", { class: one.took ? "yes" : "no" }, one.took ? "✓ yes" : "✗ no"),
+    ),
+  );
+  return make(
+    "table",
+    { class: "wordings" },
+    make("caption", {}, `In other words: ${right} of ${rephrasings.length} follow`),
+    make(
+      "thead",
+      {},
+      make("tr", {}, ...["Asked", "Before", "Now", "Follows"].map((text) => make("th", { scope: "col" }, text))),
+    ),
+    make("tbody", {}, ...rows),
+  );
+}
+
+/** Whether other answers stayed, and which other corrections are near; each is said where there is something to say. */
+function checks({ locality = [], earlier_edits: earlier = [], collisions = [], supersedes = [] }) {
+  const lines = [];
+  if (supersedes.length) {
+    lines.push([
+      mark(true),
+      supersedes.length === 1
+        ? " It takes the place of an earlier correction of the same question."
+        : ` It takes the place of ${supersedes.length} earlier corrections.`,
+    ]);
+  }
+  const probed = [
+    ["unrelated question", locality],
+    ["earlier correction", earlier],
+  ];
+  for (const [what, asked] of probed.filter(([, asked]) => asked.length)) {
+    const kept = asked.filter((one) => one.kept).length;
+    const all = `${asked.length} ${what}${asked.length === 1 ? "" : "s"}`;
+    const told =
+      kept === asked.length
+        ? ` ${all} asked again: ${kept === 1 ? "the answer" : "every answer"} is as before.`
+        : ` ${all} asked again: ${asked.length - kept} changed.`;
+    lines.push([mark(kept === asked.length), told]);
+  }
+  for (const near of collisions)
+    lines.push([
+      mark(!near.answers_differ),
+      near.answers_differ
+        ? " It meets another correction, whose answer differs: "
+        : " It meets another correction, of the same answer: ",
+      named(near.edit_id),
+    ]);
+  return lines;
+}
+
+function named(id) {
+  const place = make("q", {}, id);
+  cardOf(id).then(
+    (card) => place.replaceChildren(`${card.prompt} ${card.answer}`),
+    () => {},
+  );
+  return place;
+}
+
+function mark(good) {
+  return make("span", { class: good ? "yes" : "no", "aria-hidden": "true" }, good ? "✓" : "!");
+}

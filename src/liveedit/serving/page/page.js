@@ -1,0 +1,319 @@
+// The page: what is asked, with which picture, and how its parts work together.
+
+import { ask, forgetKey, getModels, getSettings, keepKey, storedKey, whenKeyRefused } from "./api.js";
+import { AnswerView } from "./answer.js";
+import { Correction } from "./correction.js";
+import { byId, button, clearProblem, make, say, showProblem } from "./dom.js";
+import { History } from "./history.js";
+import { pictureAmong, readExample, readPicture } from "./pictures.js";
+
+const LOGGED = 8;
+
+class Page {
+  constructor(settings) {
+    this.settings = settings;
+    this.model = null;
+    this.picture = null;
+    this.running = null;
+    this.history = new History((card) => this.view.edited(card));
+    this.view = new AnswerView(this.history);
+    this.correction = new Correction(this, settings);
+    this.listenToForm();
+    this.listenToPictures();
+    this.showExamples();
+    this.listenToKey();
+  }
+
+  /** What needs a key, where keys are asked for: the model's name and the corrections. */
+  async open() {
+    const problem = byId("ask-problem");
+    clearProblem(problem);
+    if (this.settings.asks_for_keys && !storedKey()) {
+      this.askForKey();
+      return;
+    }
+    try {
+      const { data } = await getModels();
+      this.model = data[0].id;
+      byId("model-name").textContent = this.model;
+    } catch (error) {
+      if (error.status !== 401) showProblem(problem, error, () => this.open());
+      return;
+    }
+    await this.history.refresh();
+    this.correction.reset();
+  }
+
+  // -- asking
+
+  listenToForm() {
+    const prompt = byId("prompt");
+    byId("ask-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.running ? this.running.abort() : this.ask();
+    });
+    prompt.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      if (!this.running) this.ask();
+    });
+    byId("ask-again").addEventListener("click", () => this.askAbout(this.view.asked));
+  }
+
+  /** Ask this, and show it in the form as what is asked. */
+  askAbout({ prompt, picture }) {
+    byId("prompt").value = prompt;
+    this.setPicture(picture);
+    return this.ask();
+  }
+
+  async ask() {
+    const problem = byId("ask-problem");
+    clearProblem(problem);
+    const prompt = byId("prompt").value.trim();
+    if (!prompt) {
+      showProblem(problem, { message: "Type a question first." });
+      byId("prompt").focus();
+      return;
+    }
+    if (!this.model) {
+      await this.open();
+      if (!this.model) return;
+    }
+    this.running?.abort();
+    const running = (this.running = new AbortController());
+    const asked = { prompt, picture: this.picture, text: null, edits: [], maps: {} };
+    this.setBusy(true);
+    try {
+      await this.hear(asked, running.signal);
+    } catch (error) {
+      if (error.name !== "AbortError") showProblem(problem, error, () => this.askAbout(asked));
+      else if (this.view.asked === asked) this.view.text(`${byId("answer-text").textContent} … (stopped)`);
+    } finally {
+      if (this.running === running) {
+        this.running = null;
+        this.setBusy(false);
+      }
+    }
+  }
+
+  async hear(asked, signal) {
+    let begun = false;
+    const begin = () => {
+      if (begun) return;
+      begun = true;
+      this.correction.reset();
+      this.view.begin(asked);
+    };
+    const onText = (text) => {
+      begin();
+      this.view.text(text);
+    };
+    const found = await ask({ model: this.model, prompt: asked.prompt, picture: asked.picture?.uri, signal, onText });
+    begin();
+    Object.assign(asked, { text: found.text, edits: found.edits });
+    this.log(asked);
+    await this.view.finish(asked);
+  }
+
+  setBusy(busy) {
+    byId("ask").textContent = busy ? "Stop" : "Ask";
+    byId("answer").setAttribute("aria-busy", String(busy));
+  }
+
+  log(asked) {
+    const line = button("", () => this.askAbout(asked), { class: "log-line", title: "Ask this again" });
+    line.append(
+      make("span", { class: "thumb" }, asked.picture ? make("img", { src: asked.picture.uri, alt: "" }) : ""),
+      make("span", { class: "log-prompt" }, asked.prompt),
+      make("span", { class: `log-answer${asked.edits.length ? " is-edited" : ""}` }, asked.text || "(nothing)"),
+    );
+    const list = byId("log");
+    list.prepend(make("li", {}, line));
+    while (list.childElementCount > LOGGED) list.lastElementChild.remove();
+    byId("log-section").hidden = list.childElementCount < 2;
+  }
+
+  // -- correcting
+
+  /** Begin to ask the same in other words. */
+  reword() {
+    const prompt = byId("prompt");
+    prompt.value = this.view.asked.prompt;
+    prompt.focus();
+    prompt.select();
+  }
+
+  /** Begin to ask the same about another picture. */
+  repicture() {
+    byId("prompt").value = this.view.asked.prompt;
+    byId("stage").scrollIntoView({ block: "center" });
+    byId("file").focus();
+    say("Choose another picture, or one of the examples behind the question.");
+  }
+
+  // -- pictures
+
+  listenToPictures() {
+    const file = byId("file");
+    file.addEventListener("change", () => {
+      if (file.files.length) this.take(file.files[0]);
+      file.value = "";
+    });
+    byId("remove-picture").addEventListener("click", () => {
+      this.setPicture(null);
+      file.focus();
+    });
+    document.addEventListener("paste", (event) => {
+      const found = pictureAmong(event.clipboardData?.files ?? []);
+      if (!found) return;
+      event.preventDefault();
+      this.take(found);
+    });
+    const stage = byId("stage");
+    document.addEventListener("dragover", (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return; // Text may be dragged into the question.
+      event.preventDefault();
+      stage.classList.add("is-over");
+    });
+    document.addEventListener("dragleave", (event) => event.relatedTarget || stage.classList.remove("is-over"));
+    document.addEventListener("drop", (event) => {
+      if (!event.dataTransfer.files.length) return;
+      event.preventDefault();
+      stage.classList.remove("is-over");
+      this.take(event.dataTransfer.files[0]);
+    });
+  }
+
+  /** A file that was chosen, dropped or pasted. */
+  async take(blob) {
+    clearProblem(byId("ask-problem"));
+    try {
+      this.setPicture(await readPicture(blob, blob.name || "The pasted picture", this.settings));
+      byId("prompt").focus();
+    } catch (error) {
+      showProblem(byId("ask-problem"), error);
+    }
+  }
+
+  setPicture(picture) {
+    if (picture === this.picture) return;
+    this.picture = picture;
+    const shown = byId("stage-picture");
+    shown.hidden = !picture;
+    byId("stage-empty").hidden = Boolean(picture);
+    byId("change-picture").hidden = !picture;
+    byId("remove-picture").hidden = !picture;
+    byId("picture-name").textContent = picture?.name ?? "No picture";
+    byId("picture-name").title = picture ? `${picture.width} × ${picture.height} pixels` : "";
+    if (picture) {
+      shown.src = picture.uri;
+      shown.alt = picture.shows ?? picture.name;
+    } else {
+      shown.removeAttribute("src");
+    }
+  }
+
+  showExamples() {
+    const { examples, questions } = this.settings;
+    const pictures = examples.map((example) =>
+      make(
+        "button",
+        {
+          type: "button",
+          class: "example",
+          onclick: () => this.askExample(example, null),
+          "aria-label": `${example.title}: ${example.shows}`,
+        },
+        make("img", { src: example.url, alt: "", width: 64, height: 64 }),
+        make("span", {}, example.title),
+      ),
+    );
+    byId("example-pictures").append(...pictures);
+    const texts = questions.map((group) => group[0]).concat(questions[0].slice(1, 2));
+    byId("example-questions").append(
+      ...texts.map((text) => button(text, () => this.askExample(null, text), { class: "chip" })),
+    );
+  }
+
+  /** Ask about an example; where one of the two is not given, what stands in the form is kept. */
+  async askExample(example, question) {
+    try {
+      const chosen = example ?? (this.picture ? null : this.settings.examples[0]);
+      if (chosen) this.setPicture(await readExample(chosen, this.settings));
+    } catch (error) {
+      showProblem(byId("ask-problem"), error);
+      return;
+    }
+    const prompt = byId("prompt");
+    if (question) prompt.value = question;
+    if (!prompt.value.trim()) prompt.value = this.settings.questions[0][0];
+    await this.ask();
+  }
+
+  // -- the key
+
+  listenToKey() {
+    const dialog = byId("key-dialog");
+    byId("key-button").hidden = !this.settings.asks_for_keys;
+    byId("key-button").addEventListener("click", () => this.askForKey());
+    byId("close-key").addEventListener("click", () => dialog.close());
+    byId("forget-key").addEventListener("click", () => {
+      forgetKey();
+      dialog.close();
+      location.reload();
+    });
+    byId("key-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.useKey(byId("key").value.trim());
+    });
+    whenKeyRefused((error) => {
+      forgetKey();
+      this.askForKey(error);
+    });
+  }
+
+  askForKey(error = null) {
+    const dialog = byId("key-dialog");
+    const problem = byId("key-problem");
+    error ? showProblem(problem, error) : clearProblem(problem);
+    byId("forget-key").hidden = !storedKey();
+    if (!dialog.open) dialog.showModal();
+    byId("key").value = "";
+    byId("key").focus();
+  }
+
+  async useKey(key) {
+    const problem = byId("key-problem");
+    if (!key) {
+      showProblem(problem, { message: "Type or paste the key." });
+      return;
+    }
+    if (!/^[\x21-\x7e]+$/.test(key)) {
+      showProblem(problem, { message: "This is no key: keys have neither spaces nor letters with accents." });
+      return;
+    }
+    clearProblem(problem);
+    keepKey(key);
+    this.model = null;
+    await this.open();
+    if (this.model) {
+      byId("key-dialog").close();
+      byId("prompt").focus();
+    }
+  }
+}
+
+async function start() {
+  let settings;
+  try {
+    settings = await getSettings();
+  } catch (error) {
+    showProblem(byId("ask-problem"), error, start);
+    return;
+  }
+  byId("version").textContent = `LiveEdit ${settings.version}`;
+  await new Page(settings).open();
+}
+
+start();
