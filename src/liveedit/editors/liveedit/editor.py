@@ -47,7 +47,7 @@ class LiveEdit(TrainedEditor):
         self.device = backbone.layer_device(self.config.layer)
         self.modules = modules.to(self.device)
         self.repository = ExpertRepository(self.device)
-        self._hook = RoutingHook(backbone, self.config, self._route, self.repository)
+        self._hook = RoutingHook(backbone, self.config, self._route, _InForce(self))
 
     # -- its trained parts -------------------------------------------------------------------------------
 
@@ -198,6 +198,16 @@ class LiveEdit(TrainedEditor):
         pictured = tokens.image.any(1)
         reachable = pictured if self.config.scope == "image" else torch.ones_like(pictured)
         return route(self.modules, self.modules.query(precise), reachable, self.repository)
+
+
+class _InForce:
+    """As many as there are experts in the editor's repository, whichever that is at the time."""
+
+    def __init__(self, editor: LiveEdit):
+        self._editor = editor
+
+    def __len__(self) -> int:
+        return len(self._editor.repository)
 
 
 def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:
