@@ -420,5 +420,5 @@ class EditStore:
 def _unused_id(connection: Connection) -> str:
     while True:
         edit_id = secrets.token_hex(_ID_BYTES)
-        if connection.execute(select(EDITS.c.number).where(EDITS.c.id == edit_id)).first() is None:
+        if not queries.is_taken(connection, edit_id):
             return edit_id
