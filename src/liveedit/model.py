@@ -18,6 +18,7 @@ from .editors import Fired, editor_class
 from .editors.liveedit import LiveEdit
 from .errors import InvalidInputError, NotFoundError, StoreError
 from .experts import Expert
+from .experts.blocks import Place
 from .experts.records import Changes, NewEdit, StoredEdit, picture_png, thumbnail_png
 from .experts.store import EditStore
 from .images import image_digest, open_image
@@ -68,6 +69,8 @@ class EditedModel:
 
     at: a revision of the store; the edits that were in force after it are, and the model cannot be edited.
     keep_pictures: keep the whole picture of each edit in the store, not only a thumbnail and its digest.
+    experts_on: on the "host", what is needed of experts only when they fire lies in memory-mapped files without names in
+    `experts_folder` (the system's temporary one by default): answers are the same, bit for bit.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class EditedModel:
         *,
         at: int | None = None,
         keep_pictures: bool = False,
+        experts_on: Place = "device",
+        experts_folder: str | Path | None = None,
     ):
         self.backbone, self.editor, self._store, self._at = backbone, editor, store, at
         self._keep_pictures = keep_pictures
@@ -86,6 +91,7 @@ class EditedModel:
         """Edits in memory that were undone."""
         self._revision = 0
         try:
+            editor.keep_experts_on(experts_on, experts_folder)
             if store is not None:
                 store.bind(backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name)
                 self._revision = store.latest_revision() if at is None else at
@@ -107,6 +113,8 @@ class EditedModel:
         keep_pictures: bool = False,
         editor: str = "liveedit-refine",
         editor_path: str | Path | None = None,
+        experts_on: Place = "device",
+        experts_folder: str | Path | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         **loading: Any,
@@ -115,10 +123,10 @@ class EditedModel:
 
         backbone: a built-in name, a local folder, or a hub name. edits: the edits file, made by the first edit where
         there is none, or the URL of a PostgreSQL database. at: a revision, to have the edits that were in force after
-        it; the model cannot be edited then. keep_pictures: as for the class. editor: "liveedit" (generation alone) or
-        "liveedit-refine" (with gradient steps where an edit does not take at once). editor_path: the folder of a
-        trained editor; built-in backbones bring theirs. loading: further arguments of `load_backbone` (device_map,
-        quantization, offload_folder).
+        it; the model cannot be edited then. keep_pictures, experts_on, experts_folder: as for the class. editor:
+        "liveedit" (generation alone) or "liveedit-refine" (with gradient steps where an edit does not take at once).
+        editor_path: the folder of a trained editor; built-in backbones bring theirs. loading: further arguments of
+        `load_backbone` (device_map, quantization, offload_folder).
         """
         kind = editor_class(editor)
         if not issubclass(kind, LiveEdit):
@@ -135,6 +143,8 @@ class EditedModel:
                 store,
                 at=at,
                 keep_pictures=keep_pictures,
+                experts_on=experts_on,
+                experts_folder=experts_folder,
             )
         except BaseException:
             if store is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -16,6 +16,10 @@ EditorName = Annotated[str, typer.Option("--editor", help="liveedit-refine, or l
 EditorPath = Annotated[
     Path | None,
     typer.Option("--editor-path", help="Folder of a trained editor, where the backbone brings none."),
+]
+ExpertsOn = Annotated[
+    Literal["device", "host"],
+    typer.Option("--experts-on", help="Where experts lie: in the device's memory, or in mapped files on the host."),
 ]
 Prompt = Annotated[str, typer.Option("--prompt", help="The question.")]
 
@@ -35,6 +39,7 @@ def edit(
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
     editor_path: EditorPath = None,
+    experts_on: ExpertsOn = "device",
     author: Author = None,
     why: Note = None,
     keep_picture: Annotated[
@@ -48,7 +53,13 @@ def edit(
 
     options = loading(load)
     with EditedModel.load(
-        backbone, edits=edits, keep_pictures=keep_picture, editor=editor, editor_path=editor_path, **options
+        backbone,
+        edits=edits,
+        keep_pictures=keep_picture,
+        editor=editor,
+        editor_path=editor_path,
+        experts_on=experts_on,
+        **options,
     ) as model:
         receipt = model.edit(image, prompt, answer, author=author, note=why)
     if json:
@@ -78,6 +89,7 @@ def ask(
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
     editor_path: EditorPath = None,
+    experts_on: ExpertsOn = "device",
     json: Json = False,
 ) -> None:
     """Ask the model, with the edits of a file in force."""
@@ -94,7 +106,9 @@ def ask(
     if kept is None and editor_path is None and at is None:  # Without edits no editor is needed.
         answer = Answer(frozen.generate(frozen.encode([Question(prompt, image)], padding="left"))[0], ())
     else:
-        with EditedModel.load(frozen, edits=kept, at=at, editor=editor, editor_path=editor_path) as model:
+        with EditedModel.load(
+            frozen, edits=kept, at=at, editor=editor, editor_path=editor_path, experts_on=experts_on
+        ) as model:
             answer = model.ask(image, prompt)
     if edits is not None and kept is None:
         note(f"There is no edits file {edits!r} yet: no edits are in force.")

@@ -14,7 +14,6 @@ from .queries import latest_revision, next_number
 from .records import Binding, BlobKind, Event, EventKind, NewEdit, StoredEdit
 from .schema import BLOBS, EDITS, EVENTS, META, SPANS
 
-
 # Made once, because an edit that is stored waits for each of them to be made.
 _INSERT: Final = {table.name: insert(table) for table in (EDITS, EVENTS, SPANS, BLOBS)}
 _EDIT_FIELDS: Final = tuple(field.name for field in fields(StoredEdit))
@@ -83,7 +82,9 @@ def bring_in(connection: Connection, numbers: Sequence[int], event: Event) -> No
     """These edits are in force from this change on."""
     if not numbers:
         return
-    connection.execute(_INSERT["spans"], [{"edit_number": number, "revision_added": event.revision} for number in numbers])
+    connection.execute(
+        _INSERT["spans"], [{"edit_number": number, "revision_added": event.revision} for number in numbers]
+    )
     connection.execute(update(EDITS).where(EDITS.c.number.in_(numbers)).values(revision_removed=None, undone_at=None))
 
 

@@ -14,6 +14,7 @@ from ...backbones import Backbone, Inputs
 from ...backbones.states import StateStore
 from ...errors import BackboneError, CheckpointError
 from ...experts import Expert, ExpertRepository
+from ...experts.blocks import Place
 from ...processes import ALONE, Processes
 from ...samples import Edit, EditCase
 from ...training import StageConfig, Task
@@ -158,6 +159,16 @@ class LiveEdit(TrainedEditor):
     def paused(self) -> AbstractContextManager[None]:
         """The model runs unedited inside."""
         return self._hook.paused()
+
+    def keep_experts_on(self, place: Place, folder: str | Path | None = None) -> None:
+        """Where the experts' u and v lie from now on, as for `ExpertRepository`; edits in force move along.
+
+        Raises `StoreError` where they cannot; they stay where they are then.
+        """
+        moved = ExpertRepository(self.device, experts_on=place, folder=folder)
+        for edit_id in self.repository.ids:
+            moved.add(edit_id, self.repository.get(edit_id))
+        self.repository = moved
 
     # -- keeping what edits left behind ------------------------------------------------------------------
 
