@@ -69,8 +69,8 @@ class EditedModel:
 
     at: a revision of the store; the edits that were in force after it are, and the model cannot be edited.
     keep_pictures: keep the whole picture of each edit in the store, not only a thumbnail and its digest.
-    experts_on: on the "host", what is needed of experts only when they fire lies in memory-mapped files without names in
-    `experts_folder` (the system's temporary one by default): answers are the same, bit for bit.
+    experts_on: on the "host", what is needed of experts only when they fire lies in memory-mapped files without names,
+    in `experts_folder` (the system's temporary one by default): answers are the same, bit for bit.
     """
 
     def __init__(
