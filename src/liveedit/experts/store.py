@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from ..errors import EditPurgedError, EditStateError, InvalidInputError, OvertakenError, StoreError
 from . import changes, queries, requests, transfer
@@ -32,7 +32,7 @@ from .records import (
     thumbnail_png,
 )
 from .requests import ChangeRequest
-from .schema import EDITS, EVENTS
+from .schema import EVENTS
 
 __all__ = ["Binding", "Changes", "EditStore", "Event", "Imported", "NewEdit", "StoredEdit", "thumbnail_png"]
 
@@ -287,5 +287,5 @@ def _check_alone(connection: Connection, edit: NewEdit, leaving: set[str]) -> No
 def _unused_id(connection: Connection) -> str:
     while True:
         edit_id = secrets.token_hex(_ID_BYTES)
-        if connection.execute(select(EDITS.c.number).where(EDITS.c.id == edit_id)).first() is None:
+        if not queries.is_taken(connection, edit_id):
             return edit_id

@@ -88,7 +88,7 @@ def take_in(connection: Connection, bundle: Bundle) -> Imported:
 
 
 def _take_in_edit(connection: Connection, bundle: Bundle, edit: StoredEdit) -> None:
-    number = changes.next_number(connection)
+    number = queries.next_number(connection)
     revision = queries.latest_revision(connection) + 1
     _write_edit(
         connection,
