@@ -197,12 +197,15 @@ def test_examples_are_asked_about_at_a_click(visitor: Visitor) -> None:
     correct(visitor, NEW_NAME)
     visitor.click("#evidence .chip:nth-child(2)")
     assert visitor.answer(2) == NEW_NAME
+    assert visitor.text("#asked-prompt") == visitor.find("#prompt").get_attribute("value") == QUESTIONS[0][1]
+    assert visitor.text("#log li:first-child .log-prompt") == QUESTIONS[0][1]
     visitor.click(".example:nth-child(2)")
     assert visitor.answer(3) == NEW_NAME
     visitor.click(".fired-edit button")
     visitor.until(lambda: visitor.text(".fired-edit button") == "Redo")
     visitor.click("#log li:last-child button")
     assert visitor.answer(4) == old
+    assert visitor.text("#asked-prompt") == QUESTION and visitor.text("#picture-name") == EXAMPLES[0].title
 
 
 def test_the_evidence_tells_what_stayed_and_what_is_near(visitor: Visitor) -> None:
@@ -224,6 +227,21 @@ def test_the_evidence_tells_what_stayed_and_what_is_near(visitor: Visitor) -> No
     met = {"edit_id": "0123abcd", "weight_here": 0.4, "weight_there": 0.2, "is_estimate": True, "answers_differ": True}
     assert "another correction, whose answer differs: 0123abcd" in told(collisions=[met])
     visitor.until(lambda: any("404" in line for line in visitor.complaints()))  # There is no such edit.
+
+
+def test_what_to_do_next_is_at_hand(visitor: Visitor) -> None:
+    visitor.open()
+    visitor.click(".example:nth-child(1)")
+    visitor.answer(1)
+    correct(visitor, NEW_NAME)
+    visitor.write("#prompt", "")
+    visitor.find("#evidence .chip:nth-child(4)").click()
+    assert focused(visitor)["id"] == "prompt" and focused(visitor)["value"] == QUESTION
+    visitor.find("#evidence .chip:nth-child(5)").click()
+    assert focused(visitor)["id"] == "file"
+    visitor.click("#evidence .undo-line button")
+    visitor.until(lambda: not visitor.sees("#evidence") and "undone" in visitor.text("#history-list .edit"))
+    assert focused(visitor)["id"] == "correct-button" and visitor.sees("#stale")
 
 
 def test_a_picture_may_be_dropped_or_pasted(visitor: Visitor, pictures: list[Path]) -> None:
