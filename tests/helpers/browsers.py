@@ -86,9 +86,9 @@ class Visitor:
         self.command("Emulation.setEmulatedMedia", features=scheme)
         self.driver.get(self.url)
         self.driver.execute_script("sessionStorage.clear()")
-        self.driver.get(self.url)
         self.complaints()
         self.requested()
+        self.driver.get(self.url)
         self.until(lambda: self.find("#version").text != "LiveEdit")
 
     def resize(self, size: tuple[int, int]) -> None:

@@ -60,7 +60,9 @@ def visitor(driver: Any, page_server: str) -> Iterator[Visitor]:
     visiting = Visitor(driver, f"{page_server}/", Path(folder) if folder else None)
     yield visiting
     assert visiting.complaints() == []
-    assert {url for url in visiting.requested() if not url.startswith(f"{page_server}/")} == set()
+    requested = visiting.requested()
+    assert f"{page_server}/page/page.js" in requested
+    assert {url for url in requested if not url.startswith(f"{page_server}/")} == set()
     while edits := httpx2.get(f"{page_server}/v1/edits").json()["data"]:
         httpx2.post(f"{page_server}/v1/edits/{edits[-1]['id']}/undo")
 
