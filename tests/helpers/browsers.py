@@ -86,8 +86,9 @@ class Visitor:
         self.command("Emulation.setEmulatedMedia", features=scheme)
         self.driver.get(self.url)
         self.driver.execute_script("sessionStorage.clear()")
-        self.driver.get(self.url)
         self.complaints()
+        self.requested()
+        self.driver.get(self.url)
         self.until(lambda: self.find("#version").text != "LiveEdit")
 
     def resize(self, size: tuple[int, int]) -> None:
@@ -104,6 +105,18 @@ class Visitor:
 
     def all(self, selector: str) -> list[Any]:
         return self.driver.find_elements("css selector", selector)
+
+    def focused(self) -> dict[str, Any]:
+        """Of the element with the focus: its id, name, whether the focus shows, whether it can be seen."""
+        return self.script(
+            """const element = document.activeElement;
+            const marked = [element, element.nextElementSibling, element.closest(".stage")].filter(Boolean);
+            const box = element.getBoundingClientRect();
+            return { id: element.id, tag: element.tagName, text: element.textContent.trim(),
+                     label: element.getAttribute("aria-label"), value: element.value,
+                     shows: marked.some((each) => getComputedStyle(each).outlineStyle === "solid"),
+                     inside: box.width > 0 && box.bottom > 0 && box.top < innerHeight };"""
+        )
 
     def text(self, selector: str) -> str:
         return self.find(selector).text
@@ -156,6 +169,17 @@ class Visitor:
         """The answer, once this many have been given and everything about it is told."""
         self.until(lambda: self.count("#log li") == asked and self.sees("#answer") and self.text("#fired"))
         return self.text("#answer-text")
+
+    def correct(self, answer: str, **fields: str) -> None:
+        """Correct the answer that is shown, by mouse; fields: texts by the ids of further fields."""
+        self.click("#correct-button")
+        if fields:
+            self.click("#correction-form summary")
+        self.write("#right-answer", answer)
+        for name, text in fields.items():
+            self.write(f"#{name}", text)
+        self.click("#correct")
+        self.until(lambda: self.sees("#evidence") or self.sees("#correction-problem"))
 
     def count(self, selector: str) -> int:
         return len(self.all(selector))

@@ -12,6 +12,7 @@ export class Correction {
     this.history = page.history;
     this.settings = settings;
     this.form = byId("correction-form");
+    this.made = null;
     byId("correct-button").addEventListener("click", () => (this.form.hidden ? this.open() : this.close()));
     byId("cancel-correction").addEventListener("click", () => this.close());
     this.form.addEventListener("keydown", (event) => event.key === "Escape" && this.close());
@@ -40,7 +41,13 @@ export class Correction {
     if (held) byId("correct-button").focus();
   }
 
+  /** An edit was undone or redone: evidence of what is gone is no longer shown. */
+  edited(card) {
+    if (card.id === this.made && !card.in_force) this.close();
+  }
+
   reset() {
+    this.made = null;
     this.form.hidden = true;
     byId("evidence").hidden = true;
     byId("correct-button").setAttribute("aria-expanded", "false");
@@ -87,6 +94,7 @@ export class Correction {
 
   showEvidence(asked, made) {
     const { evidence } = made;
+    this.made = made.id;
     const box = byId("evidence");
     box.classList.toggle("is-good", evidence.took);
     box.replaceChildren(
@@ -116,20 +124,16 @@ export class Correction {
   findings(evidence) {
     const found = [];
     if (evidence.rephrasings.length) found.push(rephrasingTable(evidence.rephrasings));
-    for (const line of checks(evidence)) found.push(make("p", { class: "check-line" }, ...line));
+    for (const line of checks(evidence, this.history)) found.push(make("p", { class: "check-line" }, ...line));
     return found;
   }
 
   next(asked, made) {
     const words = this.alike(asked.prompt).map((text) =>
-      button(text, () => this.page.ask({ prompt: text, picture: asked.picture }), { class: "chip" }),
+      button(text, () => this.page.askAbout({ prompt: text, picture: asked.picture }), { class: "chip" }),
     );
-    const undo = button(
-      "Undo this correction",
-      () =>
-        whileBusy(undo, "Undoing …", () => this.history.change(made.id, "undo").then((done) => done && this.close())),
-      { class: "quiet" },
-    );
+    const undoing = () => this.history.change(made.id, "undo", byId("answer-problem"));
+    const undo = button("Undo this correction", () => whileBusy(undo, "Undoing …", undoing), { class: "quiet" });
     return make(
       "div",
       { class: "next" },
@@ -137,7 +141,7 @@ export class Correction {
       make(
         "div",
         { class: "chips" },
-        button("Ask it again", () => this.page.ask({ prompt: asked.prompt, picture: asked.picture }), {
+        button("Ask it again", () => this.page.askAbout({ prompt: asked.prompt, picture: asked.picture }), {
           class: "chip chip-strong",
         }),
         ...words,
@@ -181,7 +185,7 @@ function rephrasingTable(rephrasings) {
 }
 
 /** Whether other answers stayed, and which other corrections are near; each is said where there is something to say. */
-function checks({ locality = [], earlier_edits: earlier = [], collisions = [], supersedes = [] }) {
+function checks({ locality = [], earlier_edits: earlier = [], collisions = [], supersedes = [] }, history) {
   const lines = [];
   if (supersedes.length) {
     lines.push([
@@ -210,15 +214,18 @@ function checks({ locality = [], earlier_edits: earlier = [], collisions = [], s
       near.answers_differ
         ? " It meets another correction, whose answer differs: "
         : " It meets another correction, of the same answer: ",
-      named(near.edit_id),
+      named(near.edit_id, history),
     ]);
   return lines;
 }
 
-function named(id) {
-  const place = make("q", {}, id);
+function named(id, history) {
+  const place = make("span", {}, make("q", {}, id));
   cardOf(id).then(
-    (card) => place.replaceChildren(`${card.prompt} ${card.answer}`),
+    (card) => {
+      place.replaceChildren(make("q", {}, `${card.prompt} ${card.answer}`), " ");
+      if (card.in_force && history) place.append(history.changer(card, byId("answer-problem")));
+    },
     () => {},
   );
   return place;

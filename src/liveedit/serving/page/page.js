@@ -15,7 +15,10 @@ class Page {
     this.model = null;
     this.picture = null;
     this.running = null;
-    this.history = new History((card) => this.view.edited(card));
+    this.history = new History((card) => {
+      this.view.edited(card);
+      this.correction.edited(card);
+    });
     this.view = new AnswerView(this.history);
     this.correction = new Correction(this, settings);
     this.listenToForm();

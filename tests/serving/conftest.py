@@ -1,0 +1,76 @@
+"""A real server and a real browser, started once for all tests of the page."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from browsers import Visitor, running_browser
+
+from liveedit.serving.example_pictures import EXAMPLES, example_png
+
+
+@pytest.fixture(scope="session")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `liveedit serve` with the built-in model, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    edits = tmp_path_factory.mktemp("edits") / "edits.db"
+    command = [sys.executable, "-m", "liveedit", "serve", "--edits", str(edits), "--port", str(port), "--no-auth"]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        try:
+            until = time.monotonic() + 300
+            while not is_ready(url):
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.1)
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with running_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def visitor(driver: Any, page_server: str) -> Iterator[Visitor]:
+    """A visitor of the real server, who finds no edit in force and hears no complaint of the browser."""
+    folder = os.environ.get("LIVEEDIT_SCREENSHOTS")
+    visiting = Visitor(driver, f"{page_server}/", Path(folder) if folder else None)
+    yield visiting
+    assert visiting.complaints() == []
+    requested = visiting.requested()
+    assert f"{page_server}/page/page.js" in requested
+    assert {url for url in requested if not url.startswith(f"{page_server}/")} == set()
+    while edits := httpx2.get(f"{page_server}/v1/edits").json()["data"]:
+        httpx2.post(f"{page_server}/v1/edits/{edits[-1]['id']}/undo")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A creature, the same one elsewhere, and another one."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for example in EXAMPLES:
+        (folder / example.name).write_bytes(example_png(example))
+    return [folder / example.name for example in EXAMPLES]
