@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -88,7 +89,6 @@ class ServedModel:
 
     def __init__(self, model: EditedModel, settings: ServingSettings):
         self.model, self.settings = model, settings
-        self._lanes = Lanes(settings.lanes or default_lanes(model.editor.device))
         self._refreshed = float("-inf")
         self._routing_seconds = 0.0
 
@@ -120,6 +120,10 @@ class ServedModel:
             seconds.append(spent)
         self._routing_seconds = max(seconds)
         return [answers[place] for place in range(len(queries))]
+
+    @cached_property
+    def _lanes(self) -> Lanes:
+        return Lanes(self.settings.lanes or default_lanes(self.model.editor.device))
 
     def _prepared(self, queries: Sequence[Query], deadline: float) -> tuple[Inputs, list[Writing]]:
         backbone = self.model.backbone
