@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,7 @@ from ..errors import BackboneError, InvalidInputError
 from ..images import open_image
 from ..samples import Question
 from .halves import resumed_at, states_after
-from .inputs import Inputs, Layout, pad
+from .inputs import Inputs, Layout, Underway, pad
 from .interception import Asked, Interceptor, answerers, as_they_are, prefixes_embedded
 
 _NOT_OF_PICTURES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
@@ -27,12 +26,6 @@ _PICTURE_WORDS = ("image", "img", "vision", "video", "<row_")
 _SAMPLE_PICTURE = (448, 448)
 _PREFIX = 3
 """The kind of a token that stands for a soft prompt, beside 0 (prompt), 1 (image) and 2 (answer)."""
-
-
-class _Underway(threading.local):
-    """What each thread asks at the moment."""
-
-    inputs: Inputs | None = None
 
 
 class Backbone:
@@ -61,7 +54,7 @@ class Backbone:
         self.decoder: Any = _find_decoder(model)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.pad_token_id: Any = self.tokenizer.pad_token_id
-        self._now = _Underway()
+        self._now = Underway()
         self._interceptor: Interceptor | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -102,3 +103,9 @@ def pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
     fills = [[fill] * (longest - len(row)) for row in rows]
     padded = [[*gap, *row] if side == "left" else [*row, *gap] for row, gap in zip(rows, fills, strict=True)]
     return torch.tensor(padded)
+
+
+class Underway(threading.local):
+    """What each thread asks a backbone at the moment."""
+
+    inputs: Inputs | None = None
