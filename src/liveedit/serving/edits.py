@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request
@@ -15,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from ..experts.records import StoredEdit
 from ..experts.requests import LONGEST_KEY, ChangeRequest
 from .chat_messages import RequestModel, Text, is_empty
+from .evidence import EditEvidence, evidence_of
 from .pictures import picture_of
 from .problems import RefusalError
 from .reading import EditCard, EditId, card_of
@@ -50,60 +50,6 @@ class LocalityQuestion(RequestModel):
 
     prompt: Text = Field(min_length=1)
     image: Text | None = Field(None, description="A data URI; none for a question without a picture.")
-
-
-class RephrasingEvidence(BaseModel):
-    """What the model says to another wording, before and after."""
-
-    prompt: str
-    answer_before: str
-    answer_after: str
-    took: bool
-
-
-class LocalityEvidence(BaseModel):
-    """What the model says to a question that the edit should leave alone, before and after."""
-
-    prompt: str
-    image_sha256: str | None
-    answer_before: str
-    answer_after: str
-    kept: bool
-
-
-class EarlierEvidence(BaseModel):
-    """What the model says to the question of an edit that was in force before, one of the nearest."""
-
-    edit_id: str
-    answer_before: str
-    answer_after: str
-    kept: bool
-
-
-class CollisionEvidence(BaseModel):
-    """An edit in force that fires on the new edit's question, or on whose question the new one fires."""
-
-    edit_id: str
-    weight_here: float = Field(description="Its weight in the answer to the new edit's question.")
-    weight_there: float = Field(description="The new edit's weight in the answer to its question.")
-    is_estimate: bool = Field(description="Whether weight_there is told from keys: the question could not be asked.")
-    answers_differ: bool
-
-
-class EditEvidence(BaseModel):
-    """What the edit did. `milliseconds`: making it, without the answers around it."""
-
-    answer_before: str
-    answer_after: str
-    took: bool = Field(description="Whether the model now gives the answer that was asked for.")
-    rephrasings: list[RephrasingEvidence]
-    locality: list[LocalityEvidence]
-    earlier_edits: list[EarlierEvidence] = Field(description="Edits in force that were asked again.")
-    collisions: list[CollisionEvidence]
-    supersedes: list[str] = Field(description="Ids of the edits that left in the same change.")
-    milliseconds: float
-    refine_steps: int
-    store_bytes: int
 
 
 class CreatedEdit(BaseModel):
@@ -202,8 +148,7 @@ async def _create(correction: Correction, sent: ChangeRequest | None, service: S
     started = time.monotonic()
     receipt = await service.engine.act(lambda model: model.edit(correction, sent), correction.pixels)
     service.engine.metrics.edit_seconds.observe(time.monotonic() - started)
-    evidence = EditEvidence.model_validate({**vars(receipt), **asdict(receipt.evidence), "took": receipt.took})
-    return CreatedEdit.model_validate({**vars(receipt), "evidence": evidence})
+    return CreatedEdit.model_validate({**vars(receipt), "evidence": evidence_of(receipt)})
 
 
 def _author(request: Request) -> str | None:
