@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, select
 
 from ..errors import InvalidInputError, NotFoundError, StoreError
 from . import changes, queries, transfer
-from .bundle import BundleContents, Imported, open_bundle, write_bundle
+from .bundle import BundleContents, Imported, open_bundle
 from .changes import Signature
 from .expert import Expert
 from .expert_bytes import expert_from_bytes, expert_to_bytes
@@ -208,15 +208,13 @@ class EditStore:
     # -- moving ------------------------------------------------------------------------------------------
 
     def export_bundle(self, path: str | Path, *, whole: bool = True) -> BundleContents:
-        """Write the edits to one file (see `bundle.py`); returns what its header says.
+        """Write the edits to one file (see `bundle.py`); returns what its records say.
 
         whole: with undone edits and the history; else only those in force. Raises `StoreError` where the file is there
         already or cannot be written, or an expert is damaged.
         """
         with self._database.reading() as connection:
-            contents, experts, files = transfer.collect(connection, whole)
-        write_bundle(Path(path), contents, experts, files)
-        return contents
+            return transfer.write_out(connection, whole, Path(path))
 
     def import_bundle(self, path: str | Path) -> Imported:
         """Take in the edits of a bundle, with their ids: all or none.
