@@ -160,6 +160,25 @@ def test_edits_outlive_the_model(tiny_llava: Backbone, modules: LiveEditModules,
         assert torch.equal(logits_of(tiny_llava, image), unedited)
 
 
+def test_experts_on_the_host_answer_to_the_same_bits(
+    tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "edits.db"
+    with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
+        for answer in ("red", "blue", "green"):
+            model.edit(image, PROMPT, answer)
+        edited = logits_of(tiny_llava, image)
+    editor = AlwaysFires(tiny_llava, modules)
+    with EditedModel(tiny_llava, editor, EditStore(file), experts_on="host", experts_folder=tmp_path) as model:
+        assert len(model) == 3 and editor.repository.experts_on == "host"
+        assert torch.equal(logits_of(tiny_llava, image), edited)
+        editor.keep_experts_on("device")
+        assert torch.equal(logits_of(tiny_llava, image), edited)
+    with pytest.raises(StoreError, match="missing"):
+        editor = AlwaysFires(tiny_llava, modules)
+        EditedModel(tiny_llava, editor, EditStore(file), experts_on="host", experts_folder=tmp_path / "missing")
+
+
 def test_redo_brings_back_the_bits(tiny_llava: Backbone, modules: LiveEditModules, image: Path, tmp_path: Path) -> None:
     for store in (None, EditStore(tmp_path / "edits.db")):
         with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), store) as model:

@@ -18,6 +18,7 @@ from .editors import Fired, editor_class
 from .editors.liveedit import LiveEdit
 from .errors import InvalidInputError, NotFoundError, OvertakenError
 from .experts import Expert
+from .experts.blocks import Place
 from .experts.evidence import Evidence, same_answer
 from .experts.records import Changes, NewEdit, StoredEdit, picture_png, thumbnail_png
 from .experts.requests import ChangeRequest
@@ -97,6 +98,8 @@ class EditedModel:
     store: what keeps them: pages of edits, thumbnails, history. Any thread may read it. None for one in memory.
     at: a revision of the store; the edits that were in force after it are, and the model cannot be edited.
     keep_pictures: keep the whole picture of each edit in the store, not only a thumbnail and its digest.
+    experts_on: on the "host", what is needed of experts only when they fire lies in memory-mapped files without names,
+    in `experts_folder` (the system's temporary one by default): answers are the same, bit for bit.
     """
 
     def __init__(
@@ -107,11 +110,14 @@ class EditedModel:
         *,
         at: int | None = None,
         keep_pictures: bool = False,
+        experts_on: Place = "device",
+        experts_folder: str | Path | None = None,
     ):
         self.backbone, self.editor, self._at = backbone, editor, at
         self._keep_pictures = keep_pictures
         self._revision = 0
         try:
+            editor.keep_experts_on(experts_on, experts_folder)
             if store is None and at is not None:
                 raise InvalidInputError(f"Revision {at} was asked for, but of no edits file. Give `edits` as well.")
             self.store = EditStore(None) if store is None else store
@@ -133,6 +139,8 @@ class EditedModel:
         keep_pictures: bool = False,
         editor: str = "liveedit-refine",
         editor_path: str | Path | None = None,
+        experts_on: Place = "device",
+        experts_folder: str | Path | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         **loading: Any,
@@ -141,10 +149,10 @@ class EditedModel:
 
         backbone: a built-in name, a local folder, or a hub name. edits: the edits file, made by the first edit where
         there is none, or the URL of a PostgreSQL database. at: a revision, to have the edits that were in force after
-        it; the model cannot be edited then. keep_pictures: as for the class. editor: "liveedit" (generation alone) or
-        "liveedit-refine" (with gradient steps where an edit does not take at once). editor_path: the folder of a
-        trained editor; built-in backbones bring theirs. loading: further arguments of `load_backbone` (device_map,
-        quantization, offload_folder).
+        it; the model cannot be edited then. keep_pictures, experts_on, experts_folder: as for the class. editor:
+        "liveedit" (generation alone) or "liveedit-refine" (with gradient steps where an edit does not take at once).
+        editor_path: the folder of a trained editor; built-in backbones bring theirs. loading: further arguments of
+        `load_backbone` (device_map, quantization, offload_folder).
         """
         kind = editor_class(editor)
         if not issubclass(kind, LiveEdit):
@@ -161,6 +169,8 @@ class EditedModel:
                 store,
                 at=at,
                 keep_pictures=keep_pictures,
+                experts_on=experts_on,
+                experts_folder=experts_folder,
             )
         except BaseException:
             if store is not None:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from liveedit.errors import InvalidInputError, NotFoundError
-from liveedit.experts import Expert, ExpertRepository
+from liveedit.errors import InvalidInputError, NotFoundError, StoreError
+from liveedit.experts import Expert, ExpertRepository, blocks
 
 RANK, WIDTH, FEATURE = 2, 3, 4
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64, 64, 128, then 128 rows each, so that a few hundred experts fill several."""
+    monkeypatch.setattr(blocks, "FIRST_ROWS", 64)
+    monkeypatch.setattr(blocks, "LARGEST_BLOCK_BYTES", 128 * make_expert(0).store_bytes)
+
+
+@pytest.fixture(params=["device", "host"])
+def new(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], ExpertRepository]:
+    """Makes repositories, once of each kind."""
+    return lambda: ExpertRepository(experts_on=request.param, folder=tmp_path)
 
 
 def make_expert(seed: int, rank: int = RANK) -> Expert:
@@ -44,9 +61,9 @@ def assert_holds(repository: ExpertRepository, expected: dict[str, Expert]) -> N
         assert_equal(repository.get(edit_id), expert)
 
 
-def test_any_sequence_of_adds_and_removes_agrees_with_a_dictionary() -> None:
-    repository, expected, choice = ExpertRepository(), {}, random.Random(7)
-    for step in range(400):
+def test_any_sequence_of_adds_and_removes_agrees_with_a_dictionary(new: Callable[[], ExpertRepository]) -> None:
+    repository, expected, choice = new(), {}, random.Random(7)
+    for step in range(1500):
         if expected and choice.random() < 0.35:
             edit_id = choice.choice(sorted(expected))
             repository.remove(edit_id)
@@ -55,10 +72,130 @@ def test_any_sequence_of_adds_and_removes_agrees_with_a_dictionary() -> None:
             edit_id = f"edit{step}"
             expected[edit_id] = make_expert(step)
             repository.add(edit_id, expected[edit_id])
-        if step % 40 == 0:
+        if step % 150 == 0:
             assert_holds(repository, expected)
-    assert len(expected) > 64, "the buffers should have grown at least once"
+    assert len(expected) > 64 + 64 + 128, "the repository should have grown several times"
     assert_holds(repository, expected)
+    for edit_id in choice.sample(sorted(expected), len(expected) - 3):
+        repository.remove(edit_id)
+        del expected[edit_id]
+    assert_holds(repository, expected)
+
+
+def test_an_edit_moves_and_copies_nothing_that_is_there(new: Callable[[], ExpertRepository]) -> None:
+    repository = new()
+    for seed in range(500):
+        repository.add(str(seed), make_expert(seed))
+        if seed == 10:
+            places = {name: next(repository.parts(name)).data_ptr() for name in blocks_of(repository)}
+    parts = {name: list(repository.parts(name)) for name in blocks_of(repository)}
+    assert all([len(part) for part in found] == [64, 64, 128, 128, 116] for found in parts.values())
+    assert {name: found[0].data_ptr() for name, found in parts.items()} == places
+    assert all(part.is_contiguous() for found in parts.values() for part in found)
+
+
+def blocks_of(repository: ExpertRepository) -> tuple[str, ...]:
+    return tuple(repository.get(repository.ids[0]).tensors)
+
+
+@pytest.mark.parametrize("count", [1, 64, 65, 300])
+def test_gathered_rows_are_those_asked_for_in_their_order(new: Callable[[], ExpertRepository], count: int) -> None:
+    repository = new()
+    for seed in range(count):
+        repository.add(str(seed), make_expert(seed))
+    rows = torch.randint(count, (7, 100), generator=torch.Generator().manual_seed(1))
+    u, feature = repository.gather(rows, "u", "prompt_feature")
+    assert u.shape == (7, 100, RANK, WIDTH) and feature.shape == (7, 100, FEATURE)
+    for place in ((0, 0), (3, 50), (6, 99)):
+        expert = make_expert(int(rows[place]))
+        assert torch.equal(u[place], expert.u) and torch.equal(feature[place], expert.prompt_feature)
+    assert torch.equal(repository.gather([count - 1, 0], "v")[0], repository.v[[count - 1, 0]])
+    assert repository.gather([], "v")[0].shape == (0, RANK, WIDTH)
+
+
+def test_empty_blocks_are_given_back_but_for_one(new: Callable[[], ExpertRepository]) -> None:
+    repository = new()
+    for seed in range(500):
+        repository.add(str(seed), make_expert(seed))
+    for seed in range(500):
+        repository.remove(str(seed))
+        assert repository._layout.rows < len(repository) + 2 * 128
+    assert repository.u.shape == (0, RANK, WIDTH)
+    repository.add("again", make_expert(1))
+    assert_holds(repository, {"again": make_expert(1)})
+
+
+def open_bytes(folder: Path) -> int:
+    """What the files of this process take in a folder, those without a name as well."""
+    maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in (parts[0].split("-") for parts in maps))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_experts_on_the_host_take_no_memory_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # Blocks of their usual size.
+
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+    def grown(**options: object) -> tuple[int, ExpertRepository]:
+        repository = ExpertRepository(**options)  # type: ignore[arg-type]
+        factors, feature = torch.randn(2, 4, 4096), torch.randn(32)
+        before = resident()
+        for number in range(300):
+            repository.add(str(number), Expert(factors[0], factors[1], feature, feature))
+        return resident() - before, repository
+
+    pool = 300 * 2 * 4 * 4096 * 4
+    on_device, _ = grown()
+    on_host, repository = grown(experts_on="host", folder=tmp_path)
+    assert on_device > 0.9 * pool and on_host < 0.1 * pool
+    assert open_bytes(tmp_path) >= pool and list(tmp_path.iterdir()) == []
+    assert len({repository.get(str(number)).digest for number in range(300)}) == 1
+    del repository
+    assert open_bytes(tmp_path) == 0
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    repository = ExpertRepository(experts_on="host", folder=tmp_path / "missing")
+    with pytest.raises(StoreError, match=r"bytes more in the folder .*missing.*No such file.* keep experts on the"):
+        repository.add("a", make_expert(1))
+    assert len(repository) == 0
+    (tmp_path / "missing").mkdir()
+    repository.add("a", make_expert(2, rank=5))
+    assert len(repository) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve space")
+def test_a_full_disk_is_said_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = ExpertRepository(experts_on="host", folder=tmp_path)
+    expected = {str(seed): make_expert(seed) for seed in range(64)}
+    for edit_id, expert in expected.items():
+        repository.add(edit_id, expert)
+    taken = os.posix_fallocate
+    left = [1]
+
+    def allocate(descriptor: int, offset: int, size: int) -> None:
+        if not left:  # Room for u, none for v.
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left.pop()
+        taken(descriptor, offset, size)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", allocate)
+        with pytest.raises(StoreError, match="No space left on device"):
+            repository.add("more", make_expert(99))
+    assert_holds(repository, expected)
+    for seed in range(64, 200):
+        expected[str(seed)] = make_expert(seed)
+        repository.add(str(seed), expected[str(seed)])
+    assert_holds(repository, expected)
+
+
+def test_other_places_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"'disk'\. Give device or host"):
+        ExpertRepository(experts_on="disk")  # type: ignore[arg-type]
 
 
 def test_shapes_have_one_row_per_edit() -> None:
@@ -96,7 +233,7 @@ def test_known_ids_are_refused_and_change_nothing() -> None:
     assert_holds(repository, {"a": make_expert(1)})
 
 
-# A full buffer (64 rows) has to grow for the next expert; rank 1 would stretch over the new rank.
+# A full block (64 rows) makes room for the next expert; rank 1 would stretch over the new rank.
 @pytest.mark.parametrize("count", [1, 63, 64, 65])
 @pytest.mark.parametrize(("held", "other"), [(1, 2), (2, 1), (2, 3)])
 def test_other_shapes_are_refused_and_change_nothing(count: int, held: int, other: int) -> None:

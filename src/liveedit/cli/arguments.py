@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -48,6 +48,10 @@ EditorName = Annotated[str, typer.Option("--editor", help="liveedit-refine, or l
 EditorPath = Annotated[
     Path | None,
     typer.Option("--editor-path", help="Folder of a trained editor, where the backbone brings none."),
+]
+ExpertsOn = Annotated[
+    Literal["device", "host"],
+    typer.Option("--experts-on", help="Where experts lie: in the device's memory, or in mapped files on the host."),
 ]
 
 

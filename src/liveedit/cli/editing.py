@@ -15,6 +15,7 @@ from .arguments import (
     EditorName,
     EditorPath,
     EditsLocation,
+    ExpertsOn,
     Json,
     LoadOptions,
     Note,
@@ -43,6 +44,7 @@ def edit(
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
     editor_path: EditorPath = None,
+    experts_on: ExpertsOn = "device",
     author: Author = None,
     why: Note = None,
     keep_picture: Annotated[
@@ -81,7 +83,13 @@ def edit(
     options = loading(load)
     rephrasings, questions = probes_of(probes, image, rephrasing or [], locality or [])
     with EditedModel.load(
-        backbone, edits=edits, keep_pictures=keep_picture, editor=editor, editor_path=editor_path, **options
+        backbone,
+        edits=edits,
+        keep_pictures=keep_picture,
+        editor=editor,
+        editor_path=editor_path,
+        experts_on=experts_on,
+        **options,
     ) as model:
         receipt = model.edit(
             image,
@@ -140,6 +148,7 @@ def ask(
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
     editor_path: EditorPath = None,
+    experts_on: ExpertsOn = "device",
     json: Json = False,
 ) -> None:
     """Ask the model, with the edits of a file in force."""
@@ -156,7 +165,9 @@ def ask(
     if kept is None and editor_path is None and at is None:  # Without edits no editor is needed.
         answer = Answer(frozen.generate(frozen.encode([Question(prompt, image)], padding="left"))[0], ())
     else:
-        with EditedModel.load(frozen, edits=kept, at=at, editor=editor, editor_path=editor_path) as model:
+        with EditedModel.load(
+            frozen, edits=kept, at=at, editor=editor, editor_path=editor_path, experts_on=experts_on
+        ) as model:
             answer = model.ask(image, prompt)
     if edits is not None and kept is None:
         note(f"There is no edits file {edits!r} yet: no edits are in force.")

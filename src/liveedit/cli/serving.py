@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from ..errors import ConfigError
-from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, Json, LoadOptions, loading
+from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions, loading
 from .console import console, load_quietly, note, print_fields, print_json
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def serve(
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
     editor_path: EditorPath = None,
+    experts_on: ExpertsOn = "device",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
     name: Annotated[str | None, typer.Option(help="What clients call it; the backbone's name by default.")] = None,
@@ -73,7 +74,13 @@ def serve(
     from ..model import EditedModel
     from ..serving.server import model_name, server_of
 
-    options: dict[str, Any] = {"edits": edits, "editor": editor, "editor_path": editor_path, **loading(load)}
+    options: dict[str, Any] = {
+        "edits": edits,
+        "editor": editor,
+        "editor_path": editor_path,
+        "experts_on": experts_on,
+        **loading(load),
+    }
     with EditedModel.load(backbone, **options) as model:
         called = name or model_name(backbone)
         server = server_of(model, called, settings, holders, host, port)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
 from .evidence import evidence_or_none, evidence_to_json
-from .queries import latest_revision
+from .queries import latest_revision, next_number
 from .records import Binding, BlobKind, Event, EventKind, NewEdit, StoredEdit, question_digest
 from .schema import BLOBS, EDITS, EVENTS, META, REQUESTS, SPANS
 
@@ -20,6 +20,10 @@ _FORGOTTEN: Final = (
     *("expert_digest", "evidence", "question_sha256"),
 )
 """What a purged edit has no more, besides its texts."""
+
+# Made once, because an edit that is stored waits for each of them to be made.
+_INSERT: Final = {table.name: insert(table) for table in (EDITS, EVENTS, SPANS, BLOBS)}
+_EDIT_FIELDS: Final = tuple(field.name for field in fields(StoredEdit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ def append_event(connection: Connection, kind: EventKind, edit_id: str, signatur
 
 def write_event(connection: Connection, event: Event) -> None:
     """A line of the history, as it stands."""
-    connection.execute(insert(EVENTS), {field.name: getattr(event, field.name) for field in fields(Event)})
+    connection.execute(_INSERT["events"], {field.name: getattr(event, field.name) for field in fields(Event)})
 
 
 def insert_new(
@@ -69,36 +73,33 @@ def insert_new(
     kind: EventKind = "supersede" if rivals else "edit"
     event = Event(stored.revision_added, stored.created_at, kind, edit_id, edit.author, edit.note)
     write_event(connection, event)
-    connection.execute(insert(SPANS), {"edit_number": stored.number, "revision_added": event.revision})
+    connection.execute(_INSERT["spans"], {"edit_number": stored.number, "revision_added": event.revision})
     take_out(connection, rivals, event)
     return stored
 
 
 def insert_edit(connection: Connection, edit: StoredEdit) -> None:
     """The row of an edit, purged ones included."""
-    row: dict[str, Any] = {field.name: getattr(edit, field.name) for field in fields(StoredEdit)}
+    row: dict[str, Any] = {name: getattr(edit, name) for name in _EDIT_FIELDS}
     row["evidence"] = edit.evidence and evidence_to_json(edit.evidence)
     row["question_sha256"] = None if edit.purged_at else question_digest(edit.image_sha256, edit.prompt)
-    connection.execute(insert(EDITS), row)
-
-
-def next_number(connection: Connection) -> int:
-    """The place of the next edit in the order of making."""
-    return connection.execute(select(func.coalesce(func.max(EDITS.c.number), 0))).scalar_one() + 1
+    connection.execute(_INSERT["edits"], row)
 
 
 def insert_blobs(connection: Connection, number: int, blobs: Mapping[BlobKind, bytes]) -> None:
     """What is kept apart from the edit's row."""
     for kind, data in blobs.items():
         values = {"edit_number": number, "kind": kind, "sha256": hashlib.sha256(data).hexdigest(), "data": data}
-        connection.execute(insert(BLOBS), values)
+        connection.execute(_INSERT["blobs"], values)
 
 
 def bring_in(connection: Connection, numbers: Sequence[int], event: Event) -> None:
     """These edits are in force from this change on."""
     if not numbers:
         return
-    connection.execute(insert(SPANS), [{"edit_number": number, "revision_added": event.revision} for number in numbers])
+    connection.execute(
+        _INSERT["spans"], [{"edit_number": number, "revision_added": event.revision} for number in numbers]
+    )
     connection.execute(update(EDITS).where(EDITS.c.number.in_(numbers)).values(revision_removed=None, undone_at=None))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.numpy import save
+from safetensors.torch import load
 
 from ..errors import InvalidInputError
 from .expert import Expert
@@ -24,12 +25,8 @@ def expert_to_bytes(expert: Expert) -> bytes:
                 f"An expert's {name} holds NaN or infinity: it would spoil every answer it takes part in. "
                 "Make the edit again, with fewer refine steps or a lower learning rate."
             )
-    # Clones, because safetensors refuses parts that share memory, as rows of one repository do.
-    parts = {
-        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-        for name, tensor in expert.tensors.items()
-    }
-    return save(parts)
+    # By way of numpy, which costs a fifth of safetensors' way of torch and gives the same bytes.
+    return save({name: tensor.detach().to("cpu").contiguous().numpy() for name, tensor in expert.tensors.items()})
 
 
 def expert_from_bytes(data: bytes) -> Expert:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, exists, func, or_, select
 
 from ..errors import InvalidInputError, NotFoundError
 from .evidence import evidence_or_none
@@ -17,6 +17,11 @@ from .schema import BLOBS, EDITS, EVENTS, META, SPANS
 
 EDIT_COLUMNS: Final = tuple(EDITS.c[field.name] for field in fields(StoredEdit))
 _EVENT_COLUMNS: Final = tuple(EVENTS.c[field.name] for field in fields(Event))
+# Made once, because an edit that is stored waits for each of them to be made.
+_LATEST_REVISION: Final = select(func.coalesce(func.max(EVENTS.c.revision), 0))
+_NEXT_NUMBER: Final = select(func.coalesce(func.max(EDITS.c.number), 0) + 1)
+_NUMBER_OF: Final = select(EDITS.c.number).where(EDITS.c.id == bindparam("id"))
+
 _AT_A_TIME: Final = 500
 """Databases limit how many values one statement may have."""
 
@@ -32,7 +37,17 @@ def binding_of(connection: Connection) -> Binding | None:
 
 def latest_revision(connection: Connection) -> int:
     """The number of the last change; 0 before the first."""
-    return connection.execute(select(func.coalesce(func.max(EVENTS.c.revision), 0))).scalar_one()
+    return connection.execute(_LATEST_REVISION).scalar_one()
+
+
+def next_number(connection: Connection) -> int:
+    """The place of the next edit in the order of making."""
+    return connection.execute(_NEXT_NUMBER).scalar_one()
+
+
+def is_taken(connection: Connection, edit_id: str) -> bool:
+    """Whether an edit has this id."""
+    return connection.execute(_NUMBER_OF, {"id": edit_id}).first() is not None
 
 
 def check_revision(connection: Connection, revision: int) -> None:

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
 import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError, NotFoundError
+from .blocks import Column, Layout, MappedColumn, Place
 from .expert import Expert
+
+Part = Literal["u", "v", "visual_feature", "prompt_feature"]
+
+_KEYS: Final = ("visual_feature", "prompt_feature")
+"""What every query is compared with; the other parts are needed of the experts that fire alone."""
+
+_COPIED_ONE_BY_ONE: Final = 128
+"""Up to so many rows are gathered one by one: for more, sorting them by their blocks first costs less."""
+
+_GATHERED_AT_ONCE: Final = 256
 
 
 class ExpertRepository:
-    """`{(U, V, phi_hat, psi_hat)}` as four tensors that grow by doubling (paper, section 4.1).
+    """`{(U, V, phi_hat, psi_hat)}` (paper, section 4.1), in blocks of rows that never move: an edit writes its own row.
 
-    Rows are in no particular order: removing one moves the last into its place. What is computed from them
-    must not depend on the order, so experts are mixed by their digest. The tensors handed out are views: they
-    are good until the next `add` or `remove`.
+    Keys, by which experts are found, lie on the device. experts_on: where u and v lie; on the "host" they are in
+    memory-mapped files without names in `folder` (the system's temporary one by default), and those that fire are
+    copied to the device: the same bits. Rows are in no particular order: removing one moves the last into its place.
+    What is computed from them must not depend on the order, so experts are mixed by their digest.
+
+    Raises `StoreError` where a file on the host cannot be made.
     """
 
-    def __init__(self, device: torch.device | str = "cpu"):
-        self.device = torch.device(device)
-        self._buffers: dict[str, Tensor] = {}
+    def __init__(
+        self, device: torch.device | str = "cpu", *, experts_on: Place = "device", folder: str | Path | None = None
+    ):
+        if experts_on not in ("device", "host"):
+            raise InvalidInputError(f"Experts cannot be kept on {experts_on!r}. Give device or host.")
+        self.device, self.experts_on = torch.device(device), experts_on
+        self._folder = Path(folder) if folder is not None else None
+        self.clear()
+
+    def clear(self) -> None:
+        """Take every expert out."""
+        self._layout = Layout(0)
+        self._columns: dict[str, Column] = {}
         self._ids: list[str] = []
         self._digests: list[str] = []
         self._rows: dict[str, int] = {}
+        self.longest_visual_feature = 0.0
+        """No visual feature has a larger norm, nor had."""
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -43,88 +73,142 @@ class ExpertRepository:
         """The digest of a row's expert."""
         return self._digests[row]
 
-    @property
-    def u(self) -> Tensor:
-        """(edits, rank, width)."""
-        return self._part("u")
-
-    @property
-    def v(self) -> Tensor:
-        """(edits, rank, width)."""
-        return self._part("v")
-
-    @property
-    def visual_features(self) -> Tensor:
-        """(edits, k * d_m): phi_hat."""
-        return self._part("visual_feature")
-
-    @property
-    def prompt_features(self) -> Tensor:
-        """(edits, k * d_m): psi_hat."""
-        return self._part("prompt_feature")
+    # -- changing ----------------------------------------------------------------------------------------
 
     def add(self, edit_id: str, expert: Expert) -> None:
-        """Append an expert. Raises `InvalidInputError` for a known id or another shape."""
+        """Append an expert. Raises `InvalidInputError` for a known id or another shape; nothing changes then."""
         if edit_id in self._rows:
             raise InvalidInputError(f"The edit {edit_id!r} is already there. Undo it first or use another id.")
-        # Before making room: growing would stretch another shape over the rows that are there.
         self._check_shapes(expert)
         row, digest = len(self._ids), expert.digest
-        self._make_room(expert, row + 1)
+        length = float(expert.visual_feature.detach().double().norm())
+        self._make_room(expert, row)
         for name, tensor in expert.tensors.items():
-            self._buffers[name][row] = tensor.detach().to(self.device)
+            self._columns[name].write(row, tensor)
+        self.longest_visual_feature = max(self.longest_visual_feature, length)
         self._ids.append(edit_id)
         self._digests.append(digest)
         self._rows[edit_id] = row
-
-    def get(self, edit_id: str) -> Expert:
-        """A copy of an edit's expert. Raises `NotFoundError`."""
-        row = self._row(edit_id)
-        return Expert(**{name: buffer[row].clone() for name, buffer in self._buffers.items()})
 
     def remove(self, edit_id: str) -> None:
         """Take an expert out. Raises `NotFoundError`."""
         row, last = self._row(edit_id), len(self._ids) - 1
         if row != last:
-            for buffer in self._buffers.values():
-                buffer[row] = buffer[last]
+            for column in self._columns.values():
+                column.write(row, column.read(last))
             self._ids[row], self._digests[row] = self._ids[last], self._digests[last]
             self._rows[self._ids[row]] = row
         del self._rows[edit_id]
         self._ids.pop()
         self._digests.pop()
+        while self._layout.has_block_to_spare(len(self._ids)):
+            self._layout.shrink()
+            for column in self._columns.values():
+                column.drop_block()
 
-    def clear(self) -> None:
-        """Take every expert out."""
-        self._ids, self._digests, self._rows, self._buffers = [], [], {}, {}
+    # -- reading -----------------------------------------------------------------------------------------
+
+    def get(self, edit_id: str) -> Expert:
+        """A copy of an edit's expert. Raises `NotFoundError`."""
+        row = self._row(edit_id)
+        return Expert(**{name: column.read(row).to(self.device) for name, column in self._columns.items()})
+
+    def parts(self, name: Part, largest: int | None = None) -> Iterator[Tensor]:
+        """A part of all experts, as views in the order of their rows: (rows, ...), at most `largest` rows each.
+
+        They are good until the next change.
+        """
+        for part in self._column(name).parts(len(self)):
+            yield from part.split(largest or len(part))
+
+    def gather(self, rows: Tensor | Sequence[int], *names: Part) -> list[Tensor]:
+        """Copies of parts of these experts on the device, (*shape of rows, ...) each."""
+        wanted = torch.as_tensor(rows, dtype=torch.long, device="cpu")
+        flat = wanted.flatten()
+        columns = [self._column(name) for name in names]
+        if 0 < len(flat) <= _COPIED_ONE_BY_ONE:
+            places = [self._layout.place_of(row) for row in flat.tolist()]
+            found = [column.at(places) for column in columns]
+        else:
+            found = self._gather_many(flat, columns)
+        return [part.to(self.device).unflatten(0, wanted.shape) for part in found]
+
+    @property
+    def u(self) -> Tensor:
+        """(edits, rank, width), a copy."""
+        return self._whole("u")
+
+    @property
+    def v(self) -> Tensor:
+        """(edits, rank, width), a copy."""
+        return self._whole("v")
+
+    @property
+    def visual_features(self) -> Tensor:
+        """(edits, k * d_m): phi_hat, a copy."""
+        return self._whole("visual_feature")
+
+    @property
+    def prompt_features(self) -> Tensor:
+        """(edits, k * d_m): psi_hat, a copy."""
+        return self._whole("prompt_feature")
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _gather_many(self, rows: Tensor, columns: list[Column]) -> list[Tensor]:
+        found = [torch.empty((len(rows), *column.shape), device=column.device) for column in columns]
+        # Few at a time, so that what is copied twice stays in the processor's cache in between.
+        for start in range(0, len(rows), _GATHERED_AT_ONCE):
+            some = slice(start, start + _GATHERED_AT_ONCE)
+            groups = self._layout.groups(rows[some])
+            for column, to in zip(columns, found, strict=True):
+                column.copy(groups, to[some])
+        return found
 
     def _row(self, edit_id: str) -> int:
         if edit_id not in self._rows:
             raise NotFoundError(f"There is no edit {edit_id!r}. {len(self)} edits are in force.")
         return self._rows[edit_id]
 
-    def _part(self, name: str) -> Tensor:
-        if name not in self._buffers:
+    def _column(self, name: Part) -> Column:
+        if name not in self._columns:
             raise NotFoundError("The repository is empty: there is no expert yet.")
-        return self._buffers[name][: len(self._ids)]
+        return self._columns[name]
+
+    def _whole(self, name: Part) -> Tensor:
+        column = self._column(name)
+        none = torch.empty((0, *column.shape), device=column.device)
+        return torch.cat([none, *column.parts(len(self))]).to(self.device)
 
     def _check_shapes(self, expert: Expert) -> None:
         for name, tensor in expert.tensors.items():
-            buffer = self._buffers.get(name)
-            if buffer is not None and tensor.shape != buffer.shape[1:]:
+            column = self._columns.get(name)
+            if column is not None and tensor.shape != column.shape:
                 raise InvalidInputError(
                     f"An expert's {name} has shape {tuple(tensor.shape)}; this repository holds "
-                    f"{tuple(buffer.shape[1:])}. It was made by another editor."
+                    f"{tuple(column.shape)}. It was made by another editor."
                 )
 
-    # Buffers made in inference mode could not be written to outside of it.
-    @torch.inference_mode(False)
-    def _make_room(self, expert: Expert, rows: int) -> None:
-        for name, tensor in expert.tensors.items():
-            buffer = self._buffers.get(name)
-            if buffer is not None and len(buffer) >= rows:
-                continue
-            grown = torch.zeros((max(64, 2 * (rows - 1)), *tensor.shape), device=self.device)
-            if buffer is not None:
-                grown[: len(buffer)] = buffer
-            self._buffers[name] = grown
+    def _make_room(self, expert: Expert, row: int) -> None:
+        if not self._columns:
+            self._layout = Layout(expert.store_bytes)
+            self._columns = {name: self._new_column(name, tensor) for name, tensor in expert.tensors.items()}
+        if row < self._layout.rows:
+            return
+        try:
+            for column in self._columns.values():
+                column.append_block(self._layout.next_block)
+        except BaseException:
+            # Where memory or disk ran out on the way, all is as it was.
+            for column in self._columns.values():
+                while column.block_count > len(self._layout.starts):
+                    column.drop_block()
+            if not self._layout.starts:
+                self._columns = {}
+            raise
+        self._layout.grow()
+
+    def _new_column(self, name: str, tensor: Tensor) -> Column:
+        if self.experts_on == "host" and name not in _KEYS:
+            return MappedColumn(self._layout, tensor.shape, self._folder)
+        return Column(self._layout, tensor.shape, self.device)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from ..errors import EditPurgedError, EditStateError, InvalidInputError, OvertakenError, StoreError
 from . import changes, queries, requests, transfer
-from .bundle import BundleContents, Imported, open_bundle, write_bundle
+from .bundle import BundleContents, Imported, open_bundle
 from .changes import Signature
 from .expert import Expert
 from .expert_bytes import expert_to_bytes
@@ -32,7 +32,7 @@ from .records import (
     thumbnail_png,
 )
 from .requests import ChangeRequest
-from .schema import EDITS, EVENTS
+from .schema import EVENTS
 
 __all__ = ["Binding", "Changes", "EditStore", "Event", "Imported", "NewEdit", "StoredEdit", "thumbnail_png"]
 
@@ -194,15 +194,13 @@ class EditStore(EditReader):
     # -- moving ------------------------------------------------------------------------------------------
 
     def export_bundle(self, path: str | Path, *, whole: bool = True) -> BundleContents:
-        """Write the edits to one file (see `bundle.py`); returns what its header says.
+        """Write the edits to one file (see `bundle.py`); returns what its records say.
 
         whole: with undone edits and the history; else only those in force. Raises `StoreError` where the file is there
         already or cannot be written, or an expert is damaged.
         """
         with self._database.reading() as connection:
-            contents, experts, files = transfer.collect(connection, whole)
-        write_bundle(Path(path), contents, experts, files)
-        return contents
+            return transfer.write_out(connection, whole, Path(path))
 
     def import_bundle(self, path: str | Path) -> Imported:
         """Take in the edits of a bundle, with their ids: all or none.
@@ -287,5 +285,5 @@ def _check_alone(connection: Connection, edit: NewEdit, leaving: set[str]) -> No
 def _unused_id(connection: Connection) -> str:
     while True:
         edit_id = secrets.token_hex(_ID_BYTES)
-        if connection.execute(select(EDITS.c.number).where(EDITS.c.id == edit_id)).first() is None:
+        if not queries.is_taken(connection, edit_id):
             return edit_id

@@ -12,8 +12,9 @@ import torch
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.config import Weighting
 from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
-from liveedit.editors.liveedit.routing import Routing, expert_residual, route, soft_weights
-from liveedit.experts import Expert, ExpertRepository
+from liveedit.editors.liveedit.routing import Routing, expert_residual, hard_routed, route, soft_weights
+from liveedit.experts import Expert, ExpertRepository, blocks
+from liveedit.experts.blocks import Place
 
 WIDTH, FEATURES = 12, 16
 SIZES = {"width": WIDTH, "layer": 0, "image_tokens": 3, "module_width": 8, "rank": 2, "feature_parts": 2}
@@ -236,6 +237,87 @@ def test_the_order_of_edits_does_not_change_a_bit(count: int, top: int | None, c
     churned.remove(names[3])
     churned.add(names[3], experts[names[3]])
     assert bits(first) == bits(backwards) == bits(routed(modules, query, EVERY, churned))
+
+
+def near_ties(query: QueryFeatures, count: int) -> dict[str, Expert]:
+    """Experts whose similarity is the sentinel's up to rounding: some a little above, some below, some the same."""
+    generator = torch.Generator().manual_seed(3)
+    bar, sentinel = query.visual[0].double(), query.sentinel[0].double()
+    found = {}
+    for number in range(count):
+        aside = torch.randn(len(bar), generator=generator, dtype=torch.float64)
+        aside -= bar * (aside @ bar) / (bar @ bar)
+        visual = (sentinel + aside).float() if number % 10 else query.sentinel[0]
+        others = torch.randn(3, len(bar), generator=generator)
+        factors = others[:2, None].expand(2, 2, -1)[..., :WIDTH]
+        found[f"edit-{number}"] = Expert(factors[0], factors[1], visual, others[2])
+    return found
+
+
+@pytest.mark.parametrize("first_rows", [1, 5, 64, 1024])
+def test_who_passes_by_a_hair_passes_wherever_it_lies(first_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products with many keys at once round by how many there are: that must not decide."""
+    monkeypatch.setattr(blocks, "FIRST_ROWS", first_rows)
+    monkeypatch.setattr(blocks, "LARGEST_BLOCK_BYTES", 1)
+    generator = torch.Generator().manual_seed(5)
+    query = QueryFeatures(*(torch.randn(1, 192, generator=generator) for _ in range(3)))
+    experts = near_ties(query, 150)
+    exact = {
+        name: float(query.visual[0].double() @ (it.visual_feature.double() - query.sentinel[0].double())) > 0
+        for name, it in experts.items()
+    }
+    assert 30 < sum(exact.values()) < 120 and not exact["edit-0"]
+    plain = query.visual[0] @ torch.stack([it.visual_feature for it in experts.values()]).T
+    by_product = plain > (query.visual[0] * query.sentinel[0]).sum()
+    assert by_product.tolist() != list(exact.values()), "rounding decides nothing here: the test is vacuous"
+    for order in (list(experts), list(experts)[::-1]):
+        repository = repository_of(experts, order)
+        passed = hard_routed(query, EVERY[:1], repository)[0].tolist()
+        assert dict(zip(repository.ids, passed, strict=True)) == exact
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_of_lower_precision_change_no_decision(precision: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    query = QueryFeatures(*(torch.randn(1, 192, generator=generator) for _ in range(3)))
+    repository = repository_of(near_ties(query, 150))
+    before = hard_routed(query, EVERY[:1], repository)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert torch.equal(hard_routed(query, EVERY[:1], repository), before)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("experts_on", ["device", "host"])
+@pytest.mark.parametrize("first_rows", [3, 100])
+def test_blocks_and_where_they_lie_do_not_change_a_bit(
+    experts_on: Place, first_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts, query, modules = experts_of(600), query_of(), modules_of(top_experts=40)
+    first = routed(modules, query, EVERY, repository_of(experts))
+    monkeypatch.setattr(blocks, "FIRST_ROWS", first_rows)
+    monkeypatch.setattr(blocks, "LARGEST_BLOCK_BYTES", 1)
+    other = ExpertRepository(experts_on=experts_on)
+    for name in list(experts)[::-1]:
+        other.add(name, experts[name])
+    assert bits(first) == bits(routed(modules, query, EVERY, other))
+
+
+def test_edits_that_ask_the_same_are_told_apart_by_their_digests_whatever_the_order() -> None:
+    """With the same prompt feature their weights are equal: at the bound, who is kept must not hinge on the order."""
+    query, alike = query_of(1), experts_of(40)
+    shared = 100 * query.visual[0]
+    experts = {name: Expert(it.u, it.v, shared, query.prompt[0]) for name, it in alike.items()}
+    best = Expert(experts["edit-0"].u, experts["edit-0"].v, shared, 2 * query.prompt[0])
+    experts["edit-0"] = best
+    found = [
+        routed(modules_of(top_experts=4), query, EVERY[:1], repository_of(experts, order))
+        for order in (list(experts), list(experts)[::-1])
+    ]
+    assert bits(found[0]) == bits(found[1])
+    first = sorted((name for name in experts if name != "edit-0"), key=lambda name: experts[name].digest)[:3]
+    assert {fired.edit_id for fired in found[0].fired[0]} == {"edit-0", *first}
 
 
 def test_the_same_expert_twice_fires_under_both_ids() -> None:

@@ -14,6 +14,7 @@ from ...backbones import Backbone, Inputs
 from ...backbones.states import StateStore
 from ...errors import BackboneError, CheckpointError
 from ...experts import Expert, ExpertRepository
+from ...experts.blocks import Place
 from ...processes import ALONE, Processes
 from ...samples import Edit, EditCase
 from ...training import StageConfig, Task
@@ -47,7 +48,7 @@ class LiveEdit(TrainedEditor):
         self.device = backbone.layer_device(self.config.layer)
         self.modules = modules.to(self.device)
         self.repository = ExpertRepository(self.device)
-        self._hook = RoutingHook(backbone, self.config, self._route, self.repository)
+        self._hook = RoutingHook(backbone, self.config, self._route, _InForce(self))
 
     # -- its trained parts -------------------------------------------------------------------------------
 
@@ -159,6 +160,16 @@ class LiveEdit(TrainedEditor):
         """The model runs unedited inside."""
         return self._hook.paused()
 
+    def keep_experts_on(self, place: Place, folder: str | Path | None = None) -> None:
+        """Where the experts' u and v lie from now on, as for `ExpertRepository`; edits in force move along.
+
+        Raises `StoreError` where they cannot; they stay where they are then.
+        """
+        moved = ExpertRepository(self.device, experts_on=place, folder=folder)
+        for edit_id in self.repository.ids:
+            moved.add(edit_id, self.repository.get(edit_id))
+        self.repository = moved
+
     # -- keeping what edits left behind ------------------------------------------------------------------
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -198,6 +209,16 @@ class LiveEdit(TrainedEditor):
         pictured = tokens.image.any(1)
         reachable = pictured if self.config.scope == "image" else torch.ones_like(pictured)
         return route(self.modules, self.modules.query(precise), reachable, self.repository)
+
+
+class _InForce:
+    """As many as there are experts in the editor's repository, whichever that is at the time."""
+
+    def __init__(self, editor: LiveEdit):
+        self._editor = editor
+
+    def __len__(self) -> int:
+        return len(self._editor.repository)
 
 
 def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:

@@ -125,7 +125,7 @@ def met(editor: LiveEdit, question: Question, edits: Mapping[str, Edit]) -> tupl
     sentinel = modules.visual_score(query.visual, query.sentinel)[0]
     if not len(repository):
         return float(sentinel), []
-    _, passed = hard_routed(modules, query, reachable, repository)
+    passed = hard_routed(query, reachable, repository)
     routing = route(modules, query, reachable, repository)
     weights = {} if routing is None else {fired.edit_id: fired.weight for fired in routing.fired[0]}
     margins = modules.visual_score(query.visual, repository.visual_features) - sentinel

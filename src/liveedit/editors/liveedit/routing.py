@@ -17,6 +17,12 @@ from .modules import LiveEditModules, QueryFeatures
 _SCORED_AT_ONCE = 512
 """Experts scored in one go: few enough for the products to stay in the processor's cache."""
 
+_PAIRS_AT_ONCE = 4096
+"""Queries and experts compared in double precision in one go."""
+
+_MATMUL_ROUNDING = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
+"""Of one operation in a product of matrices, by what `torch.set_float32_matmul_precision` allows; twice as much."""
+
 _SUM_STEP = 2.0**-40
 """Softmax totals are summed in whole multiples of this, so that no bit depends on the order of the experts."""
 
@@ -85,32 +91,52 @@ def route(
     """
     if not len(repository):
         return None
-    threshold, passed = hard_routed(modules, query, reachable, repository)
+    passed = hard_routed(query, reachable, repository)
     if not bool(passed.any()):
         return None
-    chosen = [_choose(modules, query, row, passed[row], threshold[row], repository) for row in range(len(passed))]
+    chosen = [_choose(modules, query, row, passed[row], repository) for row in range(len(passed))]
     return _assemble(chosen, repository)
 
 
-def hard_routed(
-    modules: LiveEditModules, query: QueryFeatures, reachable: Tensor, repository: ExpertRepository
-) -> tuple[Tensor, Tensor]:
-    """The sentinel's similarities, (batch,), and which experts exceed them, (batch, experts) booleans (equation 5)."""
-    threshold = modules.visual_score(query.visual, query.sentinel)
-    visual = (query.visual @ repository.visual_features.T) * modules.visual_scale
-    return threshold, (visual > threshold[:, None]) & reachable[:, None]
+def hard_routed(query: QueryFeatures, reachable: Tensor, repository: ExpertRepository) -> Tensor:
+    """Which experts are more similar than the sentinel, (batch, experts) booleans (equation 5).
+
+    A product with many keys at once is right up to rounding, and how it rounds depends on how many there are. Those
+    that are so near to the sentinel that rounding could decide are compared one by one, in double precision: which
+    experts pass does not depend on where they lie. The factor on all similarities, which is positive, decides nothing.
+    """
+    products = torch.cat([query.visual @ part.T for part in repository.parts("visual_feature")], 1)
+    sentinel = torch.where(reachable, (query.visual * query.sentinel).sum(-1), torch.inf)
+    rounding = _rounding(query, repository.longest_visual_feature, products.dtype)
+    passed = products > (sentinel + rounding)[:, None]
+    in_doubt = ((products >= (sentinel - rounding)[:, None]) ^ passed).nonzero()
+    for pairs in in_doubt.split(_PAIRS_AT_ONCE) if len(in_doubt) else ():
+        row, expert = pairs.unbind(1)
+        (hat,) = repository.gather(expert, "visual_feature")
+        passed[row, expert] = _exact_gap(query.visual[row], hat, query.sentinel[row]) > 0
+    return passed
+
+
+def _rounding(query: QueryFeatures, longest: float, computed_in: torch.dtype) -> Tensor:
+    """By how much bar . hat - bar . sentinel may be wrong at most, (batch,): `n u |bar| (|hat| + |sentinel|)` and some.
+
+    n: the length of the features; u: the rounding of one operation.
+    """
+    rounding = max(_MATMUL_ROUNDING[torch.get_float32_matmul_precision()], torch.finfo(computed_in).eps)
+    count = query.visual.shape[-1] + 4
+    return count * rounding * query.visual.norm(dim=-1) * (query.sentinel.norm(dim=-1) + longest)
+
+
+def _exact_gap(bar: Tensor, hat: Tensor, sentinel: Tensor) -> Tensor:
+    """bar . hat - bar . sentinel in double precision along the last dimension: 0 where both are the same."""
+    return (bar.double() * (hat.double() - sentinel.double())).sum(-1)
 
 
 _Chosen = tuple[list[int], Tensor, Tensor, float]
 
 
 def _choose(
-    modules: LiveEditModules,
-    query: QueryFeatures,
-    row: int,
-    passed: Tensor,
-    threshold: Tensor,
-    repository: ExpertRepository,
+    modules: LiveEditModules, query: QueryFeatures, row: int, passed: Tensor, repository: ExpertRepository
 ) -> _Chosen:
     """One query's experts: their rows, weights and margins in the order of their digests, and the dropped weight."""
     rows = passed.nonzero().flatten()
@@ -120,12 +146,12 @@ def _choose(
     # the order in which edits came and went.
     weighting, dropped, top = modules.config.weighting, 0.0, modules.config.top_experts
     if weighting == "equal":  # Nothing but the margin of hard routing is left to choose the kept by.
-        scores = modules.visual_score(query.visual[row], repository.visual_features[rows])
+        scores = modules.visual_score(query.visual[row], *repository.gather(rows, "visual_feature"))
     else:
         scores = _prompt_scores(modules, query.prompt[row], rows, repository)
     weights = _order_free_weights(scores, weighting)
     if top is not None and len(rows) > top:
-        kept = scores.topk(top).indices if weighting != "equal" else _first(scores, rows, repository, top)
+        kept = _first(scores, rows, repository, top)
         dropped = float(weights.sum() - weights[kept].sum())
         rows, weights = rows[kept], weights[kept]
     found = rows.tolist()
@@ -134,24 +160,39 @@ def _choose(
         key=lambda place: (repository.digest_of(found[place]), repository.id_of(found[place])),
     )
     rows, weights = rows[order], weights[order]
-    margins = modules.visual_score(query.visual[row], repository.visual_features[rows]) - threshold
+    margins = _gaps(query, row, rows, repository).float() * modules.visual_scale
     return rows.tolist(), weights, margins, max(0.0, dropped)
+
+
+def _gaps(query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository) -> Tensor:
+    """bar . hat - bar . sentinel of one query and these experts, (rows,)."""
+    parts = (repository.gather(some, "visual_feature")[0] for some in rows.split(_SCORED_AT_ONCE))
+    return torch.cat([_exact_gap(query.visual[row], hat, query.sentinel[row]) for hat in parts])
 
 
 def _prompt_scores(modules: LiveEditModules, bar: Tensor, rows: Tensor, repository: ExpertRepository) -> Tensor:
     """s of these rows, (rows,)."""
-    features = repository.prompt_features
-    if 2 * len(rows) > len(features):  # Gathering so many rows would cost more than scoring the others too.
-        scores = torch.cat([modules.prompt_score(bar, part) for part in features.split(_SCORED_AT_ONCE)])
-        return scores if len(rows) == len(features) else scores[rows]
-    return modules.prompt_score(bar, features[rows])
+    # Gathering so many rows would cost a processor more than scoring the others too. On other devices a sum may round
+    # by how many are summed at once: all that passed are, wherever they lie.
+    if repository.device.type == "cpu" and 2 * len(rows) > len(repository):
+        parts = repository.parts("prompt_feature", _SCORED_AT_ONCE)
+        scores = torch.cat([modules.prompt_score(bar, part) for part in parts])
+        return scores if len(rows) == len(repository) else scores[rows]
+    return modules.prompt_score(bar, *repository.gather(rows, "prompt_feature"))
 
 
 def _first(scores: Tensor, rows: Tensor, repository: ExpertRepository, count: int) -> Tensor:
-    """Places of the highest scores; of equal ones (two questions about one picture) those of the first digests."""
-    values, found = scores.tolist(), rows.tolist()
-    order = sorted(range(len(values)), key=lambda place: (-values[place], repository.digest_of(found[place])))
-    return torch.tensor(order[:count], device=scores.device)
+    """Places of the highest scores; of equal ones (two edits that ask the same) those of the first digests."""
+    lowest = scores.topk(count).values[-1]
+    above, equal = (scores > lowest).nonzero().flatten(), (scores == lowest).nonzero().flatten()
+    wanted = count - len(above)
+    if len(equal) > wanted:
+        found = rows[equal].tolist()
+        order = sorted(
+            range(len(found)), key=lambda place: (repository.digest_of(found[place]), repository.id_of(found[place]))
+        )
+        equal = equal[order[:wanted]]
+    return torch.cat([above, equal])
 
 
 def _order_free_weights(scores: Tensor, weighting: Weighting) -> Tensor:
@@ -170,12 +211,11 @@ def _order_free_weights(scores: Tensor, weighting: Weighting) -> Tensor:
 
 def _assemble(chosen: list[_Chosen], repository: ExpertRepository) -> Routing:
     width = max(len(rows) for rows, *_ in chosen)
-    device = repository.device
-    index = torch.zeros(len(chosen), width, dtype=torch.long, device=device)
-    weights = torch.zeros(len(chosen), width, device=device)
+    # Shorter rows are filled up with the first row, at weight 0.
+    wanted = torch.tensor([rows + [0] * (width - len(rows)) for rows, *_ in chosen])
+    weights = torch.zeros(len(chosen), width, device=repository.device)
     for place, (rows, row_weights, _, _) in enumerate(chosen):
         if rows:
-            index[place, : len(rows)] = torch.tensor(rows, device=device)
             weights[place, : len(rows)] = row_weights
     fired = tuple(
         tuple(
@@ -185,4 +225,5 @@ def _assemble(chosen: list[_Chosen], repository: ExpertRepository) -> Routing:
         for rows, row_weights, margins, _ in chosen
     )
     dropped = tuple(dropped for *_, dropped in chosen)
-    return Routing(repository.u[index], repository.v[index], weights, fired, dropped)
+    u, v = repository.gather(wanted, "u", "v")
+    return Routing(u, v, weights, fired, dropped)
