@@ -166,7 +166,7 @@ def test_experts_on_the_host_answer_to_the_same_bits(
     file = tmp_path / "edits.db"
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
         for answer in ("red", "blue", "green"):
-            model.edit(image, PROMPT, answer)
+            model.edit(image, PROMPT, answer, supersede=False)
         edited = logits_of(tiny_llava, image)
     editor = AlwaysFires(tiny_llava, modules)
     with EditedModel(tiny_llava, editor, EditStore(file), experts_on="host", experts_folder=tmp_path) as model:
