@@ -21,6 +21,7 @@ from ..errors import LiveEditError
 from .chat import chat_router
 from .edits import edits_router
 from .engine import Engine
+from .fetching import Fetcher, Place
 from .gate import Gate
 from .idempotency import Idempotency
 from .keys import KeyFile
@@ -30,6 +31,12 @@ from .problems import problem_of
 from .reading import reading_router
 from .served_model import ServedModel
 from .service import Service
+from .settings import ServingSettings
+
+
+def _fetcher(settings: ServingSettings) -> Fetcher | None:
+    places = [Place.parse(text) for text in settings.allow_pictures_from]
+    return Fetcher(places, settings.body_bytes, settings.fetch_seconds) if places else None
 
 
 class ServiceState(BaseModel):
@@ -47,7 +54,8 @@ def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel,
     model_name: what clients call the model. keys: None to ask for none, which is for a loopback address alone.
     """
     settings, metrics = engine.settings, engine.metrics
-    service = Service(engine, model, model_name, settings, Idempotency(settings.kept_idempotency_keys))
+    idempotency = Idempotency(settings.kept_idempotency_keys)
+    service = Service(engine, model, model_name, settings, idempotency, _fetcher(settings))
     metrics.edits.set_function(model.count)
 
     @asynccontextmanager

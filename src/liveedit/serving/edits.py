@@ -8,12 +8,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
 from ..experts.records import StoredEdit
 from .chat_messages import RequestModel, Text, is_empty
 from .idempotency import LONGEST_KEY
-from .pictures import picture_of
 from .problems import RefusalError
 from .reading import EditCard, EditId, card_of
 from .served_model import Correction, Evidence, ServedModel
@@ -133,7 +131,7 @@ async def _correction(wanted: EditRequest, author: str | None, service: Service)
                 raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)
     image = None
     if wanted.image is not None:
-        image = await run_in_threadpool(picture_of, wanted.image, settings.picture_pixels)
+        image = await service.picture(wanted.image)
     return Correction(wanted.prompt, wanted.answer, image, tuple(wanted.rephrasings), author, wanted.note)
 
 

@@ -44,6 +44,11 @@ def picture_of(uri: str, max_pixels: int) -> Image.Image:
         data = base64.b64decode(uri[start.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"The picture's data URI is not base64 ({error}). Encode its bytes as base64.") from error
+    return picture_from(data, max_pixels)
+
+
+def picture_from(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture of a file's bytes. Raises as `picture_of` does."""
     picture = open_image(data, max_pixels=max_pixels, formats=FORMATS)
     if max(picture.size) > LONGEST * min(picture.size):
         raise ImageError(

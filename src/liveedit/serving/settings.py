@@ -28,6 +28,11 @@ class ServingSettings(BaseModel):
     requests: int = Field(512, ge=1, description="Most requests in progress, those whose body still arrives included.")
     kept_idempotency_keys: int = Field(10_000, ge=1, description="Most idempotency keys that are remembered.")
 
+    allow_pictures_from: tuple[str, ...] = Field(
+        (), description="Beginnings of URLs that pictures may be fetched from; none are by default."
+    )
+    fetch_seconds: float = Field(10.0, gt=0, description="Longest time for fetching a picture, in seconds.")
+
     @property
     def prompt_characters(self) -> int:
         """The longest prompt that is looked at: far above any that has `prompt_tokens`, so that counting is cheap."""
