@@ -9,13 +9,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Request
 from PIL import Image
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
 from ..experts.records import StoredEdit
 from ..experts.requests import LONGEST_KEY, ChangeRequest
 from .chat_messages import RequestModel, Text, is_empty
 from .evidence import EditEvidence, evidence_of
-from .pictures import picture_of
 from .problems import RefusalError
 from .reading import EditCard, EditId, card_of
 from .served_model import Correction, ServedModel
@@ -127,10 +125,8 @@ async def _correction(wanted: EditRequest, author: str | None, service: Service)
                 raise RefusalError(400, f"{name}: this text is empty. Give some.", "invalid_value", name)
             if len(text) > settings.prompt_characters:
                 raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)
-    image = await _picture(wanted.image, settings.picture_pixels)
-    locality = tuple(
-        [(await _picture(asked.image, settings.picture_pixels), asked.prompt) for asked in wanted.locality]
-    )
+    image = await _picture(wanted.image, service)
+    locality = tuple([(await _picture(asked.image, service), asked.prompt) for asked in wanted.locality])
     rephrasings = tuple(wanted.rephrasings)
     return Correction(wanted.prompt, wanted.answer, image, rephrasings, author, wanted.note, locality, wanted.supersede)
 
@@ -140,8 +136,8 @@ def _check_number(name: str, given: int, most: int) -> None:
         raise RefusalError(400, f"{given} {name} were given; at most {most} are checked.", f"too_many_{name}", name)
 
 
-async def _picture(uri: str | None, most_pixels: int) -> Image.Image | None:
-    return None if uri is None else await run_in_threadpool(picture_of, uri, most_pixels)
+async def _picture(uri: str | None, service: Service) -> Image.Image | None:
+    return None if uri is None else await service.picture(uri)
 
 
 async def _create(correction: Correction, sent: ChangeRequest | None, service: Service) -> CreatedEdit:
