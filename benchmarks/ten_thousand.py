@@ -286,7 +286,7 @@ def settings(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--edits", type=int, default=10_000)
     parser.add_argument("--revisions", type=int, default=100, help="revisions to travel to")
-    parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--questions", type=int, default=64)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--folder", type=Path, default=None, help="where files are made; a temporary one by default")
     parser.add_argument("--url", default=None, help="an empty PostgreSQL database, to import the bundle into as well")

@@ -11,6 +11,7 @@ from edit_examples import bits, bound, make_edit, make_expert
 from PIL import Image
 
 from liveedit.errors import NotFoundError, StoreError
+from liveedit.experts.evidence import EarlierEdit, Evidence, LocalityProbe, Rephrased
 from liveedit.experts.store import EditStore, NewEdit, thumbnail_png
 from liveedit.images import image_digest
 
@@ -26,10 +27,18 @@ TEXTS = {
     "author": "garply the author",
     "note": "waldo the note",
 }
+EVIDENCE = Evidence(
+    rephrasings=(Rephrased("fred rephrased", "plover before", "thingum after", True),),
+    locality=(LocalityProbe("wibble probed", "c0ffee" * 10 + "cafe", "wobble before", "wubble after", False),),
+    earlier_edits=(EarlierEdit("00000000", "flob before", "flab after", True),),
+)
+EVIDENCE_TEXTS = (*("fred reph", "plover b", "thingum a", "wibble p", "c0ffeec0ffee", "wobble b", "wubble a"), "flob b")
 
 
 def secret_edit() -> NewEdit:
-    return dataclasses.replace(make_edit(), image_sha256=image_digest(NOISE), **TEXTS)
+    asked = tuple(getattr(EVIDENCE, part) for part in ("rephrasings", "locality", "earlier_edits"))
+    assert all(asked), "evidence of each kind"
+    return dataclasses.replace(make_edit(), image_sha256=image_digest(NOISE), evidence=EVIDENCE, **TEXTS)
 
 
 def traces(folder: Path, wanted: dict[str, bytes]) -> set[str]:
@@ -41,7 +50,7 @@ def traces(folder: Path, wanted: dict[str, bytes]) -> set[str]:
 def secrets_of(picture: bytes) -> dict[str, bytes]:
     expert = make_expert(77)
     parts = {name: tensor.numpy().tobytes() for name, tensor in expert.tensors.items()}
-    texts = {name: text.encode() for name, text in TEXTS.items()}
+    texts = {name: text.encode() for name, text in TEXTS.items()} | {text: text.encode() for text in EVIDENCE_TEXTS}
     digests = {"digest": expert.digest.encode(), "image_sha256": image_digest(NOISE).encode()}
     # Blobs are spread over pages of the file: their beginnings are in one piece.
     return {**parts, **texts, **digests, "picture": picture[40:400], "undone by": b"thud who undid"}

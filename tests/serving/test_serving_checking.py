@@ -115,6 +115,8 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
             open_image(str(eval_cases[1].edit.question.image))
         )
         assert evidence["collisions"] == evidence["earlier_edits"] == []
+        shown = client.get(f"/v1/edits/{response.json()['id']}").json()
+        assert shown["evidence"] == evidence and shown["prompt"] == edit["prompt"]
         beside = {**asked, "prompt": "Of what color is the hat?", "answer": "teal"}
         met = client.post("/v1/edits", json={**beside, "supersede": False}).json()["evidence"]
         (collision,), (earlier,) = met["collisions"], met["earlier_edits"]

@@ -15,6 +15,19 @@ from liveedit.serving.pictures import FORMATS, picture_of
 LIMIT = 10_000
 
 
+def uri_of(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+@pytest.mark.parametrize("size", [(1, 33), (9_900, 1)])
+def test_lines_of_pixels_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match="32 times"):
+        picture_of(uri_of(Image.new("RGB", size)), LIMIT)
+    assert picture_of(uri_of(Image.new("RGB", (32, 1))), LIMIT).size == (32, 1)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_damaged_pictures_are_refused_or_read_but_break_nothing(kind: str) -> None:
     random = np.random.default_rng(5)

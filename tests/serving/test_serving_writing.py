@@ -161,6 +161,23 @@ def test_long_prompts_and_markers_are_refused(served: ServedModel) -> None:
     served.check(Query("What color is the hat?", None, Style(1)))
 
 
+@pytest.mark.parametrize("text", ["\U0001f600" * 3_000, "\U0001f600 " * 3_000, "x" * 32_000, f"{'x' * 1_999} " * 16])
+def test_what_would_take_a_tokenizer_minutes_is_refused_at_once(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    given: list[int] = []
+    tokenize = served.model.backbone.tokenize
+
+    def counted(texts: list[str]) -> list[list[int]]:
+        given.extend(map(len, texts))
+        return tokenize(texts)
+
+    monkeypatch.setattr(served.model.backbone, "tokenize", counted)
+    with pytest.raises(InvalidInputError, match="at most"):
+        served.check(Query(text, None, Style(1)))
+    assert max(given, default=0) <= 250
+
+
 def test_an_answer_never_outgrows_the_models_places(served: ServedModel) -> None:
     config = served.model.backbone.decoder.config
     before, config.max_position_embeddings = config.max_position_embeddings, 16

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, Json, LoadOptions, loading
+from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions, loading
 from .console import InterruptedRunError, Progress, console, load_quietly, print_json
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def check(
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
     editor_path: EditorPath = None,
+    experts_on: ExpertsOn = "device",
     batch: Annotated[int, typer.Option(min=1, help="How many questions are asked at once.")] = 16,
     json: Json = False,
 ) -> None:
@@ -38,7 +39,7 @@ def check(
 
     if is_absent(edits):
         EditStore(edits, create=False).close()  # Says that there is none, before anything is loaded.
-    options = {"edits": edits, "editor": editor, "editor_path": editor_path, **loading(load)}
+    options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
     found: list[CheckedEdit] = []
     with EditedModel.load(backbone, **options) as model:
         chosen = [model.store.get(edit_id) for edit_id in ids] if ids else list(model.edits())

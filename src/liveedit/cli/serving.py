@@ -48,6 +48,10 @@ def serve(
     picture_pixels: Annotated[int | None, typer.Option(help="Largest picture.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt.")] = None,
     new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    allow_pictures_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Fetch pictures of requests from below this URL; may be given several times."),
+    ] = None,
 ) -> None:
     """Serve the model: asked by OpenAI's protocol, corrected by /v1/edits, until SIGTERM or Ctrl-C."""
     given = {
@@ -60,17 +64,21 @@ def serve(
         "picture_pixels": picture_pixels,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
+        "allow_pictures_from": tuple(allow_pictures_from or ()),
     }
     _check_extra()
     from pydantic import ValidationError
 
     from ..errors import issues_of
+    from ..serving.fetching import Place
     from ..serving.settings import ServingSettings
 
     try:
         settings = ServingSettings.model_validate({key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(f"The limits cannot be used: {issues_of(error)}.") from error
+    for place in settings.allow_pictures_from:
+        Place.parse(place)
     holders = _holders(host, keys, no_auth)
     load_quietly()
     from ..model import EditedModel
@@ -148,7 +156,7 @@ def _existing(file: KeyFile) -> KeyFile:
 
 
 def _check_extra() -> None:
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client", "httpx2") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"Serving needs {', '.join(missing)}, not installed here: pip install 'liveedit[serve]'.")
 

@@ -115,6 +115,10 @@ class Column:
             if start < rows:
                 yield block[: rows - start]
 
+    def at(self, places: list[tuple[int, int]]) -> Tensor:
+        """Copies of the rows at these places of blocks, (wanted, *shape), on the column's device."""
+        return torch.stack([self._blocks[block][place] for block, place in places])
+
     def copy(self, groups: list[Group], to: Tensor) -> None:
         """Copy rows, grouped by the layout, to their places. to: (wanted, *shape), on the column's device."""
         for number, places, order in groups:

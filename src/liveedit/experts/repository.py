@@ -18,6 +18,9 @@ Part = Literal["u", "v", "visual_feature", "prompt_feature"]
 _KEYS: Final = ("visual_feature", "prompt_feature")
 """What every query is compared with; the other parts are needed of the experts that fire alone."""
 
+_COPIED_ONE_BY_ONE: Final = 128
+"""Up to so many rows are gathered one by one: for more, sorting them by their blocks first costs less."""
+
 _GATHERED_AT_ONCE: Final = 256
 
 
@@ -123,13 +126,11 @@ class ExpertRepository:
         wanted = torch.as_tensor(rows, dtype=torch.long, device="cpu")
         flat = wanted.flatten()
         columns = [self._column(name) for name in names]
-        found = [torch.empty((len(flat), *column.shape), device=column.device) for column in columns]
-        # Few at a time, so that what is copied twice stays in the processor's cache in between.
-        for start in range(0, len(flat), _GATHERED_AT_ONCE):
-            some = slice(start, start + _GATHERED_AT_ONCE)
-            groups = self._layout.groups(flat[some])
-            for column, to in zip(columns, found, strict=True):
-                column.copy(groups, to[some])
+        if 0 < len(flat) <= _COPIED_ONE_BY_ONE:
+            places = [self._layout.place_of(row) for row in flat.tolist()]
+            found = [column.at(places) for column in columns]
+        else:
+            found = self._gather_many(flat, columns)
         return [part.to(self.device).unflatten(0, wanted.shape) for part in found]
 
     @property
@@ -153,6 +154,16 @@ class ExpertRepository:
         return self._whole("prompt_feature")
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _gather_many(self, rows: Tensor, columns: list[Column]) -> list[Tensor]:
+        found = [torch.empty((len(rows), *column.shape), device=column.device) for column in columns]
+        # Few at a time, so that what is copied twice stays in the processor's cache in between.
+        for start in range(0, len(rows), _GATHERED_AT_ONCE):
+            some = slice(start, start + _GATHERED_AT_ONCE)
+            groups = self._layout.groups(rows[some])
+            for column, to in zip(columns, found, strict=True):
+                column.copy(groups, to[some])
+        return found
 
     def _row(self, edit_id: str) -> int:
         if edit_id not in self._rows:

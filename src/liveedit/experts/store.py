@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from ..errors import EditPurgedError, EditStateError, InvalidInputError, OvertakenError, StoreError
 from . import changes, queries, requests, transfer
-from .bundle import BundleContents, Imported, open_bundle, write_bundle
+from .bundle import BundleContents, Imported, open_bundle
 from .changes import Signature
 from .expert import Expert
 from .expert_bytes import expert_to_bytes
@@ -194,15 +194,13 @@ class EditStore(EditReader):
     # -- moving ------------------------------------------------------------------------------------------
 
     def export_bundle(self, path: str | Path, *, whole: bool = True) -> BundleContents:
-        """Write the edits to one file (see `bundle.py`); returns what its header says.
+        """Write the edits to one file (see `bundle.py`); returns what its records say.
 
         whole: with undone edits and the history; else only those in force. Raises `StoreError` where the file is there
         already or cannot be written, or an expert is damaged.
         """
         with self._database.reading() as connection:
-            contents, experts, files = transfer.collect(connection, whole)
-        write_bundle(Path(path), contents, experts, files)
-        return contents
+            return transfer.write_out(connection, whole, Path(path))
 
     def import_bundle(self, path: str | Path) -> Imported:
         """Take in the edits of a bundle, with their ids: all or none.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Connection, insert, select
 
 from ..errors import InvalidInputError, StoreError
 from . import changes, queries
-from .bundle import Bundle, BundleContents, Imported
+from .bundle import Bundle, BundleContents, BundleWriter, Imported
 from .changes import Signature
-from .expert import Expert
 from .expert_bytes import expert_from_bytes, expert_to_bytes
 from .integrity import blob_problem, history_problems
 from .records import BlobKind, NewEdit, StoredEdit, check_edit, check_picture, check_thumbnail
@@ -20,40 +21,53 @@ from .schema import BLOBS, EDITS, SPANS
 
 _ID: Final = re.compile(r"[0-9a-f]{8,64}")
 
-Contents = tuple[BundleContents, dict[str, Expert], dict[str, dict[BlobKind, bytes]]]
 
-
-def collect(connection: Connection, whole: bool) -> Contents:
-    """What goes into a bundle: its header, the experts and the files by edit id. Raises `StoreError` for damage."""
+def write_out(connection: Connection, whole: bool, path: Path) -> BundleContents:
+    """Write a bundle, one expert and one picture in memory at a time. Raises `StoreError`, for damage as well."""
     edits = queries.edits_where(connection, *(() if whole else (queries.in_force(),)))
-    experts: dict[str, Expert] = {}
-    files: dict[str, dict[BlobKind, bytes]] = {}
     digests: dict[str, dict[BlobKind, str]] = {}
-    for edit in edits:
-        if edit.purged_at is not None:
-            continue
-        statement = select(BLOBS.c.kind, BLOBS.c.sha256, BLOBS.c.data).where(BLOBS.c.edit_number == edit.number)
-        for kind, sha256, data in connection.execute(statement):
-            if (problem := blob_problem(kind, sha256, data)) is not None:
-                raise StoreError(
-                    f"The {kind} of edit {edit.id!r} is damaged: {problem}. Undo that edit and export those in force, "
-                    "or go back to a backup."
-                )
-            if kind == "expert":
-                experts[edit.id] = expert_from_bytes(data)
-            else:
-                files.setdefault(edit.id, {})[kind] = data
-                digests.setdefault(edit.id, {})[kind] = sha256
-    header = BundleContents(
-        binding=queries.binding_of(connection),
-        revision=queries.latest_revision(connection),
-        whole=whole,
-        edits=tuple(edits),
-        events=tuple(queries.events_where(connection)) if whole else (),
-        spans=_spans(connection) if whole else (),
-        files=digests,
-    )
-    return header, experts, files
+    lengths: dict[str, dict[BlobKind, int]] = {}
+    shapes: dict[str, int] = {}
+    with BundleWriter(path) as writer:
+        for edit in edits:
+            if edit.purged_at is not None:
+                continue
+            for kind, sha256, data in _blobs(connection, edit):
+                if kind == "expert":
+                    if number := writer.add_expert(expert_from_bytes(data)):
+                        shapes[edit.id] = number
+                else:
+                    writer.add_file(data)
+                    digests.setdefault(edit.id, {})[kind] = sha256
+                    lengths.setdefault(edit.id, {})[kind] = len(data)
+        contents = BundleContents(
+            binding=queries.binding_of(connection),
+            revision=queries.latest_revision(connection),
+            whole=whole,
+            edits=tuple(edits),
+            events=tuple(queries.events_where(connection)) if whole else (),
+            spans=_spans(connection) if whole else (),
+            files=digests,
+            file_bytes=lengths,
+            shapes=shapes,
+        )
+        writer.finish(contents)
+    return contents
+
+
+def _blobs(connection: Connection, edit: StoredEdit) -> Iterator[tuple[BlobKind, str, bytes]]:
+    """(kind, SHA-256, bytes) of an edit's expert and files, each of which agrees with its digest."""
+    statement = select(BLOBS.c.kind, BLOBS.c.sha256, BLOBS.c.data).where(BLOBS.c.edit_number == edit.number)
+    found = connection.execute(statement).all()
+    if all(kind != "expert" for kind, *_ in found):
+        raise StoreError(f"The edit {edit.id!r} has no expert. Undo it and export those in force.")
+    for kind, sha256, data in found:
+        if (problem := blob_problem(kind, sha256, data)) is not None:
+            raise StoreError(
+                f"The {kind} of edit {edit.id!r} is damaged: {problem}. Undo that edit and export those in force, "
+                "or go back to a backup."
+            )
+        yield kind, sha256, data
 
 
 def take_in(connection: Connection, bundle: Bundle) -> Imported:

@@ -22,6 +22,7 @@ from .chat import chat_router
 from .checking import checking_router
 from .edits import edits_router
 from .engine import Engine
+from .fetching import Fetcher, Place
 from .gate import Gate
 from .heat_maps import heat_maps_router
 from .idempotency import Idempotency
@@ -33,6 +34,12 @@ from .problems import problem_of
 from .reading import reading_router
 from .served_model import ServedModel
 from .service import Service
+from .settings import ServingSettings
+
+
+def _fetcher(settings: ServingSettings) -> Fetcher | None:
+    places = [Place.parse(text) for text in settings.allow_pictures_from]
+    return Fetcher(places, settings.body_bytes, settings.fetch_seconds) if places else None
 
 
 class ServiceState(BaseModel):
@@ -50,7 +57,7 @@ def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel,
     model_name: what clients call the model. keys: None to ask for none, which is for a loopback address alone.
     """
     settings, metrics = engine.settings, engine.metrics
-    service = Service(engine, model, model_name, settings, Idempotency())
+    service = Service(engine, model, model_name, settings, Idempotency(), _fetcher(settings))
     metrics.edits.set_function(model.count)
 
     @asynccontextmanager

@@ -12,15 +12,12 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from .chat_messages import ChatRequest
-from .pictures import picture_of
 from .problems import RefusalError, problem_of
 from .served_model import Query, Reply
 from .service import Service
-from .settings import ServingSettings
 from .writing import Finish
 
 
@@ -125,7 +122,7 @@ def chat_router(service: Service) -> APIRouter:
     async def complete(request: ChatRequest) -> Any:
         """Answer a question, about a picture or without one; `stream` sends the answer as it is written."""
         _check_model(service, request.model)
-        query = await _query(request, service.settings)
+        query = await _query(request, service)
         head = _Head(service.model_name)
         if not request.stream:
             return head.completion(await service.engine.ask(query))
@@ -143,7 +140,8 @@ def _check_model(service: Service, name: str) -> None:
         )
 
 
-async def _query(request: ChatRequest, settings: ServingSettings) -> Query:
+async def _query(request: ChatRequest, service: Service) -> Query:
+    settings = service.settings
     if request.stream_options is not None and not request.stream:
         raise RefusalError(400, "stream_options were given without stream=true.", "invalid_value", "stream_options")
     prompt, uri = request.question()
@@ -152,7 +150,7 @@ async def _query(request: ChatRequest, settings: ServingSettings) -> Query:
             400, f"The prompt is longer than {settings.prompt_tokens:,} tokens. Shorten it.", "prompt_too_long"
         )
     style = request.style(settings)
-    image = await run_in_threadpool(picture_of, uri, settings.picture_pixels) if uri is not None else None
+    image = await service.picture(uri) if uri is not None else None
     return Query(prompt, image, style)
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request
 from PIL import Image
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
 from ..experts.records import StoredEdit
 from ..experts.requests import LONGEST_KEY, ChangeRequest
 from .chat_messages import RequestModel, Text, is_empty
-from .pictures import picture_of
+from .evidence import EditEvidence, evidence_of
 from .problems import RefusalError
 from .reading import EditCard, EditId, card_of
 from .served_model import Correction, ServedModel
@@ -50,60 +48,6 @@ class LocalityQuestion(RequestModel):
 
     prompt: Text = Field(min_length=1)
     image: Text | None = Field(None, description="A data URI; none for a question without a picture.")
-
-
-class RephrasingEvidence(BaseModel):
-    """What the model says to another wording, before and after."""
-
-    prompt: str
-    answer_before: str
-    answer_after: str
-    took: bool
-
-
-class LocalityEvidence(BaseModel):
-    """What the model says to a question that the edit should leave alone, before and after."""
-
-    prompt: str
-    image_sha256: str | None
-    answer_before: str
-    answer_after: str
-    kept: bool
-
-
-class EarlierEvidence(BaseModel):
-    """What the model says to the question of an edit that was in force before, one of the nearest."""
-
-    edit_id: str
-    answer_before: str
-    answer_after: str
-    kept: bool
-
-
-class CollisionEvidence(BaseModel):
-    """An edit in force that fires on the new edit's question, or on whose question the new one fires."""
-
-    edit_id: str
-    weight_here: float = Field(description="Its weight in the answer to the new edit's question.")
-    weight_there: float = Field(description="The new edit's weight in the answer to its question.")
-    is_estimate: bool = Field(description="Whether weight_there is told from keys: the question could not be asked.")
-    answers_differ: bool
-
-
-class EditEvidence(BaseModel):
-    """What the edit did. `milliseconds`: making it, without the answers around it."""
-
-    answer_before: str
-    answer_after: str
-    took: bool = Field(description="Whether the model now gives the answer that was asked for.")
-    rephrasings: list[RephrasingEvidence]
-    locality: list[LocalityEvidence]
-    earlier_edits: list[EarlierEvidence] = Field(description="Edits in force that were asked again.")
-    collisions: list[CollisionEvidence]
-    supersedes: list[str] = Field(description="Ids of the edits that left in the same change.")
-    milliseconds: float
-    refine_steps: int
-    store_bytes: int
 
 
 class CreatedEdit(BaseModel):
@@ -181,10 +125,8 @@ async def _correction(wanted: EditRequest, author: str | None, service: Service)
                 raise RefusalError(400, f"{name}: this text is empty. Give some.", "invalid_value", name)
             if len(text) > settings.prompt_characters:
                 raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)
-    image = await _picture(wanted.image, settings.picture_pixels)
-    locality = tuple(
-        [(await _picture(asked.image, settings.picture_pixels), asked.prompt) for asked in wanted.locality]
-    )
+    image = await _picture(wanted.image, service)
+    locality = tuple([(await _picture(asked.image, service), asked.prompt) for asked in wanted.locality])
     rephrasings = tuple(wanted.rephrasings)
     return Correction(wanted.prompt, wanted.answer, image, rephrasings, author, wanted.note, locality, wanted.supersede)
 
@@ -194,16 +136,15 @@ def _check_number(name: str, given: int, most: int) -> None:
         raise RefusalError(400, f"{given} {name} were given; at most {most} are checked.", f"too_many_{name}", name)
 
 
-async def _picture(uri: str | None, most_pixels: int) -> Image.Image | None:
-    return None if uri is None else await run_in_threadpool(picture_of, uri, most_pixels)
+async def _picture(uri: str | None, service: Service) -> Image.Image | None:
+    return None if uri is None else await service.picture(uri)
 
 
 async def _create(correction: Correction, sent: ChangeRequest | None, service: Service) -> CreatedEdit:
     started = time.monotonic()
     receipt = await service.engine.act(lambda model: model.edit(correction, sent), correction.pixels)
     service.engine.metrics.edit_seconds.observe(time.monotonic() - started)
-    evidence = EditEvidence.model_validate({**vars(receipt), **asdict(receipt.evidence), "took": receipt.took})
-    return CreatedEdit.model_validate({**vars(receipt), "evidence": evidence})
+    return CreatedEdit.model_validate({**vars(receipt), "evidence": evidence_of(receipt)})
 
 
 def _author(request: Request) -> str | None:

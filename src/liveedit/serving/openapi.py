@@ -130,7 +130,7 @@ def _tighten_heat_maps(parts: dict[str, Any], service: Service) -> None:
 
 
 def _picture(service: Service) -> dict[str, Any]:
-    return {"pattern": picture_pattern()}
+    return {"pattern": picture_pattern()} if service.fetcher is None else {"format": "uri"}
 
 
 def _add_examples(schema: dict[str, Any], service: Service) -> None:

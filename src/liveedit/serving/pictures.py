@@ -15,6 +15,9 @@ from ..images import open_image
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What is decoded: Pillow reads dozens of others, some of them rarely looked at."""
 
+LONGEST: Final = 32
+"""Processors of pictures enlarge the shorter side to their own size: a line of pixels would take all memory."""
+
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 
 
@@ -29,7 +32,7 @@ def picture_of(uri: str, max_pixels: int) -> Image.Image:
     """The picture of a data URI, upright RGB on white.
 
     Raises `ImageError` for any other kind of URI (nothing is fetched, no file is opened), for what is no base64, and
-    for what is no picture, damaged, or larger than `max_pixels`.
+    for what is no picture, damaged, larger than `max_pixels`, or no more than a line.
     """
     start = _DATA_URI.match(uri)
     if start is None:
@@ -41,7 +44,18 @@ def picture_of(uri: str, max_pixels: int) -> Image.Image:
         data = base64.b64decode(uri[start.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"The picture's data URI is not base64 ({error}). Encode its bytes as base64.") from error
-    return open_image(data, max_pixels=max_pixels, formats=FORMATS)
+    return picture_from(data, max_pixels)
+
+
+def picture_from(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture of a file's bytes. Raises as `picture_of` does."""
+    picture = open_image(data, max_pixels=max_pixels, formats=FORMATS)
+    if max(picture.size) > LONGEST * min(picture.size):
+        raise ImageError(
+            f"The picture is {picture.width:,} x {picture.height:,} pixels; its longer side may be {LONGEST} times the "
+            "shorter one at most. Cut it."
+        )
+    return picture
 
 
 def _shown(uri: str) -> str:

@@ -11,6 +11,8 @@ from starlette.responses import Response
 
 from ..experts.paging import EditPage, State
 from ..experts.records import EventKind, StoredEdit
+from ..model import Receipt
+from .evidence import EditEvidence, evidence_of
 from .service import Service
 
 MOST_LISTED = 100
@@ -44,6 +46,12 @@ class EditCard(BaseModel):
     created_at: str
     undone_at: str | None
     purged_at: str | None
+
+
+class EditDetail(EditCard):
+    """An edit with what came out of trying it; null where that was not kept, or was purged."""
+
+    evidence: EditEvidence | None
 
 
 class EditList(BaseModel):
@@ -91,10 +99,12 @@ def reading_router(service: Service) -> APIRouter:
         return _listed(await service.read(lambda model: model.page(state, order == "desc", after, limit)))
 
     @router.get("/v1/edits/{edit_id}")
-    async def get_edit(edit_id: EditId) -> EditCard:
-        """One edit, in force or not."""
+    async def get_edit(edit_id: EditId) -> EditDetail:
+        """One edit, in force or not, with its evidence."""
         page = await service.read(lambda model: model.one(edit_id))
-        return card_of(page.edits[0], page.with_thumbnail)
+        (edit,) = page.edits
+        evidence = None if edit.evidence is None else evidence_of(Receipt.of(edit))
+        return EditDetail(**vars(card_of(edit, page.with_thumbnail)), evidence=evidence)
 
     @router.get(
         "/v1/edits/{edit_id}/thumbnail",

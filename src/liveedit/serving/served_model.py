@@ -25,6 +25,12 @@ from .settings import ServingSettings
 from .writing import Finish, Listener, Sampling, Stopping, Style, Writing
 
 _ID = re.compile(r"[0-9a-f]{8}")
+_LONGEST_WORD = 2000
+"""In bytes of UTF-8, for languages that are written without spaces."""
+
+_PIECE = 250
+"""So many characters are tokenized at once to see whether a text is far too long."""
+
 _REFRESH_SECONDS = 0.25
 """How old the edits of others may be when a batch is answered."""
 
@@ -98,11 +104,30 @@ class ServedModel:
         """Raise `InvalidInputError` for a prompt that is too long or holds the marker of a picture; cheap."""
         backbone = self.model.backbone
         backbone.check_texts([query.prompt])
+        self._check_words(query.prompt)
         tokens = len(backbone.tokenize([query.prompt])[0])
         if tokens > self.settings.prompt_tokens:
+            raise self._too_long(f"{tokens:,}")
+
+    def _check_words(self, text: str) -> None:
+        """Refuse what would take a tokenizer minutes: some need time by the cube of a word's length."""
+        longest = max((len(word.encode()) for word in text.split()), default=0)
+        if longest > _LONGEST_WORD:
             raise InvalidInputError(
-                f"The prompt has {tokens:,} tokens; at most {self.settings.prompt_tokens:,} are taken. Shorten it."
+                f"The prompt has {longest:,} bytes without a space; at most {_LONGEST_WORD:,} are taken. Shorten it."
             )
+        pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+        found = 0
+        for piece in pieces:
+            # Cutting words adds tokens, and so does beginning anew.
+            found += len(self.model.backbone.tokenize([piece])[0])
+            if found > 1.25 * self.settings.prompt_tokens + 2 * len(pieces):
+                raise self._too_long(f"more than {self.settings.prompt_tokens:,}")
+
+    def _too_long(self, tokens: str) -> InvalidInputError:
+        return InvalidInputError(
+            f"The prompt has {tokens} tokens; at most {self.settings.prompt_tokens:,} are taken. Shorten it."
+        )
 
     def answer(self, queries: Sequence[Query], deadline: float = float("inf")) -> list[Reply | Exception]:
         """Answers to several questions in one batch; an exception in place of one that came too late.

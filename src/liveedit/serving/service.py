@@ -9,10 +9,14 @@ from typing import Any, Final, TypeVar
 
 from anyio import CapacityLimiter, move_on_after
 from anyio.to_thread import run_sync
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
 
 from ..errors import StoreError
 from .engine import Engine
+from .fetching import Fetcher
 from .idempotency import Idempotency
+from .pictures import picture_from, picture_of
 from .served_model import ServedModel
 from .settings import ServingSettings
 
@@ -34,6 +38,7 @@ class Service:
     model_name: str
     settings: ServingSettings
     idempotency: Idempotency[Any]
+    fetcher: Fetcher | None = None
     started: int = field(default_factory=lambda: int(time.time()))
     lookers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_READERS))
@@ -41,6 +46,14 @@ class Service:
     async def read(self, look: Callable[[ServedModel], _Result]) -> _Result:
         """What a function that only reads the store returns; it runs beside the thread of the model."""
         return await run_sync(look, self.model, limiter=self.readers)
+
+    async def picture(self, uri: str) -> Image.Image:
+        """The picture of a data URI, or of a URL where that is allowed. Raises `ImageError`."""
+        pixels = self.settings.picture_pixels
+        if self.fetcher is not None and uri[:5].lower() != "data:":
+            data = await self.fetcher.fetch(uri)
+            return await run_in_threadpool(picture_from, data, pixels)
+        return await run_in_threadpool(picture_of, uri, pixels)
 
     async def reaches_store(self) -> bool:
         """Whether the store answers, and soon. One look at a time is taken, however many ask."""

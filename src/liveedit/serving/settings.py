@@ -35,6 +35,11 @@ class ServingSettings(BaseModel):
         10_000, ge=1, description="For how many further changes of the edits an idempotency key is remembered."
     )
 
+    allow_pictures_from: tuple[str, ...] = Field(
+        (), description="Beginnings of URLs that pictures may be fetched from; none are by default."
+    )
+    fetch_seconds: float = Field(10.0, gt=0, description="Longest time for fetching a picture, in seconds.")
+
     @property
     def prompt_characters(self) -> int:
         """The longest prompt that is looked at: far above any that has `prompt_tokens`, so that counting is cheap."""

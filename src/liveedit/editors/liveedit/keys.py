@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...experts import Expert, ExpertRepository
+from ...experts.repository import Part
 from .modules import LiveEditModules
 from .routing import soft_weights
 
@@ -28,8 +29,8 @@ def neighbours(modules: LiveEditModules, expert: Expert, repository: ExpertRepos
     """The edits in force whose keys are nearest to those of an expert, nearest first."""
     if not len(repository) or most < 1:
         return []
-    visual = modules.visual_score(repository.visual_features, _like(repository, expert.visual_feature))
-    prompt = modules.prompt_score(repository.prompt_features, _like(repository, expert.prompt_feature))
+    visual = _products(repository, "visual_feature", expert.visual_feature) * modules.visual_scale
+    prompt = _products(repository, "prompt_feature", expert.prompt_feature) * modules.prompt_scale
     found = (visual + prompt).topk(min(most, len(repository)))
     pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
     return [Neighbour(repository.id_of(row), nearness) for row, nearness in pairs]
@@ -47,16 +48,20 @@ def estimated_shares(
     """
     if not len(repository):
         return {}
-    own_visual, own_prompt = (_like(repository, part) for part in (expert.visual_feature, expert.prompt_feature))
+    own_visual, own_prompt = (part.to(repository.device) for part in (expert.visual_feature, expert.prompt_feature))
     threshold = modules.visual_score(own_visual, own_visual) - margin
-    passes = modules.visual_score(repository.visual_features, own_visual) > threshold
-    prompts = repository.prompt_features
+    visual = _products(repository, "visual_feature", own_visual) * modules.visual_scale
+    passing = (visual > threshold).nonzero().flatten().tolist()
+    if not passing:
+        return {}
+    (prompts,) = repository.gather(passing, "prompt_feature")
     scores = torch.stack([modules.prompt_score(prompts, prompts), modules.prompt_score(prompts, own_prompt)], -1)
-    scores[:, 1].masked_fill_(~passes, -torch.inf)
-    shares = soft_weights(scores, modules.config.weighting)[:, 1]
-    rows = (shares >= smallest).nonzero().flatten()
-    return {repository.id_of(row): share for row, share in zip(rows.tolist(), shares[rows].tolist(), strict=True)}
+    shares = soft_weights(scores, modules.config.weighting)[:, 1].tolist()
+    found = zip(passing, shares, strict=True)
+    return {repository.id_of(row): share for row, share in found if share >= smallest}
 
 
-def _like(repository: ExpertRepository, feature: Tensor) -> Tensor:
-    return feature.detach().to(repository.device)
+def _products(repository: ExpertRepository, name: Part, feature: Tensor) -> Tensor:
+    """Dot products of a feature with the same one of every edit, (edits,); no key is copied."""
+    on_device = feature.to(repository.device)
+    return torch.cat([part @ on_device for part in repository.parts(name)])
