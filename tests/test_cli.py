@@ -154,6 +154,7 @@ def test_edit_ask_list_show_and_undo(
     assert receipt["milliseconds"] > 0 < receipt["store_bytes"]
 
     after = answer_of("ask", *asked)
+    assert answer_of("ask", *asked, "--experts-on", "host") == after
     assert after["text"] == "forest"
     assert [fired["edit_id"] for fired in after["fired"]] == [receipt["id"]]
 

@@ -193,6 +193,22 @@ def test_a_full_disk_is_said_and_changes_nothing(tmp_path: Path, monkeypatch: py
     assert_holds(repository, expected)
 
 
+def test_files_larger_than_allowed_are_refused_and_nothing_breaks(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    repository = ExpertRepository(experts_on="host", folder=tmp_path)
+    expected = {str(seed): make_expert(seed) for seed in range(64)}
+    for edit_id, expert in expected.items():
+        repository.add(edit_id, expert)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(StoreError, match="too large"):
+            repository.add("more", make_expert(99))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_holds(repository, expected)
+
+
 def test_other_places_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"'disk'\. Give device or host"):
         ExpertRepository(experts_on="disk")  # type: ignore[arg-type]

@@ -361,6 +361,23 @@ def test_files_that_are_no_bundle(path: Path, bundle: Path, tmp_path: Path) -> N
         assert not [file for file in tmp_path.iterdir() if "unfinished" in file.name]
 
 
+@pytest.mark.parametrize("room", [0, 3000, 20_000, 200_000])
+def test_a_bundle_that_there_is_no_room_for_leaves_nothing(path: Path, bundle: Path, room: int) -> None:
+    resource = pytest.importorskip("resource")
+    with bound(path) as opened:
+        for seed in range(200):
+            opened.add(make_edit(str(seed)), make_expert(seed, rank=30))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(StoreError, match=r"could not be written .*too large.*Nothing was left"):
+                opened.export_bundle(bundle)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {file.name for file in path.parent.iterdir()} <= {path.name, f"{path.name}-wal", f"{path.name}-shm"}
+        opened.export_bundle(bundle)
+
+
 def test_a_picture_of_another_edit_is_refused(path: Path) -> None:
     edit = dataclasses.replace(make_edit(), image_sha256="0" * 64)
     with bound(path) as opened:
