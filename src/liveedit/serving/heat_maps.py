@@ -8,14 +8,12 @@ import torch
 from fastapi import APIRouter
 from PIL import Image
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
 from ..backbones import Backbone
 from ..editors.liveedit.looked_at import HeatMap, attention_map, change_map
 from ..samples import Question
 from .chat import FiredEdit
 from .chat_messages import RequestModel, Text, is_empty
-from .pictures import picture_of
 from .problems import RefusalError
 from .served_model import Query, ServedModel
 from .service import Service
@@ -85,7 +83,7 @@ async def _query(request: HeatMapRequest, service: Service) -> Query:
         raise RefusalError(400, "prompt: this text is empty. Give a question.", "invalid_value", "prompt")
     if len(request.prompt) > settings.prompt_characters:
         raise RefusalError(400, "prompt: this text is too long. Shorten it.", "prompt_too_long", "prompt")
-    image = await run_in_threadpool(picture_of, request.image, settings.picture_pixels)
+    image = await service.picture(request.image)
     return Query(request.prompt, image, Style(1))
 
 
