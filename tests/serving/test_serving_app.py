@@ -18,6 +18,7 @@ from PIL import Image
 from serving_fakes import FakeModel, data_uri, fake_app, listening
 from starlette.testclient import TestClient
 
+from liveedit.errors import StoreError
 from liveedit.serving.gate import OPEN_PATHS
 from liveedit.serving.keys import KeyFile
 from liveedit.serving.settings import ServingSettings
@@ -159,6 +160,10 @@ def test_bad_pictures_are_refused(client: TestClient, picture: Callable[[int], I
         ({"max_tokens": 257}, None),
         ({"max_tokens": 5, "max_completion_tokens": 6}, None),
         ({"seed": 2**70}, "seed"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 5.5}, "max_tokens"),
+        ({"stream": 1}, "stream"),
+        ({"store": 0}, "store"),
         ({"stop": ["a"] * 5}, None),
         ({"stop": ""}, None),
         ({"n": 2}, "n"),
@@ -178,7 +183,17 @@ def test_what_the_model_cannot_take_is_refused_not_ignored(client: TestClient, c
 
 
 def test_what_asks_for_nothing_is_taken(client: TestClient) -> None:
-    neutral = {"n": 1, "top_p": 1.0, "presence_penalty": 0, "logprobs": False, "user": "me", "stop": None, "seed": 3}
+    neutral = {
+        "n": 1,
+        "max_tokens": 5.0,
+        "store": False,
+        "top_p": 1.0,
+        "presence_penalty": 0,
+        "logprobs": False,
+        "user": "me",
+        "stop": None,
+        "seed": 3,
+    }
     assert client.post(CHAT, json=chat(**neutral, response_format={"type": "text"})).status_code == 200
 
 
@@ -425,6 +440,28 @@ def test_metrics_count_what_happened(client: TestClient) -> None:
     assert found['liveedit_requests_total{method="POST",route="/v1/chat/completions",status="200"}'] == 2
     assert found['liveedit_requests_total{method="POST",route="/v1/chat/completions",status="400"}'] == 1
     assert found['liveedit_requests_total{method="GET",route="other",status="404"}'] == 1
+
+
+def test_a_store_that_cannot_be_reached_is_told_to_load_balancers(client: TestClient, fake: FakeModel) -> None:
+    assert client.get("/readyz").status_code == 200
+    fake.store_problem = StoreError("The edits database 'postgresql://db.example.com/edits' cannot be reached.")
+    away = client.get("/readyz")
+    assert (away.status_code, away.json()) == (503, {"status": "the edits cannot be reached"})
+    assert client.get("/healthz").status_code == 200
+    fake.store_problem = None
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_path_names_all_its_methods(client: TestClient) -> None:
+    for path, methods in (
+        ("/v1/edits", "GET, POST"),
+        (CHAT, "POST"),
+        ("/v1/edits/0/undo", "POST"),
+        ("/healthz", "GET"),
+    ):
+        found = client.delete(path)
+        refused(found, 405, "method_not_allowed")
+        assert found.headers["allow"] == methods
 
 
 def test_the_schema_says_how_errors_look(client: TestClient) -> None:

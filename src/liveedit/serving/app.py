@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Match
+from starlette.routing import compile_path
 
 from .. import __version__
 from ..errors import LiveEditError
@@ -130,16 +130,16 @@ def _state(text: str, is_good: bool) -> JSONResponse:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     response = problem_of(error).response
-    if response.status_code == 405:
-        # Starlette names the methods of the first route of this path alone.
-        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+    if response.status_code == 405 and (methods := _methods(request)):
+        # Starlette names those of the first route of this path alone.
+        response.headers["Allow"] = ", ".join(sorted(methods))
     return response
 
 
 def _methods(request: Request) -> set[str]:
-    """The methods that are taken at the path of a request."""
+    """The methods that are taken at the path of a request, by the schema."""
     found: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
+    for path, operations in request.app.openapi()["paths"].items():
+        if compile_path(path)[0].match(request.scope["path"]):
+            found |= {method.upper() for method in operations}
     return found
