@@ -19,14 +19,17 @@ from liveedit.serving.settings import ServingSettings
 from liveedit.serving.writing import Style
 
 
-@pytest.mark.parametrize(("questions", "sizes"), [(1, [1]), (15, [15]), (16, [8, 8]), (33, [11, 11, 11])])
-def test_small_batches_stay_whole_and_large_ones_are_cut_evenly(questions: int, sizes: list[int]) -> None:
-    lengths = [(7 * place) % 10 for place in range(questions)]
-    lanes = Lanes(3).split(lengths)
-    assert [len(lane) for lane in lanes] == sizes
-    assert sorted(place for lane in lanes for place in lane) == list(range(questions))
-    ordered = [lengths[place] for lane in lanes for place in lane]
+@pytest.mark.parametrize(("questions", "lanes"), [(1, 1), (15, 1), (16, 2), (33, 3), (64, 3)])
+def test_small_batches_stay_whole_and_large_ones_are_cut_evenly(questions: int, lanes: int) -> None:
+    lengths = [10.0 + (7 * place) % 10 for place in range(questions)]
+    found = Lanes(3).split(lengths)
+    assert len(found) == lanes
+    assert sorted(place for lane in found for place in lane) == list(range(questions))
+    ordered = [lengths[place] for lane in found for place in lane]
     assert ordered == sorted(lengths)
+    loads = [sum(lengths[place] for place in lane) for lane in found]
+    assert max(loads) - min(loads) <= 2 * max(lengths)
+    assert [len(lane) for lane in found] == sorted((len(lane) for lane in found), reverse=True)
 
 
 def test_parts_run_at_the_same_time_and_come_back_in_order() -> None:
@@ -53,9 +56,25 @@ def test_an_error_waits_for_the_other_parts() -> None:
     assert ended.is_set()
 
 
-def test_accelerators_get_one_batch() -> None:
-    assert default_lanes(torch.device("cuda", 0)) == 1
-    assert default_lanes(torch.device("cpu")) == (2 if torch.get_num_threads() > 1 else 1)
+@pytest.mark.parametrize(
+    ("device", "parameters", "threads", "lanes"),
+    [("cuda", 4_000_000, 16, 1), ("cpu", 7_000_000_000, 16, 1), ("cpu", 4_000_000, 16, 8), ("cpu", 4_000_000, 2, 2)],
+)
+def test_small_models_on_processors_get_a_lane_for_each_thread(
+    device: str, parameters: int, threads: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert default_lanes(torch.device(device), parameters) == lanes
+
+
+def test_a_lane_has_its_share_of_the_threads_also_alone() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert Lanes(2).run(lambda _: torch.get_num_threads(), ["one"]) == [1]
+        assert Lanes(1).run(lambda _: torch.get_num_threads(), ["one"]) == [2]
+    finally:
+        torch.set_num_threads(before)
 
 
 def asked(model: EditedModel, lanes: int, cases: Sequence[EditCase]) -> list[Reply]:

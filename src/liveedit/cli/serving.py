@@ -43,7 +43,7 @@ def serve(
     queue_seconds: Annotated[float | None, typer.Option(help="Longest wait for the model.")] = None,
     answer_seconds: Annotated[float | None, typer.Option(help="Longest time for an answer once begun.")] = None,
     batch: Annotated[int | None, typer.Option(help="Most questions that are answered at once.")] = None,
-    lanes: Annotated[int | None, typer.Option(help="Parts of a batch answered side by side; 2 on processors.")] = None,
+    lanes: Annotated[int | None, typer.Option(help="Parts of a batch answered side by side.")] = None,
     body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
     picture_pixels: Annotated[int | None, typer.Option(help="Largest picture.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt.")] = None,

@@ -31,6 +31,7 @@ _LONGEST_WORD = 2000
 _PIECE = 250
 """So many characters are tokenized at once to see whether a text is far too long."""
 
+_CHARACTERS_PER_TOKEN = 4
 _REFRESH_SECONDS = 0.25
 """How old the edits of others may be when a batch is answered."""
 
@@ -135,7 +136,7 @@ class ServedModel:
         Raises what `Backbone.encode` raises where one of the questions cannot be taken.
         """
         self._refresh()
-        places = self._lanes.split([len(query.prompt) for query in queries])
+        places = self._lanes.split([self._roughly_tokens(query) for query in queries])
         # What cannot be taken is found here, before the first word is written.
         parts = [self._prepared([queries[place] for place in part], deadline) for part in places]
         answers: dict[int, Reply | Exception] = {}
@@ -148,7 +149,12 @@ class ServedModel:
 
     @cached_property
     def _lanes(self) -> Lanes:
-        return Lanes(self.settings.lanes or default_lanes(self.model.editor.device))
+        parameters = sum(weight.numel() for weight in self.model.backbone.model.parameters())
+        return Lanes(self.settings.lanes or default_lanes(self.model.editor.device, parameters))
+
+    def _roughly_tokens(self, query: Query) -> float:
+        picture = 0 if query.image is None else self.model.backbone.image_tokens
+        return picture + 1 + len(query.prompt) / _CHARACTERS_PER_TOKEN
 
     def _prepared(self, queries: Sequence[Query], deadline: float) -> tuple[Inputs, list[Writing]]:
         backbone = self.model.backbone
@@ -203,6 +209,9 @@ class ServedModel:
         """Make an edit and check it. Raises as `EditedModel.edit`; nothing changes then."""
         for text in (wanted.prompt, wanted.answer, *wanted.rephrasings, *(prompt for _, prompt in wanted.locality)):
             self.check(Query(text, None, Style(1)))
+        return self._lanes.run(lambda correction: self._edit(correction, request), [wanted])[0]
+
+    def _edit(self, wanted: Correction, request: ChangeRequest | None) -> Receipt:
         return self.model.edit(
             wanted.image,
             wanted.prompt,
