@@ -77,11 +77,12 @@ def test_damaged_evidence_is_named_and_spoils_nothing_else(path: Path) -> None:
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute('UPDATE edits SET evidence = \'{"store_bytes": "many"}\'')
         assert opened.get(edit.id).evidence is None
-        (problem,) = opened.verify()
+        problem, record = opened.verify()
         assert f"The evidence of edit '{edit.id}' is damaged" in problem and "store_bytes" in problem
+        assert f"The record of edit '{edit.id}' is damaged" in record
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute("UPDATE edits SET evidence = NULL, prompt = 'Which?'")
-        assert opened.verify() == (f"The question of edit '{edit.id}' does not have its digest.",)
+        assert f"The question of edit '{edit.id}' does not have its digest." in opened.verify()
 
 
 def test_the_same_question(opened: EditStore) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -167,6 +168,7 @@ def second_layout_rows(picture: str) -> list[tuple[str, dict[str, object]]]:
         [("edit", 1), ("edit", 2), ("undo", 1), ("redo", 1), ("supersede", 3), ("edit", 4), ("purge", 4)], 1
     ):
         event = {"revision": revision, "at": at(revision), "kind": kind, "edit_id": f"0000000{number}"}
+        event |= {"author": "ada", "note": "too early"} if revision == 3 else {}
         rows.append(("events", event))
     for number, added, removed in ((1, 1, 3), (1, 4, None), (2, 2, 5), (3, 5, None), (4, 6, 7)):
         rows.append(("spans", {"edit_number": number, "revision_added": added, "revision_removed": removed}))
@@ -177,8 +179,29 @@ def insertion(table: str, row: dict[str, object]) -> str:
     return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})"
 
 
+def digest(**said: object) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_record_digests(opened: EditStore) -> None:
+    """Those of the superseded edit, and of the change that superseded it."""
+    question = hashlib.sha256(b":who?").hexdigest()
+    edit = {"number": 2, "id": "00000002", "created_at": "2026-03-02T00:00:00.000+00:00", "editor": "liveedit"}
+    edit |= {"prompt": "Who?", "answer": "answer 2", "milliseconds": 1.5, "refine_steps": 2, "revision_added": 2}
+    edit |= {"expert_digest": make_expert(2).digest, "question_sha256": question}
+    edit |= {"backbone_digest": BACKBONE, "editor_digest": EDITOR}
+    event = {"revision": 5, "at": "2026-03-05T00:00:00.000+00:00", "kind": "supersede", "edit_id": "00000003"}
+    with opened._database.reading() as connection:
+        edits = connection.execute(text("SELECT record_sha256 FROM edits ORDER BY number")).scalars().all()
+        events = connection.execute(text("SELECT record_sha256 FROM events ORDER BY revision")).scalars().all()
+    assert edits[1] == digest(**edit)
+    assert events[4] == digest(**event, came=[3], left=[2])
+    assert len(set(edits)) == 4 and len(set(events)) == 7
+
+
 def check_second_layout_as_third(opened: EditStore, picture: str) -> None:
     assert opened.verify() == ()
+    check_record_digests(opened)
     before = {edit.id: edit for edit in opened.list(include_undone=True)}
     assert [edit.is_active for edit in before.values()] == [True, False, True, False]
     assert {edit.evidence for edit in before.values()} == {None}

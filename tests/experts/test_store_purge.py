@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,16 @@ def secrets_of(picture: bytes) -> dict[str, bytes]:
     return {**parts, **texts, **digests, "picture": picture[40:400], "undone by": b"thud who undid"}
 
 
+def record_digests(path: Path) -> dict[str, bytes]:
+    """Of the edit that is purged and of what was done to it, out of which texts might be guessed."""
+    of_edits = f"SELECT record_sha256 FROM edits WHERE author = '{TEXTS['author']}'"
+    of_events = "SELECT record_sha256 FROM events WHERE author IS NOT NULL"
+    with closing(sqlite3.connect(path)) as connection:
+        found = [sha256 for (sha256,) in connection.execute(f"{of_edits} UNION ALL {of_events}")]
+    assert len(found) == 3
+    return {f"record {sha256}": sha256.encode() for sha256 in found}
+
+
 def test_purging_removes_the_bytes(path: Path) -> None:
     picture = thumbnail_png(NOISE)
     wanted = secrets_of(picture)
@@ -67,6 +79,7 @@ def test_purging_removes_the_bytes(path: Path) -> None:
             opened.add(make_edit(str(seed)), make_expert(seed))
         opened.undo(gone.id, author="thud who undid")
         opened.redo(gone.id)
+        wanted |= record_digests(path)
         assert traces(path.parent, wanted) == wanted.keys(), "what is looked for is there before"
         purged = opened.purge(gone.id, author="clerk", note="asked to be forgotten")
         assert traces(path.parent, wanted) == set(), "while the file is open"

@@ -10,7 +10,7 @@ from typing import Any
 
 from fuzzed_pictures import fuzzed_uri
 
-CHAT, EDITS = "/v1/chat/completions", "/v1/edits"
+CHAT, EDITS, HEAT_MAPS, CHECK = "/v1/chat/completions", "/v1/edits", "/v1/heat-maps", "/v1/check"
 MARKER = "<image>"
 """No model takes this in a prompt; it is found after the picture was decoded. So most pictures make no edit."""
 
@@ -131,11 +131,15 @@ def _replace_one(node: Any, chance: Random, replaced: list[str]) -> None:
 
 
 def _request(chance: Random, uri: str | None) -> tuple[str, dict[str, Any]]:
-    """A sound request to one of the two routes. An edit is seldom one that would be made."""
-    if chance.random() < 0.4:
-        prompt = "What is this?" if chance.random() < 0.03 else f"What is this {MARKER}?"
-        edit = {"prompt": prompt, "answer": "Bruvak", "rephrasings": ["And this?"], "note": "why", "author": "me"}
-        return EDITS, edit | ({} if uri is None else {"image": uri})
+    """A sound request to one of the routes. An edit is seldom one that would be made."""
+    route = chance.choices([CHAT, EDITS, HEAT_MAPS, CHECK], [5, 4, 2, 1])[0]
+    pictured = {} if uri is None else {"image": uri}
+    if route == CHECK:
+        return CHECK, {"limit": chance.choice([1, 2]), "after": chance.choice([None, "ffffffff", ""])}
+    if route == HEAT_MAPS:
+        return HEAT_MAPS, {"prompt": "What is this?", "change_cells": chance.choice([None, None, 2]), **pictured}
+    if route == EDITS:
+        return EDITS, {**_edit(chance), **pictured}
     parts: list[Any] = [{"type": "text", "text": "What is this?"}]
     if uri is not None:
         parts.append({"type": "image_url", "image_url": {"url": uri, "detail": "auto"}})
@@ -143,6 +147,16 @@ def _request(chance: Random, uri: str | None) -> tuple[str, dict[str, Any]]:
     if chance.random() < 0.1:
         further |= {"stream": True, "stream_options": {"include_usage": True}}
     return CHAT, {"model": "tiny-llava", "messages": [{"role": "user", "content": parts}], **further}
+
+
+def _edit(chance: Random) -> dict[str, Any]:
+    prompt = "What is this?" if chance.random() < 0.03 else f"What is this {MARKER}?"
+    edit = {"prompt": prompt, "answer": "Bruvak", "rephrasings": ["And this?"], "note": "why", "author": "me"}
+    if chance.random() < 0.5:
+        edit["locality"] = [{"prompt": "And that?", "image": fuzzed_uri(chance)}, {"prompt": "Who?"}]
+    if chance.random() < 0.5:
+        edit["supersede"] = chance.random() < 0.5
+    return edit
 
 
 def _lying(chance: Random, key: str) -> Fuzzed:
@@ -177,7 +191,7 @@ def _lying(chance: Random, key: str) -> Fuzzed:
 def _elsewhere(chance: Random, key: str) -> Fuzzed:
     """Other paths and methods."""
     method = chance.choice(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "get", "X" * 50])
-    path = chance.choice([*_PATHS, CHAT, EDITS])
+    path = chance.choice([*_PATHS, CHAT, EDITS, HEAT_MAPS, CHECK])
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {key}", "Connection: close"]
     return Fuzzed(raw="\r\n".join(lines).encode() + b"\r\n\r\n")
 

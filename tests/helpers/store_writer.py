@@ -1,23 +1,29 @@
 """A process that changes an edits file until it is killed. Run as a script: it forks one writer for each line it reads.
 
 Each line of standard input is the largest size of a file in bytes (0: any); the answers are `pid N` when a writer has
-begun, a line for each change that the store acknowledged (`edit ID SEED`, `undo ID`, `redo ID`), `full` for one that it
-refused, and `ended`.
+begun, `try SEED KIND ID` before each change (`edit -`, or `supersede`, `undo` and `redo` of an edit), `done ID` for one
+that the store acknowledged, `full` for one that it refused, which is tried again by the same request, and `ended`.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import resource
 import sys
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from liveedit.errors import StoreError
 from liveedit.experts import Expert
-from liveedit.experts.store import EditStore, NewEdit
+from liveedit.experts.requests import ChangeRequest
+from liveedit.experts.store import EditStore, NewEdit, StoredEdit
+
+Result = TypeVar("Result")
 
 
 def expert_of(seed: int) -> Expert:
@@ -31,26 +37,53 @@ def say(*words: object) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
+def bind(store: EditStore) -> None:
+    store.bind("b" * 64, "e" * 64, backbone="tiny-llava", editor="liveedit")
+
+
+def request_of(seed: int, kind: str, edit_id: str) -> ChangeRequest:
+    return ChangeRequest("writer", str(seed), f"{kind} {edit_id}".encode(), kept_changes=1_000_000)
+
+
+def make_change(store: EditStore, seed: int, kind: str, edit_id: str) -> StoredEdit:
+    """The change of this seed, made once however often it is asked for."""
+    request = request_of(seed, kind, edit_id)
+    if kind == "undo":
+        return store.undo(edit_id, request=request)
+    if kind == "redo":
+        return store.redo(edit_id, request=request)
+    edit = NewEdit(prompt="?", answer=str(seed), editor="liveedit")
+    return store.add(edit, expert_of(seed), supersedes=[edit_id] if kind == "supersede" else [], request=request)
+
+
+def choose_change(store: EditStore, chance: random.Random) -> tuple[str, str]:
+    """What to do, and to which edit."""
+    kind = chance.choice(["edit", "edit", "supersede", "undo", "redo"])
+    active = [edit.id for edit in store.list()[-3:]]
+    undone = [edit.id for edit in store.list(include_undone=True)[-9:] if not edit.is_active]
+    candidates = {"edit": [], "supersede": active, "undo": active, "redo": undone}[kind]
+    return (kind, chance.choice(candidates)) if candidates else ("edit", "-")
+
+
+def until_it_works(step: Callable[[], Result]) -> Result:
+    while True:
+        try:
+            return step()
+        except StoreError:
+            say("full")
+            time.sleep(0.002)
+
+
 def change_for_ever(location: str, seed: int) -> None:
     chance = random.Random(seed)
     with EditStore(location) as store:
-        store.bind("b" * 64, "e" * 64, backbone="tiny-llava", editor="liveedit")
+        bind(store)
         while True:
             seed += 1
-            try:
-                kind = chance.choice(["edit", "edit", "undo", "redo"])
-                active = [edit.id for edit in store.list()[-3:]]
-                undone = [edit.id for edit in store.list(include_undone=True)[-9:] if not edit.is_active]
-                if kind == "undo" and active:
-                    say("undo", store.undo(chance.choice(active)).id)
-                elif kind == "redo" and undone:
-                    say("redo", store.redo(chance.choice(undone)).id)
-                else:
-                    edit = NewEdit(prompt="?", answer=str(seed), editor="liveedit")
-                    say("edit", store.add(edit, expert_of(seed)).id, seed)
-            except StoreError:
-                say("full")
-                time.sleep(0.002)
+            kind, edit_id = until_it_works(lambda: choose_change(store, chance))
+            say("try", seed, kind, edit_id)
+            change = functools.partial(make_change, store, seed, kind, edit_id)
+            say("done", until_it_works(change).id)
 
 
 def serve(location: str) -> None:

@@ -220,11 +220,13 @@ def counting() -> Iterator[dict[str, int]]:
         event.remove(Databases, "before_cursor_execute", watch)
 
 
-def fill(path: Path, count: int) -> None:
-    """Copies of the first edit, each as if undone and redone, without the trouble of making them."""
+def fill(path: Path, count: int, state: str) -> None:
+    """Copies of the first edit, all in this state but for the last, without the trouble of making them."""
+    is_out = {"in_force": "n = :count", "undone": "n < :count"}[state].replace(":count", str(count))
     with sqlite3.connect(path) as file:
         columns = [row[1] for row in file.execute("PRAGMA table_info(edits)")]
         changed = {"number": "1000 + n", "id": "printf('%08x', n)"}
+        changed |= {"revision_removed": f"iif({is_out}, 1, NULL)", "undone_at": f"iif({is_out}, created_at, NULL)"}
         values = ", ".join(changed.get(column, column) for column in columns)
         numbers = f"WITH RECURSIVE many (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM many WHERE n < {count})"
         file.execute(f"{numbers} INSERT INTO edits SELECT {values} FROM edits, many WHERE number = 1")
@@ -236,6 +238,10 @@ REQUESTS = (
     "?limit=5",
     "?limit=5&order=desc",
     "?limit=5&state=all&order=desc&after={id}",
+    "?limit=5&after={id}",
+    "?limit=5&state=undone",
+    "?limit=5&state=undone&order=desc",
+    "?limit=5&state=undone&after={id}",
     "/{id}",
     "/{id}/thumbnail",
     "/{id}/history",
@@ -243,12 +249,15 @@ REQUESTS = (
 )
 
 
+@pytest.mark.parametrize("state", ["in_force", "undone"])
 def test_looking_costs_the_same_with_ten_thousand_edits(
     client: TestClient,
     tmp_path: Path,
     add: Callable[..., str],
     picture: Callable[[int], Image.Image],
+    state: str,
 ) -> None:
+    """Also where all of them lie between two that are asked for."""
     edit = add("red", picture(1))
 
     def costs() -> list[dict[str, int]]:
@@ -259,14 +268,16 @@ def test_looking_costs_the_same_with_ten_thousand_edits(
             found.append(counted)
         return found
 
-    fill(tmp_path / "edits.db", 10)
+    fill(tmp_path / "edits.db", 10, state)
     few = costs()
     with sqlite3.connect(tmp_path / "edits.db") as file:
         file.execute("DELETE FROM blobs WHERE edit_number > 1000")
         file.execute("DELETE FROM edits WHERE number > 1000")
     file.close()
-    fill(tmp_path / "edits.db", 10_000)
+    fill(tmp_path / "edits.db", 10_000, state)
     assert len(ids(client, limit=100, state="all")) == 100
+    few_of_these = {"in_force": [f"{10_000:08x}"], "undone": [edit, f"{10_000:08x}"]}[state]
+    assert ids(client, state={"in_force": "undone", "undone": "in_force"}[state]) == few_of_these
     many = costs()
     assert [cost["statements"] for cost in many] == [cost["statements"] for cost in few]
     for request, before, after in zip(REQUESTS, few, many, strict=True):

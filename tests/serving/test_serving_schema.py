@@ -81,4 +81,4 @@ def test_the_examples_of_the_schema_are_answered(running: Running) -> None:
                 headers = {"Content-Type": "application/json"}
                 response = client.post(path, content=json.dumps(body["example"]), headers=headers)
                 assert response.status_code in (200, 201), response.text
-        assert {"/v1/chat/completions", "/v1/edits", "/v1/heat-maps"} <= set(answered)
+        assert {"/v1/chat/completions", "/v1/edits", "/v1/heat-maps", "/v1/check"} <= set(answered)

@@ -13,7 +13,8 @@ from ..errors import ImageError
 from ..images import image_digest, open_image
 from .evidence import evidence_from_json
 from .expert_bytes import expert_from_bytes
-from .queries import binding_of, edits_where, events_where
+from .queries import binding_of, binding_sha256, edits_where, events_where
+from .record_digests import binding_digest, damaged_edits, damaged_events
 from .records import Event, StoredEdit, question_digest
 from .schema import BLOBS, EDITS, EVENTS, META, SPANS
 
@@ -34,6 +35,7 @@ def find_problems(connection: Connection, structure: Check) -> tuple[str, ...]:
         "history": _history,
         "binding": _binding,
         "evidence": _evidence,
+        "records": _records,
     }
     problems: list[str] = []
     for name, check in checks.items():
@@ -42,6 +44,9 @@ def find_problems(connection: Connection, structure: Check) -> tuple[str, ...]:
             found.extend(check(connection))
         except DBAPIError as error:
             found.append(f"The check of the {name} could not be finished: {error.orig}.")
+        except (TypeError, ValueError, AttributeError) as error:
+            # SQLite lets damage make a number or nothing of a text; the check of the records says of which edit.
+            found.append(f"The check of the {name} met a value that is of another kind: {error}.")
         problems += found
     return tuple(problems)
 
@@ -65,8 +70,10 @@ def blob_problem(kind: str, sha256: str, data: bytes) -> str | None:
 
 def digest_problem(sha256: str, data: bytes) -> str | None:
     """How bytes differ from the digest that was stored with them, or None."""
+    if not isinstance(data, bytes):
+        return f"it is no bytes, but {type(data).__name__}"
     found = hashlib.sha256(data).hexdigest()
-    return None if found == sha256 else f"its digest is {found[:12]}, not {sha256[:12]}"
+    return None if found == sha256 else f"its digest is {found[:12]}, not {str(sha256)[:12]}"
 
 
 def _blobs(connection: Connection) -> Iterator[str]:
@@ -169,6 +176,13 @@ def _evidence(connection: Connection) -> Iterator[str]:
             yield f"The evidence of edit {row.id!r} is damaged: {' '.join(str(error).split())}."
 
 
+def _records(connection: Connection) -> Iterator[str]:
+    for edit_id, problem in damaged_edits(connection):
+        yield f"The record of edit {edit_id!r} is damaged: {problem}."
+    for revision, problem in damaged_events(connection):
+        yield f"The history at revision {revision}, or a span that begins or ends there, is damaged: {problem}."
+
+
 def _binding(connection: Connection) -> Iterator[str]:
     edits = edits_where(connection)
     binding = binding_of(connection)
@@ -176,6 +190,8 @@ def _binding(connection: Connection) -> Iterator[str]:
     if edits and (binding is None or bound != 2):
         yield "The file holds edits but does not say which model and editor they belong to."
         return
+    if binding is not None and binding_sha256(connection) != binding_digest(binding):
+        yield "What the file says of the model and editor that it belongs to does not have its digest."
     for edit in edits:
         if binding is not None and (edit.backbone_digest, edit.editor_digest) != (
             binding.backbone_digest,

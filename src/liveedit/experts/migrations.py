@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from .expert_bytes import expert_from_bytes
+from .record_digests import record_digest
 from .records import question_digest
 
 APPLICATION_ID = 0x4C456474
@@ -226,7 +227,10 @@ def _name_experts(connection: Connection) -> None:
 
 
 def _evidence(connection: Connection) -> None:
-    """What each edit did, edits found by their question, and the requests that made changes."""
+    """What each edit did, edits found by question and state, requests that made changes, and digests of all rows."""
+    is_file = connection.dialect.name == "sqlite"
+    # The history refuses to be changed, also for its digests.
+    connection.exec_driver_sql("DROP TRIGGER events_no_update" if is_file else "DROP TRIGGER events_are_kept ON events")
     for statement in _THIRD_LAYOUT:
         connection.exec_driver_sql(statement)
     rows = connection.exec_driver_sql("SELECT number, image_sha256, prompt FROM edits WHERE purged_at IS NULL").all()
@@ -234,12 +238,60 @@ def _evidence(connection: Connection) -> None:
         update = text("UPDATE edits SET question_sha256 = :digest WHERE number = :number")
         found = [{"number": number, "digest": question_digest(image, prompt)} for number, image, prompt in rows]
         connection.execute(update, found)
+    _digest_binding(connection)
+    _digest_edits(connection)
+    _digest_events(connection)
+    for statement in (_FILE_DIGESTS_ARE_KEPT,) if is_file else _SERVER_DIGESTS_ARE_KEPT:
+        connection.exec_driver_sql(statement)
+
+
+def _digest_binding(connection: Connection) -> None:
+    meta: dict[Any, Any] = {row[0]: row[1] for row in connection.exec_driver_sql("SELECT key, value FROM meta")}
+    names = ("backbone_digest", "editor_digest", "backbone", "editor")
+    if meta.keys() >= set(names):
+        digest = record_digest({name: meta[name] for name in names})
+        connection.execute(text("INSERT INTO meta (key, value) VALUES ('binding_sha256', :digest)"), {"digest": digest})
+
+
+def _digest_edits(connection: Connection) -> None:
+    names = (
+        "number, id, created_at, author, note, editor, prompt, answer, answer_before, answer_after, milliseconds, "
+        "refine_steps, subject, relation, image_sha256, image_name, expert_digest, backbone_digest, editor_digest, "
+        "revision_added, purged_at, evidence, question_sha256"
+    )
+    rows = connection.exec_driver_sql(f"SELECT {names} FROM edits").mappings()
+    found = [{"number": row["number"], "digest": record_digest(row)} for row in rows]
+    if found:
+        connection.execute(text("UPDATE edits SET record_sha256 = :digest WHERE number = :number"), found)
+
+
+def _digest_events(connection: Connection) -> None:
+    moved: dict[str, dict[int, list[int]]] = {"came": {}, "left": {}}
+    spans = "SELECT edit_number, revision_added, revision_removed FROM spans ORDER BY edit_number"
+    for number, added, removed in connection.exec_driver_sql(spans):
+        moved["came"].setdefault(added, []).append(number)
+        moved["left"].setdefault(removed, []).append(number)
+    rows = connection.exec_driver_sql("SELECT revision, at, kind, edit_id, author, note FROM events").mappings()
+    found = [
+        {
+            "revision": row["revision"],
+            "digest": record_digest({**row, **{how: moved[how].get(row["revision"], []) for how in moved}}),
+        }
+        for row in rows
+    ]
+    if found:
+        connection.execute(text("UPDATE events SET record_sha256 = :digest WHERE revision = :revision"), found)
 
 
 _THIRD_LAYOUT = (
     "ALTER TABLE edits ADD COLUMN evidence TEXT",
     "ALTER TABLE edits ADD COLUMN question_sha256 TEXT",
+    "ALTER TABLE edits ADD COLUMN record_sha256 TEXT",
+    "ALTER TABLE events ADD COLUMN record_sha256 TEXT",
     "CREATE INDEX edits_by_question ON edits (question_sha256) WHERE revision_removed IS NULL",
+    # So that a page of one state reads no rows of the other.
+    "CREATE INDEX edits_in_force ON edits (number) WHERE revision_removed IS NULL",
+    "CREATE INDEX edits_undone ON edits (number) WHERE revision_removed IS NOT NULL AND purged_at IS NULL",
     """
     CREATE TABLE requests (
         request_sha256 TEXT PRIMARY KEY,
@@ -248,6 +300,32 @@ _THIRD_LAYOUT = (
     )
     """,
     "CREATE INDEX requests_by_revision ON requests (revision)",
+)
+
+# As before, and the digest changes only with what a purge takes out.
+_FILE_DIGESTS_ARE_KEPT = """
+    CREATE TRIGGER events_no_update BEFORE UPDATE ON events
+    WHEN NEW.revision IS NOT OLD.revision OR NEW.at IS NOT OLD.at OR NEW.kind IS NOT OLD.kind
+        OR NEW.edit_id IS NOT OLD.edit_id OR NEW.author IS NOT NULL OR NEW.note IS NOT NULL
+        OR (NEW.record_sha256 IS NOT OLD.record_sha256 AND OLD.author IS NULL AND OLD.note IS NULL)
+    BEGIN SELECT RAISE(ABORT, 'the history is only appended to'); END
+    """
+
+_SERVER_DIGESTS_ARE_KEPT = (
+    """
+    CREATE OR REPLACE FUNCTION liveedit_history_is_kept() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'UPDATE' AND NEW.author IS NULL AND NEW.note IS NULL AND
+            (NEW.revision, NEW.at, NEW.kind, NEW.edit_id) = (OLD.revision, OLD.at, OLD.kind, OLD.edit_id) AND
+            (NEW.record_sha256 IS NOT DISTINCT FROM OLD.record_sha256 OR NOT (OLD.author IS NULL AND OLD.note IS NULL))
+        THEN
+            RETURN NEW;
+        END IF;
+        RAISE EXCEPTION 'the history is only appended to';
+    END $$
+    """,
+    "CREATE TRIGGER events_are_kept BEFORE UPDATE OR DELETE ON events "
+    "FOR EACH ROW EXECUTE FUNCTION liveedit_history_is_kept()",
 )
 
 

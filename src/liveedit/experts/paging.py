@@ -34,8 +34,8 @@ def page_of(
 ) -> EditPage:
     """At most `limit` edits behind the one whose whole id is `after`, which may be in any state.
 
-    Whatever is in the file, no more rows are read than are shown, and those of another state that lie between. Raises
-    `NotFoundError` for an unknown id, `InvalidInputError` for a limit outside 1 to `MOST_ON_A_PAGE`.
+    Whatever is in the file, no more rows are read than are shown: each state has its index. Raises `NotFoundError` for
+    an unknown id, `InvalidInputError` for a limit outside 1 to `MOST_ON_A_PAGE`.
     """
     if not 1 <= limit <= MOST_ON_A_PAGE:
         raise InvalidInputError(f"A page of {limit} edits was asked for; 1 to {MOST_ON_A_PAGE} are shown at once.")

@@ -35,6 +35,11 @@ def binding_of(connection: Connection) -> Binding | None:
     return Binding(**{name: meta[name] for name in names}) if meta.keys() >= set(names) else None
 
 
+def binding_sha256(connection: Connection) -> str | None:
+    """The digest that was stored with the binding."""
+    return connection.execute(select(META.c.value).where(META.c.key == "binding_sha256")).scalar_one_or_none()
+
+
 def latest_revision(connection: Connection) -> int:
     """The number of the last change; 0 before the first."""
     return connection.execute(_LATEST_REVISION).scalar_one()

@@ -38,6 +38,7 @@ EDITS: Final = Table(
     Column("purged_at", Text),
     Column("evidence", Text),
     Column("question_sha256", Text),
+    Column("record_sha256", Text),
 )
 
 SPANS: Final = Table(
@@ -67,6 +68,7 @@ EVENTS: Final = Table(
     Column("edit_id", Text),
     Column("author", Text),
     Column("note", Text),
+    Column("record_sha256", Text),
 )
 
 REQUESTS: Final = Table(

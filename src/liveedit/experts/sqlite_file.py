@@ -162,6 +162,8 @@ class SqliteFile(Database):
 
 def _set_up(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # `_begin` begins transactions.
+    # A text that damage made invalid is read all the same, so that its edit can be named, shown and taken out.
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
     for setting in (
         "foreign_keys = ON",
         "synchronous = FULL",
@@ -170,7 +172,12 @@ def _set_up(connection: sqlite3.Connection, _: object) -> None:
         # What is deleted is overwritten, not only marked as free.
         "secure_delete = ON",
     ):
-        connection.execute(f"PRAGMA {setting}")
+        try:
+            connection.execute(f"PRAGMA {setting}")
+        except UnicodeDecodeError as error:  # In what SQLite says of a damaged schema, part of which it quotes.
+            damaged = sqlite3.DatabaseError(f"malformed database schema: {error}")
+            damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise damaged from error
 
 
 def _begin(connection: Connection) -> None:

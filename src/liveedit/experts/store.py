@@ -17,6 +17,7 @@ from .expert import Expert
 from .expert_bytes import expert_to_bytes
 from .opening import open_database
 from .reader import EditReader
+from .record_digests import Moved
 from .records import (
     Binding,
     BlobKind,
@@ -141,10 +142,8 @@ class EditStore(EditReader):
             if (done := requests.made_by(connection, request)) is not None:
                 return self._attached(done)
             edit = self._in_force(connection, edit_id)
-            event = changes.append_event(connection, "undo", edit.id, signature)
-            returning = changes.left_for(connection, edit)
-            changes.take_out(connection, [edit.number], event)
-            changes.bring_in(connection, returning, event)
+            moved = Moved(changes.left_for(connection, edit), [edit.number])
+            event = changes.make_change(connection, "undo", edit.id, signature, moved)
             requests.remember(connection, request, event.revision)
         return self.get(edit.id)
 
@@ -164,9 +163,8 @@ class EditStore(EditReader):
                 raise EditStateError(f"The edit {edit.id!r} is in force. Nothing is there to redo.")
             if edit.purged_at is not None:
                 raise EditPurgedError(f"The edit {edit.id!r} was purged, at {edit.purged_at}: make it again.")
-            event = changes.append_event(connection, "redo", edit.id, signature)
-            changes.take_out(connection, changes.rivals_in_force(connection, edit), event)
-            changes.bring_in(connection, [edit.number], event)
+            moved = Moved([edit.number], changes.rivals_in_force(connection, edit))
+            event = changes.make_change(connection, "redo", edit.id, signature, moved)
             requests.remember(connection, request, event.revision)
         return self.get(edit.id)
 
@@ -182,11 +180,8 @@ class EditStore(EditReader):
         with self._database.writing() as connection:
             edit = queries.edit_of(connection, edit_id)
             if edit.purged_at is None:
-                event = changes.append_event(connection, "purge", edit.id, signature)
-                returning = changes.left_for(connection, edit) if edit.is_active else []
-                if edit.is_active:
-                    changes.take_out(connection, [edit.number], event)
-                changes.bring_in(connection, returning, event)
+                moved = Moved(changes.left_for(connection, edit), [edit.number]) if edit.is_active else Moved()
+                event = changes.make_change(connection, "purge", edit.id, signature, moved)
                 changes.erase(connection, edit, event)
         self._database.sweep()
         return self.get(edit.id)

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import ColumnElement, Connection, insert, select
 
 from ..errors import InvalidInputError, StoreError
 from . import changes, queries
@@ -16,6 +16,7 @@ from .bundle import Bundle, BundleContents, BundleWriter, Imported
 from .changes import Signature
 from .expert_bytes import expert_from_bytes, expert_to_bytes
 from .integrity import blob_problem, history_problems
+from .record_digests import Moved, damaged_edits, damaged_events, moved_by
 from .records import BlobKind, NewEdit, StoredEdit, check_edit, check_picture, check_thumbnail
 from .schema import BLOBS, EDITS, SPANS
 
@@ -24,7 +25,9 @@ _ID: Final = re.compile(r"[0-9a-f]{8,64}")
 
 def write_out(connection: Connection, whole: bool, path: Path) -> BundleContents:
     """Write a bundle, one expert and one picture in memory at a time. Raises `StoreError`, for damage as well."""
-    edits = queries.edits_where(connection, *(() if whole else (queries.in_force(),)))
+    wanted = () if whole else (queries.in_force(),)
+    _check_records(connection, whole, *wanted)
+    edits = queries.edits_where(connection, *wanted)
     digests: dict[str, dict[BlobKind, str]] = {}
     lengths: dict[str, dict[BlobKind, int]] = {}
     shapes: dict[str, int] = {}
@@ -53,6 +56,20 @@ def write_out(connection: Connection, whole: bool, path: Path) -> BundleContents
         )
         writer.finish(contents)
     return contents
+
+
+def _check_records(connection: Connection, whole: bool, *wanted: ColumnElement[bool]) -> None:
+    for edit_id, problem in damaged_edits(connection, *wanted):
+        # Purging is the other way to be rid of it, for good.
+        raise StoreError(
+            f"The record of edit {edit_id!r} is damaged: {problem}. Undo that edit and export those in force, or go "
+            "back to a backup."
+        )
+    for revision, problem in damaged_events(connection) if whole else ():
+        raise StoreError(
+            f"The history at revision {revision}, or a span that begins or ends there, is damaged: {problem}. Export "
+            "those in force, or go back to a backup."
+        )
 
 
 def _blobs(connection: Connection, edit: StoredEdit) -> Iterator[tuple[BlobKind, str, bytes]]:
@@ -93,6 +110,11 @@ def take_in(connection: Connection, bundle: Bundle) -> Imported:
         elif _content(known) == _content(edit):
             same.append(edit.id)
         else:
+            for _, problem in damaged_edits(connection, EDITS.c.number == known.number):
+                raise StoreError(
+                    f"The edit {edit.id!r} of the bundle is in the store already, and its record there is damaged: "
+                    f"{problem}. Nothing was imported. Import into a store of its own."
+                )
             raise StoreError(
                 f"The edit {edit.id!r} of the bundle is in the store already with other content "
                 f"({known.prompt!r} -> {known.answer!r}; the bundle has {edit.prompt!r} -> {edit.answer!r}). Nothing "
@@ -109,10 +131,9 @@ def _take_in_edit(connection: Connection, bundle: Bundle, edit: StoredEdit) -> N
         bundle,
         replace(edit, number=number, revision_added=revision, revision_removed=None, undone_at=None),
     )
-    made = changes.append_event(connection, "edit", edit.id, Signature(edit.author, edit.note))
-    connection.execute(insert(SPANS), {"edit_number": number, "revision_added": made.revision})
+    changes.make_change(connection, "edit", edit.id, Signature(edit.author, edit.note), Moved([number]))
     if not edit.is_active:
-        changes.take_out(connection, [number], changes.append_event(connection, "undo", edit.id, Signature()))
+        changes.make_change(connection, "undo", edit.id, Signature(), Moved(left=[number]))
 
 
 def _take_in_whole(connection: Connection, bundle: Bundle) -> Imported:
@@ -124,8 +145,6 @@ def _take_in_whole(connection: Connection, bundle: Bundle) -> Imported:
         )
     for edit in contents.edits:
         _write_edit(connection, bundle, edit)
-    for event in contents.events:
-        changes.write_event(connection, event)
     spans = [
         {"edit_number": numbers[edit_id], "revision_added": added, "revision_removed": removed}
         for edit_id, added, removed in contents.spans
@@ -133,6 +152,9 @@ def _take_in_whole(connection: Connection, bundle: Bundle) -> Imported:
     ]
     if spans:
         connection.execute(insert(SPANS), spans)
+    moved = moved_by(connection)
+    for event in contents.events:
+        changes.write_event(connection, event, moved.get(event.revision, Moved()))
     if problems := history_problems(connection):
         raise StoreError(f"The bundle does not agree with itself: {problems[0]} Nothing was imported.")
     return Imported(tuple(edit.id for edit in contents.edits if edit.purged_at is None), (), ())

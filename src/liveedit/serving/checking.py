@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from ..checking import AskedAbout, CheckedEdit
 from .chat_messages import RequestModel
-from .reading import MOST_LISTED
+from .reading import ID_SCHEMA, MOST_LISTED
 from .service import Service
 
 _ASKED_AT_ONCE = 8
@@ -20,7 +20,7 @@ class CheckRequest(RequestModel):
     """Which of the edits in force are asked again: so many, oldest first, behind the one named."""
 
     limit: Annotated[int, Field(ge=1, le=MOST_LISTED)] = 20
-    after: str | None = Field(None, description="The id of an edit: begin behind it.")
+    after: str | None = Field(None, description="The id of an edit: begin behind it.", json_schema_extra=ID_SCHEMA)
 
 
 class OtherEdit(BaseModel):

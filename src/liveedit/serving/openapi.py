@@ -117,6 +117,10 @@ def _tighten_edits(parts: dict[str, Any], service: Service) -> None:
         field |= {"pattern": WITH_TEXT, "maxLength": min(longest, field.get("maxLength", longest))}
     fields["rephrasings"]["maxItems"] = service.settings.rephrasings
     fields["image"]["anyOf"][0] |= _picture(service)
+    fields["locality"]["maxItems"] = service.settings.locality
+    asked = parts["LocalityQuestion"]["properties"]
+    asked["prompt"] |= {"pattern": WITH_TEXT, "maxLength": longest}
+    asked["image"]["anyOf"][0] |= _picture(service)
     if service.model.needs_picture:
         fields["image"] = {key: value for key, value in fields["image"].items() if key != "anyOf"}
         fields["image"] |= {"type": "string", **_picture(service)}
@@ -143,7 +147,14 @@ def _add_examples(schema: dict[str, Any], service: Service) -> None:
             "temperature": 0,
         },
         "/v1/heat-maps": {"image": picture, "prompt": prompt, "change_cells": 2},
-        "/v1/edits": {"image": picture, "prompt": prompt, "answer": "blue", "note": "ticket 4711"},
+        "/v1/edits": {
+            "image": picture,
+            "prompt": prompt,
+            "answer": "blue",
+            "note": "ticket 4711",
+            "locality": [{"image": picture, "prompt": "How many legs are there?"}],
+        },
+        "/v1/check": {"limit": 20},
     }
     for path, example in examples.items():
         schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"] = example

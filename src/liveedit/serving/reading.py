@@ -17,12 +17,12 @@ from .service import Service
 
 MOST_LISTED = 100
 
-_ID_SCHEMA: dict[str, Any] = {"pattern": "^[0-9a-f]{8}$"}
+ID_SCHEMA: dict[str, Any] = {"pattern": "^[0-9a-f]{8}$"}
 """Said in the schema alone: whatever else is given is answered as an unknown id is, with 404."""
 
-EditId = Annotated[str, Path(description="The whole id of an edit.", json_schema_extra=_ID_SCHEMA)]
+EditId = Annotated[str, Path(description="The whole id of an edit.", json_schema_extra=ID_SCHEMA)]
 
-After = Annotated[str | None, Query(description="The id of an edit: begin behind it.", json_schema_extra=_ID_SCHEMA)]
+After = Annotated[str | None, Query(description="The id of an edit: begin behind it.", json_schema_extra=ID_SCHEMA)]
 
 _KEPT = {"Cache-Control": "private, max-age=3600"}
 """A thumbnail never changes; but it may be purged."""
@@ -92,7 +92,7 @@ def reading_router(service: Service) -> APIRouter:
         order: Annotated[Literal["asc", "desc"], Query(description="Oldest or newest first.")] = "asc",
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
         after: Annotated[
-            str | None, Query(description="The id of an edit: begin behind it.", json_schema_extra=_ID_SCHEMA)
+            str | None, Query(description="The id of an edit: begin behind it.", json_schema_extra=ID_SCHEMA)
         ] = None,
     ) -> EditList:
         """The edits, page by page; each page costs the same however many there are."""
