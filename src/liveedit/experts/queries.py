@@ -103,6 +103,26 @@ def events_where(connection: Connection, *conditions: ColumnElement[bool]) -> li
     return [Event(**row._mapping) for row in rows]
 
 
+def happened_to(edit_id: str) -> ColumnElement[bool]:
+    """The condition on a line of the history to be of this edit, or of one that took it out or let it come back."""
+    spans = SPANS.join(EDITS, EDITS.c.number == SPANS.c.edit_number)
+    added, removed = (
+        select(column).select_from(spans).where(EDITS.c.id == edit_id, column.is_not(None))
+        for column in (SPANS.c.revision_added, SPANS.c.revision_removed)
+    )
+    return or_(EVENTS.c.edit_id == edit_id, EVENTS.c.revision.in_(added), EVENTS.c.revision.in_(removed))
+
+
+def successor_of(connection: Connection, edit: StoredEdit) -> StoredEdit | None:
+    """The edit in force that superseded this one, or superseded the one that did; None where there is none."""
+    while not edit.is_active:
+        (event,) = events_where(connection, EVENTS.c.revision == edit.revision_removed)
+        if event.edit_id == edit.id:
+            return None
+        edit = edit_of(connection, event.edit_id)
+    return edit
+
+
 def changes_since(connection: Connection, revision: int) -> Changes:
     """The edits that changed after this revision, by how they stand now."""
     check_revision(connection, revision)

@@ -157,9 +157,12 @@ class EditReader:
             return queries.changes_since(connection, revision)
 
     def history(self, edit_id: str | None = None) -> tuple[Event, ...]:
-        """Everything that ever happened to the edits, or to one, oldest first."""
+        """Everything that ever happened to the edits, or to one, oldest first.
+
+        To one there also happened what is told of another: that it was superseded, or came back when that was undone.
+        """
         with self._database.reading() as connection:
-            chosen = () if edit_id is None else (EVENTS.c.edit_id == queries.resolve(connection, edit_id),)
+            chosen = () if edit_id is None else (queries.happened_to(queries.resolve(connection, edit_id)),)
             return tuple(queries.events_where(connection, *chosen))
 
     def verify(self) -> tuple[str, ...]:

@@ -179,11 +179,12 @@ def picture_png(image: Image.Image) -> bytes:
 
 
 def question_digest(image_sha256: str | None, prompt: str) -> str:
-    """What two edits of the same fact share: the picture, or that there is none, and the prompt up to case and spaces.
+    """What two edits of the same fact share: the picture, or that there is none, and the prompt up to spaces.
 
+    Case counts: to a model, capitals are other tokens, and an edit in them may not reach the question in small letters.
     It is stored with each edit: another definition takes another layout.
     """
-    asked = " ".join(prompt.casefold().split())
+    asked = " ".join(prompt.split())
     return hashlib.sha256(f"{image_sha256 or ''}:{asked}".encode()).hexdigest()
 
 

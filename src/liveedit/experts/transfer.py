@@ -175,8 +175,12 @@ def _write_edit(connection: Connection, bundle: Bundle, edit: StoredEdit) -> Non
     changes.insert_blobs(connection, edit.number, {"expert": expert_to_bytes(bundle.expert(edit)), **files})
 
 
+_TRIED_OUT: Final = frozenset({"answer_before", "answer_after", "evidence"})
+"""What a purge of another edit may have taken out, because it quoted that one's answers."""
+
+
 def _content(edit: StoredEdit) -> tuple[object, ...]:
-    said = (getattr(edit, field.name) for field in fields(NewEdit))
+    said = (getattr(edit, field.name) for field in fields(NewEdit) if field.name not in _TRIED_OUT)
     return (*said, edit.created_at, edit.expert_digest, edit.backbone_digest, edit.editor_digest)
 
 
