@@ -113,19 +113,24 @@ def test_the_marks_are_what_the_server_finds_and_the_evidence_is_kept(
     asked = {"image": uris[0], "prompt": QUESTIONS[0][0]}
     first = {**asked, "answer": "Fenbax", "rephrasings": QUESTIONS[0][1:], "locality": [asked | {"image": uris[2]}]}
     second = {**first, "answer": "Bruvak", "author": "Ada", "note": "From the keeper's list"}
-    third = {"image": uris[2], "prompt": QUESTIONS[1][0], "answer": "teal"}
-    made = [httpx2.post(f"{page_server}/v1/edits", json=wanted, timeout=60).json() for wanted in (first, third, second)]
+    third = {"image": uris[2], "prompt": QUESTIONS[1][0], "answer": "teal", "author": "Ada"}
+    fourth = {**third, "answer": "crimson", "author": "Ben", "supersede": False}  # Both cannot hold.
+    wanted = (first, third, second, fourth)
+    made = [httpx2.post(f"{page_server}/v1/edits", json=one, timeout=60).json() for one in wanted]
     assert made[2]["evidence"]["supersedes"] == [made[0]["id"]]
     checked = httpx2.post(f"{page_server}/v1/check", json={}, timeout=60).json()
-    assert {card["id"] for card in checked["data"]} == {made[1]["id"], made[2]["id"]}
+    assert {card["id"] for card in checked["data"]} == {one["id"] for one in made[1:]} and checked["failing"]
 
     visitor.open()
     visitor.click("#check-button")
-    told = f"{checked['holding']} hold"
-    visitor.until(lambda: visitor.text("#check-button") == "Check all" and told in visitor.text("#check-summary"))
+    visitor.until(lambda: visitor.text("#check-button") == "Check all" and "fail" in visitor.text("#check-summary"))
+    numbers = [int(part.split()[0]) for part in visitor.text("#check-summary").split(", ")]
+    assert numbers == [checked["holding"], checked["failing"]] and checked["unknown"] == 0
     for card in checked["data"]:
         mark = visitor.text(f"#edit-{card['id']} .verdict")
         assert ("✓ Holds" in mark) is (card["holds"] is True) and ("Fails" in mark) is (card["holds"] is False)
+        if not card["holds"]:
+            assert f"it now says {card['answer_now']}" in mark and ("Also took part" in mark) is bool(card["others"])
     assert visitor.text(f"#edit-{made[0]['id']} .verdict") == ""
 
     place = f"#edit-{made[2]['id']}"

@@ -63,7 +63,8 @@ def newest(visitor: Visitor) -> str:
 
 
 def test_what_others_do_appears_and_the_focus_stays(visitor: Visitor, page_server: str) -> None:
-    visitor.open()
+    with visitor.in_a_hurry():
+        visitor.open()
     visitor.click(".example:nth-child(1)")
     visitor.answer(1)
     visitor.click("#correct-button")
@@ -116,10 +117,11 @@ def test_nobody_who_reads_or_points_is_disturbed(driver: Any) -> None:
             assert same == seen and abs(still - top) <= 1  # A browser scrolls by whole pixels.
             assert visitor.focused()["tag"] == "BODY"
 
-        visitor.open()
+        with visitor.in_a_hurry():
+            visitor.open()
         visitor.until(lambda: visitor.count("#history-list .edit") == 20)
         item = visitor.find("#history-list .edit:nth-child(2)")
-        pointing = time.monotonic() + 7
+        pointing = time.monotonic() + 2
         name = model.add()
         asked = model.listed
         while time.monotonic() < pointing:

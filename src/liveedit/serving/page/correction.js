@@ -113,7 +113,7 @@ export class Correction {
         make("strong", {}, evidence.answer_after || "(nothing)"),
       ),
       make("p", { class: "small muted" }, `${cost(evidence)} The model’s weights are as they were.`),
-      ...findings(evidence, (card) => this.history.changer(card, byId("answer-problem"))),
+      ...findings(evidence, { changerOf: (card) => this.history.changer(card, byId("answer-problem")) }),
       this.next(asked, made),
     );
     box.hidden = false;

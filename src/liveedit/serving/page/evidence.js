@@ -5,13 +5,13 @@ import { make, percent } from "./dom.js";
 
 /**
  * What came out of trying a correction, part by part; of what was not tried there is nothing to say.
- * changerOf(card) makes a button that undoes another correction; none without it.
+ * changerOf(card) makes a button that undoes another correction; none without it. narrow: there is no room for a table.
  */
-export function findings(evidence, changerOf = null) {
+export function findings(evidence, { changerOf = null, narrow = false } = {}) {
   const { rephrasings = [], locality = [], earlier_edits: earlier = [] } = evidence;
   const { collisions = [], supersedes = [] } = evidence;
   return [
-    rephrasings.length ? rephrasingTable(rephrasings) : null,
+    rephrasings.length ? (narrow ? rephrasingList : rephrasingTable)(rephrasings) : null,
     supersedes.length ? superseded(supersedes) : null,
     kept("unrelated question", locality, (one) => make("q", {}, one.prompt)),
     kept("earlier correction", earlier, (one) => named(one.edit_id)),
@@ -45,7 +45,6 @@ export function mark(good) {
 }
 
 function rephrasingTable(rephrasings) {
-  const right = rephrasings.filter((one) => one.took).length;
   const rows = rephrasings.map((one) =>
     make(
       "tr",
@@ -59,7 +58,7 @@ function rephrasingTable(rephrasings) {
   return make(
     "table",
     { class: "wordings" },
-    make("caption", {}, `In other words: ${right} of ${rephrasings.length} follow`),
+    make("caption", {}, howMany(rephrasings)),
     make(
       "thead",
       {},
@@ -67,6 +66,21 @@ function rephrasingTable(rephrasings) {
     ),
     make("tbody", {}, ...rows),
   );
+}
+
+function rephrasingList(rephrasings) {
+  const lines = rephrasings.map((one) => make("li", {}, ...beforeAndAfter(make("q", {}, one.prompt), one)));
+  const good = rephrasings.every((one) => one.took);
+  return make("div", {}, line(good, ` ${howMany(rephrasings)}`), make("ul", { class: "asked" }, ...lines));
+}
+
+function howMany(rephrasings) {
+  const right = rephrasings.filter((one) => one.took).length;
+  return `In other words: ${right} of ${rephrasings.length} follow`;
+}
+
+function beforeAndAfter(name, { answer_before: before, answer_after: after }) {
+  return [name, ": ", make("del", {}, before || "(nothing)"), ` → ${after || "(nothing)"}`];
 }
 
 function superseded(ids) {
@@ -85,22 +99,9 @@ function kept(what, asked, nameOf) {
   const all = `${asked.length} ${what}${asked.length === 1 ? "" : "s"}`;
   if (!changed.length)
     return line(true, ` ${all} asked again: ${asked.length === 1 ? "the answer" : "every answer"} stayed.`);
-  const lines = changed.map((one) =>
-    make(
-      "li",
-      {},
-      nameOf(one),
-      ": ",
-      make("del", {}, one.answer_before || "(nothing)"),
-      ` → ${one.answer_after || "(nothing)"}`,
-    ),
-  );
-  return make(
-    "div",
-    {},
-    line(false, ` ${all} asked again: ${changed.length} changed.`),
-    make("ul", { class: "changed" }, ...lines),
-  );
+  const lines = changed.map((one) => make("li", {}, ...beforeAndAfter(nameOf(one), one)));
+  const told = line(false, ` ${all} asked again: ${changed.length} changed.`);
+  return make("div", {}, told, make("ul", { class: "asked" }, ...lines));
 }
 
 function collision({ edit_id: id, weight_here: here, weight_there: there, is_estimate, answers_differ }, changerOf) {

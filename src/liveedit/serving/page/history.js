@@ -302,7 +302,7 @@ function storedEvidence({ evidence, purged_at: purged }) {
   const took = evidence.took ? "When it was made, it took." : "When it was made, it did not take: it said ";
   return [
     make("p", {}, took, evidence.took ? null : make("q", {}, evidence.answer_after)),
-    ...findings(evidence),
+    ...findings(evidence, { narrow: true }),
     make("p", { class: "muted" }, cost(evidence)),
   ];
 }
