@@ -207,9 +207,9 @@ export class History {
         make("p", { class: "edit-answer" }, before, before ? " → " : null, make("strong", {}, card.answer || "")),
         card.note ? make("p", { class: "edit-note" }, card.note) : null,
         make("p", { class: "small muted" }, ...about),
-        make("div", { class: "verdict small" }),
       ),
       this.actions(card, state),
+      make("div", { class: "verdict small" }),
       happened(card),
     );
   }
