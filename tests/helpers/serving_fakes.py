@@ -181,9 +181,9 @@ def fake_app(
 
 
 @contextmanager
-def listening(engine: Engine[ServedModel], app: FastAPI) -> Iterator[tuple[str, Server]]:
-    """A server in a thread, and its URL; at the end it is told to stop and finishes."""
-    server = Server(engine, app, "127.0.0.1", 0)
+def listening(engine: Engine[ServedModel], app: FastAPI, port: int = 0) -> Iterator[tuple[str, Server]]:
+    """A server in a thread, and its URL; at the end it is told to stop and finishes. port: 0 for a free one."""
+    server = Server(engine, app, "127.0.0.1", port)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -131,22 +131,25 @@ def test_examples_are_asked_about_at_a_click(visitor: Visitor) -> None:
 def test_the_evidence_tells_what_stayed_and_what_is_near(visitor: Visitor) -> None:
     """As the server may tell it: of no probe and no other correction there is nothing to say."""
     tell = """const [evidence, done] = arguments;
-        import("./page/correction.js").then(({ Correction }) => {
+        Promise.all([import("./page/evidence.js"), import("./page/cards.js")]).then(([{ findings }, { remember }]) => {
+          remember({ id: "0123abcd", prompt: "Who is it?", answer: "Bruvak", in_force: false });
           const box = document.createElement("div");
-          box.append(...Correction.prototype.findings(evidence));
-          done(box.innerText);
+          box.append(...findings(evidence));
+          setTimeout(() => done(box.innerText));
         });"""
     visitor.open()
     told = lambda **evidence: visitor.driver.execute_async_script(tell, {"rephrasings": [], **evidence})  # noqa: E731
     assert told() == ""
-    kept, lost = {"kept": True}, {"kept": False}
+    kept = {"prompt": "Where?", "answer_before": "here", "answer_after": "here", "kept": True}
+    lost = {"prompt": "Who?", "answer_before": "nobody", "answer_after": "", "kept": False}
     said = told(locality=[kept, kept, lost], earlier_edits=[kept], supersedes=["0123abcd"], collisions=[])
     assert "3 unrelated questions asked again: 1 changed" in said
-    assert "1 earlier correction asked again: the answer is as before" in said
-    assert "takes the place of an earlier correction" in said
+    assert "Who?: nobody → (nothing)" in said and "Where?" not in said
+    assert "1 earlier correction asked again: the answer stayed" in said
+    assert "took the place of an earlier correction: Who is it? Bruvak" in said
     met = {"edit_id": "0123abcd", "weight_here": 0.4, "weight_there": 0.2, "is_estimate": True, "answers_differ": True}
-    assert "another correction, whose answer differs: 0123abcd" in told(collisions=[met])
-    visitor.until(lambda: any("404" in line for line in visitor.complaints()))  # There is no such edit.
+    assert "another correction, whose answer differs: Who is it? Bruvak" in told(collisions=[met])
+    assert "(weight 40% here, about 20% there)" in told(collisions=[met])
 
 
 def test_what_to_do_next_is_at_hand(visitor: Visitor) -> None:

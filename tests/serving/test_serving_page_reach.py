@@ -92,6 +92,11 @@ def test_the_whole_path_on_a_phone(visitor: Visitor) -> None:
     visitor.until(lambda: visitor.count("#history-list .edit") == 1)
     visitor.script("document.activeElement.blur(), scrollTo(0, 0)")
     visitor.shot("phone", whole=True)
+    visitor.click("#check-button")
+    visitor.until(lambda: visitor.text("#check-summary") == "1 holds.")
+    visitor.click("#history-list summary")
+    visitor.until(lambda: visitor.sees(".stored-evidence"))
+    checks.append(fits(visitor))
     visitor.click("label:has([value=all])")
     visitor.click("#history-list .edit button")
     visitor.until(lambda: "undone" in visitor.text("#history-list .edit"))
@@ -149,6 +154,11 @@ def test_texts_stand_out_by_day_and_by_night(visitor: Visitor) -> None:
         if dark:
             visitor.script("scrollTo(0, 0)")
             visitor.shot("dark")
+        visitor.click("#check-button")
+        visitor.until(lambda: visitor.text("#check-summary") == "1 holds.")
+        visitor.click("#history-list summary")
+        visitor.until(lambda: visitor.sees(".stored-evidence"))
+        assert visitor.script(CONTRAST)[0] == []
         visitor.click("#history-list .edit button")
         visitor.until(lambda: visitor.sees("#stale") and "undone" in visitor.text("#history-list .edit"))
         visitor.write("#prompt", "")

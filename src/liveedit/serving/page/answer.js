@@ -1,9 +1,9 @@
 // The answer: its text, the corrections that took part, and what the question looked at.
 
 import { makeHeatMaps } from "./api.js";
+import { cardOf, thumbnailOf } from "./cards.js";
 import { bar, byId, clearProblem, make, percent, say, showProblem } from "./dom.js";
 import { describeHeat, drawHeat, scaleOfHeat, tableOfHeat } from "./heat.js";
-import { cardOf, thumbnailOf } from "./history.js";
 
 const SHOWN = 4;
 const CHANGE_CELLS = 4;
@@ -63,10 +63,24 @@ export class AnswerView {
   }
 
   /** A correction was undone or redone since. */
-  async edited(card) {
+  edited(card) {
     if (this.asked === null) return;
     byId("stale").hidden = false;
-    if (!this.asked.edits.some((fired) => fired.id === card.id)) return;
+    this.showChange(card);
+  }
+
+  /** Others changed corrections since; a form that is being filled in is not pushed away. */
+  outdate() {
+    if (this.asked && this.asked.text !== null && byId("correction-form").hidden) byId("stale").hidden = false;
+  }
+
+  tookPart(id) {
+    return Boolean(this.asked?.edits.some((fired) => fired.id === id));
+  }
+
+  /** Show a correction that took part as it is now. */
+  async showChange(card) {
+    if (!this.tookPart(card.id)) return;
     const box = byId("fired");
     const held = box.contains(document.activeElement);
     await this.showFired(this.asked);
@@ -83,9 +97,8 @@ export class AnswerView {
     }
     const sorted = [...asked.edits].sort((one, other) => other.weight - one.weight);
     const shown = sorted.slice(0, SHOWN);
-    const found = await Promise.all(
-      shown.map((fired) => cardOf(fired.id).catch(() => ({ id: fired.id, has_thumbnail: false }))),
-    );
+    await this.history.settled;
+    const found = await Promise.all(shown.map((fired) => this.known(fired.id)));
     if (this.asked !== asked) return;
     const heading = asked.edits.length === 1 ? "A correction took part" : `${asked.edits.length} corrections took part`;
     box.replaceChildren(
@@ -95,23 +108,23 @@ export class AnswerView {
     );
   }
 
+  /** A correction, or null: a key that may only ask is shown none. */
+  async known(id) {
+    return this.history.mayEdit ? cardOf(id).catch(() => null) : null;
+  }
+
   fired(fired, card) {
     const title =
       `Weight ${fired.weight.toFixed(3)}: its share in the answer. Margin ${fired.margin.toFixed(3)}: ` +
       "by how much the picture was nearer to the correction's than to none.";
     return make(
       "li",
-      { class: `fired-edit ${card.in_force === false ? "is-out" : ""}`, title, "data-id": fired.id },
-      thumbnailOf(card),
+      { class: `fired-edit ${card?.in_force === false ? "is-out" : ""}`, title, "data-id": fired.id },
+      card && thumbnailOf(card),
       make(
         "div",
         { class: "fired-text" },
-        make(
-          "p",
-          {},
-          card.prompt ? `${card.prompt} ` : `Correction ${card.id}`,
-          card.answer ? make("strong", {}, card.answer) : null,
-        ),
+        make("p", {}, nameOf(fired.id, card)),
         make(
           "p",
           { class: "weight" },
@@ -119,7 +132,7 @@ export class AnswerView {
           make("span", { class: "figure" }, `weight ${percent(fired.weight)}`),
         ),
       ),
-      card.in_force === undefined ? null : this.history.changer(card, byId("answer-problem")),
+      card && this.history.changer(card, byId("answer-problem")),
     );
   }
 
@@ -167,4 +180,11 @@ export class AnswerView {
     asked.maps.attention = maps.attention;
     if (maps.change) asked.maps.change = maps.change;
   }
+}
+
+/** What a correction is called; where the list shows it, a link to its place there. */
+function nameOf(id, card) {
+  const name = make("span", {}, card?.prompt ? `${card.prompt} ` : "Correction ");
+  name.append(card?.answer ? make("strong", {}, card.answer) : make("code", {}, id));
+  return byId(`edit-${id}`) ? make("a", { class: "fired-name", href: `#edit-${id}` }, name) : name;
 }

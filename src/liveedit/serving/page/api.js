@@ -31,11 +31,12 @@ export function whenKeyRefused(listener) {
 
 export const getSettings = () => json("page/settings.json");
 export const getModels = () => json("v1/models");
-export const listEdits = (query) => json(`v1/edits?${new URLSearchParams(query)}`);
+export const listEdits = (query, options) => json(`v1/edits?${new URLSearchParams(query)}`, options);
 export const getEdit = (id) => json(`v1/edits/${id}`);
 export const getHistory = (id) => json(`v1/edits/${id}/history`);
 export const changeEdit = (id, change) => json(`v1/edits/${id}/${change}`, { method: "POST", once: true });
 export const createEdit = (wanted) => json("v1/edits", { method: "POST", body: wanted, once: true });
+export const checkEdits = (wanted, signal) => json("v1/check", { method: "POST", body: wanted, signal });
 export const makeHeatMaps = (wanted) => json("v1/heat-maps", { method: "POST", body: wanted });
 
 /** A picture of the server as an address for `<img>`, which itself could not send the key. */
@@ -85,7 +86,8 @@ async function json(path, options) {
   return (await send(path, options)).json();
 }
 
-async function send(path, { method = "GET", body, signal, once = false } = {}) {
+/** `unasked`: nobody waits for this, so that nobody is asked for another key. */
+async function send(path, { method = "GET", body, signal, once = false, unasked = false } = {}) {
   const headers = {};
   const key = storedKey();
   if (key) headers.Authorization = `Bearer ${key}`;
@@ -105,7 +107,7 @@ async function send(path, { method = "GET", body, signal, once = false } = {}) {
   }
   if (response.ok) return response;
   const refused = await refusal(response);
-  if (refused.status === 401) onKeyRefused(refused);
+  if (refused.status === 401 && !unasked) onKeyRefused(refused);
   throw refused;
 }
 

@@ -2,7 +2,7 @@
 
 import { createEdit } from "./api.js";
 import { button, byId, clearProblem, make, say, showProblem, whileBusy } from "./dom.js";
-import { cardOf } from "./history.js";
+import { cost, findings } from "./evidence.js";
 
 /** The form below an answer, and what comes of it. */
 export class Correction {
@@ -46,6 +46,11 @@ export class Correction {
     if (card.id === this.made && !card.in_force) this.close();
   }
 
+  /** Others did that: what is being read or written here stays. */
+  editedElsewhere(card) {
+    if (!byId("evidence").contains(document.activeElement)) this.edited(card);
+  }
+
   reset() {
     this.made = null;
     this.form.hidden = true;
@@ -79,7 +84,7 @@ export class Correction {
     if (!byId("author-field").hidden && byId("author").value.trim()) wanted.author = byId("author").value.trim();
     let made;
     try {
-      made = await createEdit(wanted);
+      made = await this.history.during(() => createEdit(wanted));
     } catch (error) {
       showProblem(problem, error, () => this.send());
       return;
@@ -107,8 +112,8 @@ export class Correction {
         make("span", { class: "for-readers" }, "is now"),
         make("strong", {}, evidence.answer_after || "(nothing)"),
       ),
-      make("p", { class: "small muted" }, cost(evidence)),
-      ...this.findings(evidence),
+      make("p", { class: "small muted" }, `${cost(evidence)} The model’s weights are as they were.`),
+      ...findings(evidence, { changerOf: (card) => this.history.changer(card, byId("answer-problem")) }),
       this.next(asked, made),
     );
     box.hidden = false;
@@ -119,13 +124,6 @@ export class Correction {
         ? `Learned. It now says ${evidence.answer_after}.`
         : `It did not take: it now says ${evidence.answer_after || "nothing"}.`,
     );
-  }
-
-  findings(evidence) {
-    const found = [];
-    if (evidence.rephrasings.length) found.push(rephrasingTable(evidence.rephrasings));
-    for (const line of checks(evidence, this.history)) found.push(make("p", { class: "check-line" }, ...line));
-    return found;
   }
 
   next(asked, made) {
@@ -151,86 +149,4 @@ export class Correction {
       make("p", { class: "undo-line" }, undo),
     );
   }
-}
-
-function cost({ milliseconds, refine_steps: steps, store_bytes: bytes }) {
-  const refined = steps ? `, with ${steps} gradient ${steps === 1 ? "step" : "steps"}` : "";
-  const size = `${(bytes / 1024).toFixed(0)} KiB`;
-  return `Made in ${Math.round(milliseconds)} ms${refined}; it takes ${size}. The model’s weights are as they were.`;
-}
-
-function rephrasingTable(rephrasings) {
-  const right = rephrasings.filter((one) => one.took).length;
-  const rows = rephrasings.map((one) =>
-    make(
-      "tr",
-      {},
-      make("th", { scope: "row" }, one.prompt),
-      make("td", {}, one.answer_before || "–"),
-      make("td", {}, one.answer_after || "–"),
-      make("td", { class: one.took ? "yes" : "no" }, one.took ? "✓ yes" : "✗ no"),
-    ),
-  );
-  return make(
-    "table",
-    { class: "wordings" },
-    make("caption", {}, `In other words: ${right} of ${rephrasings.length} follow`),
-    make(
-      "thead",
-      {},
-      make("tr", {}, ...["Asked", "Before", "Now", "Follows"].map((text) => make("th", { scope: "col" }, text))),
-    ),
-    make("tbody", {}, ...rows),
-  );
-}
-
-/** Whether other answers stayed, and which other corrections are near; each is said where there is something to say. */
-function checks({ locality = [], earlier_edits: earlier = [], collisions = [], supersedes = [] }, history) {
-  const lines = [];
-  if (supersedes.length) {
-    lines.push([
-      mark(true),
-      supersedes.length === 1
-        ? " It takes the place of an earlier correction of the same question."
-        : ` It takes the place of ${supersedes.length} earlier corrections.`,
-    ]);
-  }
-  const probed = [
-    ["unrelated question", locality],
-    ["earlier correction", earlier],
-  ];
-  for (const [what, asked] of probed.filter(([, asked]) => asked.length)) {
-    const kept = asked.filter((one) => one.kept).length;
-    const all = `${asked.length} ${what}${asked.length === 1 ? "" : "s"}`;
-    const told =
-      kept === asked.length
-        ? ` ${all} asked again: ${kept === 1 ? "the answer" : "every answer"} is as before.`
-        : ` ${all} asked again: ${asked.length - kept} changed.`;
-    lines.push([mark(kept === asked.length), told]);
-  }
-  for (const near of collisions)
-    lines.push([
-      mark(!near.answers_differ),
-      near.answers_differ
-        ? " It meets another correction, whose answer differs: "
-        : " It meets another correction, of the same answer: ",
-      named(near.edit_id, history),
-    ]);
-  return lines;
-}
-
-function named(id, history) {
-  const place = make("span", {}, make("q", {}, id));
-  cardOf(id).then(
-    (card) => {
-      place.replaceChildren(make("q", {}, `${card.prompt} ${card.answer}`), " ");
-      if (card.in_force && history) place.append(history.changer(card, byId("answer-problem")));
-    },
-    () => {},
-  );
-  return place;
-}
-
-function mark(good) {
-  return make("span", { class: good ? "yes" : "no", "aria-hidden": "true" }, good ? "✓" : "!");
 }

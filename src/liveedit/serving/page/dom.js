@@ -46,19 +46,20 @@ const UNITS = [
 ];
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
+/** How long ago that was, as people say it. */
+export function inWords(iso) {
+  const then = new Date(iso);
+  const seconds = (then.getTime() - Date.now()) / 1000;
+  if (Math.abs(seconds) > 30 * 86400) return then.toLocaleDateString("en", { dateStyle: "medium" });
+  const unit = UNITS.find(([, length]) => Math.abs(seconds) >= length);
+  return unit ? relative.format(Math.round(seconds / unit[1]), unit[0]) : "just now";
+}
+
 /** A moment as people say it, with the exact one to hover over. */
 export function moment(iso) {
   const then = new Date(iso);
   if (!iso || Number.isNaN(then.getTime())) return make("span", {}, "");
-  const seconds = (then.getTime() - Date.now()) / 1000;
-  const unit = UNITS.find(([, length]) => Math.abs(seconds) >= length);
-  const old = Math.abs(seconds) > 30 * 86400;
-  const text = old
-    ? then.toLocaleDateString("en", { dateStyle: "medium" })
-    : unit
-      ? relative.format(Math.round(seconds / unit[1]), unit[0])
-      : "just now";
-  return make("time", { datetime: iso, title: then.toLocaleString() }, text);
+  return make("time", { datetime: iso, title: then.toLocaleString() }, inWords(iso));
 }
 
 /** Show what went wrong, with a button to try again where that may help. */

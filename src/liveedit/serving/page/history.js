@@ -1,7 +1,11 @@
 // The panel of corrections: every one, newest first, with undo, redo and what happened to it.
 
-import { changeEdit, getEdit, getHistory, getThumbnail, listEdits } from "./api.js";
-import { button, byId, clearProblem, make, moment, say, showProblem, whileBusy } from "./dom.js";
+import { changeEdit, getEdit, getHistory, listEdits } from "./api.js";
+import { forgetCards, remember, thumbnailOf } from "./cards.js";
+import { Check } from "./checking.js";
+import { button, byId, clearProblem, inWords, make, moment, say, showProblem, whileBusy } from "./dom.js";
+import { cost, findings } from "./evidence.js";
+import { arrange, keepingPlace, Watch } from "./watch.js";
 
 const PAGE = 20;
 const MOST = 100; // The server lists no more at once.
@@ -13,90 +17,124 @@ const HAPPENED = {
   purge: "purged",
 };
 
-/** What is known of edits, so that nothing is fetched twice. */
-const cards = new Map();
-const thumbnails = new Map();
-
-/** An edit by its id, from what is known or from the server. */
-export async function cardOf(id) {
-  if (!cards.has(id)) cards.set(id, await getEdit(id));
-  return cards.get(id);
-}
-
-/** The small picture of an edit; an empty frame where it has none. */
-export function thumbnailOf(card) {
-  const frame = make("span", { class: "thumb" });
-  if (!card.has_thumbnail) return frame;
-  if (!thumbnails.has(card.id)) {
-    thumbnails.set(
-      card.id,
-      getThumbnail(card.id).catch(() => (thumbnails.delete(card.id), null)),
-    );
-  }
-  thumbnails.get(card.id).then((url) => url && frame.append(make("img", { src: url, alt: "" })));
-  return frame;
-}
-
-/** The list itself. `onChange` is called with an edit after it was undone or redone here. */
+/**
+ * The list itself. `onChange` is called with an edit after it was undone or redone here, `onOthers` with the ids of
+ * those that somebody else made, undid or redid.
+ */
 export class History {
-  constructor(onChange) {
+  constructor({ onChange, onOthers }) {
     this.onChange = onChange;
-    this.last = null;
+    this.onOthers = onOthers;
+    this.shown = []; // The edits in the list, and those of which state;
+    this.shownState = null;
+    this.items = new Map(); // for each id its item, and the JSON that it was made of.
+    this.revision = null;
     this.mayEdit = true;
     this.refreshed = 0;
+    this.busy = 0;
+    this.settled = null;
     this.opened = false;
     this.failed = false;
+    this.check = new Check(this);
+    this.watch = new Watch(() => this.look());
     byId("older").addEventListener("click", () => whileBusy(byId("older"), "Loading …", () => this.load(false)));
     for (const choice of document.querySelectorAll("[name=state]"))
       choice.addEventListener("change", () => this.refresh());
-    // Others may have corrected meanwhile.
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden && this.opened) this.refresh();
     });
   }
 
-  /** From the newest on again, as many as are shown. */
-  refresh() {
-    const shown = PAGE * Math.ceil(byId("history-list").childElementCount / PAGE);
-    return this.load(true, Math.min(MOST, Math.max(PAGE, shown)));
+  get state() {
+    return document.querySelector("[name=state]:checked").value;
   }
 
-  async load(anew, limit = PAGE) {
+  /** How many are in force, or null where the list does not tell. */
+  inForce() {
+    if (this.state === "undone" || !byId("older").hidden) return null;
+    return this.shown.filter((card) => card.in_force).length;
+  }
+
+  // -- what the server has
+
+  /** From the newest on again, as many as are shown. */
+  refresh() {
+    const pages = Math.ceil(this.shown.length / PAGE);
+    return this.load(true, Math.min(MOST, PAGE * Math.max(1, pages)));
+  }
+
+  /** Resolves to the ids of those that have changed, where the server could be asked. */
+  load(anew, limit = PAGE) {
+    return (this.settled = this.during(() => this.fetch(anew, limit)));
+  }
+
+  async fetch(anew, limit) {
     this.opened = true;
     const turn = ++this.refreshed;
-    const state = document.querySelector("[name=state]:checked").value;
+    const state = this.state;
     const query = { state, order: "desc", limit };
-    if (!anew && this.last) query.after = this.last;
-    const problem = byId("history-problem");
+    if (!anew && this.shown.length) query.after = this.shown.at(-1).id;
     try {
       const page = await listEdits(query);
-      if (turn !== this.refreshed) return;
-      if (this.failed) clearProblem(problem); // What a change was refused for stays to be read.
-      this.failed = false;
-      this.mayEdit = true;
-      this.show(page, anew, state);
+      if (turn !== this.refreshed) return undefined;
+      this.reached();
+      return this.show(anew ? page.data : this.shown.concat(page.data), page.has_more, state);
     } catch (error) {
-      if (turn !== this.refreshed) return;
+      if (turn !== this.refreshed) return undefined;
       this.failed = true;
       this.mayEdit = error.status !== 403 && error.status !== 401;
-      if (!this.mayEdit) this.show({ data: [], has_more: false }, true, state);
+      if (!this.mayEdit) this.show([], false, state);
       if (error.status === 403)
         error.message = "This key may ask. To correct, and to see the corrections, give one of the role “edit”.";
-      showProblem(problem, error, () => this.load(anew));
+      showProblem(byId("history-problem"), error, () => this.load(anew));
+      return undefined;
     }
   }
 
-  show(page, anew, state) {
-    for (const card of page.data) cards.set(card.id, card);
-    const items = page.data.map((card) => this.item(card));
-    const list = byId("history-list");
-    anew ? keepingPlace(list, () => list.replaceChildren(...items)) : list.append(...items);
-    this.last = page.data.at(-1)?.id ?? this.last;
-    byId("older").hidden = !page.has_more;
-    const empty = byId("history-empty");
-    empty.hidden = list.childElementCount > 0;
-    empty.textContent =
-      state === "undone" ? "None is undone." : this.mayEdit ? "None yet. Ask something, and correct the answer." : "";
+  reached() {
+    if (this.failed) clearProblem(byId("history-problem")); // What a change was refused for stays to be read.
+    this.failed = false;
+    this.mayEdit = true;
+    this.watch.soon();
+  }
+
+  /** What others did since, among the newest; returns whether the server was asked. */
+  async look() {
+    const { state, refreshed: turn } = this;
+    if (!this.opened || !this.mayEdit || this.busy) return false;
+    let page;
+    try {
+      page = await listEdits({ state, order: "desc", limit: PAGE }, { unasked: true });
+    } catch (error) {
+      if (error.status !== 401 && error.status !== 403) throw error;
+      this.opened = false; // Nobody is asked for a key that nobody needs just now.
+      return false;
+    }
+    if (turn !== this.refreshed || this.busy || this.watch.isPointedAt()) return true;
+    this.reached();
+    const cards = withNewest(this.shown, page);
+    const hasMore = page.has_more && !byId("older").hidden;
+    const changed = cards === null ? await this.refresh() : this.show(cards, hasMore, state);
+    if (changed?.length) this.onOthers(changed);
+    return true;
+  }
+
+  /** An answer was written by this revision of the corrections. */
+  heard(revision) {
+    if (revision === this.revision || !this.opened || !this.mayEdit) return;
+    this.revision = revision;
+    forgetCards();
+    this.refresh();
+  }
+
+  /** While the page itself changes or loads something, nobody looks for what others did. */
+  async during(work) {
+    this.busy += 1;
+    try {
+      return await work();
+    } finally {
+      this.busy -= 1;
+    }
   }
 
   /** Undo or redo, from here or from anywhere else on the page; returns whether it was done. */
@@ -104,14 +142,14 @@ export class History {
     clearProblem(problem);
     let card;
     try {
-      card = await changeEdit(id, change);
+      card = await this.during(() => changeEdit(id, change));
     } catch (error) {
       showProblem(problem, error, () => this.change(id, change, problem));
       if (error.status === 409 || error.status === 404) this.refresh();
       return false;
     }
-    cards.clear(); // With it others may have come into force, or left.
-    cards.set(id, card);
+    forgetCards();
+    remember(card);
     this.refresh();
     say(
       change === "undo"
@@ -122,6 +160,37 @@ export class History {
     return true;
   }
 
+  // -- what is shown
+
+  /** Let the list show these, and touch nothing that is as it was; returns the ids of those that have changed. */
+  show(cards, hasMore, state) {
+    remember(...cards);
+    const changed = state === this.shownState ? changes(this.shown, cards, hasMore) : [];
+    this.shownState = state;
+    if (changed.length) this.check.outdate();
+    const before = this.items;
+    this.items = new Map(cards.map((card) => [card.id, this.itemOf(card, before.get(card.id))]));
+    const items = cards.map((card) => this.items.get(card.id).item);
+    const list = byId("history-list");
+    const isChanged = items.length !== list.childElementCount || items.some((item) => !list.contains(item));
+    if (isChanged) keepingPlace(list, () => arrange(list, items));
+    for (const time of list.querySelectorAll("time")) time.textContent = inWords(time.dateTime);
+    this.shown = cards;
+    byId("older").hidden = !hasMore;
+    byId("check").hidden = !this.mayEdit || (!cards.length && state !== "undone");
+    const empty = byId("history-empty");
+    empty.hidden = cards.length > 0;
+    empty.textContent =
+      state === "undone" ? "None is undone." : this.mayEdit ? "None yet. Ask something, and correct the answer." : "";
+    if (isChanged) this.check.mark();
+    return changed;
+  }
+
+  itemOf(card, known) {
+    const text = JSON.stringify(card);
+    return known?.text === text ? known : { text, item: this.item(card) };
+  }
+
   item(card) {
     const state = card.purged_at ? "purged" : card.in_force ? "in force" : "undone";
     const about = [moment(card.created_at)];
@@ -129,7 +198,7 @@ export class History {
     const before = card.answer_before ? make("del", {}, card.answer_before) : null;
     return make(
       "li",
-      { class: `edit ${card.in_force ? "" : "is-out"}`, "data-id": card.id },
+      { class: `edit ${card.in_force ? "" : "is-out"}`, "data-id": card.id, id: `edit-${card.id}` },
       thumbnailOf(card),
       make(
         "div",
@@ -140,7 +209,8 @@ export class History {
         make("p", { class: "small muted" }, ...about),
       ),
       this.actions(card, state),
-      this.happened(card),
+      make("div", { class: "verdict small" }),
+      happened(card),
     );
   }
 
@@ -164,44 +234,50 @@ export class History {
     });
     return press;
   }
-
-  happened(card) {
-    const lines = make("ol", { class: "events small" });
-    const details = make(
-      "details",
-      { class: "edit-history" },
-      make("summary", { class: "small" }, "What happened to it"),
-      lines,
-    );
-    details.addEventListener("toggle", async () => {
-      if (!details.open) return;
-      try {
-        const { data } = await getHistory(card.id);
-        lines.replaceChildren(...data.map(eventLine));
-      } catch (error) {
-        lines.replaceChildren(make("li", {}, error.message));
-      }
-    });
-    return details;
-  }
 }
 
-/** Change the list, and leave the focus and what was opened where they were. */
-function keepingPlace(list, change) {
-  const active = document.activeElement;
-  const held = list.contains(active) ? active.closest("li[data-id]")?.dataset.id : null;
-  const inActions = active.closest?.(".edit-actions") !== null;
-  const opened = [...list.querySelectorAll("details[open]")].map(
-    (details) => details.closest("li[data-id]").dataset.id,
+/** The edits shown, with the newest ones as they are now; null where those do not reach down to them. */
+function withNewest(shown, { data, has_more: hasMore }) {
+  if (!hasMore) return data;
+  const place = shown.findIndex((card) => card.id === data.at(-1).id);
+  return place < 0 ? null : data.concat(shown.slice(place + 1));
+}
+
+/** Ids of those that are new, gone, or not as they were, as far down as both lists reach. */
+function changes(before, after, hasMore) {
+  const texts = new Map(before.map((card) => [card.id, JSON.stringify(card)]));
+  const ids = new Set(after.map((card) => card.id));
+  const lastKnown = after.findLastIndex((card) => texts.has(card.id));
+  const lastKept = before.findLastIndex((card) => ids.has(card.id));
+  const isNew = (card, place) => !texts.has(card.id) && (lastKnown < 0 || place < lastKnown);
+  const isOther = (card) => texts.has(card.id) && texts.get(card.id) !== JSON.stringify(card);
+  const isGone = (card, place) => !ids.has(card.id) && (!hasMore || place < lastKept);
+  return [...after.filter((card, place) => isNew(card, place) || isOther(card)), ...before.filter(isGone)].map(
+    (card) => card.id,
   );
-  change();
-  for (const id of opened) list.querySelector(`[data-id="${id}"] details`)?.setAttribute("open", "");
-  if (!held) return;
-  const item = list.querySelector(`[data-id="${held}"]`);
-  const target =
-    item?.querySelector(inActions ? ".edit-actions button" : "summary") ??
-    document.querySelector("[name=state]:checked");
-  target.focus({ preventScroll: true });
+}
+
+function happened(card) {
+  const lines = make("ol", { class: "events small" });
+  const evidence = make("div", { class: "stored-evidence small" });
+  const details = make(
+    "details",
+    { class: "edit-history" },
+    make("summary", { class: "small" }, "What happened to it"),
+    lines,
+    evidence,
+  );
+  details.addEventListener("toggle", async () => {
+    if (!details.open) return;
+    try {
+      const [events, detail] = await Promise.all([getHistory(card.id), getEdit(card.id)]);
+      lines.replaceChildren(...events.data.map(eventLine));
+      evidence.replaceChildren(...storedEvidence(detail));
+    } catch (error) {
+      lines.replaceChildren(make("li", {}, error.message));
+    }
+  });
+  return details;
 }
 
 function eventLine(event) {
@@ -217,4 +293,16 @@ function eventLine(event) {
     moment(event.at),
     make("span", { class: "muted" }, ` (revision ${event.revision})`),
   );
+}
+
+/** What came out of trying it, as it is kept with it. */
+function storedEvidence({ evidence, purged_at: purged }) {
+  if (purged) return [];
+  if (evidence === null) return [make("p", { class: "muted" }, "What came out of trying it was not kept.")];
+  const took = evidence.took ? "When it was made, it took." : "When it was made, it did not take: it said ";
+  return [
+    make("p", {}, took, evidence.took ? null : make("q", {}, evidence.answer_after)),
+    ...findings(evidence, { narrow: true }),
+    make("p", { class: "muted" }, cost(evidence)),
+  ];
 }

@@ -2,6 +2,7 @@
 
 import { ask, forgetKey, getModels, getSettings, keepKey, storedKey, whenKeyRefused } from "./api.js";
 import { AnswerView } from "./answer.js";
+import { cardOf } from "./cards.js";
 import { Correction } from "./correction.js";
 import { byId, button, clearProblem, make, say, showProblem } from "./dom.js";
 import { History } from "./history.js";
@@ -15,9 +16,12 @@ class Page {
     this.model = null;
     this.picture = null;
     this.running = null;
-    this.history = new History((card) => {
-      this.view.edited(card);
-      this.correction.edited(card);
+    this.history = new History({
+      onChange: (card) => {
+        this.view.edited(card);
+        this.correction.edited(card);
+      },
+      onOthers: (ids) => this.editedElsewhere(ids),
     });
     this.view = new AnswerView(this.history);
     this.correction = new Correction(this, settings);
@@ -116,6 +120,7 @@ class Page {
     begin();
     Object.assign(asked, { text: found.text, edits: found.edits });
     this.log(asked);
+    this.history.heard(found.revision);
     await this.view.finish(asked);
   }
 
@@ -138,6 +143,17 @@ class Page {
   }
 
   // -- correcting
+
+  /** Somebody else made, undid or redid these. */
+  async editedElsewhere(ids) {
+    this.view.outdate();
+    for (const id of ids.filter((one) => one === this.correction.made || this.view.tookPart(one))) {
+      const card = await cardOf(id).catch(() => null);
+      if (!card) continue;
+      this.view.showChange(card);
+      this.correction.editedElsewhere(card);
+    }
+  }
 
   /** Begin to ask the same in other words. */
   reword() {
