@@ -66,7 +66,7 @@ def test_an_edit_is_checked_on_what_is_given(
     assert [it["prompt"] for it in evidence["locality"]] == ["How many legs?", "How many?", "Who?"]
     digests = [it["image_sha256"] for it in evidence["locality"]]
     assert len(set(digests)) == 3 and digests[2] is None
-    again = add(pictures[0], "what is  it?", "desert")
+    again = add(pictures[0], "What is  it?", "desert")
     assert again["evidence"]["supersedes"] == [receipt["id"]]
     shown = json.loads(run("edits", "show", "--edits", tmp_path / "edits.db", receipt["id"], "--json")[1])
     assert shown["evidence"] == evidence and not shown["in_force"]

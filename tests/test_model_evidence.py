@@ -14,7 +14,7 @@ from PIL import Image
 from liveedit.backbones import Backbone, built_in_folder
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.errors import ConflictError, ImageError, NotFoundError, OvertakenError, StoreError
+from liveedit.errors import ConflictError, EditStateError, ImageError, NotFoundError, OvertakenError, StoreError
 from liveedit.experts import Expert
 from liveedit.experts.requests import ChangeRequest
 from liveedit.experts.store import EditStore, NewEdit
@@ -102,7 +102,7 @@ def test_an_edit_of_the_same_question_takes_the_place_of_the_old_one(model: Edit
     unedited = logits_of(model, image)
     old = model.edit(image, PROMPT, "teal")
     only_teal = logits_of(model, image)
-    wording = "  what COLOR is\nthe hat? "
+    wording = "  What color is\nthe hat? "
     by_the_old_one = model.ask(image, wording)
     assert [fired.edit_id for fired in by_the_old_one.fired] == [old.id]
     new = model.edit(image.read_bytes(), wording, "red")
@@ -115,6 +115,9 @@ def test_an_edit_of_the_same_question_takes_the_place_of_the_old_one(model: Edit
     assert torch.equal(logits_of(model, image), only_teal)
     model.redo(new.id)
     assert [edit.id for edit in model.edits()] == [new.id]
+    with pytest.raises(EditStateError, match=new.id):
+        model.redo(old.id)
+    assert [event.edit_id for event in model.store.history(old.id)] == [old.id, new.id, new.id, new.id]
     model.undo(new.id)
     model.undo(old.id)
     assert torch.equal(logits_of(model, image), unedited) and len(model) == 0

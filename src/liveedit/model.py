@@ -221,7 +221,7 @@ class EditedModel:
         force, the nearest ones. What comes out is in the receipt and stays with the edit.
 
         supersede: edits in force of the same question (the same picture to the pixel, or none, and the same prompt up
-        to case and spaces) leave in the same change; False keeps them; ids name others that leave instead.
+        to spaces) leave in the same change; False keeps them; ids name others that leave instead.
         author, note: who made the edit, and why, for the history. request: where it has made an edit before, by
         whatever process, its receipt is returned and nothing happens.
 
@@ -278,7 +278,7 @@ class EditedModel:
         request: as for `edit`. Raises `NotFoundError` where none of this id was undone.
         """
         self._check_editable()
-        redone = self.store.redo(edit_id, author=author, note=note, request=request)
+        redone = self.store.redo(edit_id, alone=True, author=author, note=note, request=request)
         self.refresh()
         return redone
 
@@ -376,6 +376,8 @@ class EditedModel:
         if request is not None:  # It may have been faster elsewhere: only the store knows what is in force.
             self.refresh()
             return stored
+        if stored.revision_added == self._revision + 1:
+            self._revision = stored.revision_added
         self.editor.add(stored.id, expert)
         for other in superseded:
             if other.id in self.editor.repository:

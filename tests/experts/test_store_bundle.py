@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from liveedit.errors import InvalidInputError, StoreError
+from liveedit.experts.evidence import EarlierEdit, Evidence
 from liveedit.experts.store import EditStore, NewEdit, thumbnail_png
 from liveedit.images import image_digest, open_image
 
@@ -102,6 +103,17 @@ def test_what_was_purged_here_does_not_come_back(location: Path | str, bundle: P
         before = everything(opened)
         assert opened.import_bundle(bundle).purged_here == (ids[0],)
         assert everything(opened) == before
+
+
+def test_an_edit_that_lost_what_it_quoted_is_still_the_same(path: Path, bundle: Path) -> None:
+    with bound(path) as opened:
+        gone = opened.add(make_edit(), make_expert(0)).id
+        quoted = Evidence(earlier_edits=(EarlierEdit(gone, "before", "after", False),))
+        kept = opened.add(dataclasses.replace(make_edit(), evidence=quoted), make_expert(1)).id
+        opened.export_bundle(bundle)
+        opened.purge(gone)
+        found = opened.import_bundle(bundle)
+        assert (found.added, found.already_there, found.purged_here) == ((), (kept,), (gone,))
 
 
 def test_another_model_is_refused_with_both_digests(path: Path, bundle: Path, tmp_path: Path) -> None:

@@ -91,12 +91,12 @@ def test_the_same_question(opened: EditStore) -> None:
         opened.add(about(*question), make_expert()).id
         for question in (("What is it?", one), ("What is it?", other), ("What is it?", None), ("What is\tthat?", one))
     ]
-    asked = [(one, " what IS\n it? "), (other, "What is it?"), (None, "What is it?"), (one, "What is that?")]
+    asked = [(one, " What is\n it? "), (other, "What is it?"), (None, "What is it?"), (one, "What is that?")]
     assert [[edit.id for edit in opened.same_question(*question)] for question in asked] == [[found] for found in ids]
     assert opened.same_question(one, "What is it") == ()
     opened.undo(ids[0])
     assert opened.same_question(one, "What is it?") == ()
-    assert question_digest(None, "STRASSE") == question_digest(None, "straße"), "case is folded, not lowered"
+    assert opened.same_question(one, "WHAT is it?") == (), "to a model, capitals are other tokens"
     assert question_digest(None, unicodedata.normalize("NFD", "é")) != question_digest(None, "e")
 
 
@@ -115,11 +115,11 @@ def test_an_edit_that_is_to_be_alone(location: Path | str) -> None:
     with bound(location) as first, bound(location) as second:
         old = first.add(about("Who?"), make_expert(0)).id
         stranger = first.add(about("Why?"), make_expert(1)).id
-        new = first.add(about("who?"), make_expert(2), supersedes=[old], alone=True).id
+        new = first.add(about(" Who?"), make_expert(2), supersedes=[old], alone=True).id
         with pytest.raises(NotFoundError, match="already superseded"):
             second.add(about("Who?"), make_expert(3), supersedes=[old], alone=True)
         with pytest.raises(OvertakenError, match=f"same question came into force meanwhile: {new}"):
-            second.add(about("WHO?"), make_expert(3), alone=True)
+            second.add(about("Who? "), make_expert(3), alone=True)
         assert [edit.id for edit in first.list()] == [stranger, new] and first.latest_revision() == 3
         assert second.add(about("Who?"), make_expert(4)).is_active, "others may have several"
         assert first.verify() == ()

@@ -185,7 +185,7 @@ def digest(**said: object) -> str:
 
 def check_record_digests(opened: EditStore) -> None:
     """Those of the superseded edit, and of the change that superseded it."""
-    question = hashlib.sha256(b":who?").hexdigest()
+    question = hashlib.sha256(b":Who?").hexdigest()
     edit = {"number": 2, "id": "00000002", "created_at": "2026-03-02T00:00:00.000+00:00", "editor": "liveedit"}
     edit |= {"prompt": "Who?", "answer": "answer 2", "milliseconds": 1.5, "refine_steps": 2, "revision_added": 2}
     edit |= {"expert_digest": make_expert(2).digest, "question_sha256": question}
@@ -205,8 +205,8 @@ def check_second_layout_as_third(opened: EditStore, picture: str) -> None:
     before = {edit.id: edit for edit in opened.list(include_undone=True)}
     assert [edit.is_active for edit in before.values()] == [True, False, True, False]
     assert {edit.evidence for edit in before.values()} == {None}
-    assert [edit.id for edit in opened.same_question(picture, "what is\tit?")] == ["00000001"]
-    assert [edit.id for edit in opened.same_question(None, "WHO?")] == ["00000003"]
+    assert [edit.id for edit in opened.same_question(picture, "What is\tit?")] == ["00000001"]
+    assert [edit.id for edit in opened.same_question(None, " Who?")] == ["00000003"]
     assert opened.same_question("0" * 64, "What is it?") == opened.same_question(None, "") == ()
     assert [event.kind for event in opened.history("00000001")] == ["edit", "undo", "redo"]
     assert bits(opened.expert("00000002")) == bits(make_expert(2))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from edit_examples import bits, bound, make_edit, make_expert
 
-from liveedit.errors import InvalidInputError, NotFoundError
+from liveedit.errors import EditStateError, InvalidInputError, NotFoundError
 from liveedit.experts.store import Changes, EditStore
 
 
@@ -88,6 +88,8 @@ def test_a_superseded_edit_leaves_and_comes_back_in_the_same_change(opened: Edit
     opened.redo(new)
     assert ids_of(opened) == [other, new]
     assert opened.latest_revision() == 5
+    with pytest.raises(EditStateError, match=f"was superseded: '{new}' is in force"):
+        opened.redo(old, alone=True)
     opened.redo(old)
     opened.undo(old)
     opened.undo(new)

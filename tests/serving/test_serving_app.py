@@ -164,8 +164,11 @@ def test_bad_pictures_are_refused(client: TestClient, picture: Callable[[int], I
         ({"max_tokens": 5.5}, "max_tokens"),
         ({"stream": 1}, "stream"),
         ({"store": 0}, "store"),
-        ({"stop": ["a"] * 5}, None),
-        ({"stop": ""}, None),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"n": 2}, "n"),
         ({"top_p": 0.5}, None),
         ({"tools": []}, "tools"),
@@ -180,6 +183,12 @@ def test_what_the_model_cannot_take_is_refused_not_ignored(client: TestClient, c
     error = refused(client.post(CHAT, content=body, headers={"content-type": "application/json"}), 400)
     assert param is None or error["param"] == param
     assert error["type"] == "invalid_request_error"
+    assert "function" not in error["message"] and "Value error" not in error["message"], "no words of the library"
+
+
+def test_a_body_that_is_no_json_has_no_field_to_name(client: TestClient) -> None:
+    error = refused(client.post(CHAT, content=b"not json", headers={"content-type": "application/json"}), 400)
+    assert error["param"] is None and error["message"].startswith("The body: ")
 
 
 def test_what_asks_for_nothing_is_taken(client: TestClient) -> None:

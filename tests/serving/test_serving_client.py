@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +235,12 @@ def test_the_command_serves_until_sigterm_and_keeps_the_edits(tmp_path: Path, ev
             process.kill()
     with EditedModel.load("tiny-llava", edits=edits) as model:
         assert [stored.id for stored in model.edits()] == [made["id"]]
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, out, err = run("serve", "--edits", str(tmp_path / "edits.db"), "--no-auth", "--port", port)
+    assert status == 1 and "cannot be listened at" in err and "--port" in err and "Serving" not in out + err

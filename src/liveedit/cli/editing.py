@@ -110,7 +110,9 @@ def edit(
             "edit": receipt.id,
             "before": receipt.answer_before,
             "after": receipt.answer_after,
-            "took": "yes" if receipt.took else f"no: {receipt.answer!r} was asked for",
+            "took": "yes"
+            if receipt.took
+            else f"no: {receipt.answer!r} was asked for; the edit is in force all the same",
             "time": f"{receipt.milliseconds:.0f} ms, {receipt.refine_steps} refine steps",
             "size": f"{receipt.store_bytes:,} bytes",
             **described_evidence(receipt.evidence),
@@ -158,6 +160,7 @@ def ask(
     from ..experts.opening import is_absent
     from ..model import Answer, EditedModel
     from ..samples import Question
+    from ..trial import SMALLEST_SHARE
 
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking makes no file.
     editor_class(editor)
@@ -177,4 +180,6 @@ def ask(
     out = console()
     out.print(Text(answer.text or "(the model says nothing)"))
     for fired in answer.fired:
+        if fired.weight < SMALLEST_SHARE:
+            continue
         out.print(Text(f"edit {fired.edit_id}, weight {fired.weight:.2f}", style="dim"))

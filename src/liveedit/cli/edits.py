@@ -88,7 +88,7 @@ def redo_edit(
 ) -> None:
     """Put an undone edit into force again, as it was."""
     with _opened(edits) as store:
-        redone = store.redo(edit_id, author=author, note=why)
+        redone = store.redo(edit_id, alone=True, author=author, note=why)
         _tell(redone, len(store), "is in force again", json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -82,7 +83,7 @@ def serve(
     holders = _holders(host, keys, no_auth)
     load_quietly()
     from ..model import EditedModel
-    from ..serving.server import model_name, server_of
+    from ..serving.server import model_name, reserved, server_of
 
     options: dict[str, Any] = {
         "edits": edits,
@@ -91,13 +92,11 @@ def serve(
         "experts_on": experts_on,
         **loading(load),
     }
-    with EditedModel.load(backbone, **options) as model:
-        called = name or model_name(backbone)
+    with closing(reserved(host, port)) as door, EditedModel.load(backbone, **options) as model:
+        called, port = name or model_name(backbone), door.getsockname()[1]
         server = server_of(model, called, settings, holders, host, port)
         note(f"Serving {called!r} with {len(model):,} edits at {host}, port {port}; SIGTERM or Ctrl-C stops it.")
-        server.run()
-        if not server.started:
-            raise ConfigError(f"{host}, port {port}, cannot be listened at. Give another --port or --host.")
+        server.run([door])
 
 
 @keys.command("add")
@@ -180,7 +179,7 @@ def _holders(host: str, keys: Path | None, no_auth: bool) -> KeyFile | None:
             "Who may ask and edit? Make keys (`liveedit keys add --role edit --keys FILE`) and give --keys FILE, or "
             "give --no-auth on a loopback address."
         )
-    file = KeyFile(keys)
+    file = _existing(KeyFile(keys))
     if not file.keys:
         raise ConfigError(f"There are no keys in {str(keys)!r}. Make one: liveedit keys add --role edit --keys {keys}.")
     return file

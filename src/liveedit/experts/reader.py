@@ -17,7 +17,7 @@ from .integrity import digest_problem, find_problems
 from .paging import EditPage, State
 from .records import Binding, BlobKind, Changes, Event, StoredEdit
 from .requests import ChangeRequest
-from .schema import EDITS, EVENTS
+from .schema import EDITS
 
 _EXPERTS_AT_A_TIME: Final = 64
 _RECOVERY: Final = "Undo that edit and make it again, or go back to a backup."
@@ -82,7 +82,7 @@ class EditReader:
         return None if found is None else self._attached(found)
 
     def same_question(self, image_sha256: str | None, prompt: str) -> tuple[StoredEdit, ...]:
-        """The edits in force of this picture, or without one, and this prompt up to case and spaces."""
+        """The edits in force of this picture, or without one, and this prompt up to spaces."""
         with self._database.reading() as connection:
             return tuple(map(self._attached, queries.same_question(connection, image_sha256, prompt)))
 

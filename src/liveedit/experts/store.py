@@ -148,12 +148,18 @@ class EditStore(EditReader):
         return self.get(edit.id)
 
     def redo(
-        self, edit_id: str, *, author: str | None = None, note: str | None = None, request: ChangeRequest | None = None
+        self,
+        edit_id: str,
+        *,
+        alone: bool = False,
+        author: str | None = None,
+        note: str | None = None,
+        request: ChangeRequest | None = None,
     ) -> StoredEdit:
         """Put an edit into force again; those that it had superseded leave again. `edit_id`, `request` as in `undo`.
 
-        Raises `NotFoundError` where there is no such edit, `EditStateError` where it is in force, was purged, or was
-        superseded by one that is in force.
+        alone: not beside the one that superseded it. Raises `NotFoundError` where there is no such edit,
+        `EditStateError` where it is in force, was purged, or is against `alone`.
         """
         signature = self._signature(author, note)
         with self._database.writing() as connection:
@@ -164,9 +170,9 @@ class EditStore(EditReader):
                 raise EditStateError(f"The edit {edit.id!r} is in force. Nothing is there to redo.")
             if edit.purged_at is not None:
                 raise EditPurgedError(f"The edit {edit.id!r} was purged, at {edit.purged_at}: make it again.")
-            if (successor := queries.successor_of(connection, edit)) is not None:
+            if alone and (successor := queries.successor_of(connection, edit)) is not None:
                 raise EditStateError(
-                    f"The edit {edit.id!r} was superseded, and {successor.id!r} is in force in its place. Undo that one."
+                    f"The edit {edit.id!r} was superseded: {successor.id!r} is in force in its place. Undo that one."
                 )
             moved = Moved([edit.number], changes.rivals_in_force(connection, edit))
             event = changes.make_change(connection, "redo", edit.id, signature, moved)

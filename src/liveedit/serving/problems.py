@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -48,6 +50,9 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (ServiceStoppingError, 503, "stopping"),
 )
 _NO_STORE = "The edits cannot be read or written now; nothing was changed. The cause is in the server's log."
+_NO_FIELD = re.compile(r"[\[(]")
+"""What pydantic calls the kinds of a union looks like a function's name, with brackets."""
+
 _STATUS_CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
 
@@ -109,19 +114,23 @@ def problem_of(error: Exception) -> RefusalError:
 
 def _of_issues(issues: Sequence[Any]) -> RefusalError:
     """What a request's fields were refused for; the first names the parameter."""
-    messages = [f"{_place(issue) or 'The body'}: {_wording(issue)}" for issue in issues[:5]]
+    messages = dict.fromkeys(f"{_place(issue) or 'The body'}: {_wording(issue)}" for issue in issues[:5])
     return RefusalError(400, "; ".join(messages), str(issues[0]["type"]), _place(issues[0]) or None)
 
 
 def _place(issue: Any) -> str:
+    """The field, without what pydantic says of the kinds that it could have been of."""
+    if issue["type"] == "json_invalid":
+        return ""
     inside = [part for part in issue["loc"] if part not in ("body", "query", "path", "header")]
-    return _sayable(".".join(map(str, inside)))[:200]
+    fields = takewhile(lambda part: isinstance(part, int) or _NO_FIELD.search(part) is None, inside)
+    return _sayable(".".join(map(str, fields)))[:200]
 
 
 def _wording(issue: Any) -> str:
     if issue["type"] == "extra_forbidden":
         return "this field is not supported here. Leave it out"
-    return str(issue["msg"])
+    return str(issue["msg"]).removeprefix("Value error, ")
 
 
 def _sayable(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from ..errors import ConfigError
 from ..model import EditedModel
 from .app import create_app
 from .engine import Engine
@@ -62,6 +63,23 @@ class Server(uvicorn.Server):
         """Finish, then close."""
         await asyncio.to_thread(self.engine.close)
         await super().shutdown(sockets)
+
+
+def reserved(host: str, port: int) -> socket.socket:
+    """A socket of this address, at which nothing listens yet; port 0 is any free one. Raises `ConfigError`."""
+    door = None
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        door = socket.socket(family, kind, protocol)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+        return door
+    except OSError as error:
+        if door is not None:
+            door.close()
+        raise ConfigError(
+            f"{host}, port {port}, cannot be listened at ({error.strerror or error}). Give another --port or --host."
+        ) from error
 
 
 def model_name(backbone: str) -> str:

@@ -17,6 +17,15 @@ const HAPPENED = {
   purge: "purged",
 };
 
+// What happened to another correction, and to this one with it.
+const HAPPENED_BY = {
+  edit: "touched by",
+  undo: "back in force, because of the undo of",
+  redo: "superseded again by",
+  supersede: "superseded by",
+  purge: "back in force, because of the purge of",
+};
+
 /**
  * The list itself. `onChange` is called with an edit after it was undone or redone here, `onOthers` with the ids of
  * those that somebody else made, undid or redid.
@@ -271,7 +280,7 @@ function happened(card) {
     if (!details.open) return;
     try {
       const [events, detail] = await Promise.all([getHistory(card.id), getEdit(card.id)]);
-      lines.replaceChildren(...events.data.map(eventLine));
+      lines.replaceChildren(...events.data.map((event) => eventLine(event, card.id)));
       evidence.replaceChildren(...storedEvidence(detail));
     } catch (error) {
       lines.replaceChildren(make("li", {}, error.message));
@@ -280,13 +289,14 @@ function happened(card) {
   return details;
 }
 
-function eventLine(event) {
+function eventLine(event, id) {
   const by = event.author ? ` by ${event.author}` : "";
   const note = event.note ? `: ${event.note}` : "";
   return make(
     "li",
     {},
-    make("strong", {}, HAPPENED[event.kind] ?? event.kind),
+    make("strong", {}, event.edit_id === id ? (HAPPENED[event.kind] ?? event.kind) : HAPPENED_BY[event.kind]),
+    event.edit_id === id ? "" : ` ${event.edit_id}`,
     by,
     note,
     ", ",
