@@ -69,7 +69,8 @@ def test_a_check_is_done_in_pieces_and_counts(client: TestClient, fake: FakeMode
     ]
     assert found["data"][0]["others"] == [{"id": "other", "weight": 0.25}], "itself is no other"
     assert (found["last_id"], found["has_more"]) == (f"{20:08x}", False)
-    for body in ({"limit": 0}, {"limit": 101}, {"more": 1}):
+    assert len(client.post("/v1/check", json={"limit": 2.0}).json()["data"]) == 2
+    for body in ({"limit": 0}, {"limit": 101}, {"limit": 2.5}, {"more": 1}):
         assert client.post("/v1/check", json=body).status_code == 400
 
 

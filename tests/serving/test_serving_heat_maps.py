@@ -62,8 +62,9 @@ def test_the_maps_are_those_of_the_editor(
     assert found["attention"]["values"] == listed(attention_map(model.editor, question).values)
     assert found["attention"]["area"] == {"left": 0, "top": 0, "width": 1, "height": 1}
 
-    change = client.post(ROUTE, json={**body, "change_cells": 2}).json()["change"]
-    assert change["values"] == listed(change_map(model.editor, question, 2).values)
+    for cells in (2, 2.0):  # JSON does not tell one from the other.
+        change = client.post(ROUTE, json={**body, "change_cells": cells}).json()["change"]
+        assert change["values"] == listed(change_map(model.editor, question, 2).values)
 
 
 def test_the_edits_are_those_of_the_answer(
@@ -90,6 +91,7 @@ def test_what_cannot_be_looked_at_is_refused(client: TestClient, eval_cases: tup
         ({"prompt": "x" * 10_000}, "prompt_too_long"),
         ({"change_cells": 9}, "less_than_equal"),
         ({"change_cells": 1}, "greater_than_equal"),
+        ({"change_cells": 2.5}, "int_type"),
         ({"more": 1}, "extra_forbidden"),
     ]
     for change, code in refused:

@@ -49,8 +49,10 @@ def _no(given: bool) -> bool:
 _No = Annotated[bool, AfterValidator(_no), WithJsonSchema({"type": "boolean", "const": False})]
 """Literal[False] would take 0 as well."""
 
-_Whole = BeforeValidator(_whole)
-_Tokens = Annotated[int, Field(ge=1), _Whole]
+Whole = BeforeValidator(_whole)
+"""For whole numbers of requests."""
+
+_Tokens = Annotated[int, Field(ge=1), Whole]
 
 Text = Annotated[str, AfterValidator(_writable)]
 """Text that can be written as UTF-8."""
@@ -101,12 +103,12 @@ class ChatRequest(RequestModel):
     max_tokens: _Tokens | None = None
     max_completion_tokens: _Tokens | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    seed: Annotated[int, Field(ge=SEEDS[0], le=SEEDS[1]), _Whole] | None = None
+    seed: Annotated[int, Field(ge=SEEDS[0], le=SEEDS[1]), Whole] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=_MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Taken where they ask for nothing:
-    n: Annotated[int, Field(ge=1, le=1), _Whole] | None = None
+    n: Annotated[int, Field(ge=1, le=1), Whole] | None = None
     top_p: Annotated[float, Field(ge=1, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None

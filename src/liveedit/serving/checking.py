@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ..checking import AskedAbout, CheckedEdit
-from .chat_messages import RequestModel
+from .chat_messages import RequestModel, Whole
 from .reading import ID_SCHEMA, MOST_LISTED
 from .service import Service
 
@@ -19,7 +19,7 @@ _ASKED_AT_ONCE = 8
 class CheckRequest(RequestModel):
     """Which of the edits in force are asked again: so many, oldest first, behind the one named."""
 
-    limit: Annotated[int, Field(ge=1, le=MOST_LISTED)] = 20
+    limit: Annotated[int, Field(ge=1, le=MOST_LISTED), Whole] = 20
     after: str | None = Field(None, description="The id of an edit: begin behind it.", json_schema_extra=ID_SCHEMA)
 
 

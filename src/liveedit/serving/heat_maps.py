@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from fastapi import APIRouter
@@ -13,7 +13,7 @@ from ..backbones import Backbone
 from ..editors.liveedit.looked_at import HeatMap, attention_map, change_map
 from ..samples import Question
 from .chat import FiredEdit
-from .chat_messages import RequestModel, Text, is_empty
+from .chat_messages import RequestModel, Text, Whole, is_empty
 from .problems import RefusalError
 from .served_model import Query, ServedModel
 from .service import Service
@@ -28,11 +28,8 @@ class HeatMapRequest(RequestModel):
 
     image: Text = Field(description="A data URI.")
     prompt: Text = Field(min_length=1)
-    change_cells: int | None = Field(
-        None,
-        ge=2,
-        le=_MOST_CELLS,
-        description="Rows and columns of the map of changes; none is made where this is missing.",
+    change_cells: Annotated[int, Field(ge=2, le=_MOST_CELLS), Whole] | None = Field(
+        None, description="Rows and columns of the map of changes; none is made where this is missing."
     )
 
 
