@@ -148,9 +148,9 @@ def second_layout_rows(picture: str) -> list[tuple[str, dict[str, object]]]:
     at = "2026-03-0{}T00:00:00.000+00:00".format
     # number: (prompt, added, removed, purged)
     for number, (prompt, added, removed, is_purged) in {
-        1: ("What  IS it?", 1, None, False),
+        1: ("What  is it?", 1, None, False),
         2: ("Who?", 2, 5, False),
-        3: ("who? ", 5, None, False),
+        3: ("Who? ", 5, None, False),
         4: ("", 6, 7, True),
     }.items():
         data = expert_to_bytes(make_expert(number))
