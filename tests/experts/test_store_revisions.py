@@ -150,3 +150,17 @@ def test_random_changes_against_a_slow_reference(opened: EditStore) -> None:
         changes = opened.changes_since(replica_at)
         assert (held | set(changes.added)) - set(changes.removed) == set(states[-1])
         assert changes.revision == 100
+
+
+@pytest.mark.parametrize("given", ["\x00", "ffffffff", "\ud800", "", "%"])
+def test_an_id_that_is_none_is_unknown(location: Path | str, given: str) -> None:
+    """Whatever it is made of, also where the database could not even look for it."""
+    with bound(location) as opened:
+        opened.add(make_edit(), make_expert())
+        for look in (
+            lambda: opened.page(after=given),
+            lambda: opened.one(given),
+            lambda: opened.experts([given]),
+        ):
+            with pytest.raises(NotFoundError, match="There is no edit"):
+                look()

@@ -52,8 +52,9 @@ def page_of(
 
 def edit_named(connection: Connection, edit_id: str) -> StoredEdit:
     """The edit of exactly this id; other edits are not looked at. Raises `NotFoundError`."""
-    for found in queries.edits_where(connection, EDITS.c.id == edit_id):
-        return found
+    if queries.may_be_id(edit_id):
+        for found in queries.edits_where(connection, EDITS.c.id == edit_id):
+            return found
     raise _unknown(edit_id)
 
 
@@ -65,10 +66,10 @@ def thumbnails_among(connection: Connection, edits: Sequence[StoredEdit]) -> fro
 
 
 def _number_of(connection: Connection, edit_id: str) -> int:
-    found = connection.execute(select(EDITS.c.number).where(EDITS.c.id == edit_id)).scalar_one_or_none()
-    if found is None:
+    found = queries.numbers_of(connection, [edit_id])
+    if edit_id not in found:
         raise _unknown(edit_id)
-    return found
+    return found[edit_id]
 
 
 def _unknown(edit_id: str) -> NotFoundError:

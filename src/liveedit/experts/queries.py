@@ -50,6 +50,11 @@ def next_number(connection: Connection) -> int:
     return connection.execute(_NEXT_NUMBER).scalar_one()
 
 
+def may_be_id(given: str) -> bool:
+    """Whether an edit could have this id. PostgreSQL does not take every text, not even to look for it."""
+    return _ID.fullmatch(given) is not None
+
+
 def is_taken(connection: Connection, edit_id: str) -> bool:
     """Whether an edit has this id."""
     return connection.execute(_NUMBER_OF, {"id": edit_id}).first() is not None
@@ -156,6 +161,7 @@ def expert_blobs(connection: Connection, numbers: Sequence[int]) -> dict[int, tu
 def numbers_of(connection: Connection, edit_ids: Sequence[str]) -> dict[str, int]:
     """The numbers of these edits by their whole ids; unknown ids are left out."""
     found: dict[str, int] = {}
+    edit_ids = [edit_id for edit_id in edit_ids if may_be_id(edit_id)]
     for start in range(0, len(edit_ids), _AT_A_TIME):
         some = edit_ids[start : start + _AT_A_TIME]
         rows = connection.execute(select(EDITS.c.id, EDITS.c.number).where(EDITS.c.id.in_(some)))
@@ -173,7 +179,7 @@ def resolve(connection: Connection, given: str) -> str:
         raise InvalidInputError("The id of an edit is empty. Give the id, or its first characters.")
     if not prefix.isascii():
         raise NotFoundError(f"There is no edit {given!r}: ids are made of the digits 0-9 and a-f.")
-    if _ID.fullmatch(prefix):
+    if may_be_id(prefix):
         # The whole id first: it is found by an index.
         for condition in (EDITS.c.id == prefix, EDITS.c.id.like(f"{prefix}%")):
             matches = connection.execute(select(EDITS.c.id).where(condition).order_by(EDITS.c.number)).scalars().all()
