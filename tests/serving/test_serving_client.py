@@ -20,7 +20,7 @@ from serving_fakes import data_uri, listening
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.cli import main
-from liveedit.images import open_image
+from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel
 from liveedit.samples import EditCase
 from liveedit.serving.app import create_app
@@ -217,6 +217,7 @@ def test_the_command_serves_until_sigterm_and_keeps_the_edits(tmp_path: Path, ev
         port = free.getsockname()[1]
     edits = tmp_path / "edits.db"
     command = [sys.executable, "-m", "liveedit", "serve", "--edits", str(edits), "--port", str(port), "--no-auth"]
+    command += ["--keep-pictures"]
     url, case = f"http://127.0.0.1:{port}", eval_cases[0]
     wanted = {"prompt": case.edit.question.prompt, "answer": case.edit.answer, "image": uri_of(case)}
     with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
@@ -235,6 +236,10 @@ def test_the_command_serves_until_sigterm_and_keeps_the_edits(tmp_path: Path, ev
             process.kill()
     with EditedModel.load("tiny-llava", edits=edits) as model:
         assert [stored.id for stored in model.edits()] == [made["id"]]
+        picture = model.store.picture(made["id"])
+    asked = case.edit.question.image
+    assert picture is not None and asked is not None
+    assert image_digest(open_image(picture)) == image_digest(open_image(asked))
 
 
 def test_a_taken_port_is_told_before_anything_is_loaded(

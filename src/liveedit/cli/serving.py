@@ -37,6 +37,9 @@ def serve(
     experts_on: ExpertsOn = "device",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
+    keep_pictures: Annotated[
+        bool, typer.Option("--keep-pictures", help="Keep whole pictures with edits: checks ask about them exactly.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="What clients call it; the backbone's name by default.")] = None,
     keys: Annotated[Path | None, typer.Option(help="The file of API keys, made by `liveedit keys add`.")] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Ask for no keys; on a loopback address alone.")] = False,
@@ -87,6 +90,7 @@ def serve(
 
     options: dict[str, Any] = {
         "edits": edits,
+        "keep_pictures": keep_pictures,
         "editor": editor,
         "editor_path": editor_path,
         "experts_on": experts_on,
