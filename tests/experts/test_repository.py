@@ -6,10 +6,13 @@ import errno
 import hashlib
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import resident_experts
 import torch
 
 from liveedit.errors import InvalidInputError, NotFoundError, StoreError
@@ -132,25 +135,27 @@ def open_bytes(folder: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
-def test_experts_on_the_host_take_no_memory_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # Blocks of their usual size.
+def test_experts_on_the_host_take_no_memory_of_the_process(tmp_path: Path) -> None:
+    """In fresh processes: this one may have memory to use again."""
 
-    def resident() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
-
-    def grown(**options: object) -> tuple[int, ExpertRepository]:
-        repository = ExpertRepository(**options)  # type: ignore[arg-type]
-        factors, feature = torch.randn(2, 4, 4096), torch.randn(32)
-        before = resident()
-        for number in range(300):
-            repository.add(str(number), Expert(factors[0], factors[1], feature, feature))
-        return resident() - before, repository
+    def grown(place: str) -> int:
+        command = [sys.executable, resident_experts.__file__, place, str(tmp_path), "300", "4096"]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     pool = 300 * 2 * 4 * 4096 * 4
-    on_device, _ = grown()
-    on_host, repository = grown(experts_on="host", folder=tmp_path)
-    assert on_device > 0.9 * pool and on_host < 0.1 * pool
+    assert grown("device") > 0.9 * pool and grown("host") < 0.1 * pool
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_files_on_the_host_have_no_names_and_go_with_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # Blocks of their usual size.
+    repository = ExpertRepository(experts_on="host", folder=tmp_path)
+    factors, feature = torch.randn(2, 4, 4096), torch.randn(32)
+    for number in range(300):
+        repository.add(str(number), Expert(factors[0], factors[1], feature, feature))
+    pool = 300 * 2 * 4 * 4096 * 4
     assert open_bytes(tmp_path) >= pool and list(tmp_path.iterdir()) == []
     assert len({repository.get(str(number)).digest for number in range(300)}) == 1
     del repository
