@@ -11,7 +11,7 @@ import torch
 from forced_experts import AlwaysFires
 from PIL import Image
 
-from liveedit.backbones import Backbone, built_in_folder
+from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.errors import ConflictError, EditStateError, ImageError, NotFoundError, OvertakenError, StoreError
@@ -24,10 +24,6 @@ from liveedit.samples import Edit, EditCase, Question
 
 PROMPT = "What color is the hat?"
 OTHER_PROMPT = "How many legs are there?"
-
-trained = pytest.mark.skipif(
-    not (built_in_folder("tiny-llava-liveedit") / "editor.json").is_file(), reason="no trained editor ships yet"
-)
 
 
 @pytest.fixture
@@ -276,7 +272,6 @@ def test_earlier_edits_are_asked_again(spoiling: EditedModel, images: list[Path]
     assert model.edit(images[0], "Which color?", "six", probe_edits=0).evidence.earlier_edits == ()
 
 
-@trained
 @pytest.mark.parametrize("keep", [False, True])
 def test_an_edit_is_asked_again_where_its_picture_is_there_to_the_pixel(
     tiny_llava: Backbone, images: list[Path], keep: bool
@@ -290,7 +285,6 @@ def test_an_edit_is_asked_again_where_its_picture_is_there_to_the_pixel(
         assert [(met.edit_id, met.is_estimate) for met in new.evidence.collisions] == [(old.id, not keep)]
 
 
-@trained
 def test_a_collision_is_found_and_a_stranger_is_none(tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]) -> None:
     with EditedModel.load(tiny_llava) as model:
         strangers = []

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from serving_fakes import FakeModel, data_uri, fake_app
 
-from liveedit.backbones import Backbone, built_in_folder, load_backbone
+from liveedit.backbones import Backbone, load_backbone
 from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel
 from liveedit.samples import EditCase
@@ -22,10 +22,6 @@ from liveedit.serving.settings import ServingSettings
 
 EDIT = {"prompt": "What?", "answer": "That."}
 SETTINGS = ServingSettings.model_validate({})
-
-trained = pytest.mark.skipif(
-    not (built_in_folder("tiny-llava-liveedit") / "editor.json").is_file(), reason="no trained editor ships yet"
-)
 
 
 @pytest.fixture
@@ -94,7 +90,6 @@ def test_bad_probes_make_no_edit(client: TestClient, fake: FakeModel, change: An
     assert fake.edits_made == 0
 
 
-@trained
 def test_an_edit_answers_with_its_evidence_and_is_checked(
     tiny_llava: Backbone, images: list[str], eval_cases: tuple[EditCase, ...], tmp_path: Path
 ) -> None:
@@ -134,7 +129,6 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
         assert client.post("/v1/check", json={"after": "0" * 8}).status_code == 404
 
 
-@trained
 def test_a_key_holds_over_restarts_and_on_every_replica(
     tiny_llava: Backbone, images: list[str], tmp_path: Path
 ) -> None:
