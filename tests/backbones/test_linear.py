@@ -31,7 +31,7 @@ def changed(layer: nn.Linear) -> OneDnnLinear:
     return layer
 
 
-@pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 4, 5), (0, 5)])
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 4, 5), (0, 5), (64, 5), (5, 17, 5), (1024, 5), (2, 1100, 5)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_is_the_same_function(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
@@ -41,6 +41,24 @@ def test_it_is_the_same_function(shape: tuple[int, ...], bias: bool) -> None:
     found = changed(layer)(given)
     assert found.shape == (*shape[:-1], 7)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_large_batches_come_in_few_sizes_and_nothing_of_what_fills_them_up_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, counts = changed(nn.Linear(5, 7)), set[int]()
+
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        counts.add(len(rows))
+        return nn.functional.linear(rows, layer.weight, layer.bias)
+
+    monkeypatch.setattr(layer, "_product", product)
+    for count in range(1, 2500, 7):
+        given = torch.randn(count, 5)
+        torch.testing.assert_close(layer(given), nn.functional.linear(given, layer.weight, layer.bias))
+    large = {count for count in counts if count > 64}
+    assert max(large) == 1024 and all(count % 32 == 0 for count in large)
 
 
 def test_gradients_reach_input_and_weights() -> None:

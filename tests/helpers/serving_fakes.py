@@ -50,6 +50,22 @@ class FakeModel:
         self.was_abandoned = False
         self.store_problem: Exception | None = None
         self.routing_seconds: float | None = 0.001
+        self.lanes = 1
+        self.lanes_entered: list[str] = []
+        self.news = 0
+        """How often `refresh` has something to do."""
+
+    def enter_lane(self) -> None:
+        self.lanes_entered.append(threading.current_thread().name)
+
+    def is_outdated(self) -> bool:
+        if self.store_problem is not None:
+            raise self.store_problem
+        return self.news > 0
+
+    def refresh(self) -> None:
+        self.news -= 1
+        self.change(f"news {self.news}")
 
     def check(self, query: Query) -> None:
         if "unfit" in query.prompt:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import pytest
 from PIL import Image
 from serving_fakes import FakeModel
 
-from liveedit.errors import InvalidInputError, QueueFullError, ServiceStoppingError, WaitedTooLongError
+from liveedit.errors import InvalidInputError, QueueFullError, ServiceStoppingError, StoreError, WaitedTooLongError
 from liveedit.serving.engine import Engine
-from liveedit.serving.served_model import Query
+from liveedit.serving.served_model import Query, Reply
 from liveedit.serving.settings import ServingSettings
 from liveedit.serving.writing import Style
 
 
 @contextmanager
-def engine_of(model: FakeModel, **limits: Any) -> Iterator[Engine[FakeModel]]:
+def engine_of(model: FakeModel, lanes: int = 1, **limits: Any) -> Iterator[Engine[FakeModel]]:
+    model.lanes = lanes
     engine = Engine(model, ServingSettings.model_validate(limits))
     try:
         yield engine
@@ -68,7 +71,8 @@ def test_an_action_runs_between_batches_and_is_not_starved() -> None:
     assert model.calls == [1, 4, "new", 2]
 
 
-def test_no_answer_sees_half_an_edit() -> None:
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_no_answer_sees_half_an_edit(lanes: int) -> None:
     model = FakeModel(pause_s=0.0005)
 
     async def clients(engine: Engine[FakeModel]) -> list[str]:
@@ -87,7 +91,7 @@ def test_no_answer_sees_half_an_edit() -> None:
         return seen
 
     found: list[str] = []
-    with engine_of(model) as engine:
+    with engine_of(model, lanes) as engine:
         threads = [threading.Thread(target=lambda: found.extend(asyncio.run(clients(engine)))) for _ in range(3)]
         for thread in threads:
             thread.start()
@@ -99,7 +103,8 @@ def test_no_answer_sees_half_an_edit() -> None:
     assert len({left for left, _ in halves}) > 1
 
 
-def test_who_was_told_of_an_edit_sees_it() -> None:
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_who_was_told_of_an_edit_sees_it(lanes: int) -> None:
     model = FakeModel()
 
     async def edit_then_ask(engine: Engine[FakeModel], number: int) -> bool:
@@ -112,8 +117,62 @@ def test_who_was_told_of_an_edit_sees_it() -> None:
     async def many(engine: Engine[FakeModel]) -> list[bool]:
         return await asyncio.gather(*(edit_then_ask(engine, number) for number in range(20)))
 
-    with engine_of(model) as engine:
+    with engine_of(model, lanes) as engine:
         assert all(asyncio.run(many(engine)))
+
+
+def test_lanes_answer_beside_each_other_and_an_action_waits_for_all_of_them() -> None:
+    model = FakeModel()
+    inside: list[int] = []
+    most = 0
+
+    def answer(model: FakeModel, queries: Sequence[Query], deadline: float) -> list[Reply | Exception]:
+        nonlocal most
+        inside.append(len(queries))
+        most = max(most, len(inside))
+        replies = FakeModel.answer(model, queries, deadline)  # Where the gate holds it.
+        time.sleep(0.02)
+        inside.remove(len(queries))
+        return replies
+
+    model.answer = MethodType(answer, model)  # type: ignore[method-assign]
+
+    def queue(engine: Engine[FakeModel]) -> list[Coroutine[Any, Any, Any]]:
+        return [*(engine.ask(query(f"q{n}")) for n in range(8)), engine.act(lambda model: list(inside))]
+
+    with engine_of(model, lanes=2) as engine:
+        *replies, seen_by_action = asyncio.run(while_held(model, engine, lambda: queue(engine)))
+    assert [reply.text for reply in replies] == [f"q{n}: /" for n in range(8)]
+    assert most == 2 and seen_by_action == []
+    assert len(set(model.lanes_entered)) == 2
+
+
+def test_few_questions_wait_for_the_lane_that_is_at_work() -> None:
+    model = FakeModel()
+    with engine_of(model, lanes=2) as engine:
+        few = asyncio.run(while_held(model, engine, lambda: [engine.ask(query(f"q{n}")) for n in range(5)]))
+        many = asyncio.run(while_held(model, engine, lambda: [engine.ask(query(f"q{n}")) for n in range(9)]))
+    assert len(few) == 5 and len(many) == 9
+    assert model.calls[:2] == [1, 5] and sorted(model.calls[2:], key=str) == [1, 1, 8]
+
+
+def test_what_others_changed_is_taken_in_before_the_next_answer() -> None:
+    model = FakeModel()
+    model.news = 2
+    with engine_of(model, lanes=2) as engine:
+        assert asyncio.run(engine.ask(query("q"))).text == "q: news 0/news 0"
+    assert model.calls == ["news 1", "news 0", 1]
+
+
+def test_questions_fail_while_the_store_is_away_and_are_answered_again_afterwards() -> None:
+    model = FakeModel()
+    with engine_of(model) as engine:
+        model.store_problem = StoreError("The store is away.")
+        with pytest.raises(StoreError, match="is away"):
+            asyncio.run(engine.ask(query("q")))
+        model.store_problem = None
+        assert asyncio.run(engine.ask(query("q"))).text == "q: /"
+    assert model.calls == [1]
 
 
 def test_a_full_queue_refuses_and_finishes_what_it_took() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,6 +56,8 @@ class Backbone:
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.pad_token_id: Any = self.tokenizer.pad_token_id
         self._now = Underway()
+        self._tokenizing = threading.RLock()
+        """Tokenizers change their padding from call to call: two threads at once would get each other's, or fail."""
         self._interceptor: Interceptor | None = None
 
     @property
@@ -187,7 +190,8 @@ class Backbone:
             questions = [item.question for item in asked]
         images = [open_image(question.image) for question in questions if question.image is not None]
         texts = [self.prompt_text(question) for question in questions]
-        prompts, extras = self.process(texts, images)
+        with self._tokenizing:
+            prompts, extras = self.process(texts, images)
         endings = [[] for _ in texts] if answers is None else self._answer_ids(texts, answers)
         heads = [_prefix_tokens(item) for item in asked or as_they_are(questions)]
         parts = list(zip(heads, prompts, endings, strict=True))
@@ -236,7 +240,16 @@ class Backbone:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts, with a start token where the chat template has not written one."""
-        return self.tokenizer(texts, add_special_tokens=self._starts_are_missing(texts))["input_ids"]
+        return self._token_ids(texts, add_special_tokens=self._starts_are_missing(texts))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer's tokens, special ones left out."""
+        with self._tokenizing:
+            return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _token_ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        with self._tokenizing:
+            return self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
 
     def _starts_are_missing(self, texts: Sequence[str]) -> bool:
         start = self.tokenizer.bos_token
@@ -292,7 +305,7 @@ class Backbone:
             if joined[: len(alone)] == alone:
                 ids = joined[len(alone) :]
             else:  # The tokenizer merged across the border: what is generated starts behind the prompt.
-                ids = self.tokenizer(f"{gap}{answer.strip()}", add_special_tokens=False)["input_ids"]
+                (ids,) = self._token_ids([f"{gap}{answer.strip()}"], add_special_tokens=False)
             found.append([*ids, self.end_token_id])
         return found
 

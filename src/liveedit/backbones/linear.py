@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -10,13 +11,17 @@ from torch import Tensor, nn
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
+_FEW_ROWS, _ROW_STEP, _MOST_ROWS = 64, 32, 1024
+"""Products are taken of up to 64 rows as they are, and else of a multiple of 32, at most 1024 at once."""
+
 
 class OneDnnLinear(nn.Linear):
     """A linear layer whose float32 products come from oneDNN instead of MKL, where no gradient is wanted.
 
     MKL uses AVX2 alone on AMD's processors; oneDNN uses AVX-512, for some two times as many products per second in the
     same precision (benchmarks/linear_layers.py). The sums are taken in another order: results differ from MKL's by
-    rounding.
+    rounding. oneDNN writes code for every number of rows that it meets, which takes longer than the product itself, and
+    keeps it: in large batches rows of zeros fill up to one of few numbers.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -25,7 +30,25 @@ class OneDnnLinear(nn.Linear):
         fits = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
         if wanted or not fits or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(input)
-        return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
+        if input.numel() <= _FEW_ROWS * self.in_features:
+            return self._product(input)
+        rows = input.reshape(-1, self.in_features).split(_MOST_ROWS)
+        products = [self._product(filled_up(part))[: len(part)] for part in rows]
+        return (products[0] if len(products) == 1 else torch.cat(products)).view(*input.shape[:-1], self.out_features)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+
+
+def filled_up(rows: Tensor) -> Tensor:
+    """(rows, width) with rows of zeros behind them, up to one of the few counts that products are taken of."""
+    count = len(rows)
+    if count % _ROW_STEP == 0:
+        return rows
+    filled = rows.new_empty(math.ceil(count / _ROW_STEP) * _ROW_STEP, rows.shape[1])
+    filled[:count] = rows
+    filled[count:] = 0
+    return filled
 
 
 def speed_up_linear_layers(model: nn.Module) -> None:

@@ -75,6 +75,7 @@ def serve(
 
     from ..errors import issues_of
     from ..serving.fetching import Place
+    from ..serving.memory import keep_memory
     from ..serving.settings import ServingSettings
 
     try:
@@ -84,6 +85,7 @@ def serve(
     for place in settings.allow_pictures_from:
         Place.parse(place)
     holders = _holders(host, keys, no_auth)
+    keep_memory()
     load_quietly()
     from ..model import EditedModel
     from ..serving.server import model_name, reserved, server_of

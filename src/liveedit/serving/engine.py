@@ -1,4 +1,4 @@
-"""One thread that owns the model: questions that wait together are answered together, changes run between batches."""
+"""Threads that have the model between them: questions that wait are answered together, changes run alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..errors import LiveEditError, QueueFullError, ServiceStoppingError, WaitedTooLongError
+from .lanes import fair_share
 from .metrics import Metrics
 from .served_model import Query, Reply
 from .settings import ServingSettings
@@ -21,7 +22,24 @@ _log = logging.getLogger(__name__)
 
 
 class AnsweringModel(Protocol):
-    """What the engine wants of a model; `ServedModel` is one."""
+    """What the engine wants of a model; `ServedModel` is one. All but `refresh` may run on several threads at once."""
+
+    @property
+    def lanes(self) -> int:
+        """How many threads answer beside each other."""
+        ...
+
+    def enter_lane(self) -> None:
+        """Called once by each of these threads, on itself."""
+        ...
+
+    def is_outdated(self) -> bool:
+        """Whether `refresh` has something to do; both raise `StoreError` where the store is away."""
+        ...
+
+    def refresh(self) -> Any:
+        """Take in what others have changed; nobody else has the model then."""
+        ...
 
     def check(self, query: Query) -> None:
         """Raise where this question alone cannot be taken."""
@@ -33,12 +51,13 @@ class AnsweringModel(Protocol):
 
     @property
     def routing_seconds(self) -> float | None:
-        """How long finding the edits of the last batch took."""
+        """How long finding the edits of this thread's last batch took."""
         ...
 
 
 _Model = TypeVar("_Model", bound=AnsweringModel)
 _Result = TypeVar("_Result")
+_Action = Callable[[Any], Any]
 
 
 @dataclass(eq=False)
@@ -46,7 +65,7 @@ class _Job:
     """Something that waits for the model: a question, or an action that has it for itself."""
 
     query: Query | None
-    action: Callable[[Any], Any] | None
+    action: _Action | None
     pixels: int
     future: Future[Any] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
@@ -55,9 +74,9 @@ class _Job:
 class Engine(Generic[_Model]):
     """Serves a model to many.
 
-    All calls of the model happen on one thread, so that no answer sees half an edit: an action (an edit, an undo, a
-    look at the list) runs alone, and a batch of questions runs alone. First come, first served, except that a batch
-    takes along the questions that wait behind an action; whoever was told of an edit sees it.
+    Its threads, one for each lane of the model, answer batches of questions beside each other. An action (an edit, an
+    undo, a look at the list) runs alone, so that no answer sees half an edit. First come, first served, except that a
+    batch takes along the questions that wait behind an action; whoever was told of an edit sees it.
 
     Raises at `ask` and `act`: `QueueFullError`, `ServiceStoppingError`, `WaitedTooLongError`, and whatever the model
     raises. `close` finishes what was accepted.
@@ -69,9 +88,12 @@ class Engine(Generic[_Model]):
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._accepting = True
-        self._thread = threading.Thread(target=self._work, name="liveedit-model", daemon=True)
+        self._at_work: list[list[_Job]] = []
         self.metrics.watch_queue(lambda: len(self._jobs))
-        self._thread.start()
+        names = [f"liveedit-lane-{number}" for number in range(model.lanes)]
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        for thread in self._threads:
+            thread.start()
 
     # -- asking for work ---------------------------------------------------------------------------------
 
@@ -86,23 +108,24 @@ class Engine(Generic[_Model]):
     @property
     def is_ready(self) -> bool:
         """Whether it takes work."""
-        return self._accepting and self._thread.is_alive()
+        return self._accepting and self.is_alive
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread of the model runs."""
-        return self._thread.is_alive()
+        """Whether the threads of the model run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def stop_accepting(self) -> None:
         """Refuse new work from now on. Takes no lock, so that a signal handler may call it."""
         self._accepting = False
 
     def close(self) -> None:
-        """Refuse new work, finish what was accepted, and end the thread."""
+        """Refuse new work, finish what was accepted, and end the threads."""
         self.stop_accepting()
         with self._changed:
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _submit(self, job: _Job) -> _Job:
         with self._changed:
@@ -137,37 +160,69 @@ class Engine(Generic[_Model]):
             if job in self._jobs:
                 self._jobs.remove(job)
 
-    # -- the thread of the model -------------------------------------------------------------------------
+    # -- the threads of the model ------------------------------------------------------------------------
 
     def _work(self) -> None:
+        self._model.enter_lane()
         while jobs := self._next():
-            begun = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-            for job in begun:
-                self.metrics.wait_seconds.observe(time.monotonic() - job.since)
-            if begun and begun[0].action is not None:
-                self._act(begun[0], begun[0].action)
-            elif begun:
-                self._answer(begun)
+            if jobs[0].action is not None:
+                self._begin(jobs, self._act)
+            elif self._is_current(jobs):
+                self._begin(jobs, self._answer)
+            self._leave(jobs)
+
+    def _begin(self, jobs: list[_Job], do: Callable[[list[_Job]], None]) -> None:
+        begun = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        for job in begun:
+            self.metrics.wait_seconds.observe(time.monotonic() - job.since)
+        if begun:
+            do(begun)
+
+    def _is_current(self, questions: list[_Job]) -> bool:
+        """Whether these questions can be answered now; else they were put back behind a refresh, or have failed."""
+        try:
+            if not self._model.is_outdated():
+                return True
+        except Exception as error:
+            self._begin(questions, lambda begun: [_finish(job, error) for job in begun] and None)
+            return False
+        with self._changed:
+            self._jobs.extendleft(reversed([_Job(None, lambda model: model.refresh(), 0), *questions]))
+        return False
 
     def _next(self) -> list[_Job]:
-        """The next action alone, or the next question with those that wait too; nothing when all is done."""
+        """What this thread is to do next, once something can be begun; nothing when all is done."""
         with self._changed:
-            while not self._jobs:
-                if not self._accepting:
+            while not (taken := self._takeable()):
+                if not self._jobs and not self._accepting:
                     return []
                 self._changed.wait()
-            if self._jobs[0].action is not None:
-                return [self._jobs.popleft()]
-            taken = [job for job in self._jobs if job.query is not None][: self.settings.batch]
             chosen = set(map(id, taken))
             self._jobs = deque(job for job in self._jobs if id(job) not in chosen)
+            self._at_work.append(taken)
             return taken
 
-    def _act(self, job: _Job, action: Callable[[Any], Any]) -> None:
-        try:
-            _finish(job, action(self._model))
-        except Exception as error:
-            _finish(job, error)
+    def _takeable(self) -> list[_Job]:
+        """The next action, if nobody is at work, or a share of the questions, if the next job is one."""
+        if not self._jobs or any(jobs[0].action is not None for jobs in self._at_work):
+            return []
+        if self._jobs[0].action is not None:
+            return [] if self._at_work else [self._jobs[0]]
+        questions = [job for job in self._jobs if job.query is not None]
+        being_answered = sum(map(len, self._at_work))
+        return questions[: fair_share(len(questions), being_answered, len(self._threads), self.settings.batch)]
+
+    def _leave(self, jobs: list[_Job]) -> None:
+        with self._changed:
+            self._at_work.remove(jobs)
+            self._changed.notify_all()
+
+    def _act(self, jobs: list[_Job]) -> None:
+        for job in jobs:
+            try:
+                _finish(job, cast(_Action, job.action)(self._model))
+            except Exception as error:
+                _finish(job, error)
 
     def _answer(self, jobs: list[_Job]) -> None:
         fit = [job for job in jobs if self._is_fit(job)]

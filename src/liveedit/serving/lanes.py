@@ -1,20 +1,13 @@
-"""Threads beside each other, for processors whose cores one batch does not fill."""
+"""Threads that answer beside each other, for processors whose cores one batch does not fill."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate, pairwise
-from typing import TypeVar
+import math
 
 import torch
 
-_Part = TypeVar("_Part")
-_Result = TypeVar("_Result")
-
-_FEWEST = 8
-"""Questions that a lane takes at least: fewer are answered sooner in one batch."""
+FEWEST = 8
+"""Questions that a lane begins with at least while another is at work: fewer are answered sooner in its next batch."""
 
 _SMALL_PARAMETERS = 50_000_000
 _MOST_LANES = 8
@@ -31,33 +24,13 @@ def default_lanes(device: torch.device, parameters: int) -> int:
     return min(_MOST_LANES, torch.get_num_threads())
 
 
-class Lanes:
-    """Answers a batch in parts, each on a thread of its own with its share of the processor's.
+def fair_share(waiting: int, being_answered: int, lanes: int, batch: int) -> int:
+    """How many of the questions that wait a free lane takes; 0 where it had better wait for the others.
 
-    A small batch stays whole, on one of the lanes. With one lane all happens on the caller's thread.
+    waiting, being_answered: questions, the latter by other lanes. batch: most that may be answered at once, by all
+    lanes together. Lanes share evenly what there is, so that none ends long after the others.
     """
-
-    def __init__(self, count: int):
-        self.count = count
-        share = max(1, torch.get_num_threads() // count)
-        self._pool = ThreadPoolExecutor(count, "liveedit-lane", torch.set_num_threads, (share,)) if count > 1 else None
-
-    def split(self, lengths: Sequence[float]) -> list[list[int]]:
-        """The places of a batch's questions, lane by lane: those of like length together, for the sake of padding.
-
-        lengths: of the questions, in any unit; each lane has its share of their sum.
-        """
-        count = max(1, min(self.count, len(lengths) // _FEWEST))
-        places = sorted(range(len(lengths)), key=lambda place: lengths[place])
-        sums = list(accumulate(lengths[place] for place in places))
-        shares = [bisect_left(sums, lane * sums[-1] / count) for lane in range(1, count)]
-        return [places[first:last] for first, last in pairwise([0, *shares, len(places)])]
-
-    def run(self, work: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
-        """The results of the parts, in their order; where one fails, its error, once all have ended."""
-        if self._pool is None:
-            return [work(part) for part in parts]
-        futures = [self._pool.submit(work, part) for part in parts]
-        for future in futures:
-            future.exception()  # Waits for it.
-        return [future.result() for future in futures]
+    if being_answered and waiting < FEWEST:
+        return 0
+    share = max(FEWEST, math.ceil((waiting + being_answered) / lanes))
+    return max(0, min(share, waiting, batch - being_answered))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -20,7 +21,7 @@ from ..experts.records import Event, StoredEdit
 from ..experts.requests import ChangeRequest
 from ..model import EditedModel, Receipt
 from ..samples import Question
-from .lanes import Lanes, default_lanes
+from .lanes import default_lanes
 from .settings import ServingSettings
 from .writing import Finish, Listener, Sampling, Stopping, Style, Writing
 
@@ -31,8 +32,7 @@ _LONGEST_WORD = 2000
 _PIECE = 250
 """So many characters are tokenized at once to see whether a text is far too long."""
 
-_CHARACTERS_PER_TOKEN = 4
-_REFRESH_SECONDS = 0.25
+_LOOK_SECONDS = 0.25
 """How old the edits of others may be when a batch is answered."""
 
 
@@ -91,13 +91,41 @@ class Correction:
 class ServedModel:
     """An `EditedModel` under the limits of a service.
 
-    For one thread: it is not to be called by two at once, except for what only reads the store.
+    Several threads may answer at once, and read the store; whatever changes the edits, or asks them again, is to be
+    called alone.
     """
 
     def __init__(self, model: EditedModel, settings: ServingSettings):
         self.model, self.settings = model, settings
-        self._refreshed = float("-inf")
-        self._routing_seconds = 0.0
+        self._threads = torch.get_num_threads()
+        self._looked = float("-inf")
+
+    @cached_property
+    def lanes(self) -> int:
+        """How many threads answer beside each other."""
+        parameters = sum(weight.numel() for weight in self.model.backbone.model.parameters())
+        return self.settings.lanes or default_lanes(self.model.editor.device, parameters)
+
+    def enter_lane(self) -> None:
+        """Take this thread's share of the processor."""
+        torch.set_num_threads(max(1, self._threads // self.lanes))
+
+    # -- following others --------------------------------------------------------------------------------
+
+    def is_outdated(self) -> bool:
+        """Whether other replicas have changed the edits. Looked for now and then, because it takes time."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return False
+        if self.model.store.latest_revision() != self.model.revision:
+            return True
+        self._looked = now
+        return False
+
+    def refresh(self) -> None:
+        """Take in what other replicas have changed."""
+        self.model.refresh()
+        self._looked = time.monotonic()
 
     # -- answering ---------------------------------------------------------------------------------------
 
@@ -105,6 +133,8 @@ class ServedModel:
         """Raise `InvalidInputError` for a prompt that is too long or holds the marker of a picture; cheap."""
         backbone = self.model.backbone
         backbone.check_texts([query.prompt])
+        if query.prompt.isascii() and 2 * len(query.prompt) <= self.settings.prompt_tokens:
+            return  # Hardly a tokenizer makes more tokens than there are letters.
         self._check_words(query.prompt)
         tokens = len(backbone.tokenize([query.prompt])[0])
         if tokens > self.settings.prompt_tokens:
@@ -135,26 +165,7 @@ class ServedModel:
 
         Raises what `Backbone.encode` raises where one of the questions cannot be taken.
         """
-        self._refresh()
-        places = self._lanes.split([self._roughly_tokens(query) for query in queries])
-        # What cannot be taken is found here, before the first word is written.
-        parts = [self._prepared([queries[place] for place in part], deadline) for part in places]
-        answers: dict[int, Reply | Exception] = {}
-        seconds: list[float] = []
-        for part, (replies, spent) in zip(places, self._lanes.run(self._written, parts), strict=True):
-            answers |= zip(part, replies, strict=True)
-            seconds.append(spent)
-        self._routing_seconds = max(seconds)
-        return [answers[place] for place in range(len(queries))]
-
-    @cached_property
-    def _lanes(self) -> Lanes:
-        parameters = sum(weight.numel() for weight in self.model.backbone.model.parameters())
-        return Lanes(self.settings.lanes or default_lanes(self.model.editor.device, parameters))
-
-    def _roughly_tokens(self, query: Query) -> float:
-        picture = 0 if query.image is None else self.model.backbone.image_tokens
-        return picture + 1 + len(query.prompt) / _CHARACTERS_PER_TOKEN
+        return self._written(*self._prepared(queries, deadline))
 
     def _prepared(self, queries: Sequence[Query], deadline: float) -> tuple[Inputs, list[Writing]]:
         backbone = self.model.backbone
@@ -165,34 +176,23 @@ class ServedModel:
         ]
         return inputs, rows
 
-    def _written(self, part: tuple[Inputs, list[Writing]]) -> tuple[list[Reply | Exception], float]:
-        """The answers of one lane, and how long routing took it."""
-        inputs, rows = part
+    def _written(self, inputs: Inputs, rows: Sequence[Writing]) -> list[Reply | Exception]:
         self.model.backbone.generate_tokens(
             inputs,
             max(row.style.new_tokens for row in rows),
             logits_processor=LogitsProcessorList([Sampling(rows)]),
             stopping_criteria=StoppingCriteriaList([Stopping(rows)]),
         )
-        editor, revision = self.model.editor, self.model.revision
-        fired = editor.fired() or [()] * len(rows)
-        replies = [
-            _reply(row, length, edits, revision)
+        fired = self.model.editor.fired() or [()] * len(rows)
+        return [
+            _reply(row, length, edits, self.model.revision)
             for row, length, edits in zip(rows, _lengths(inputs), fired, strict=True)
         ]
-        return replies, editor.routing_seconds
 
     @property
     def routing_seconds(self) -> float | None:
-        """How long finding the edits of the last batch took; None where none are in force."""
-        return self._routing_seconds if len(self.model) else None
-
-    def _refresh(self) -> None:
-        """Take in what other replicas have changed; not before every batch, for it asks the store."""
-        now = time.monotonic()
-        if now - self._refreshed >= _REFRESH_SECONDS:
-            self.model.refresh()
-            self._refreshed = now
+        """How long finding the edits of this thread's last batch took; None where none are in force."""
+        return self.model.editor.routing_seconds if len(self.model) else None
 
     def _fitting(self, style: Style, length: int) -> Style:
         """No more tokens than the model has places for."""
@@ -209,9 +209,6 @@ class ServedModel:
         """Make an edit and check it. Raises as `EditedModel.edit`; nothing changes then."""
         for text in (wanted.prompt, wanted.answer, *wanted.rephrasings, *(prompt for _, prompt in wanted.locality)):
             self.check(Query(text, None, Style(1)))
-        return self._lanes.run(lambda correction: self._edit(correction, request), [wanted])[0]
-
-    def _edit(self, wanted: Correction, request: ChangeRequest | None) -> Receipt:
         return self.model.edit(
             wanted.image,
             wanted.prompt,

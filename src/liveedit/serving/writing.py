@@ -96,7 +96,7 @@ class Writing:
         return text
 
     def _decoded(self) -> str:
-        return self._backbone.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        return self._backbone.decode(self.tokens)
 
     def _read(self) -> None:
         decoded = self._decoded()
