@@ -14,7 +14,15 @@ from PIL import Image
 from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.errors import ConflictError, EditStateError, ImageError, NotFoundError, OvertakenError, StoreError
+from liveedit.errors import (
+    ConflictError,
+    EditDidNotTakeError,
+    EditStateError,
+    ImageError,
+    NotFoundError,
+    OvertakenError,
+    StoreError,
+)
 from liveedit.experts import Expert
 from liveedit.experts.requests import ChangeRequest
 from liveedit.experts.store import EditStore, NewEdit
@@ -24,6 +32,8 @@ from liveedit.samples import Edit, EditCase, Question
 
 PROMPT = "What color is the hat?"
 OTHER_PROMPT = "How many legs are there?"
+UNSAYABLE = "Bruvak 1234567890"
+"""No edit of the built-in editor without refinement makes the model say this."""
 
 
 @pytest.fixture
@@ -306,6 +316,40 @@ def test_a_collision_is_found_and_a_stranger_is_none(tiny_llava: Backbone, eval_
         (guessed,) = model.edit(image, other_wording, "striped", probe_edits=0).evidence.collisions
         assert guessed.is_estimate and guessed.edit_id == old.id
         assert guessed.weight_there == pytest.approx(there[new.id], abs=0.1), "from the keys alone"
+
+
+# -- edits that must take ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "file"])
+def unrefined(request: pytest.FixtureRequest, tiny_llava: Backbone, tmp_path: Path) -> Iterator[EditedModel]:
+    """The built-in editor without refinement: it can say a word, and not `UNSAYABLE`."""
+    edits = tmp_path / "edits.db" if request.param == "file" else None
+    with EditedModel.load(tiny_llava, edits=edits, editor="liveedit") as opened:
+        yield opened
+
+
+def test_an_edit_that_must_take_and_does_not_leaves_nothing(unrefined: EditedModel, images: list[Path]) -> None:
+    model, image, request = unrefined, images[0], ChangeRequest("ada", "k", b"body")
+    old = model.edit(image, PROMPT, "teal", must_take=True)
+    assert old.took
+    before, ids, revision = logits_of(model, image), model.editor.repository.ids, model.store.latest_revision()
+    with pytest.raises(EditDidNotTakeError) as refused:
+        model.edit(image, PROMPT, UNSAYABLE, must_take=True, request=request)
+    assert model.editor.repository.ids == ids and [edit.id for edit in model.edits()] == [old.id]
+    assert torch.equal(logits_of(model, image), before)
+    assert model.store.latest_revision() == revision and len(model.store.list(include_undone=True)) == 1
+    assert model.store.made_by(request) is None
+    made = model.edit(image, PROMPT, UNSAYABLE, request=request)
+    assert not made.took and made.evidence.supersedes == (old.id,), "stored by default, also by the request refused"
+    for text in (PROMPT, UNSAYABLE, made.answer_after):
+        assert repr(text) in str(refused.value)
+
+
+def test_rephrasings_do_not_count_as_taking(unrefined: EditedModel, images: list[Path]) -> None:
+    receipt = unrefined.edit(images[0], PROMPT, "teal", rephrasings=[OTHER_PROMPT], must_take=True)
+    assert receipt.took and [it.took for it in receipt.evidence.rephrasings] == [False]
+    assert len(unrefined) == 1
 
 
 # -- the same request again --------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ def client(fake: FakeModel) -> Iterator[TestClient]:
         yield client
 
 
-def replica(backbone: Backbone, path: Path) -> tuple[EditedModel, TestClient]:
-    model = EditedModel.load(backbone, edits=path)
+def replica(backbone: Backbone, path: Path, editor: str = "liveedit-refine") -> tuple[EditedModel, TestClient]:
+    model = EditedModel.load(backbone, edits=path, editor=editor)
     served = ServedModel(model, SETTINGS)
     return model, TestClient(
         create_app(Engine(served, SETTINGS), "tiny-llava", served, None), base_url="http://127.0.0.1"
@@ -127,6 +127,30 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
         rest = client.post("/v1/check", json={"after": checked["last_id"]}).json()
         assert [card["prompt"] for card in rest["data"]] == [beside["prompt"]] and not rest["has_more"]
         assert client.post("/v1/check", json={"after": "0" * 8}).status_code == 404
+
+
+def test_an_edit_that_must_take_and_does_not_is_refused(
+    tiny_llava: Backbone, images: list[str], tmp_path: Path
+) -> None:
+    edit = {"image": images[0], "prompt": "What color is the hat?", "answer": "Bruvak 1234567890"}
+    model, client = replica(tiny_llava, tmp_path / "edits.db", "liveedit")
+    with model, client:
+        key = {"Idempotency-Key": "ticket-1"}
+        for _ in range(2):
+            refused = client.post("/v1/edits", json={**edit, "must_take": True}, headers=key)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"]) == (422, "edit_did_not_take")
+            assert (error["type"], error["param"]) == ("invalid_request_error", None)
+            assert "'Bruvak 1234567890' was asked for" in error["message"] and "must_take" in error["message"]
+        assert not (tmp_path / "edits.db").exists() and len(model) == 0
+        made = client.post("/v1/edits", json={**edit, "must_take": False}, headers=key)
+        assert made.status_code == 201, "the key was not used up"
+        assert not made.json()["evidence"]["took"] and repr(made.json()["evidence"]["answer_after"]) in error["message"]
+        taken = {"image": images[1], "prompt": "What color is the hat?", "answer": "teal", "must_take": True}
+        assert client.post("/v1/edits", json=taken).status_code == 201
+        assert client.post("/v1/edits", json={**taken, "must_take": 1}).status_code == 400
+        responses = client.get("/openapi.json").json()["paths"]["/v1/edits"]["post"]["responses"]
+        assert responses["422"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
 
 
 def test_a_key_holds_over_restarts_and_on_every_replica(

@@ -73,6 +73,10 @@ def edit(
             "--supersede/--no-supersede", help="Whether edits in force of the same picture and question leave."
         ),
     ] = True,
+    must_take: Annotated[
+        bool,
+        typer.Option("--must-take", help="Store nothing, and fail, where the model does not answer as asked for then."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this picture."""
@@ -99,6 +103,7 @@ def edit(
             locality=questions,
             probe_edits=probe_edits,
             supersede=supersede,
+            must_take=must_take,
             author=author,
             note=why,
         )

@@ -41,6 +41,9 @@ class EditRequest(RequestModel):
     note: Text | None = Field(None, max_length=4096, description="Why.")
     locality: list[LocalityQuestion] = Field(default=[], description="Questions whose answers should stay.")
     supersede: bool = Field(True, description="Whether edits in force of the same picture and prompt leave.")
+    must_take: bool = Field(
+        False, description="Whether an edit that does not take is refused (422) and nothing stored; rephrasings aside."
+    )
 
 
 class LocalityQuestion(RequestModel):
@@ -127,8 +130,17 @@ async def _correction(wanted: EditRequest, author: str | None, service: Service)
                 raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)
     image = await _picture(wanted.image, service)
     locality = tuple([(await _picture(asked.image, service), asked.prompt) for asked in wanted.locality])
-    rephrasings = tuple(wanted.rephrasings)
-    return Correction(wanted.prompt, wanted.answer, image, rephrasings, author, wanted.note, locality, wanted.supersede)
+    return Correction(
+        wanted.prompt,
+        wanted.answer,
+        image,
+        tuple(wanted.rephrasings),
+        author,
+        wanted.note,
+        locality,
+        wanted.supersede,
+        wanted.must_take,
+    )
 
 
 def _check_number(name: str, given: int, most: int) -> None:
