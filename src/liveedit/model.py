@@ -34,7 +34,10 @@ _ATTEMPTS: Final = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says: its text, and which edits took part with which weights."""
+    """What the model says: its text, and all edits that fired for it, with their weights, however small.
+
+    `editors.taking_part(fired)`: those whose share is worth telling.
+    """
 
     text: str
     fired: tuple[Fired, ...]

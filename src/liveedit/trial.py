@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image
 
 from .checking import question_of
-from .editors import Fired
+from .editors import SMALLEST_SHARE, Fired
 from .editors.liveedit import LiveEdit
 from .editors.liveedit.keys import estimated_shares, neighbours
 from .errors import EditDidNotTakeError
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 TRIAL: Final = "trial"
 """What an edit is called while it is tried out: no id, which is hexadecimal."""
-
-SMALLEST_SHARE: Final = 0.01
-"""Edits with less weight than this in an answer do not collide: experts that pass the first router have some always."""
 
 _MOST_COLLISIONS: Final = 100
 _LOOKED_AT: Final = 4

@@ -433,6 +433,8 @@ def figures(client: TestClient) -> dict[str, float]:
 
 
 def test_metrics_count_what_happened(client: TestClient) -> None:
+    client.post(CHAT, json=chat())  # An edit fires with next to no weight, and counts for nothing.
+    assert figures(client)['liveedit_answers_total{edited="no"}'] == 1
     client.post("/v1/edits", json=EDIT)
     client.post(CHAT, json=chat())
     client.post(CHAT, json=chat(stream=True))
@@ -441,12 +443,13 @@ def test_metrics_count_what_happened(client: TestClient) -> None:
     found = figures(client)
     assert found["liveedit_edits"] == 1
     assert found["liveedit_edits_fired_total"] == 2
-    assert found["liveedit_answer_seconds_count"] == 2
+    assert found['liveedit_answers_total{edited="yes"}'] == 2
+    assert found["liveedit_answer_seconds_count"] == 3
     assert found["liveedit_edit_seconds_count"] == 1
-    assert found["liveedit_routing_seconds_count"] == 2
+    assert found["liveedit_routing_seconds_count"] == 3
     assert found["liveedit_queue_length"] == 0
-    assert found['liveedit_tokens_total{kind="answer"}'] == 6
-    assert found['liveedit_requests_total{method="POST",route="/v1/chat/completions",status="200"}'] == 2
+    assert found['liveedit_tokens_total{kind="answer"}'] == 9
+    assert found['liveedit_requests_total{method="POST",route="/v1/chat/completions",status="200"}'] == 3
     assert found['liveedit_requests_total{method="POST",route="/v1/chat/completions",status="400"}'] == 1
     assert found['liveedit_requests_total{method="GET",route="other",status="404"}'] == 1
 

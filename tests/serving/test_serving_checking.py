@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi.testclient import TestClient
 from serving_fakes import FakeModel, data_uri, fake_app
 
 from liveedit.backbones import Backbone, load_backbone
+from liveedit.editors import SMALLEST_SHARE, Fired, taking_part
 from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel
 from liveedit.samples import EditCase
@@ -19,6 +21,8 @@ from liveedit.serving.engine import Engine
 from liveedit.serving.gate import role_for
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
+
+Run = Callable[..., tuple[int, str, str]]
 
 EDIT = {"prompt": "What?", "answer": "That."}
 SETTINGS = ServingSettings.model_validate({})
@@ -127,6 +131,39 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
         rest = client.post("/v1/check", json={"after": checked["last_id"]}).json()
         assert [card["prompt"] for card in rest["data"]] == [beside["prompt"]] and not rest["has_more"]
         assert client.post("/v1/check", json={"after": "0" * 8}).status_code == 404
+
+
+def test_edits_with_next_to_no_weight_are_left_out(
+    tiny_llava: Backbone, eval_cases: tuple[EditCase, ...], images: list[str], tmp_path: Path, run: Run
+) -> None:
+    model, client = replica(tiny_llava, tmp_path / "edits.db")
+    with model, client:
+        for case in eval_cases:
+            assert case.edit.question.image is not None
+            model.edit(case.edit.question.image, case.edit.question.prompt, case.edit.answer)
+        question = eval_cases[1].edit.question
+        own = model.edits()[1].id
+        weights = {fired.edit_id: fired.weight for fired in model.ask(question.image, question.prompt).fired}
+        assert len(weights) > 1 and all(weight < 1e-9 for other, weight in weights.items() if other != own)
+        asked = {"image": images[1], "prompt": question.prompt}
+        parts = [
+            {"type": "text", "text": question.prompt},
+            {"type": "image_url", "image_url": {"url": images[1]}},
+        ]
+        said = client.post(
+            "/v1/chat/completions", json={"model": "tiny-llava", "messages": [{"role": "user", "content": parts}]}
+        ).json()
+        assert [edit["id"] for edit in said["liveedit"]["edits"]] == [own]
+        assert [edit["id"] for edit in client.post("/v1/heat-maps", json=asked).json()["edits"]] == [own]
+        assert client.post("/v1/check", json={}).json()["data"][1]["others"] == []
+    given = ("ask", "--edits", tmp_path / "edits.db", "--image", question.image, "--prompt", question.prompt)
+    assert run(*given)[1].count("edit ") == 1
+    assert {fired["edit_id"] for fired in json.loads(run(*given, "--json")[1])["fired"]} == weights.keys()
+
+
+def test_the_smallest_share_still_counts() -> None:
+    fired = [Fired(str(weight), weight, 1.0) for weight in (1.0, SMALLEST_SHARE, 0.0099, 0.0)]
+    assert taking_part(fired) == tuple(fired[:2])
 
 
 def test_an_edit_that_must_take_and_does_not_is_refused(

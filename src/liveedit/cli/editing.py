@@ -161,11 +161,10 @@ def ask(
     """Ask the model, with the edits of a file in force."""
     load_quietly()
     from ..backbones import load_backbone
-    from ..editors import editor_class
+    from ..editors import editor_class, taking_part
     from ..experts.opening import is_absent
     from ..model import Answer, EditedModel
     from ..samples import Question
-    from ..trial import SMALLEST_SHARE
 
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking makes no file.
     editor_class(editor)
@@ -184,7 +183,5 @@ def ask(
         return
     out = console()
     out.print(Text(answer.text or "(the model says nothing)"))
-    for fired in answer.fired:
-        if fired.weight < SMALLEST_SHARE:
-            continue
+    for fired in taking_part(answer.fired):
         out.print(Text(f"edit {fired.edit_id}, weight {fired.weight:.2f}", style="dim"))
