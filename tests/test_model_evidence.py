@@ -359,9 +359,14 @@ def test_a_request_that_comes_again_gets_the_same_receipt(opener: Opener, images
     request = ChangeRequest("ada", "k", b"body")
     with opener() as model:
         receipt = model.edit(images[0], PROMPT, "teal", author="ada", rephrasings=["Which color?"], request=request)
-        assert model.edit(images[1], "not looked at", "red", request=request) == receipt
+        again = model.edit(images[1], "not looked at", "red", request=request)
+        assert again == receipt and (receipt.replayed, again.replayed) == (False, True)
         undone = model.undo(receipt.id, request=ChangeRequest("ada", "undo", b""))
-        assert model.undo(receipt.id, request=ChangeRequest("ada", "undo", b"")) == undone
+        undone_again = model.undo(receipt.id, request=ChangeRequest("ada", "undo", b""))
+        assert undone_again == undone and (undone.is_replay, undone_again.is_replay) == (False, True)
+        redone = [model.redo(receipt.id, request=ChangeRequest("ada", "redo", b"")) for _ in range(2)]
+        assert [edit.is_replay for edit in redone] == [False, True] and not model.edits()[0].is_replay
+        model.undo(receipt.id)
         assert model.edit(images[0], PROMPT, "teal", request=request) == receipt
         assert len(model) == 0, "it is answered as it was, and nothing happens"
         with pytest.raises(ConflictError):
@@ -382,5 +387,6 @@ def test_a_request_that_was_faster_elsewhere(
             return add(*arguments, **named)  # type: ignore[arg-type]
 
         monkeypatch.setattr(model.store, "add", add_after_them)
-        assert model.edit(image, PROMPT, "teal", request=request).id == theirs[0]
+        receipt = model.edit(image, PROMPT, "teal", request=request)
+        assert (receipt.id, receipt.replayed) == (theirs[0], True)
         assert [edit.id for edit in model.edits()] == theirs == list(model.editor.repository.ids)

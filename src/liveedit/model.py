@@ -63,6 +63,8 @@ class Receipt:
     evidence: Evidence = field(default_factory=Evidence)
     author: str | None = None
     note: str | None = None
+    replayed: bool = field(default=False, compare=False)
+    """Whether the same request had made the edit before, and nothing happened now."""
 
     @classmethod
     def of(cls, edit: StoredEdit) -> Self:
@@ -80,6 +82,7 @@ class Receipt:
             evidence,
             edit.author,
             edit.note,
+            edit.is_replay,
         )
 
     @property

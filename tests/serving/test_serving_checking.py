@@ -22,6 +22,7 @@ from liveedit.serving.gate import role_for
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
 
+REPLAYED = "Idempotent-Replayed"
 Run = Callable[..., tuple[int, str, str]]
 
 EDIT = {"prompt": "What?", "answer": "That."}
@@ -178,10 +179,11 @@ def test_an_edit_that_must_take_and_does_not_is_refused(
             error = refused.json()["error"]
             assert (refused.status_code, error["code"]) == (422, "edit_did_not_take")
             assert (error["type"], error["param"]) == ("invalid_request_error", None)
+            assert REPLAYED not in refused.headers
             assert "'Bruvak 1234567890' was asked for" in error["message"] and "must_take" in error["message"]
         assert not (tmp_path / "edits.db").exists() and len(model) == 0
         made = client.post("/v1/edits", json={**edit, "must_take": False}, headers=key)
-        assert made.status_code == 201, "the key was not used up"
+        assert made.status_code == 201 and REPLAYED not in made.headers, "the key was not used up"
         assert not made.json()["evidence"]["took"] and repr(made.json()["evidence"]["answer_after"]) in error["message"]
         taken = {"image": images[1], "prompt": "What color is the hat?", "answer": "teal", "must_take": True}
         assert client.post("/v1/edits", json=taken).status_code == 201
@@ -197,18 +199,24 @@ def test_a_key_holds_over_restarts_and_on_every_replica(
     edit = {"image": images[0], "prompt": "What color is the hat?", "answer": "teal", "rephrasings": ["Which color?"]}
     model, client = replica(tiny_llava, tmp_path / "edits.db")
     with model, client:
-        first = client.post("/v1/edits", json=edit, headers=key).json()
+        made = client.post("/v1/edits", json=edit, headers=key)
+        first = made.json()
         undo = f"/v1/edits/{first['id']}/undo"
         undone = client.post(undo, headers=undo_key)
         assert undone.json()["in_force"] is False
-        client.post(f"/v1/edits/{first['id']}/redo")
+        redone = client.post(f"/v1/edits/{first['id']}/redo")
+        assert all(REPLAYED not in response.headers for response in (made, undone, redone))
+        assert client.post(undo, headers=undo_key).headers[REPLAYED] == "true"
     other, client = replica(load_backbone("tiny-llava", device="cpu"), tmp_path / "edits.db")
     with other, client:
         again = client.post("/v1/edits", json=edit, headers=key)
         assert (again.status_code, again.json()) == (201, first)
         refused = client.post("/v1/edits", json={**edit, "answer": "red"}, headers=key)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
-        assert client.post(undo, headers=undo_key).json() == undone.json(), "answered as it was"
+        undone_again = client.post(undo, headers=undo_key)
+        assert undone_again.json() == undone.json(), "answered as it was"
+        assert again.headers[REPLAYED] == undone_again.headers[REPLAYED] == "true"
+        assert REPLAYED not in refused.headers
         assert len(other) == 1, "and not done again"
         assert other.store.latest_revision() == 3
         other.store.purge(first["id"])
