@@ -51,6 +51,16 @@ def add(run: Run, asked: tuple[object, ...]) -> Callable[..., dict[str, Any]]:
     return call
 
 
+def test_an_edit_that_must_take_and_does_not_is_an_error(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+    edits = ("--edits", tmp_path / "edits.db")
+    given = (*edits, "--editor", "liveedit", "--image", pictures[0], "--prompt", PROMPT, "--answer", "Bruvak 123456789")
+    code, out, err = run("edits", "add", *given, "--must-take")
+    assert (code, out) == (1, "") and "'Bruvak 123456789' was asked for" in err and "--must-take" in err
+    assert not (tmp_path / "edits.db").exists()
+    code, out, err = run("edit", *given)
+    assert code == 0 and "in force all the same" in out, err
+
+
 def test_an_edit_is_checked_on_what_is_given(
     run: Run, add: Callable[..., dict[str, Any]], pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -14,7 +14,15 @@ from PIL import Image
 from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.errors import ConflictError, EditStateError, ImageError, NotFoundError, OvertakenError, StoreError
+from liveedit.errors import (
+    ConflictError,
+    EditDidNotTakeError,
+    EditStateError,
+    ImageError,
+    NotFoundError,
+    OvertakenError,
+    StoreError,
+)
 from liveedit.experts import Expert
 from liveedit.experts.requests import ChangeRequest
 from liveedit.experts.store import EditStore, NewEdit
@@ -24,6 +32,8 @@ from liveedit.samples import Edit, EditCase, Question
 
 PROMPT = "What color is the hat?"
 OTHER_PROMPT = "How many legs are there?"
+UNSAYABLE = "Bruvak 1234567890"
+"""No edit of the built-in editor without refinement makes the model say this."""
 
 
 @pytest.fixture
@@ -308,6 +318,40 @@ def test_a_collision_is_found_and_a_stranger_is_none(tiny_llava: Backbone, eval_
         assert guessed.weight_there == pytest.approx(there[new.id], abs=0.1), "from the keys alone"
 
 
+# -- edits that must take ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "file"])
+def unrefined(request: pytest.FixtureRequest, tiny_llava: Backbone, tmp_path: Path) -> Iterator[EditedModel]:
+    """The built-in editor without refinement: it can say a word, and not `UNSAYABLE`."""
+    edits = tmp_path / "edits.db" if request.param == "file" else None
+    with EditedModel.load(tiny_llava, edits=edits, editor="liveedit") as opened:
+        yield opened
+
+
+def test_an_edit_that_must_take_and_does_not_leaves_nothing(unrefined: EditedModel, images: list[Path]) -> None:
+    model, image, request = unrefined, images[0], ChangeRequest("ada", "k", b"body")
+    old = model.edit(image, PROMPT, "teal", must_take=True)
+    assert old.took
+    before, ids, revision = logits_of(model, image), model.editor.repository.ids, model.store.latest_revision()
+    with pytest.raises(EditDidNotTakeError) as refused:
+        model.edit(image, PROMPT, UNSAYABLE, must_take=True, request=request)
+    assert model.editor.repository.ids == ids and [edit.id for edit in model.edits()] == [old.id]
+    assert torch.equal(logits_of(model, image), before)
+    assert model.store.latest_revision() == revision and len(model.store.list(include_undone=True)) == 1
+    assert model.store.made_by(request) is None
+    made = model.edit(image, PROMPT, UNSAYABLE, request=request)
+    assert not made.took and made.evidence.supersedes == (old.id,), "stored by default, also by the request refused"
+    for text in (PROMPT, UNSAYABLE, made.answer_after):
+        assert repr(text) in str(refused.value)
+
+
+def test_rephrasings_do_not_count_as_taking(unrefined: EditedModel, images: list[Path]) -> None:
+    receipt = unrefined.edit(images[0], PROMPT, "teal", rephrasings=[OTHER_PROMPT], must_take=True)
+    assert receipt.took and [it.took for it in receipt.evidence.rephrasings] == [False]
+    assert len(unrefined) == 1
+
+
 # -- the same request again --------------------------------------------------------------------------------
 
 
@@ -315,9 +359,14 @@ def test_a_request_that_comes_again_gets_the_same_receipt(opener: Opener, images
     request = ChangeRequest("ada", "k", b"body")
     with opener() as model:
         receipt = model.edit(images[0], PROMPT, "teal", author="ada", rephrasings=["Which color?"], request=request)
-        assert model.edit(images[1], "not looked at", "red", request=request) == receipt
+        again = model.edit(images[1], "not looked at", "red", request=request)
+        assert again == receipt and (receipt.replayed, again.replayed) == (False, True)
         undone = model.undo(receipt.id, request=ChangeRequest("ada", "undo", b""))
-        assert model.undo(receipt.id, request=ChangeRequest("ada", "undo", b"")) == undone
+        undone_again = model.undo(receipt.id, request=ChangeRequest("ada", "undo", b""))
+        assert undone_again == undone and (undone.is_replay, undone_again.is_replay) == (False, True)
+        redone = [model.redo(receipt.id, request=ChangeRequest("ada", "redo", b"")) for _ in range(2)]
+        assert [edit.is_replay for edit in redone] == [False, True] and not model.edits()[0].is_replay
+        model.undo(receipt.id)
         assert model.edit(images[0], PROMPT, "teal", request=request) == receipt
         assert len(model) == 0, "it is answered as it was, and nothing happens"
         with pytest.raises(ConflictError):
@@ -338,5 +387,6 @@ def test_a_request_that_was_faster_elsewhere(
             return add(*arguments, **named)  # type: ignore[arg-type]
 
         monkeypatch.setattr(model.store, "add", add_after_them)
-        assert model.edit(image, PROMPT, "teal", request=request).id == theirs[0]
+        receipt = model.edit(image, PROMPT, "teal", request=request)
+        assert (receipt.id, receipt.replayed) == (theirs[0], True)
         assert [edit.id for edit in model.edits()] == theirs == list(model.editor.repository.ids)

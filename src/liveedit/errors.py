@@ -11,6 +11,7 @@
     ├── BackboneError      (RuntimeError)       a model that cannot be loaded or edited
     ├── StoreError         (RuntimeError)       an edits file that cannot be read or does not belong here
     ├── CheckpointError    (RuntimeError)       a saved editor or training state that cannot be used
+    ├── EditDidNotTakeError (RuntimeError)      an edit that had to take, and did not
     ├── ConflictError      (RuntimeError)       a request that contradicts what is already there
     │   └── OvertakenError                      another process was faster, and changed what a change builds on
     └── ServiceError       (RuntimeError)       a service that cannot take or finish a request now
@@ -63,6 +64,10 @@ class StoreError(LiveEditError, RuntimeError):
 
 class CheckpointError(LiveEditError, RuntimeError):
     """A saved editor or training state that cannot be used."""
+
+
+class EditDidNotTakeError(LiveEditError, RuntimeError):
+    """An edit that had to take: the model, tried with it, does not answer as was asked for. It was not made."""
 
 
 class ConflictError(LiveEditError, RuntimeError):

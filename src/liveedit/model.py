@@ -34,7 +34,10 @@ _ATTEMPTS: Final = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says: its text, and which edits took part with which weights."""
+    """What the model says: its text, and all edits that fired for it, with their weights, however small.
+
+    `editors.taking_part(fired)`: those whose share is worth telling.
+    """
 
     text: str
     fired: tuple[Fired, ...]
@@ -60,6 +63,8 @@ class Receipt:
     evidence: Evidence = field(default_factory=Evidence)
     author: str | None = None
     note: str | None = None
+    replayed: bool = field(default=False, compare=False)
+    """Whether the same request had made the edit before, and nothing happened now."""
 
     @classmethod
     def of(cls, edit: StoredEdit) -> Self:
@@ -77,6 +82,7 @@ class Receipt:
             evidence,
             edit.author,
             edit.note,
+            edit.is_replay,
         )
 
     @property
@@ -208,6 +214,7 @@ class EditedModel:
         locality: Sequence[tuple[ImageSource | None, str]] = (),
         probe_edits: int = 8,
         supersede: bool | Sequence[str] = True,
+        must_take: bool = False,
         author: str | None = None,
         note: str | None = None,
         request: ChangeRequest | None = None,
@@ -222,11 +229,14 @@ class EditedModel:
 
         supersede: edits in force of the same question (the same picture to the pixel, or none, and the same prompt up
         to spaces) leave in the same change; False keeps them; ids name others that leave instead.
+        must_take: refuse an edit with which the model does not answer its own question as asked for; by default it is
+        stored all the same, and `Receipt.took` says so. Rephrasings do not count.
         author, note: who made the edit, and why, for the history. request: where it has made an edit before, by
         whatever process, its receipt is returned and nothing happens.
 
         Raises `InvalidInputError` for an empty prompt or answer, or a picture that is missing, `ImageError` for a bad
-        one, `NotFoundError` where `supersede` names an edit that is not in force; nothing changes then.
+        one, `NotFoundError` where `supersede` names an edit that is not in force, `EditDidNotTakeError` where the edit
+        must take and does not; nothing changes then, and `request` may be sent again.
         """
         self._check_editable()
         if request is not None and (made := self.store.made_by(request)) is not None:
@@ -251,7 +261,7 @@ class EditedModel:
         )
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                return Receipt.of(self._kept(edit, expert, trial, supersede, request))
+                return Receipt.of(self._kept(edit, expert, trial, supersede, must_take, request))
             except (OvertakenError, NotFoundError):
                 # Another process changed the edits of this question in the meantime: what was tried is no more so.
                 if supersede is not True or not attempts_left:
@@ -353,12 +363,15 @@ class EditedModel:
         expert: Expert,
         trial: Trial,
         supersede: bool | Sequence[str],
+        must_take: bool,
         request: ChangeRequest | None,
     ) -> StoredEdit:
         """The edit, tried out with the edits that are in force now, stored, and in force."""
         self.refresh()
         superseded = self._superseded(edit, supersede)
         outcome = try_out(self, trial, expert, superseded)
+        if must_take:
+            outcome.check_took(trial)
         stored = self.store.add(
             replace(
                 edit,

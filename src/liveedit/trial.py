@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image
 
 from .checking import question_of
-from .editors import Fired
+from .editors import SMALLEST_SHARE, Fired
 from .editors.liveedit import LiveEdit
 from .editors.liveedit.keys import estimated_shares, neighbours
+from .errors import EditDidNotTakeError
 from .experts import Expert
 from .experts.evidence import Collision, EarlierEdit, Evidence, LocalityProbe, Rephrased, same_answer
 from .experts.records import StoredEdit
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 TRIAL: Final = "trial"
 """What an edit is called while it is tried out: no id, which is hexadecimal."""
-
-SMALLEST_SHARE: Final = 0.01
-"""Edits with less weight than this in an answer do not collide: experts that pass the first router have some always."""
 
 _MOST_COLLISIONS: Final = 100
 _LOOKED_AT: Final = 4
@@ -56,6 +54,15 @@ class Outcome:
     answer_before: str
     answer_after: str
     evidence: Evidence
+
+    def check_took(self, trial: Trial) -> None:
+        """Raise `EditDidNotTakeError` unless the edit's own question is now answered as was asked for."""
+        if not same_answer(self.answer_after, trial.answer):
+            raise EditDidNotTakeError(
+                f"The edit does not take: with it the model answers {trial.prompt!r} with {self.answer_after!r}, and "
+                f"{trial.answer!r} was asked for. Nothing was stored. Give another wording or another picture; without "
+                "--must-take (must_take) it is stored all the same."
+            )
 
 
 def try_out(model: EditedModel, trial: Trial, expert: Expert, superseded: Sequence[StoredEdit]) -> Outcome:

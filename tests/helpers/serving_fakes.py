@@ -92,7 +92,8 @@ class FakeModel:
         if query.listener is not None:
             for piece in (text[:3], text[3:]):
                 query.listener(piece)
-        fired = (Fired(self.left, 0.75, 1.5),) if self.left else ()
+        faint = Fired("faint", 1e-9, 0.1)
+        fired = (faint, Fired(self.left, 0.75, 1.5)) if self.left else (faint,)
         return Reply(text, "stop", 7, 3, fired)
 
     def write_endlessly(self, query: Query) -> None:
@@ -115,9 +116,10 @@ class FakeModel:
             return make()
         if request.sha256 not in self.made:
             self.made[request.sha256] = request, make()
+            return self.made[request.sha256][1]
         first, result = self.made[request.sha256]
         request.check_same(first.body_sha256)
-        return result
+        return replace(result, replayed=True) if isinstance(result, Receipt) else replace(result).as_replay()
 
     def edit(self, wanted: Correction, request: ChangeRequest | None = None) -> Receipt:
         return self.once(request, lambda: self.made_edit(wanted))
@@ -170,7 +172,7 @@ class FakeModel:
             CheckedEdit(
                 *(edit.id, edit.prompt, edit.answer, said.get(edit.number % 3, edit.answer)),
                 "nothing" if edit.number % 3 == 0 else "text",
-                (Fired(edit.id, 0.5, 1.0), Fired("other", 0.25, 1.0)),
+                (Fired(edit.id, 0.5, 1.0), Fired("other", 0.25, 1.0), Fired("faint", 0.009, 1.0)),
             )
             for edit in edits
         ]

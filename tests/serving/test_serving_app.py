@@ -24,6 +24,7 @@ from liveedit.serving.keys import KeyFile
 from liveedit.serving.settings import ServingSettings
 
 CHAT = "/v1/chat/completions"
+REPLAYED = "Idempotent-Replayed"
 NOTHING_FIRED = {"edits": [], "revision": 0}
 EDIT = {"prompt": "Who is this?", "answer": "Bruvak"}
 
@@ -261,20 +262,29 @@ def test_an_idempotency_key_makes_an_edit_once(client: TestClient, fake: FakeMod
     first = client.post("/v1/edits", json=EDIT, headers=key)
     again = client.post("/v1/edits", json=EDIT, headers=key)
     assert (again.status_code, again.json()) == (201, first.json())
-    refused(client.post("/v1/edits", json={**EDIT, "answer": "Other"}, headers=key), 409, "conflict")
+    assert (first.headers.get(REPLAYED), again.headers[REPLAYED]) == (None, "true")
+    conflict = client.post("/v1/edits", json={**EDIT, "answer": "Other"}, headers=key)
+    refused(conflict, 409, "conflict")
+    assert REPLAYED not in conflict.headers
     assert fake.edits_made == 1
     client.post("/v1/edits", json=EDIT, headers={"Idempotency-Key": "k2"})
     assert fake.edits_made == 2
     undo = f"/v1/edits/{first.json()['id']}/undo"
-    assert client.post(undo, headers=key).json() == client.post(undo, headers=key).json()
+    undone = [client.post(undo, headers=key) for _ in range(2)]
+    assert undone[0].json() == undone[1].json()
+    assert [response.headers.get(REPLAYED) for response in undone] == [None, "true"]
     refused(client.post("/v1/edits", json=EDIT, headers={"Idempotency-Key": "k" * 256}), 400)
 
 
 def test_the_same_edit_sent_at_once_is_made_once(fake: FakeModel) -> None:
     fake.pause_s = 0.05
     with listening(*fake_app(fake)) as (url, _), ThreadPoolExecutor(8) as pool:
-        send = lambda _: httpx2.post(f"{url}/v1/edits", json=EDIT, headers={"Idempotency-Key": "k"}).json()["id"]  # noqa: E731
-        assert len(set(pool.map(send, range(8)))) == 1
+        send = lambda _: httpx2.post(f"{url}/v1/edits", json=EDIT, headers={"Idempotency-Key": "k"})  # noqa: E731
+        found = list(pool.map(send, range(8)))
+    assert len({response.json()["id"] for response in found}) == 1
+    assert sorted(response.headers.get(REPLAYED, "") for response in found) == ["", *["true"] * 7], (
+        "one of them made it"
+    )
     assert fake.edits_made == 1
 
 
@@ -433,6 +443,8 @@ def figures(client: TestClient) -> dict[str, float]:
 
 
 def test_metrics_count_what_happened(client: TestClient) -> None:
+    client.post(CHAT, json=chat())  # An edit fires with next to no weight, and counts for nothing.
+    assert figures(client)['liveedit_answers_total{edited="no"}'] == 1
     client.post("/v1/edits", json=EDIT)
     client.post(CHAT, json=chat())
     client.post(CHAT, json=chat(stream=True))
@@ -441,12 +453,13 @@ def test_metrics_count_what_happened(client: TestClient) -> None:
     found = figures(client)
     assert found["liveedit_edits"] == 1
     assert found["liveedit_edits_fired_total"] == 2
-    assert found["liveedit_answer_seconds_count"] == 2
+    assert found['liveedit_answers_total{edited="yes"}'] == 2
+    assert found["liveedit_answer_seconds_count"] == 3
     assert found["liveedit_edit_seconds_count"] == 1
-    assert found["liveedit_routing_seconds_count"] == 2
+    assert found["liveedit_routing_seconds_count"] == 3
     assert found["liveedit_queue_length"] == 0
-    assert found['liveedit_tokens_total{kind="answer"}'] == 6
-    assert found['liveedit_requests_total{method="POST",route="/v1/chat/completions",status="200"}'] == 2
+    assert found['liveedit_tokens_total{kind="answer"}'] == 9
+    assert found['liveedit_requests_total{method="POST",route="/v1/chat/completions",status="200"}'] == 3
     assert found['liveedit_requests_total{method="POST",route="/v1/chat/completions",status="400"}'] == 1
     assert found['liveedit_requests_total{method="GET",route="other",status="404"}'] == 1
 
@@ -478,5 +491,12 @@ def test_the_schema_says_how_errors_look(client: TestClient) -> None:
     responses = schema["paths"][CHAT]["post"]["responses"]
     assert {"200", "400", "401", "403", "413", "415", "429", "503"} <= responses.keys()
     assert "422" not in responses
+    for path, status in (
+        ("/v1/edits", "201"),
+        ("/v1/edits/{edit_id}/undo", "200"),
+        ("/v1/edits/{edit_id}/redo", "200"),
+    ):
+        made = schema["paths"][path]["post"]["responses"][status]
+        assert made["headers"].keys() == {REPLAYED} and made["content"]["application/json"]["schema"]
     assert responses["400"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
     assert {"ErrorBody", "ErrorDetail"} <= schema["components"]["schemas"].keys()

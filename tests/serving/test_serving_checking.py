@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi.testclient import TestClient
 from serving_fakes import FakeModel, data_uri, fake_app
 
 from liveedit.backbones import Backbone, load_backbone
+from liveedit.editors import SMALLEST_SHARE, Fired, taking_part
 from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel
 from liveedit.samples import EditCase
@@ -19,6 +21,9 @@ from liveedit.serving.engine import Engine
 from liveedit.serving.gate import role_for
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
+
+REPLAYED = "Idempotent-Replayed"
+Run = Callable[..., tuple[int, str, str]]
 
 EDIT = {"prompt": "What?", "answer": "That."}
 SETTINGS = ServingSettings.model_validate({})
@@ -36,8 +41,8 @@ def client(fake: FakeModel) -> Iterator[TestClient]:
         yield client
 
 
-def replica(backbone: Backbone, path: Path) -> tuple[EditedModel, TestClient]:
-    model = EditedModel.load(backbone, edits=path)
+def replica(backbone: Backbone, path: Path, editor: str = "liveedit-refine") -> tuple[EditedModel, TestClient]:
+    model = EditedModel.load(backbone, edits=path, editor=editor)
     served = ServedModel(model, SETTINGS)
     return model, TestClient(
         create_app(Engine(served, SETTINGS), "tiny-llava", served, None), base_url="http://127.0.0.1"
@@ -129,6 +134,64 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
         assert client.post("/v1/check", json={"after": "0" * 8}).status_code == 404
 
 
+def test_edits_with_next_to_no_weight_are_left_out(
+    tiny_llava: Backbone, eval_cases: tuple[EditCase, ...], images: list[str], tmp_path: Path, run: Run
+) -> None:
+    model, client = replica(tiny_llava, tmp_path / "edits.db")
+    with model, client:
+        for case in eval_cases:
+            assert case.edit.question.image is not None
+            model.edit(case.edit.question.image, case.edit.question.prompt, case.edit.answer)
+        question = eval_cases[1].edit.question
+        own = model.edits()[1].id
+        weights = {fired.edit_id: fired.weight for fired in model.ask(question.image, question.prompt).fired}
+        assert len(weights) > 1 and all(weight < 1e-9 for other, weight in weights.items() if other != own)
+        asked = {"image": images[1], "prompt": question.prompt}
+        parts = [
+            {"type": "text", "text": question.prompt},
+            {"type": "image_url", "image_url": {"url": images[1]}},
+        ]
+        said = client.post(
+            "/v1/chat/completions", json={"model": "tiny-llava", "messages": [{"role": "user", "content": parts}]}
+        ).json()
+        assert [edit["id"] for edit in said["liveedit"]["edits"]] == [own]
+        assert [edit["id"] for edit in client.post("/v1/heat-maps", json=asked).json()["edits"]] == [own]
+        assert client.post("/v1/check", json={}).json()["data"][1]["others"] == []
+    given = ("ask", "--edits", tmp_path / "edits.db", "--image", question.image, "--prompt", question.prompt)
+    assert run(*given)[1].count("edit ") == 1
+    assert {fired["edit_id"] for fired in json.loads(run(*given, "--json")[1])["fired"]} == weights.keys()
+
+
+def test_the_smallest_share_still_counts() -> None:
+    fired = [Fired(str(weight), weight, 1.0) for weight in (1.0, SMALLEST_SHARE, 0.0099, 0.0)]
+    assert taking_part(fired) == tuple(fired[:2])
+
+
+def test_an_edit_that_must_take_and_does_not_is_refused(
+    tiny_llava: Backbone, images: list[str], tmp_path: Path
+) -> None:
+    edit = {"image": images[0], "prompt": "What color is the hat?", "answer": "Bruvak 1234567890"}
+    model, client = replica(tiny_llava, tmp_path / "edits.db", "liveedit")
+    with model, client:
+        key = {"Idempotency-Key": "ticket-1"}
+        for _ in range(2):
+            refused = client.post("/v1/edits", json={**edit, "must_take": True}, headers=key)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"]) == (422, "edit_did_not_take")
+            assert (error["type"], error["param"]) == ("invalid_request_error", None)
+            assert REPLAYED not in refused.headers
+            assert "'Bruvak 1234567890' was asked for" in error["message"] and "must_take" in error["message"]
+        assert not (tmp_path / "edits.db").exists() and len(model) == 0
+        made = client.post("/v1/edits", json={**edit, "must_take": False}, headers=key)
+        assert made.status_code == 201 and REPLAYED not in made.headers, "the key was not used up"
+        assert not made.json()["evidence"]["took"] and repr(made.json()["evidence"]["answer_after"]) in error["message"]
+        taken = {"image": images[1], "prompt": "What color is the hat?", "answer": "teal", "must_take": True}
+        assert client.post("/v1/edits", json=taken).status_code == 201
+        assert client.post("/v1/edits", json={**taken, "must_take": 1}).status_code == 400
+        responses = client.get("/openapi.json").json()["paths"]["/v1/edits"]["post"]["responses"]
+        assert responses["422"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+
+
 def test_a_key_holds_over_restarts_and_on_every_replica(
     tiny_llava: Backbone, images: list[str], tmp_path: Path
 ) -> None:
@@ -136,18 +199,24 @@ def test_a_key_holds_over_restarts_and_on_every_replica(
     edit = {"image": images[0], "prompt": "What color is the hat?", "answer": "teal", "rephrasings": ["Which color?"]}
     model, client = replica(tiny_llava, tmp_path / "edits.db")
     with model, client:
-        first = client.post("/v1/edits", json=edit, headers=key).json()
+        made = client.post("/v1/edits", json=edit, headers=key)
+        first = made.json()
         undo = f"/v1/edits/{first['id']}/undo"
         undone = client.post(undo, headers=undo_key)
         assert undone.json()["in_force"] is False
-        client.post(f"/v1/edits/{first['id']}/redo")
+        redone = client.post(f"/v1/edits/{first['id']}/redo")
+        assert all(REPLAYED not in response.headers for response in (made, undone, redone))
+        assert client.post(undo, headers=undo_key).headers[REPLAYED] == "true"
     other, client = replica(load_backbone("tiny-llava", device="cpu"), tmp_path / "edits.db")
     with other, client:
         again = client.post("/v1/edits", json=edit, headers=key)
         assert (again.status_code, again.json()) == (201, first)
         refused = client.post("/v1/edits", json={**edit, "answer": "red"}, headers=key)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
-        assert client.post(undo, headers=undo_key).json() == undone.json(), "answered as it was"
+        undone_again = client.post(undo, headers=undo_key)
+        assert undone_again.json() == undone.json(), "answered as it was"
+        assert again.headers[REPLAYED] == undone_again.headers[REPLAYED] == "true"
+        assert REPLAYED not in refused.headers
         assert len(other) == 1, "and not done again"
         assert other.store.latest_revision() == 3
         other.store.purge(first["id"])

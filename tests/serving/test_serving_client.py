@@ -17,9 +17,10 @@ import httpx2
 import openai
 import pytest
 from serving_fakes import data_uri, listening
+from typer.main import get_command
 
 from liveedit.backbones import Backbone, load_backbone
-from liveedit.cli import main
+from liveedit.cli import app, main
 from liveedit.images import image_digest, open_image
 from liveedit.model import EditedModel
 from liveedit.samples import EditCase
@@ -179,6 +180,27 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path, capsys: pytest.Capture
     assert KeyFile(path).keys == ()
     assert main(["keys", "add", "--role", "root", "--keys", path]) == 1
     assert main(["keys", "list", "--keys", str(tmp_path / "none.json")]) == 1
+
+
+def test_help_says_of_limits_what_the_settings_say() -> None:
+    shown = {option.name: option.help for option in get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
+    limits = {name: field for name, field in ServingSettings.model_fields.items() if name in shown}
+    assert limits.pop("allow_pictures_from").default == (), "said in other words, and without a default to show"
+    assert {"queue", "queue_seconds", "batch", "lanes", "body_bytes", "new_tokens"} <= limits.keys()
+    for name, field in limits.items():
+        default = "" if field.default is None else f"  [default: {field.default}]"
+        assert shown[name] == f"{field.description}{default}"
+
+
+def test_help_of_serving_loads_neither_settings_nor_model() -> None:
+    code = (
+        "import sys; from liveedit.cli import main; main(['serve', '--help']); "
+        "sys.exit(bool({'torch', 'fastapi', 'liveedit.serving.settings'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert "[default: 256]" in shown and "[default: 8388608]" in shown
 
 
 @pytest.mark.parametrize(

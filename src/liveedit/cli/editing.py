@@ -73,6 +73,10 @@ def edit(
             "--supersede/--no-supersede", help="Whether edits in force of the same picture and question leave."
         ),
     ] = True,
+    must_take: Annotated[
+        bool,
+        typer.Option("--must-take", help="Store nothing, and fail, where the model does not answer as asked for then."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this picture."""
@@ -99,6 +103,7 @@ def edit(
             locality=questions,
             probe_edits=probe_edits,
             supersede=supersede,
+            must_take=must_take,
             author=author,
             note=why,
         )
@@ -156,11 +161,10 @@ def ask(
     """Ask the model, with the edits of a file in force."""
     load_quietly()
     from ..backbones import load_backbone
-    from ..editors import editor_class
+    from ..editors import editor_class, taking_part
     from ..experts.opening import is_absent
     from ..model import Answer, EditedModel
     from ..samples import Question
-    from ..trial import SMALLEST_SHARE
 
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking makes no file.
     editor_class(editor)
@@ -179,7 +183,5 @@ def ask(
         return
     out = console()
     out.print(Text(answer.text or "(the model says nothing)"))
-    for fired in answer.fired:
-        if fired.weight < SMALLEST_SHARE:
-            continue
+    for fired in taking_part(answer.fired):
         out.print(Text(f"edit {fired.edit_id}, weight {fired.weight:.2f}", style="dim"))

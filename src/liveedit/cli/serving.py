@@ -28,6 +28,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(keys, name="keys")
 
 
+# Help says of the limits what `ServingSettings` says, in the same words; a test compares them. To import those here
+# would make every command wait.
 def serve(
     edits: EditsLocation,
     backbone: BackboneName = "tiny-llava",
@@ -43,15 +45,27 @@ def serve(
     name: Annotated[str | None, typer.Option(help="What clients call it; the backbone's name by default.")] = None,
     keys: Annotated[Path | None, typer.Option(help="The file of API keys, made by `liveedit keys add`.")] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Ask for no keys; on a loopback address alone.")] = False,
-    queue: Annotated[int | None, typer.Option(help="Most requests that wait for the model.")] = None,
-    queue_seconds: Annotated[float | None, typer.Option(help="Longest wait for the model.")] = None,
-    answer_seconds: Annotated[float | None, typer.Option(help="Longest time for an answer once begun.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Most questions that are answered at once.")] = None,
-    lanes: Annotated[int | None, typer.Option(help="Parts of a batch answered side by side.")] = None,
-    body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
-    picture_pixels: Annotated[int | None, typer.Option(help="Largest picture.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    queue: Annotated[int | None, typer.Option(help="Most requests that wait for the model.  [default: 256]")] = None,
+    queue_seconds: Annotated[
+        float | None, typer.Option(help="Longest wait for the model, in seconds.  [default: 30.0]")
+    ] = None,
+    answer_seconds: Annotated[
+        float | None, typer.Option(help="Longest time for an answer once begun, in seconds.  [default: 60.0]")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Most questions that are answered at once.  [default: 64]")] = None,
+    lanes: Annotated[
+        int | None,
+        typer.Option(help="Parts of a batch that are answered side by side; one by default but for small models."),
+    ] = None,
+    body_bytes: Annotated[int | None, typer.Option(help="Largest request body, in bytes.  [default: 8388608]")] = None,
+    picture_pixels: Annotated[int | None, typer.Option(help="Largest picture, in pixels.  [default: 16000000]")] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(help="Longest prompt, in tokens of text; those of the picture are free.  [default: 1024]"),
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens; also where a request names none.  [default: 256]")
+    ] = None,
     allow_pictures_from: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="Fetch pictures of requests from below this URL; may be given several times."),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib import metadata
 
 from ..errors import NotFoundError
-from .base import Editor, EditRecord, Fired
+from .base import SMALLEST_SHARE, Editor, EditRecord, Fired, taking_part
 
 ENTRY_POINTS = "liveedit.editors"
 
-__all__ = ["EditRecord", "Editor", "Fired", "editor_class", "editor_names"]
+__all__ = ["SMALLEST_SHARE", "EditRecord", "Editor", "Fired", "editor_class", "editor_names", "taking_part"]
 
 
 def editor_names() -> tuple[str, ...]:

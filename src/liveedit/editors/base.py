@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
@@ -17,6 +17,10 @@ from ..backbones import Backbone
 from ..checkpoints import load_tensors, save_tensors
 from ..errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError, issues_of
 from ..samples import Edit
+
+SMALLEST_SHARE: Final = 0.01
+"""Edits with less weight than this in an answer are neither shown nor counted as taking part in it, and do not collide:
+every expert that passes the first router has some weight, down to a billionth and less."""
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -30,13 +34,18 @@ def no_progress(done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Fired:
-    """One edit that took part in an answer."""
+    """One edit that fired for an answer, with whatever weight."""
 
     edit_id: str
     weight: float
     """Its share, 0 to 1."""
     margin: float
     """By how much it exceeded what would have kept it out."""
+
+
+def taking_part(fired: Sequence[Fired]) -> tuple[Fired, ...]:
+    """Of the edits that fired for an answer those whose share in it is worth telling: from `SMALLEST_SHARE` up."""
+    return tuple(one for one in fired if one.weight >= SMALLEST_SHARE)
 
 
 @dataclass(frozen=True)

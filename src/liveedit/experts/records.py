@@ -77,7 +77,9 @@ class StoredEdit(NewEdit):
     purged_at: str | None = None
     """ISO 8601, UTC; of a purged edit the texts, the picture and the expert are gone."""
 
-    # Not fields: an open file has no place in `dataclasses.asdict`, `repr` or a comparison.
+    # Not fields: an open file, and how the edit was come by, have no place in `dataclasses.asdict`, `repr`, a digest or
+    # a comparison.
+    _is_replay: ClassVar[bool] = False
     _read_expert: ClassVar[Callable[[str], Expert] | None] = None
     _read_thumbnail: ClassVar[Callable[[str], bytes | None] | None] = None
 
@@ -88,6 +90,16 @@ class StoredEdit(NewEdit):
         object.__setattr__(self, "_read_expert", read_expert)
         object.__setattr__(self, "_read_thumbnail", read_thumbnail)
         return self
+
+    def as_replay(self) -> StoredEdit:
+        """This edit, marked as what an earlier request did; see `is_replay`."""
+        object.__setattr__(self, "_is_replay", True)
+        return self
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether this was returned for a `ChangeRequest` that had made its change before, so that nothing happened."""
+        return self._is_replay
 
     @property
     def is_active(self) -> bool:

@@ -53,7 +53,7 @@ class ChangeRequest:
 
 
 def made_by(connection: Connection, request: ChangeRequest | None) -> StoredEdit | None:
-    """The edit as it stood after the change that this request made; None where it made none yet.
+    """The edit as it stood after the change that this request made, marked as a replay; None where it made none yet.
 
     Raises `ConflictError` where the key came with another body, `EditPurgedError` where the edit was purged since.
     """
@@ -68,7 +68,7 @@ def made_by(connection: Connection, request: ChangeRequest | None) -> StoredEdit
     if edit.purged_at is not None:
         raise EditPurgedError(f"The edit {edit.id!r} of this request was purged, at {edit.purged_at}.")
     request.check_same(row.body_sha256)
-    return _after(edit, event)
+    return _after(edit, event).as_replay()
 
 
 def remember(connection: Connection, request: ChangeRequest | None, revision: int) -> None:

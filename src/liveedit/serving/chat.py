@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
+from ..editors import SMALLEST_SHARE, Fired, taking_part
 from .chat_messages import ChatRequest
 from .problems import RefusalError, problem_of
 from .served_model import Query, Reply
@@ -25,7 +26,7 @@ class FiredEdit(BaseModel):
     """An edit that took part in an answer."""
 
     id: str
-    weight: float = Field(description="Its share, 0 to 1.")
+    weight: float = Field(description=f"Its share, to 1; edits with less than {SMALLEST_SHARE} are left out.")
     margin: float = Field(description="By how much it exceeded what would have kept it out.")
 
 
@@ -250,5 +251,9 @@ def _usage(reply: Reply) -> Usage:
 
 
 def _extension(reply: Reply) -> LiveEditExtension:
-    edits = [FiredEdit(id=fired.edit_id, weight=fired.weight, margin=fired.margin) for fired in reply.fired]
-    return LiveEditExtension(edits=edits, revision=reply.revision)
+    return LiveEditExtension(edits=shown_edits(reply.fired), revision=reply.revision)
+
+
+def shown_edits(fired: Sequence[Fired]) -> list[FiredEdit]:
+    """Of the edits that fired those whose share is worth telling."""
+    return [FiredEdit(id=one.edit_id, weight=one.weight, margin=one.margin) for one in taking_part(fired)]

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ..checking import AskedAbout, CheckedEdit
+from ..editors import taking_part
 from .chat_messages import RequestModel, Whole
 from .reading import ID_SCHEMA, MOST_LISTED
 from .service import Service
@@ -24,7 +25,7 @@ class CheckRequest(RequestModel):
 
 
 class OtherEdit(BaseModel):
-    """Another edit that took part in the answer."""
+    """Another edit that took part in the answer, as in answers."""
 
     id: str
     weight: float
@@ -83,5 +84,5 @@ def checking_router(service: Service) -> APIRouter:
 
 
 def _card(edit: CheckedEdit) -> CheckedCard:
-    others: list[Any] = [{"id": other.edit_id, "weight": other.weight} for other in edit.others]
+    others: list[Any] = [{"id": other.edit_id, "weight": other.weight} for other in taking_part(edit.others)]
     return CheckedCard.model_validate({**vars(edit), "id": edit.edit_id, "holds": edit.holds, "others": others})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Request, Response
 from PIL import Image
 from pydantic import BaseModel, Field
 
@@ -14,10 +14,13 @@ from ..experts.records import StoredEdit
 from ..experts.requests import LONGEST_KEY, ChangeRequest
 from .chat_messages import RequestModel, Text, is_empty
 from .evidence import EditEvidence, evidence_of
+from .idempotency import Done
 from .problems import RefusalError
 from .reading import EditCard, EditId, card_of
 from .served_model import Correction, ServedModel
 from .service import Service
+
+_Body = TypeVar("_Body", bound=BaseModel)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -28,6 +31,16 @@ IdempotencyKey = Annotated[
         description="The same key with the same body does nothing twice.",
     ),
 ]
+
+REPLAYED: Final = "Idempotent-Replayed"
+_MAY_BE_REPLAYED: Final[dict[str, Any]] = {
+    "headers": {
+        REPLAYED: {
+            "description": "There where a request with the same Idempotency-Key did it before: nothing was done now.",
+            "schema": {"type": "string", "enum": ["true"]},
+        }
+    }
+}
 
 
 class EditRequest(RequestModel):
@@ -41,6 +54,9 @@ class EditRequest(RequestModel):
     note: Text | None = Field(None, max_length=4096, description="Why.")
     locality: list[LocalityQuestion] = Field(default=[], description="Questions whose answers should stay.")
     supersede: bool = Field(True, description="Whether edits in force of the same picture and prompt leave.")
+    must_take: bool = Field(
+        False, description="Whether an edit that does not take is refused (422) and nothing stored; rephrasings aside."
+    )
 
 
 class LocalityQuestion(RequestModel):
@@ -66,37 +82,50 @@ def edits_router(service: Service) -> APIRouter:
     """The routes of correcting."""
     router = APIRouter()
 
-    @router.post("/v1/edits", status_code=201)
-    async def create_edit(request: Request, wanted: EditRequest, idempotency_key: IdempotencyKey = None) -> CreatedEdit:
+    @router.post("/v1/edits", status_code=201, responses={201: _MAY_BE_REPLAYED})
+    async def create_edit(
+        request: Request, response: Response, wanted: EditRequest, idempotency_key: IdempotencyKey = None
+    ) -> CreatedEdit:
         """Make an edit; answered once it is on disk and every answer follows it."""
         correction = await _correction(wanted, wanted.author or _author(request), service)
         sent = await _sent(request, idempotency_key, service)
-        return await service.idempotency.once(sent, lambda: _create(correction, sent, service))
+        return _told(response, await service.idempotency.once(sent, lambda: _create(correction, sent, service)))
 
-    @router.post("/v1/edits/{edit_id}/undo")
-    async def undo_edit(request: Request, edit_id: EditId, idempotency_key: IdempotencyKey = None) -> EditCard:
+    @router.post("/v1/edits/{edit_id}/undo", responses={200: _MAY_BE_REPLAYED})
+    async def undo_edit(
+        request: Request, response: Response, edit_id: EditId, idempotency_key: IdempotencyKey = None
+    ) -> EditCard:
         """Take an edit back: the model is, bit for bit, as if it had never been made."""
         sent, author = await _sent(request, idempotency_key, service), _author(request)
-        return await _changed(service, sent, lambda model: model.undo(edit_id, author, sent))
+        return _told(response, await _changed(service, sent, lambda model: model.undo(edit_id, author, sent)))
 
-    @router.post("/v1/edits/{edit_id}/redo")
-    async def redo_edit(request: Request, edit_id: EditId, idempotency_key: IdempotencyKey = None) -> EditCard:
+    @router.post("/v1/edits/{edit_id}/redo", responses={200: _MAY_BE_REPLAYED})
+    async def redo_edit(
+        request: Request, response: Response, edit_id: EditId, idempotency_key: IdempotencyKey = None
+    ) -> EditCard:
         """Put an undone edit into force again, as it was."""
         sent, author = await _sent(request, idempotency_key, service), _author(request)
-        return await _changed(service, sent, lambda model: model.redo(edit_id, author, sent))
+        return _told(response, await _changed(service, sent, lambda model: model.redo(edit_id, author, sent)))
 
     return router
 
 
+def _told(response: Response, done: Done[_Body]) -> _Body:
+    """The body of a response, which is marked where nothing was done anew."""
+    if done.is_replay:
+        response.headers[REPLAYED] = "true"
+    return done.result
+
+
 async def _changed(
     service: Service, sent: ChangeRequest | None, change: Callable[[ServedModel], StoredEdit]
-) -> EditCard:
+) -> Done[EditCard]:
     """The edit after a change, which happens once for an Idempotency-Key."""
 
-    async def run() -> EditCard:
+    async def run() -> Done[EditCard]:
         changed = await service.engine.act(change)
         with_thumbnail = (await service.read(lambda model: model.one(changed.id))).with_thumbnail
-        return card_of(changed, with_thumbnail)
+        return Done(card_of(changed, with_thumbnail), changed.is_replay)
 
     return await service.idempotency.once(sent, run)
 
@@ -127,8 +156,17 @@ async def _correction(wanted: EditRequest, author: str | None, service: Service)
                 raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)
     image = await _picture(wanted.image, service)
     locality = tuple([(await _picture(asked.image, service), asked.prompt) for asked in wanted.locality])
-    rephrasings = tuple(wanted.rephrasings)
-    return Correction(wanted.prompt, wanted.answer, image, rephrasings, author, wanted.note, locality, wanted.supersede)
+    return Correction(
+        wanted.prompt,
+        wanted.answer,
+        image,
+        tuple(wanted.rephrasings),
+        author,
+        wanted.note,
+        locality,
+        wanted.supersede,
+        wanted.must_take,
+    )
 
 
 def _check_number(name: str, given: int, most: int) -> None:
@@ -140,11 +178,12 @@ async def _picture(uri: str | None, service: Service) -> Image.Image | None:
     return None if uri is None else await service.picture(uri)
 
 
-async def _create(correction: Correction, sent: ChangeRequest | None, service: Service) -> CreatedEdit:
+async def _create(correction: Correction, sent: ChangeRequest | None, service: Service) -> Done[CreatedEdit]:
     started = time.monotonic()
     receipt = await service.engine.act(lambda model: model.edit(correction, sent), correction.pixels)
     service.engine.metrics.edit_seconds.observe(time.monotonic() - started)
-    return CreatedEdit.model_validate({**vars(receipt), "evidence": evidence_of(receipt)})
+    created = CreatedEdit.model_validate({**vars(receipt), "evidence": evidence_of(receipt)})
+    return Done(created, receipt.replayed)
 
 
 def _author(request: Request) -> str | None:

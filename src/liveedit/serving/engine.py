@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from ..editors import taking_part
 from ..errors import LiveEditError, QueueFullError, ServiceStoppingError, WaitedTooLongError
 from .lanes import fair_share
 from .metrics import Metrics
@@ -268,8 +269,9 @@ class Engine(Generic[_Model]):
         if isinstance(reply, Reply):
             metrics = self.metrics
             metrics.answer_seconds.observe(time.monotonic() - job.since)
-            metrics.answers.labels("yes" if reply.fired else "no").inc()
-            metrics.edits_fired.inc(len(reply.fired))
+            fired = taking_part(reply.fired)
+            metrics.answers.labels("yes" if fired else "no").inc()
+            metrics.edits_fired.inc(len(fired))
             metrics.tokens.labels("prompt").inc(reply.prompt_tokens)
             metrics.tokens.labels("answer").inc(reply.answer_tokens)
         _finish(job, reply)

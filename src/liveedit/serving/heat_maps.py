@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from ..backbones import Backbone
 from ..editors.liveedit.looked_at import HeatMap, attention_map, change_map
 from ..samples import Question
-from .chat import FiredEdit
+from .chat import FiredEdit, shown_edits
 from .chat_messages import RequestModel, Text, Whole, is_empty
 from .problems import RefusalError
 from .served_model import Query, ServedModel
@@ -99,7 +99,7 @@ def _look(served: ServedModel, query: Query, change_cells: int | None) -> HeatMa
     return HeatMaps(
         attention=_placed(attention, seen_area(model.backbone, image)),
         change=None if change is None else _placed(change, Area()),
-        edits=[FiredEdit(id=one.edit_id, weight=one.weight, margin=one.margin) for one in fired],
+        edits=shown_edits(fired),
         revision=model.revision,
     )
 

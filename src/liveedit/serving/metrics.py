@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from ..editors import SMALLEST_SHARE
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -43,7 +45,11 @@ class Metrics:
         self.batch_size = Histogram(
             "liveedit_batch_size", "Questions answered at once.", registry=registry, buckets=_SIZES
         )
-        self.edits_fired = Counter("liveedit_edits_fired", "Edits that took part in answers.", registry=registry)
+        self.edits_fired = Counter(
+            "liveedit_edits_fired",
+            f"Edits that took part in answers, with a weight from {SMALLEST_SHARE} up.",
+            registry=registry,
+        )
         self.answers = Counter(
             "liveedit_answers", "Answers, by whether edits took part.", ["edited"], registry=registry
         )

@@ -27,6 +27,7 @@ _ERRORS: Final[dict[int, str]] = {
     410: "An edit that was purged.",
     413: "A body that is too large.",
     415: "A body that is not JSON.",
+    422: "An edit that must take and does not; nothing was stored.",
     429: "Too many requests wait; see Retry-After.",
     500: "The server failed.",
     503: "The server is shutting down, its edits cannot be reached, or the request waited too long; see Retry-After.",
@@ -73,6 +74,8 @@ def _responses(path: str, method: str, documented: dict[str, Any]) -> dict[str, 
         statuses.add(404)
     if path.endswith(("/undo", "/redo", "/thumbnail")):
         statuses.add(410)
+    if (path, method) == ("/v1/edits", "post"):
+        statuses.add(422)
     body = {"application/json": {"schema": {"$ref": f"{_REF}ErrorBody"}}}
     errors = {str(status): {"description": _ERRORS[status], "content": body} for status in sorted(statuses)}
     return {**errors, **documented}

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 
 from ..errors import (
     ConflictError,
+    EditDidNotTakeError,
     EditPurgedError,
     EditStateError,
     ImageError,
@@ -41,6 +42,7 @@ _TYPES = {
 _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (ImageError, 400, "invalid_image"),
     (InvalidInputError, 400, "invalid_value"),
+    (EditDidNotTakeError, 422, "edit_did_not_take"),
     (EditPurgedError, 410, "purged"),
     (EditStateError, 409, "edit_state"),
     (NotFoundError, 404, "not_found"),

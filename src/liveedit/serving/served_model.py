@@ -80,6 +80,7 @@ class Correction:
     note: str | None = None
     locality: tuple[tuple[Image.Image | None, str], ...] = ()
     supersede: bool = True
+    must_take: bool = False
 
     @property
     def pixels(self) -> int:
@@ -217,6 +218,7 @@ class ServedModel:
             locality=wanted.locality,
             probe_edits=self.settings.probe_edits,
             supersede=wanted.supersede,
+            must_take=wanted.must_take,
             author=wanted.author,
             note=wanted.note,
             request=request,
