@@ -6,13 +6,16 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from PIL import Image
 from sqlalchemy import Engine as Databases
 from sqlalchemy import event
 from starlette.testclient import TestClient
+from torch import nn
 
 from liveedit.experts import Expert
 from liveedit.experts.records import NewEdit, thumbnail_png
@@ -30,6 +33,8 @@ class KeptModel:
 
     def __init__(self, store: EditStore):
         self.store, self.undo, self.redo = store, store.undo, store.redo
+        self.backbone = SimpleNamespace(model=nn.Module())
+        self.editor = SimpleNamespace(device=torch.device("cpu"))
 
     def __len__(self) -> int:
         return len(self.store)

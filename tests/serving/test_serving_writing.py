@@ -25,7 +25,7 @@ END = 0
 def letters(next_turn: str | None = None) -> Any:
     """A backbone whose tokens are characters."""
 
-    def decode(tokens: list[int], skip_special_tokens: bool) -> str:
+    def decode(tokens: list[int]) -> str:
         return bytes(token for token in tokens if token != END).decode("utf-8", "replace")
 
     def spoken(text: str) -> str:
@@ -33,7 +33,7 @@ def letters(next_turn: str | None = None) -> Any:
 
     return SimpleNamespace(
         model=SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=END)),
-        tokenizer=SimpleNamespace(decode=decode),
+        decode=decode,
         end_token_id=END,
         pad_token_id=END,
         next_turn=next_turn,

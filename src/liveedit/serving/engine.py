@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..editors import taking_part
@@ -25,10 +26,8 @@ _log = logging.getLogger(__name__)
 class AnsweringModel(Protocol):
     """What the engine wants of a model; `ServedModel` is one. All but `refresh` may run on several threads at once."""
 
-    @property
-    def lanes(self) -> int:
-        """How many threads answer beside each other."""
-        ...
+    lanes: int
+    """How many threads answer beside each other."""
 
     def enter_lane(self) -> None:
         """Called once by each of these threads, on itself."""
@@ -185,7 +184,7 @@ class Engine(Generic[_Model]):
             if not self._model.is_outdated():
                 return True
         except Exception as error:
-            self._begin(questions, lambda begun: [_finish(job, error) for job in begun] and None)
+            self._begin(questions, partial(_fail, error=error))
             return False
         with self._changed:
             self._jobs.extendleft(reversed([_Job(None, lambda model: model.refresh(), 0), *questions]))
@@ -275,6 +274,11 @@ class Engine(Generic[_Model]):
             metrics.tokens.labels("prompt").inc(reply.prompt_tokens)
             metrics.tokens.labels("answer").inc(reply.answer_tokens)
         _finish(job, reply)
+
+
+def _fail(jobs: list[_Job], error: Exception) -> None:
+    for job in jobs:
+        _finish(job, error)
 
 
 def _finish(job: _Job, result: object) -> None:

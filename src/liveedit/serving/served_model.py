@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from PIL import Image
@@ -99,13 +98,10 @@ class ServedModel:
     def __init__(self, model: EditedModel, settings: ServingSettings):
         self.model, self.settings = model, settings
         self._threads = torch.get_num_threads()
-        self._looked = float("-inf")
-
-    @cached_property
-    def lanes(self) -> int:
+        parameters = sum(weight.numel() for weight in model.backbone.model.parameters())
+        self.lanes: int = settings.lanes or default_lanes(model.editor.device, parameters)
         """How many threads answer beside each other."""
-        parameters = sum(weight.numel() for weight in self.model.backbone.model.parameters())
-        return self.settings.lanes or default_lanes(self.model.editor.device, parameters)
+        self._looked = float("-inf")
 
     def enter_lane(self) -> None:
         """Take this thread's share of the processor."""
