@@ -10,7 +10,8 @@ it. Refusals with 429 are counted and asked again after the time that the server
 
 Figures: `throughput_ratio`, answers per second under load over those of the single client, target >= 4; `errors` and
 `wrong`, target 0; `server_cpu_ms_per_answer`, which other programs on the machine touch less (the edits' time counts
-in); `memory_growth`, resident bytes of the server at the end of the load over those after its first third.
+in); `memory_growth`, resident bytes of the server at the end of the load over those after three tenths of it;
+`memory_mib`, the same before the load and after each tenth of it.
 """
 
 from __future__ import annotations
@@ -215,14 +216,16 @@ def run_load(
         for number in range(clients)
     ]
     threads.append(threading.Thread(target=lambda: made.append(keep_editing(server.url, edited, until, counts))))
+    memory = [server.resident_bytes()]
     started = time.monotonic()
     for thread in threads:
         thread.start()
-    time.sleep(seconds / 3)
-    early = server.resident_bytes()
+    for tenth in range(1, 11):
+        time.sleep(max(0.0, started + tenth * seconds / 10 - time.monotonic()))
+        memory.append(server.resident_bytes())
     for thread in threads:
         thread.join()
-    return counts, counts.answers / (time.monotonic() - started), made[0], server.resident_bytes() / early
+    return counts, counts.answers / (time.monotonic() - started), made[0], memory
 
 
 def measure(clients: int, seconds: float, options: Sequence[str]) -> dict[str, Any]:
@@ -243,7 +246,7 @@ def measure(clients: int, seconds: float, options: Sequence[str]) -> dict[str, A
             single_cpu = (server.cpu_seconds() - cpu) / single.answers
             run_load(server, pairs, edited, clients, min(3.0, seconds))
             cpu, before = server.cpu_seconds(), server.batches()
-            counts, rate, made, growth = run_load(server, pairs, edited, clients, seconds)
+            counts, rate, made, memory = run_load(server, pairs, edited, clients, seconds)
             load_cpu = (server.cpu_seconds() - cpu) / counts.answers
             after = server.batches()
         finally:
@@ -268,7 +271,8 @@ def measure(clients: int, seconds: float, options: Sequence[str]) -> dict[str, A
         },
         "single_latency_ms": round(1000 * sorted(single.latencies)[len(single.latencies) // 2]),
         "mean_batch": round((after[0] - before[0]) / (after[1] - before[1]), 1),
-        "memory_growth": round(growth, 3),
+        "memory_growth": round(memory[-1] / memory[3], 3),
+        "memory_mib": [size >> 20 for size in memory],
         "first_errors": (counts.errors + single.errors)[:3],
         "first_wrong": (counts.wrong + single.wrong)[:3],
         "clients": clients,

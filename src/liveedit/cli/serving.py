@@ -55,7 +55,7 @@ def serve(
     batch: Annotated[int | None, typer.Option(help="Most questions that are answered at once.  [default: 64]")] = None,
     lanes: Annotated[
         int | None,
-        typer.Option(help="Parts of a batch that are answered side by side; one by default but for small models."),
+        typer.Option(help="Batches that are answered side by side; one by default but for small models."),
     ] = None,
     body_bytes: Annotated[int | None, typer.Option(help="Largest request body, in bytes.  [default: 8388608]")] = None,
     picture_pixels: Annotated[int | None, typer.Option(help="Largest picture, in pixels.  [default: 16000000]")] = None,

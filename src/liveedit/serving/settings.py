@@ -22,7 +22,7 @@ class ServingSettings(BaseModel):
     probe_edits: int = Field(8, ge=0, description="Most edits in force that are asked again when one is made.")
     batch: int = Field(64, ge=1, description="Most questions that are answered at once.")
     lanes: int | None = Field(
-        None, ge=1, description="Parts of a batch that are answered side by side; one by default but for small models."
+        None, ge=1, description="Batches that are answered side by side; one by default but for small models."
     )
     queue: int = Field(256, ge=1, description="Most requests that wait for the model.")
     queue_pixels: int = Field(
