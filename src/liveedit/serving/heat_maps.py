@@ -85,7 +85,7 @@ async def _query(request: HeatMapRequest, service: Service) -> Query:
 
 
 def _look(served: ServedModel, query: Query, change_cells: int | None) -> HeatMaps:
-    """On the thread of the model. Raises what `Backbone.encode` raises where the question cannot be taken."""
+    """On a thread of the model. Raises what `Backbone.encode` raises where the question cannot be taken."""
     served.check(query)
     model, editor, image = served.model, served.model.editor, query.image
     assert image is not None

@@ -1,4 +1,4 @@
-"""Looking at edits: lists, one of them, its thumbnail, its history. All of it beside the thread of the model."""
+"""Looking at edits: lists, one of them, its thumbnail, its history. All of it beside the threads of the model."""
 
 from __future__ import annotations
 

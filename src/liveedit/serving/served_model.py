@@ -37,9 +37,7 @@ _LOOK_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Query:
-    """A question of a request. `listener` and `is_abandoned` are called on the thread
-    of the model.
-    """
+    """A question of a request. `listener` and `is_abandoned` are called on a thread of the model."""
 
     prompt: str
     image: Image.Image | None

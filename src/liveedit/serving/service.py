@@ -21,7 +21,7 @@ from .served_model import ServedModel
 from .settings import ServingSettings
 
 _READERS: Final = 4
-"""So few threads read the store at once that connections to it are left for the thread of the model."""
+"""So few threads read the store at once that connections to it are left for the threads of the model."""
 
 _LOOK_SECONDS: Final = 2.0
 
@@ -44,7 +44,7 @@ class Service:
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_READERS))
 
     async def read(self, look: Callable[[ServedModel], _Result]) -> _Result:
-        """What a function that only reads the store returns; it runs beside the thread of the model."""
+        """What a function that only reads the store returns; it runs beside the threads of the model."""
         return await run_sync(look, self.model, limiter=self.readers)
 
     async def picture(self, uri: str) -> Image.Image:

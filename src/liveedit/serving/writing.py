@@ -16,7 +16,7 @@ from ..errors import WaitedTooLongError
 
 Finish = Literal["stop", "length"]
 Listener = Callable[[str], None]
-"""Takes the answer's text piece by piece, on the thread of the model."""
+"""Takes the answer's text piece by piece, on a thread of the model."""
 
 _UNFINISHED_CHARACTER = "\ufffd"
 _COLDEST = 1e-5
