@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from liveedit.errors import ImageError
-from liveedit.serving.pictures import FORMATS, picture_of
+from liveedit.serving.pictures import FORMATS, is_quick, picture_of
 
 LIMIT = 10_000
 
@@ -48,3 +49,15 @@ def test_damaged_pictures_are_refused_or_read_but_break_nothing(kind: str) -> No
             assert picture.mode == "RGB" and picture.width * picture.height <= LIMIT
     assert refused > 0
     assert picture_of(f"data:image/png;base64,{base64.b64encode(whole).decode()}", LIMIT).size == (24, 24)
+
+
+def test_only_small_pictures_are_decoded_without_another_thread() -> None:
+    def flat(side: int) -> str:
+        return uri_of(Image.new("RGB", (side, side), "red"))
+
+    assert is_quick(flat(256)) and not is_quick(flat(257))
+    assert not is_quick(flat(3000)), "few bytes, many pixels"
+    noise = Image.frombytes("RGB", (250, 250), random.Random(0).randbytes(250 * 250 * 3))
+    assert not is_quick(uri_of(noise)), "few pixels, many bytes"
+    assert is_quick("/etc/passwd"), "refused at once"
+    assert not is_quick("data:image/png;base64,?") and not is_quick("data:image/png;base64,AAAA")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import re
 from typing import Final
 
@@ -18,6 +19,9 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 LONGEST: Final = 32
 """Processors of pictures enlarge the shorter side to their own size: a line of pixels would take all memory."""
 
+_QUICK_CHARACTERS, _QUICK_PIXELS = 2**17, 2**16
+"""What is decoded sooner than it is handed to another thread."""
+
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 
 
@@ -26,6 +30,20 @@ def picture_pattern() -> str:
     digit = "[A-Za-z0-9+/]"
     base64 = f"({digit}{{4}})*({digit}{{4}}|{digit}{{3}}=|{digit}{{2}}==)"
     return f"^data:image/({'|'.join(kind.lower() for kind in FORMATS)});base64,{base64}$"
+
+
+def is_quick(uri: str) -> bool:
+    """Whether this is a small picture, or none at all: `picture_of` takes no longer for it than a change of threads."""
+    start = _DATA_URI.match(uri)
+    if start is None:
+        return True
+    if len(uri) > _QUICK_CHARACTERS:
+        return False
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(uri[start.end() :], validate=True)), formats=FORMATS) as picture:
+            return picture.width * picture.height <= _QUICK_PIXELS
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False  # Others know what is wrong with it.
 
 
 def picture_of(uri: str, max_pixels: int) -> Image.Image:

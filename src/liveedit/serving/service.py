@@ -16,7 +16,7 @@ from ..errors import StoreError
 from .engine import Engine
 from .fetching import Fetcher
 from .idempotency import Idempotency
-from .pictures import picture_from, picture_of
+from .pictures import is_quick, picture_from, picture_of
 from .served_model import ServedModel
 from .settings import ServingSettings
 
@@ -53,6 +53,8 @@ class Service:
         if self.fetcher is not None and uri[:5].lower() != "data:":
             data = await self.fetcher.fetch(uri)
             return await run_in_threadpool(picture_from, data, pixels)
+        if is_quick(uri):
+            return picture_of(uri, pixels)
         return await run_in_threadpool(picture_of, uri, pixels)
 
     async def reaches_store(self) -> bool:
