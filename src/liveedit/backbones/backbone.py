@@ -18,7 +18,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..errors import BackboneError, InvalidInputError
 from ..images import open_image
 from ..samples import Question
-from .halves import resumed_at, states_after
+from .halves import decoder_of, execution_device, resumed_at, states_after
 from .inputs import Inputs, Layout, Underway, pad
 from .interception import Asked, Interceptor, answerers, as_they_are, prefixes_embedded
 
@@ -52,7 +52,7 @@ class Backbone:
         self.tokenizer: Any = processor.tokenizer
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.decoder: Any = _find_decoder(model)
+        self.decoder: Any = decoder_of(model)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.pad_token_id: Any = self.tokenizer.pad_token_id
         self._now = Underway()
@@ -85,7 +85,7 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device on which the word embeddings are computed."""
-        return _execution_device(self.word_embeddings)
+        return execution_device(self.word_embeddings)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,7 +162,7 @@ class Backbone:
 
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer is computed."""
-        return _execution_device(self.layers[layer])
+        return execution_device(self.layers[layer])
 
     def default_edit_layer(self) -> int:
         """Two thirds of the depth: layer 21 of 32 in the paper (section 7.4), counted from 1 there."""
@@ -486,25 +486,3 @@ class Backbone:
 
 def _prefix_tokens(asked: Asked) -> int:
     return 0 if asked.prefix is None else len(asked.prefix)
-
-
-def _execution_device(module: nn.Module) -> torch.device:
-    """Where a module is computed; offloaded weights lie elsewhere, and are moved there for the time of a call."""
-    hook = getattr(module, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    if device is not None:
-        return torch.device(device)
-    return next(module.parameters()).device
-
-
-def _find_decoder(model: PreTrainedModel) -> nn.Module:
-    decoder: Any = model
-    for _ in range(4):
-        if isinstance(getattr(decoder, "layers", None), nn.ModuleList):
-            return decoder
-        find = getattr(decoder, "get_decoder", None)
-        decoder = find() if find is not None else None
-    raise BackboneError(
-        f"{type(model).__name__} has no list of decoder layers that LiveEdit can find: its get_decoder() leads to no "
-        "module with a ModuleList named `layers`. Subclass liveedit.backbones.Backbone for it."
-    )

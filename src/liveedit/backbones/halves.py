@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import BackboneError
 
 
 class StoppedError(Exception):
@@ -66,3 +70,26 @@ class _StandIn(nn.Module):
         """The stored states, or the hidden states unchanged."""
         states = object.__getattribute__(self, "_states")
         return hidden_states if states is None else states
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module is computed; offloaded weights lie elsewhere, and are moved there for the time of a call."""
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    return next(module.parameters()).device
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The module around the list of decoder layers. Raises `BackboneError` where there is none."""
+    decoder: Any = model
+    for _ in range(4):
+        if isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+            return decoder
+        find = getattr(decoder, "get_decoder", None)
+        decoder = find() if find is not None else None
+    raise BackboneError(
+        f"{type(model).__name__} has no list of decoder layers that LiveEdit can find: its get_decoder() leads to no "
+        "module with a ModuleList named `layers`. Subclass liveedit.backbones.Backbone for it."
+    )
