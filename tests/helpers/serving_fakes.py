@@ -54,6 +54,7 @@ class FakeModel:
         self.lanes_entered: list[str] = []
         self.news = 0
         """How often `refresh` has something to do."""
+        self.refresh_problem: Exception | None = None
 
     def enter_lane(self) -> None:
         self.lanes_entered.append(threading.current_thread().name)
@@ -64,6 +65,8 @@ class FakeModel:
         return self.news > 0
 
     def refresh(self) -> None:
+        if self.refresh_problem is not None:
+            raise self.refresh_problem
         self.news -= 1
         self.change(f"news {self.news}")
 

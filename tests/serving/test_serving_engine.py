@@ -164,6 +164,21 @@ def test_what_others_changed_is_taken_in_before_the_next_answer() -> None:
     assert model.calls == ["news 1", "news 0", 1]
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_questions_fail_where_what_others_changed_cannot_be_taken_in(lanes: int) -> None:
+    model = FakeModel()
+    model.news, model.refresh_problem = 1, StoreError("An expert is damaged.")
+
+    async def ask(engine: Engine[FakeModel]) -> list[Any]:
+        asked = (engine.ask(query(f"q{n}")) for n in range(20))
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+
+    with engine_of(model, lanes) as engine:
+        assert [str(error) for error in asyncio.run(ask(engine))] == ["An expert is damaged."] * 20
+        model.refresh_problem = None
+        assert [reply.text for reply in asyncio.run(ask(engine))] == [f"q{n}: news 0/news 0" for n in range(20)]
+
+
 def test_questions_fail_while_the_store_is_away_and_are_answered_again_afterwards() -> None:
     model = FakeModel()
     with engine_of(model) as engine:

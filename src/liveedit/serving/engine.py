@@ -187,8 +187,17 @@ class Engine(Generic[_Model]):
             self._begin(questions, partial(_fail, error=error))
             return False
         with self._changed:
-            self._jobs.extendleft(reversed([_Job(None, lambda model: model.refresh(), 0), *questions]))
+            self._jobs.extendleft(reversed([_Job(None, partial(self._refresh, questions), 0), *questions]))
         return False
+
+    def _refresh(self, questions: list[_Job], model: _Model) -> None:
+        """Refresh the model; where that fails, so do the questions that wait for it: they would ask for it for ever."""
+        try:
+            model.refresh()
+        except Exception as error:
+            for job in questions:
+                self._forget(job)
+            self._begin(questions, partial(_fail, error=error))
 
     def _next(self) -> list[_Job]:
         """What this thread is to do next, once something can be begun; nothing when all is done."""
