@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from liveedit.experts.store import EditStore, NewEdit
+from liveedit.store.store import EditStore, NewEdit
 from store import bound, make_expert
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.states import StateStore
+from liveedit.backbones.hidden_states import StateStore
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask
 from shapes import SHAPES, Shape, build_backbone, editor_config, make_cases, random_repository

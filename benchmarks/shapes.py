@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from liveedit.backbones import Backbone, load_backbone
-from liveedit.backbones.built_in.models import TINY_LLAVA
-from liveedit.backbones.built_in.tokenizer import build_tokenizer
 from liveedit.datasets.world.questions import vocabulary
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.experts import Expert, ExpertRepository
+from liveedit.pretraining.models import TINY_LLAVA
+from liveedit.pretraining.tokenizer import build_tokenizer
 from liveedit.samples import Edit, EditCase, Probe, Question
 
 PROMPT_WORDS = 14

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from liveedit.experts import Expert, ExpertRepository
-from liveedit.experts.store import EditStore, NewEdit
+from liveedit.store.store import EditStore, NewEdit
 
 TARGETS = {"opening_beyond_reading_s": 3.0, "add_ms": 5.0}
 

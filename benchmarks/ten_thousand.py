@@ -34,12 +34,12 @@ from torch import Tensor
 from liveedit.backbones import Backbone, Inputs, load_backbone
 from liveedit.datasets.world import WorldCase, world_cases
 from liveedit.datasets.world.drawing import draw
+from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEdit
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.experts import Expert
-from liveedit.experts.store import EditStore, NewEdit
-from liveedit.model import EditedModel
 from liveedit.samples import Edit, Question
+from liveedit.store.store import EditStore, NewEdit
 
 AT_ONCE = 64
 

@@ -35,7 +35,7 @@ import torch
 from torch.nn import functional as F
 
 from liveedit.backbones import Backbone, Inputs
-from liveedit.backbones.states import StateStore
+from liveedit.backbones.hidden_states import StateStore
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask
 from liveedit.samples import EditCase

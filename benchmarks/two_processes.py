@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from liveedit.checkpoints import load_tensors
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
+from liveedit.training.checkpoints import load_tensors
 
 STAGES = ("routing:60:32:1e-3", "generator:40:12:1e-3", "joint:20:12:3e-4")
 SHOWN = ("reliability", "reliability_routing", "text_generality", "modal_locality", "near_duplicate_locality")

@@ -13,12 +13,12 @@ from PIL import Image
 from postgres_server import PostgresServer, reason_to_skip, running_server
 
 from liveedit.backbones import Backbone, load_backbone
-from liveedit.backbones.built_in.models import TINY_LLAVA
 from liveedit.cli import main
 from liveedit.datasets import read
 from liveedit.datasets.world import write_world
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.experts import Expert
+from liveedit.pretraining.models import TINY_LLAVA
 from liveedit.samples import EditCase
 
 ConfigMaker = Callable[..., LiveEditConfig]

@@ -13,9 +13,9 @@ from PIL import Image
 from liveedit import demo
 from liveedit.backbones import Backbone
 from liveedit.cli import main
+from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
 from liveedit.errors import DatasetError
-from liveedit.model import EditedModel
 from liveedit.samples import EditCase
 
 

@@ -53,7 +53,7 @@ def is_in(name: str, folder: str) -> bool:
 
 def test_the_reader_of_imports_sees_relative_ones() -> None:
     assert ("liveedit.editors.ft", "liveedit.backbones.Backbone") in importing("editors")
-    assert ("liveedit.backbones.built_in.models", "liveedit.datasets.world") in importing("backbones")
+    assert ("liveedit.pretraining.models", "liveedit.datasets.world") in importing("backbones")
 
 
 @pytest.mark.parametrize("folder", ["samples", "errors", "images", "backbones", "experts", "datasets", "checkpoints"])

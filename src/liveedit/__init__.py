@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbones import Backbone, load_backbone
+    from .edited.model import Answer, EditedModel, Receipt
     from .editors import Editor, Fired, editor_class, editor_names
     from .editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
     from .errors import LiveEditError
-    from .model import Answer, EditedModel, Receipt
     from .samples import Edit, EditCase, Probe, Question
 
 __version__ = metadata.version("liveedit")
 
 _HOMES = {
-    "Answer": "model",
+    "Answer": "edited.model",
     "Backbone": "backbones",
     "Edit": "samples",
     "EditCase": "samples",
-    "EditedModel": "model",
+    "EditedModel": "edited.model",
     "Editor": "editors",
     "Fired": "editors",
     "LiveEdit": "editors.liveedit",
@@ -39,7 +39,7 @@ _HOMES = {
     "LiveEditRefine": "editors.liveedit",
     "Probe": "samples",
     "Question": "samples",
-    "Receipt": "model",
+    "Receipt": "edited.model",
     "editor_class": "editors",
     "editor_names": "editors",
     "load_backbone": "backbones",

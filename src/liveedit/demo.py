@@ -19,6 +19,7 @@ from rich.text import Text
 
 from .backbones import Backbone, load_backbone
 from .datasets.sources import NamedData, open_data
+from .edited.model import EditedModel, backbone_digest
 from .editors import editor_class
 from .errors import DatasetError
 from .evaluation.bench import Bench, BenchConfig, Row, make_provenance
@@ -26,7 +27,6 @@ from .evaluation.report import render, write_report
 from .evaluation.scoring import exact_match
 from .evaluation.table import Table, markdown_text
 from .images import open_image
-from .model import EditedModel, backbone_digest
 from .samples import EditCase, Question
 
 Report = Callable[[str, int, int], None]

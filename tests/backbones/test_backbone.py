@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from liveedit.backbones import Backbone, built_in_folder, load_backbone
-from liveedit.backbones.inputs import pad
+from liveedit.backbones.tokens import pad
 from liveedit.errors import BackboneError, ImageError, InvalidInputError
 from liveedit.samples import Question
 

@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from liveedit.backbones import load_backbone
+from liveedit.edited.model import backbone_digest
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.errors import BackboneError, NotFoundError
-from liveedit.model import backbone_digest
 from liveedit.samples import Edit, Question
 
 

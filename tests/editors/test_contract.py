@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from liveedit.backbones import Backbone
-from liveedit.checkpoints import save_tensors
 from liveedit.editors import Editor, editor_class, editor_names
 from liveedit.editors.ft import FineTuneConfig, FineTuneLast, FineTuneMultimodal, FineTuneMultimodalConfig
 from liveedit.editors.lemoe import Lemoe, LemoeConfig
@@ -21,6 +20,7 @@ from liveedit.editors.t_patcher import TPatcher, TPatcherConfig
 from liveedit.editors.trained import TrainedEditor
 from liveedit.errors import CheckpointError, InvalidInputError, NotFoundError
 from liveedit.samples import Edit, Question
+from liveedit.training.checkpoints import save_tensors
 
 Maker = Callable[[Backbone, Callable[..., LiveEditConfig]], Editor]
 

@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.editors.t_patcher import TPatcher, TPatcherConfig
 from liveedit.editors.t_patcher.memory import LONGEST_ANSWER, PLAIN_QUESTIONS, default_memory
-from liveedit.editors.t_patcher.patches import (
-    PatchedFeedForward,
-    Patches,
-    activation_loss,
-    feed_forward,
-    memory_loss,
-)
+from liveedit.editors.t_patcher.patches import PatchedFeedForward, Patches, activation_loss, feed_forward, memory_loss
 from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from liveedit.samples import Edit, EditCase, Question
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.built_in.language_models import TINY_MISTRAL_LM
 from liveedit.backbones.families.parts import Parts
 from liveedit.backbones.families.text_only import TextBackbone
 from liveedit.editors.ft import FineTuneLast
@@ -23,6 +22,7 @@ from liveedit.evaluation.perplexity import (
     greedy_tokens,
     perplexity,
 )
+from liveedit.pretraining.language_models import TINY_MISTRAL_LM
 from liveedit.samples import Edit, EditCase, Question
 
 QUESTIONS = [

@@ -14,12 +14,7 @@ from liveedit.evaluation.lines import at_largest, lines_of
 from liveedit.evaluation.plots import COLORS, PlotsUnavailableError, write_plots
 from liveedit.evaluation.published import published_table, published_values
 from liveedit.evaluation.report import render, write_report
-from liveedit.evaluation.report_tables import (
-    answer_type_table,
-    cost_table,
-    interval_table,
-    main_table,
-)
+from liveedit.evaluation.report_tables import answer_type_table, cost_table, interval_table, main_table
 from liveedit.evaluation.table import Table, latex_text
 
 

@@ -14,12 +14,12 @@ from liveedit.cli import main
 from liveedit.editors import editor_names
 from liveedit.errors import InvalidInputError, NotFoundError
 from liveedit.evaluation import bench as bench_module
-from liveedit.evaluation.paper.averages import PAPER_METRICS
 from liveedit.experiments import cells
 from liveedit.experiments.cells import Measuring
 from liveedit.experiments.comparison import TABLE_1, TABLE_5, TABLE_6, comparison, conclude, default_editors
 from liveedit.experiments.experiment import Conclusion, Experiment, run_experiment
 from liveedit.experiments.jobs import Outcome, Workers
+from liveedit.experiments.report.averages import PAPER_METRICS
 
 SMALL = Measuring(cases=4, few_edits_cases=2, max_new_tokens=2)
 

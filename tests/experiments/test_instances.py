@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from liveedit.backbones import Backbone
 from liveedit.cli import paper_figure6
 from liveedit.editors.liveedit import LiveEdit
-from liveedit.editors.liveedit.looked_at import Candidate, met
+from liveedit.editors.liveedit.attribution import Candidate, met
 from liveedit.errors import DatasetError, InvalidInputError
 from liveedit.experiments.instances import KINDS, Gallery, _hardest, difficulty, figure_6, figure_7
 from liveedit.images import open_image

@@ -12,16 +12,16 @@ from liveedit.backbones import Backbone
 from liveedit.cli import main
 from liveedit.cli.arguments import spread_values
 from liveedit.errors import ConfigError, DatasetError, InvalidInputError
-from liveedit.evaluation.paper.averages import PAPER_METRICS
 from liveedit.experiments import cells, trained_cells
 from liveedit.experiments.ablation import SETTINGS, ablation
 from liveedit.experiments.ablation import conclude as conclude_ablation
 from liveedit.experiments.cells import EditorChoice, Measuring
 from liveedit.experiments.jobs import Workers, run_jobs
+from liveedit.experiments.report.averages import PAPER_METRICS
 from liveedit.experiments.sweeps import FIGURE_3, FIGURE_4, FIGURE_5, layers_of, sweep
 from liveedit.experiments.sweeps import conclude as conclude_sweep
 from liveedit.experiments.trained_cells import TrainedCell, Training, training_cases
-from liveedit.training import StageConfig
+from liveedit.training.trainer import StageConfig
 
 SMALL = (("module_width", 32), ("rank", 2), ("heads", 4), ("feature_parts", 2), ("same_subject", "ignored"))
 MEASURING = Measuring(cases=2, few_edits_cases=1, max_new_tokens=2)

@@ -17,8 +17,9 @@ from edit_examples import BACKBONE, EDITOR, bits, bound, make_edit, make_expert
 from PIL import Image
 
 from liveedit.errors import ImageError, InvalidInputError, NotFoundError, StoreError
-from liveedit.experts import Expert, ExpertRepository, store
-from liveedit.experts.store import EditStore, NewEdit, StoredEdit, thumbnail_png
+from liveedit.experts import Expert, ExpertRepository
+from liveedit.store import store
+from liveedit.store.store import EditStore, NewEdit, StoredEdit, thumbnail_png
 
 
 @pytest.fixture

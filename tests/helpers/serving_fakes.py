@@ -14,19 +14,19 @@ from typing import Any, cast
 from fastapi import FastAPI
 from PIL import Image
 
-from liveedit.checking import CheckedEdit
+from liveedit.edited.model import Receipt
+from liveedit.edited.recheck import CheckedEdit
 from liveedit.editors import Fired
 from liveedit.errors import EditStateError, InvalidInputError, NotFoundError
-from liveedit.experts.paging import EditPage
-from liveedit.experts.records import StoredEdit
-from liveedit.experts.requests import ChangeRequest
-from liveedit.model import Receipt
+from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
-from liveedit.serving.keys import KeyFile
 from liveedit.serving.served_model import Correction, Query, Reply, ServedModel
 from liveedit.serving.server import Server
 from liveedit.serving.settings import ServingSettings
+from liveedit.store.idempotency import ChangeRequest
+from liveedit.store.paging import EditPage
+from liveedit.store.records import StoredEdit
 
 
 class FakeModel:

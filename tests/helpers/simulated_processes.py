@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liveedit.processes import Processes
+from liveedit.training.distributed import Processes
 
 
 @dataclass

@@ -20,8 +20,8 @@ import torch
 
 from liveedit.errors import StoreError
 from liveedit.experts import Expert
-from liveedit.experts.requests import ChangeRequest
-from liveedit.experts.store import EditStore, NewEdit, StoredEdit
+from liveedit.store.idempotency import ChangeRequest
+from liveedit.store.store import EditStore, NewEdit, StoredEdit
 
 Result = TypeVar("Result")
 

@@ -19,8 +19,8 @@ from serving_fakes import FakeModel, data_uri, fake_app, listening
 from starlette.testclient import TestClient
 
 from liveedit.errors import StoreError
-from liveedit.serving.gate import OPEN_PATHS
-from liveedit.serving.keys import KeyFile
+from liveedit.serving.api_keys import KeyFile
+from liveedit.serving.middleware import OPEN_PATHS
 from liveedit.serving.settings import ServingSettings
 
 CHAT = "/v1/chat/completions"

@@ -21,12 +21,12 @@ from typer.main import get_command
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.cli import app, main
+from liveedit.edited.model import EditedModel
 from liveedit.images import image_digest, open_image
-from liveedit.model import EditedModel
 from liveedit.samples import EditCase
+from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
-from liveedit.serving.keys import KeyFile
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
 

@@ -15,10 +15,10 @@ from PIL import Image
 from serving_fakes import FakeModel
 
 from liveedit.errors import InvalidInputError, QueueFullError, ServiceStoppingError, StoreError, WaitedTooLongError
+from liveedit.serving.decoding import Style
 from liveedit.serving.engine import Engine
 from liveedit.serving.served_model import Query, Reply
 from liveedit.serving.settings import ServingSettings
-from liveedit.serving.writing import Style
 
 
 @contextmanager

@@ -20,9 +20,9 @@ from fuzzed_requests import Fuzzed, fuzzed_request
 from served_process import ServedProcess, serving
 
 from liveedit.backbones import Backbone
-from liveedit.model import EditedModel
+from liveedit.edited.model import EditedModel
 from liveedit.samples import EditCase
-from liveedit.serving.keys import KeyFile
+from liveedit.serving.api_keys import KeyFile
 
 REQUESTS = int(os.environ.get("LIVEEDIT_FUZZ", "0")) or 400
 CLIENTS = 4

@@ -12,14 +12,14 @@ from serving_fakes import FakeModel, data_uri, fake_app
 from starlette.testclient import TestClient
 
 from liveedit.backbones import Backbone
-from liveedit.editors.liveedit.looked_at import attention_map, change_map
+from liveedit.edited.model import EditedModel
+from liveedit.editors.liveedit.attribution import attention_map, change_map
 from liveedit.images import open_image
-from liveedit.model import EditedModel
 from liveedit.samples import EditCase, Question
+from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
 from liveedit.serving.heat_maps import Area, seen_area
-from liveedit.serving.keys import KeyFile
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
 

@@ -13,11 +13,11 @@ import pytest
 from browsers import Visitor, why_no_browser
 from serving_fakes import FakeModel, fake_app, listening
 
-from liveedit.checking import CheckedEdit
+from liveedit.edited.recheck import CheckedEdit
 from liveedit.editors import Fired
-from liveedit.experts.paging import EditPage
-from liveedit.experts.records import StoredEdit
-from liveedit.serving.example_pictures import QUESTIONS
+from liveedit.serving.example_images import QUESTIONS
+from liveedit.store.paging import EditPage
+from liveedit.store.records import StoredEdit
 
 _REASON = why_no_browser()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]

@@ -17,8 +17,8 @@ from serving_fakes import FakeModel, fake_app
 from starlette.testclient import TestClient
 
 from liveedit.datasets.world import catalog
-from liveedit.serving.example_pictures import EXAMPLES
-from liveedit.serving.keys import KeyFile
+from liveedit.serving.api_keys import KeyFile
+from liveedit.serving.example_images import EXAMPLES
 from liveedit.serving.settings import ServingSettings
 
 FOLDER = files("liveedit.serving").joinpath("page")

@@ -12,9 +12,9 @@ from browsers import Visitor, why_no_browser
 from PIL import Image
 from serving_fakes import FakeModel, fake_app, listening
 
-from liveedit.experts.paging import EditPage
-from liveedit.serving.keys import KeyFile
+from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.settings import ServingSettings
+from liveedit.store.paging import EditPage
 
 _REASON = why_no_browser()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]

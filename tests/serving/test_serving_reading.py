@@ -17,15 +17,15 @@ from sqlalchemy import event
 from starlette.testclient import TestClient
 from torch import nn
 
+from liveedit.edited.model import EditedModel
 from liveedit.experts import Expert
-from liveedit.experts.records import NewEdit, thumbnail_png
-from liveedit.experts.store import EditStore
 from liveedit.images import image_digest
-from liveedit.model import EditedModel
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
+from liveedit.store.records import NewEdit, thumbnail_png
+from liveedit.store.store import EditStore
 
 
 class KeptModel:

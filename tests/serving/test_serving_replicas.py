@@ -14,9 +14,9 @@ from postgres_server import PostgresServer
 from served_process import ServedProcess, serving
 from serving_fakes import data_uri
 
-from liveedit.experts.store import EditStore
 from liveedit.images import open_image
 from liveedit.samples import EditCase
+from liveedit.store.store import EditStore
 
 pytestmark = pytest.mark.slow
 

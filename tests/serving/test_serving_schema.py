@@ -19,11 +19,11 @@ import pytest
 from serving_fakes import listening
 
 from liveedit.backbones import Backbone
-from liveedit.model import EditedModel
+from liveedit.edited.model import EditedModel
 from liveedit.samples import EditCase
+from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
-from liveedit.serving.keys import KeyFile
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
 

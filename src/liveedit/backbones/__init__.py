@@ -1,8 +1,8 @@
 """Frozen models: built-in, from a local path, or by hub name."""
 
 from .backbone import Backbone
-from .built_in_folders import BUILT_IN, built_in_folder
-from .inputs import Inputs
+from .built_in import BUILT_IN, built_in_folder
 from .loading import load_backbone
+from .tokens import Inputs
 
 __all__ = ["BUILT_IN", "Backbone", "Inputs", "built_in_folder", "load_backbone"]

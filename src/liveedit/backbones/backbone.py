@@ -18,9 +18,9 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..errors import BackboneError, InvalidInputError
 from ..images import open_image
 from ..samples import Question
-from .halves import decoder_of, execution_device, resumed_at, states_after
-from .inputs import Inputs, Layout, Underway, pad
-from .interception import Asked, Interceptor, answerers, as_they_are, prefixes_embedded
+from .prompt_transforms import Asked, Interceptor, answerers, as_they_are, prefixes_embedded
+from .split_forward import decoder_of, execution_device, resumed_at, states_after
+from .tokens import Inputs, Layout, Underway, pad
 
 _NOT_OF_PICTURES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 _PICTURE_WORDS = ("image", "img", "vision", "video", "<row_")

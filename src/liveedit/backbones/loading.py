@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import BackboneError
 from .backbone import Backbone
-from .built_in_folders import BUILT_IN, built_in_folder
+from .built_in import BUILT_IN, built_in_folder
 from .families import backbone_class
 from .linear import speed_up_linear_layers
 

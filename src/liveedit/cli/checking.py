@@ -12,7 +12,7 @@ from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, Expe
 from .console import InterruptedRunError, Progress, console, load_quietly, print_json
 
 if TYPE_CHECKING:
-    from ..checking import CheckedEdit
+    from ..edited.recheck import CheckedEdit
 
 
 def register(app: typer.Typer) -> None:
@@ -33,9 +33,9 @@ def check(
 ) -> None:
     """Ask all edits in force again and name those that no longer hold; the exit code is 1 where there are any."""
     load_quietly()
-    from ..experts.opening import is_absent
-    from ..experts.store import EditStore
-    from ..model import EditedModel
+    from ..edited.model import EditedModel
+    from ..store.opening import is_absent
+    from ..store.store import EditStore
 
     if is_absent(edits):
         EditStore(edits, create=False).close()  # Says that there is none, before anything is loaded.

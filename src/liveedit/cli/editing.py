@@ -24,7 +24,7 @@ from .arguments import (
 from .console import console, load_quietly, note, print_fields, print_json
 
 if TYPE_CHECKING:
-    from ..experts.evidence import Evidence
+    from ..store.evidence import Evidence
 
 Prompt = Annotated[str, typer.Option("--prompt", help="The question.")]
 
@@ -81,7 +81,7 @@ def edit(
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this picture."""
     load_quietly()
-    from ..model import EditedModel
+    from ..edited.model import EditedModel
     from .probes import probes_of
 
     options = loading(load)
@@ -161,10 +161,10 @@ def ask(
     """Ask the model, with the edits of a file in force."""
     load_quietly()
     from ..backbones import load_backbone
+    from ..edited.model import Answer, EditedModel
     from ..editors import editor_class, taking_part
-    from ..experts.opening import is_absent
-    from ..model import Answer, EditedModel
     from ..samples import Question
+    from ..store.opening import is_absent
 
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking makes no file.
     editor_class(editor)

@@ -15,7 +15,7 @@ from .console import console, print_fields, print_json
 from .editing import described_evidence, edit
 
 if TYPE_CHECKING:
-    from ..experts.store import EditStore, StoredEdit
+    from ..store.store import EditStore, StoredEdit
 
 EditId = Annotated[str, typer.Argument(metavar="ID", help="The edit's id, or its first characters.")]
 
@@ -140,7 +140,7 @@ def import_edits(
     json: Json = False,
 ) -> None:
     """Take in the edits of a bundle: all of them or none. The edits file is made where there is none."""
-    from ..experts.store import EditStore
+    from ..store.store import EditStore
 
     with EditStore(edits) as store:
         done = store.import_bundle(bundle)
@@ -198,7 +198,7 @@ def purge_edit(
 
 
 def _opened(edits: str) -> EditStore:
-    from ..experts.store import EditStore
+    from ..store.store import EditStore
 
     return EditStore(edits, create=False)
 

@@ -69,9 +69,9 @@ def bench(
     load_quietly()
     from ..backbones import load_backbone
     from ..datasets.sources import open_data
+    from ..edited.model import backbone_digest
     from ..evaluation.bench import Bench, BenchConfig, make_provenance
     from ..evaluation.report import render, write_report
-    from ..model import backbone_digest
 
     makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"), _settings(changes))
     with resumable("the bench"), Progress() as progress:

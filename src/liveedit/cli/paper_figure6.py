@@ -102,8 +102,8 @@ def _figure(
     from ..backbones import load_backbone
     from ..datasets.sources import open_data
     from ..errors import InvalidInputError
-    from ..evaluation.looked_at import write_looked_at
     from ..experiments.instances import Gallery
+    from ..experiments.report.attribution import write_looked_at
 
     kind, folders = _liveedit_class(editor), named_values(editor_path or [], "--editor-path")
     if stray := sorted(folders.keys() - set(backbones)):

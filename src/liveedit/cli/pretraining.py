@@ -17,7 +17,7 @@ from .console import Progress, load_quietly, print_fields, print_json, resumable
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
-    from ..backbones.built_in.card import Accuracy
+    from ..pretraining.vision_card import Accuracy
 
 
 def register(app: typer.Typer) -> None:
@@ -51,8 +51,8 @@ def train_backbone(
 ) -> None:
     """Pretrain a built-in backbone from scratch. Run again, it goes on where it was cut off."""
     load_quietly()
-    from ..backbones.built_in.language_models import LANGUAGE_MODELS
-    from ..backbones.built_in.models import BUILT_INS
+    from ..pretraining.language_models import LANGUAGE_MODELS
+    from ..pretraining.models import BUILT_INS
 
     steps = {"language_steps": language_steps}
     of_pictures = {"pictures": pictures, "vision_steps": vision_steps}
@@ -97,10 +97,10 @@ def _train_with_vision(
     progress: Progress,
 ) -> Accuracy | None:
     from ..backbones import load_backbone
-    from ..backbones.built_in.card import CARD_SEED, measure_backbone, write_card
-    from ..backbones.built_in.models import BUILT_INS
-    from ..backbones.built_in.train import PretrainingConfig
-    from ..backbones.built_in.train import train_backbone as pretrain
+    from ..pretraining.models import BUILT_INS
+    from ..pretraining.train import PretrainingConfig
+    from ..pretraining.train import train_backbone as pretrain
+    from ..pretraining.vision_card import CARD_SEED, measure_backbone, write_card
 
     config = PretrainingConfig(**settings)
     pretrain(out, config, progress.report, vision_from)
@@ -116,8 +116,8 @@ def _train_with_vision(
 
 def _train_language_model(settings: dict[str, Any], out: Path, card: bool, progress: Progress) -> Accuracy | None:
     from ..backbones import load_backbone
-    from ..backbones.built_in.language_card import CARD_SEED, measure_language_model, write_language_card
-    from ..backbones.built_in.language_models import LANGUAGE_MODELS, LanguageModelConfig, train_language_model
+    from ..pretraining.language_card import CARD_SEED, measure_language_model, write_language_card
+    from ..pretraining.language_models import LANGUAGE_MODELS, LanguageModelConfig, train_language_model
 
     config = LanguageModelConfig(**settings)
     train_language_model(out, config, progress.report)

@@ -15,7 +15,7 @@ from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, Expe
 from .console import console, load_quietly, note, print_fields, print_json
 
 if TYPE_CHECKING:
-    from ..serving.keys import KeyFile
+    from ..serving.api_keys import KeyFile
 
 KeysFile = Annotated[Path, typer.Option("--keys", help="The file of API keys (JSON); only their digests are in it.")]
 
@@ -101,7 +101,7 @@ def serve(
     holders = _holders(host, keys, no_auth)
     keep_memory()
     load_quietly()
-    from ..model import EditedModel
+    from ..edited.model import EditedModel
     from ..serving.server import model_name, reserved, server_of
 
     options: dict[str, Any] = {
@@ -129,7 +129,7 @@ def add_key(
     json: Json = False,
 ) -> None:
     """Make a key and print it, this once: the file keeps its digest alone."""
-    from ..serving.keys import KeyFile
+    from ..serving.api_keys import KeyFile
 
     key, text = KeyFile(keys).add(role, name)
     if json:
@@ -142,7 +142,7 @@ def add_key(
 @keys.command("list")
 def list_keys(keys: KeysFile, json: Json = False) -> None:
     """The keys of a file, without the keys themselves."""
-    from ..serving.keys import KeyFile
+    from ..serving.api_keys import KeyFile
 
     found = [key.model_dump(mode="json", exclude={"sha256"}) for key in _existing(KeyFile(keys)).keys]
     if json:
@@ -159,7 +159,7 @@ def remove_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], keys: KeysFile, json: Json = False
 ) -> None:
     """Take a key away; a running service follows at once."""
-    from ..serving.keys import KeyFile
+    from ..serving.api_keys import KeyFile
 
     removed = _existing(KeyFile(keys)).remove(key_id)
     if json:
@@ -182,8 +182,8 @@ def _check_extra() -> None:
 
 def _holders(host: str, keys: Path | None, no_auth: bool) -> KeyFile | None:
     """Who may do what; refuses a service that is open to strangers."""
-    from ..serving.gate import is_loopback
-    from ..serving.keys import KeyFile
+    from ..serving.api_keys import KeyFile
+    from ..serving.middleware import is_loopback
 
     if no_auth and keys is not None:
         raise ConfigError("--keys and --no-auth were both given. Give one of them.")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ..backbones import Backbone
     from ..editors.liveedit.recipe import TrainingRecipe
     from ..editors.trained import Report, TrainingResult
-    from ..processes import Processes
     from ..samples import EditCase
-    from ..training import StageConfig
+    from ..training.distributed import Processes
+    from ..training.trainer import StageConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -81,7 +81,7 @@ def train(
     On several devices: torchrun --nproc_per_node N -m liveedit train ..., which takes the same steps as one.
     """
     load_quietly()
-    from ..processes import joined_processes
+    from ..training.distributed import joined_processes
 
     kind = trained_class(editor)
     if not kind.has_forms and (form != "improved" or dry_run):
@@ -157,7 +157,7 @@ def _estimate(
     processes: Processes,
     report: Report,
 ) -> dict[str, Any]:
-    from ..editors.liveedit.estimate import estimate_training
+    from ..editors.training_estimate import estimate_training
 
     with source.sampled(report) as (found, planned):
         frozen = load_frozen()
@@ -217,7 +217,7 @@ def _stages(given: Sequence[str] | None, usual: tuple[StageConfig, ...]) -> tupl
     from pydantic import ValidationError
 
     from ..errors import ConfigError
-    from ..training import StageConfig
+    from ..training.trainer import StageConfig
 
     if not given:
         return usual
@@ -245,7 +245,7 @@ def _recipe(backbone: Backbone, form: str, stages: tuple[StageConfig, ...], give
     from ..editors.liveedit.recipe import TrainingRecipe, default_shape
     from ..editors.liveedit.task import LiveEditLosses
     from ..errors import ConfigError, issues_of
-    from ..training import TrainingConfig
+    from ..training.trainer import TrainingConfig
 
     kinds = (LiveEditConfig, LiveEditLosses, TrainingConfig)
     known = sorted({name for kind in kinds for name in kind.model_fields} - {"width", "image_tokens", "stages"})

@@ -44,7 +44,7 @@ class TrainingData:
             found = self.read(Path(), report)
             yield found, len(found)
             return
-        from ..editors.liveedit.estimate import SAMPLE
+        from ..editors.training_estimate import SAMPLE
 
         with TemporaryDirectory(prefix="liveedit-dry-run-") as folder:
             yield _drawn(Path(folder), seed, min(planned, 2 * SAMPLE), report), planned

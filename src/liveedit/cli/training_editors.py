@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..backbones import Backbone
     from ..editors.trained import Report, TrainedEditor, TrainingResult
-    from ..processes import Processes
     from ..samples import EditCase
-    from ..training import StageConfig
+    from ..training.distributed import Processes
+    from ..training.trainer import StageConfig
 
 Training = Callable[["Backbone", "Sequence[EditCase]", Path, "Report", "Processes"], "TrainingResult"]
 """A training of some editor, its settings decided: backbone, cases, folder, report, processes."""
@@ -50,7 +50,7 @@ def train_other(
 ) -> TrainingResult:
     """Each given setting goes to the training or to the editor's configuration, whichever has it."""
     from ..editors.trained import train_editor
-    from ..training import TrainingConfig
+    from ..training.trainer import TrainingConfig
 
     given = {name: value for name, value in settings.items() if value is not None}
     of_training = {name: given.pop(name) for name in [*given] if name in TrainingConfig.model_fields}

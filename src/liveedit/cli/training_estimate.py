@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .console import print_fields
 
 if TYPE_CHECKING:
-    from ..editors.liveedit.estimate import TrainingEstimate
+    from ..editors.training_estimate import TrainingEstimate
 
 
 def with_disk(estimate: TrainingEstimate, out: Path) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..checkpoints import load_tensors, save_tensors
 from ..errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError, issues_of
 from ..samples import Edit
+from ..training.checkpoints import load_tensors, save_tensors
 
 SMALLEST_SHARE: Final = 0.01
 """Edits with less weight than this in an answer are neither shown nor counted as taking part in it, and do not collide:

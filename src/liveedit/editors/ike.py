@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones import Backbone
-from ..backbones.interception import Asked
+from ..backbones.prompt_transforms import Asked
 from ..samples import Edit, Question
 from .base import Editor, Fired
 from .liveedit.modules import TokenStates
-from .retrieval import EditMemory, latest_of_nearest, read_questions
+from .shared import EditMemory, latest_of_nearest, read_questions
 
 _FIELDS = {"prompt", "answer", "question"}
 

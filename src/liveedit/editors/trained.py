@@ -15,12 +15,12 @@ from pydantic import BaseModel
 from torch import nn
 
 from ..backbones import BUILT_IN, Backbone, built_in_folder
-from ..checkpoints import load_tensors, save_tensors
 from ..datasets.sources import cache_folder
 from ..errors import BackboneError, CheckpointError, NotFoundError
-from ..processes import ALONE, Processes
 from ..samples import EditCase
-from ..training import StageConfig, Task, Trainer, TrainingConfig, check_cases
+from ..training.checkpoints import load_tensors, save_tensors
+from ..training.distributed import ALONE, Processes
+from ..training.trainer import StageConfig, Task, Trainer, TrainingConfig, check_cases
 from .base import Editor, checked_config
 
 _FILE, _CONFIG = "editor.safetensors", "editor.json"

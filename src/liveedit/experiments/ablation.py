@@ -10,16 +10,16 @@ from typing import Any, Final
 
 from ..errors import InvalidInputError
 from ..evaluation.lines import Line, at_largest, lines_of
-from ..evaluation.paper.averages import SCORES, averages, in_order
-from ..evaluation.paper.pictures import draw_bars
-from ..evaluation.paper.report import Findings
-from ..evaluation.paper.tables import harder_table, paper_table
 from ..evaluation.published import published_ablation_table
 from ..evaluation.report_tables import cost_table
 from ..evaluation.scoring import Spread
 from .cells import Cell, EditorChoice, Measuring
 from .experiment import Experiment
 from .jobs import Row
+from .report.averages import SCORES, averages, in_order
+from .report.pictures import draw_bars
+from .report.report import Findings
+from .report.tables import harder_table, paper_table
 from .trained_cells import TrainedCell, Training
 
 TITLE: Final = "Ablation of LiveEdit (LiveEdit paper, table 2)"

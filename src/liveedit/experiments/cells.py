@@ -11,9 +11,9 @@ from typing import Any
 
 from ..backbones import Backbone, load_backbone
 from ..datasets.sources import NamedData, open_data
+from ..edited.model import backbone_digest
 from ..editors import Editor, editor_class
 from ..evaluation.bench import Bench, BenchConfig, make_provenance
-from ..model import backbone_digest
 from .jobs import Done, Report
 
 

@@ -11,16 +11,16 @@ from typing import Final
 from ..editors import editor_names
 from ..errors import InvalidInputError
 from ..evaluation.lines import Line, lines_of
-from ..evaluation.paper.averages import in_order
-from ..evaluation.paper.pictures import draw_averages
-from ..evaluation.paper.report import Drawing, Findings
-from ..evaluation.paper.tables import harder_table, paper_table, verdict_table
-from ..evaluation.paper.verdict import Verdict, headline, judge
 from ..evaluation.published import published_table
 from ..evaluation.report_tables import cost_table
 from .cells import Cell, EditorChoice, Measuring, in_stages
 from .experiment import Experiment
 from .jobs import Row
+from .report.averages import in_order
+from .report.pictures import draw_averages
+from .report.report import Drawing, Findings
+from .report.tables import harder_table, paper_table, verdict_table
+from .report.verdict import Verdict, headline, judge
 
 OWN: Final = "liveedit"
 FAMILY: Final = ("liveedit-refine",)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.paper.report import Findings, write_findings
 from .jobs import Ended, Job, Outcome, Report, Row, Workers, run_jobs
+from .report.report import Findings, write_findings
 
 Conclude = Callable[[Sequence[Row], Sequence[tuple[str, str]]], Findings]
 """What rows show, and (job, error) of what failed."""

@@ -9,11 +9,11 @@ from typing import Any, Final
 from PIL import Image
 
 from ..editors.liveedit import LiveEdit
-from ..editors.liveedit.looked_at import Candidate, LookedAt, look, met
+from ..editors.liveedit.attribution import Candidate, LookedAt, look, met
 from ..errors import DatasetError
-from ..evaluation.looked_at import SHOWN
 from ..images import image_digest, open_image
 from ..samples import Edit, EditCase, ImageSource, ProbeName, Question
+from .report.attribution import SHOWN
 
 Report = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and how much there is."""

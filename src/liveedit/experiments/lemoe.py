@@ -12,9 +12,6 @@ from pydantic import ValidationError
 from ..editors.lemoe import LemoeConfig
 from ..errors import ConfigError, issues_of
 from ..evaluation.lines import lines_of
-from ..evaluation.paper.averages import SCORES, in_order
-from ..evaluation.paper.lemoe_pictures import draw_forgetting, draw_orders
-from ..evaluation.paper.report import Findings
 from ..evaluation.report_tables import MISSING, main_table
 from ..evaluation.scoring import Spread
 from ..evaluation.table import Table
@@ -22,6 +19,9 @@ from .cells import Measuring
 from .experiment import Experiment
 from .jobs import Row
 from .lemoe_runs import FINAL, IMMEDIATE, LemoeRun
+from .report.averages import SCORES, in_order
+from .report.lemoe_pictures import draw_forgetting, draw_orders
+from .report.report import Findings
 
 BACKBONES: Final = ("tiny-llama-lm", "tiny-mistral-lm")
 ROUTINGS: Final = ("conventional", "kv_anchor")

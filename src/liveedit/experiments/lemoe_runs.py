@@ -14,17 +14,17 @@ import numpy as np
 from torch import Tensor
 
 from ..backbones import Backbone
+from ..edited.model import backbone_digest
 from ..editors.lemoe import Lemoe, LemoeConfig
-from ..editors.lemoe.analysis import consistency_matrix, diagonal_mass, within_between_similarity
 from ..editors.lemoe.planning import plan_batches
 from ..evaluation.bench import make_provenance
 from ..evaluation.lines import COMPLETE
-from ..evaluation.paper.averages import SCORES
 from ..evaluation.protocol import Measurement, UneditedAnswers, measure, probes_of, summarize_measurements
-from ..model import backbone_digest
 from ..samples import LOCALITY, EditCase, edited_scopes
 from .cells import Measuring, backbone_name, loaded_backbone, opened_data, slug
 from .jobs import Done, Report
+from .report.averages import SCORES
+from .report.lemoe_analysis import consistency_matrix, diagonal_mass, within_between_similarity
 
 IMMEDIATE: Final = "immediate"
 FINAL: Final = "final"

@@ -13,13 +13,13 @@ from ..backbones import Backbone
 from ..editors.liveedit import LiveEdit
 from ..errors import InvalidInputError
 from ..evaluation.lines import Line, at_largest, lines_of
-from ..evaluation.paper.averages import SCORES, average_spread, in_order
-from ..evaluation.paper.pictures import Circle, draw_circles, draw_lines
-from ..evaluation.paper.report import Drawing, Findings
-from ..evaluation.paper.tables import paper_table
 from .cells import EditorChoice, Measuring
 from .experiment import Experiment
 from .jobs import Row
+from .report.averages import SCORES, average_spread, in_order
+from .report.pictures import Circle, draw_circles, draw_lines
+from .report.report import Drawing, Findings
+from .report.tables import paper_table
 from .trained_cells import TrainedCell, Training
 
 Grid = Mapping[str, Sequence[int]]

@@ -16,12 +16,12 @@ from ..backbones import Backbone
 from ..datasets import read
 from ..datasets.sources import NamedData, cache_folder, open_data, world_seed
 from ..datasets.world.kept import kept_world
+from ..edited.model import backbone_digest
 from ..editors.liveedit import LiveEdit, LiveEditConfig
 from ..editors.liveedit.recipe import TrainingRecipe, train_liveedit
 from ..editors.liveedit.task import LiveEditLosses
 from ..errors import ConfigError, DatasetError
-from ..model import backbone_digest
-from ..training import StageConfig, TrainingConfig
+from ..training.trainer import StageConfig, TrainingConfig
 from .cells import Cell, EditorChoice, loaded_backbone, measure_cell, slug
 from .jobs import Done, Report
 

@@ -18,20 +18,20 @@ from starlette.routing import compile_path
 
 from .. import __version__
 from ..errors import LiveEditError
+from .api_keys import KeyFile
 from .chat import chat_router
-from .checking import checking_router
 from .edits import edits_router
 from .engine import Engine
+from .error_responses import problem_of
 from .fetching import Fetcher, Place
-from .gate import Gate
 from .heat_maps import heat_maps_router
 from .idempotency import Idempotency
-from .keys import KeyFile
 from .metrics import CONTENT_TYPE
+from .middleware import Gate
 from .openapi import schema_of
 from .page_files import page_router
-from .problems import problem_of
 from .reading import reading_router
+from .recheck import checking_router
 from .served_model import ServedModel
 from .service import Service
 from .settings import ServingSettings

@@ -16,10 +16,10 @@ from starlette.responses import StreamingResponse
 
 from ..editors import SMALLEST_SHARE, Fired, taking_part
 from .chat_messages import ChatRequest
-from .problems import RefusalError, problem_of
+from .decoding import Finish
+from .error_responses import RefusalError, problem_of
 from .served_model import Query, Reply
 from .service import Service
-from .writing import Finish
 
 
 class FiredEdit(BaseModel):

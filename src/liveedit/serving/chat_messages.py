@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from ..errors import InvalidInputError
-from .problems import RefusalError
+from .decoding import Style
+from .error_responses import RefusalError
 from .settings import ServingSettings
-from .writing import Style
 
 SEEDS = (-(2**63), 2**63 - 1)
 _LONGEST_STOP = 256

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Header, Request, Response
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from ..experts.records import StoredEdit
-from ..experts.requests import LONGEST_KEY, ChangeRequest
+from ..store.idempotency import LONGEST_KEY, ChangeRequest
+from ..store.records import StoredEdit
 from .chat_messages import RequestModel, Text, is_empty
+from .error_responses import RefusalError
 from .evidence import EditEvidence, evidence_of
 from .idempotency import Done
-from .problems import RefusalError
 from .reading import EditCard, EditId, card_of
 from .served_model import Correction, ServedModel
 from .service import Service

@@ -15,10 +15,10 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..editors import taking_part
 from ..errors import LiveEditError, QueueFullError, ServiceStoppingError, WaitedTooLongError
-from .lanes import fair_share
 from .metrics import Metrics
 from .served_model import Query, Reply
 from .settings import ServingSettings
+from .workers import fair_share
 
 _log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from pydantic import BaseModel, Field
 
-from ..experts.evidence import Collision, EarlierEdit, LocalityProbe, Rephrased
-from ..model import Receipt
+from ..edited.model import Receipt
+from ..store.evidence import Collision, EarlierEdit, LocalityProbe, Rephrased
 
 
 class EditEvidence(BaseModel):

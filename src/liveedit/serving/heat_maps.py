@@ -10,14 +10,14 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from ..backbones import Backbone
-from ..editors.liveedit.looked_at import HeatMap, attention_map, change_map
+from ..editors.liveedit.attribution import HeatMap, attention_map, change_map
 from ..samples import Question
 from .chat import FiredEdit, shown_edits
 from .chat_messages import RequestModel, Text, Whole, is_empty
-from .problems import RefusalError
+from .decoding import Style
+from .error_responses import RefusalError
 from .served_model import Query, ServedModel
 from .service import Service
-from .writing import Style
 
 _MOST_CELLS = 8
 """Rows and columns of a map of changes at most: each of its cells is a picture to run, while others wait."""

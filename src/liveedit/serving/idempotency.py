@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from ..experts.requests import ChangeRequest
+from ..store.idempotency import ChangeRequest
 
 _Result = TypeVar("_Result")
 

@@ -12,9 +12,9 @@ from fastapi.openapi.utils import get_openapi
 from PIL import Image
 
 from .chat_messages import SEEDS, WITH_TEXT
-from .gate import role_for
-from .pictures import picture_pattern
-from .problems import ErrorBody
+from .error_responses import ErrorBody
+from .images import picture_pattern
+from .middleware import role_for
 from .service import Service
 
 _ERRORS: Final[dict[int, str]] = {

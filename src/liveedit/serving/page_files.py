@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .. import __version__
-from .example_pictures import EXAMPLES, QUESTIONS, example_png
-from .pictures import FORMATS
-from .problems import RefusalError
+from .error_responses import RefusalError
+from .example_images import EXAMPLES, QUESTIONS, example_png
+from .images import FORMATS
 from .settings import ServingSettings
 
 _TYPES: Final = {

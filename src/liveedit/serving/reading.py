@@ -9,9 +9,9 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from ..experts.paging import EditPage, State
-from ..experts.records import EventKind, StoredEdit
-from ..model import Receipt
+from ..edited.model import Receipt
+from ..store.paging import EditPage, State
+from ..store.records import EventKind, StoredEdit
 from .evidence import EditEvidence, evidence_of
 from .service import Service
 

@@ -12,17 +12,17 @@ from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..backbones import Inputs
-from ..checking import CheckedEdit
+from ..edited.model import EditedModel, Receipt
+from ..edited.recheck import CheckedEdit
 from ..editors import Fired
 from ..errors import EditPurgedError, InvalidInputError, NotFoundError
-from ..experts.paging import EditPage, State
-from ..experts.records import Event, StoredEdit
-from ..experts.requests import ChangeRequest
-from ..model import EditedModel, Receipt
 from ..samples import Question
-from .lanes import default_lanes
+from ..store.idempotency import ChangeRequest
+from ..store.paging import EditPage, State
+from ..store.records import Event, StoredEdit
+from .decoding import Finish, Listener, Sampling, Stopping, Style, Writing
 from .settings import ServingSettings
-from .writing import Finish, Listener, Sampling, Stopping, Style, Writing
+from .workers import default_lanes
 
 _ID = re.compile(r"[0-9a-f]{8}")
 _LONGEST_WORD = 2000

@@ -13,11 +13,11 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from ..edited.model import EditedModel
 from ..errors import ConfigError
-from ..model import EditedModel
+from .api_keys import KeyFile
 from .app import create_app
 from .engine import Engine
-from .keys import KeyFile
 from .served_model import ServedModel
 from .settings import ServingSettings
 

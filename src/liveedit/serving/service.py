@@ -16,7 +16,7 @@ from ..errors import StoreError
 from .engine import Engine
 from .fetching import Fetcher
 from .idempotency import Idempotency
-from .pictures import is_quick, picture_from, picture_of
+from .images import is_quick, picture_from, picture_of
 from .served_model import ServedModel
 from .settings import ServingSettings
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.backbones.families.text_only import TextBackbone
-from liveedit.backbones.states import StateStore
+from liveedit.backbones.hidden_states import StateStore
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.errors import InvalidInputError
 from liveedit.samples import Question

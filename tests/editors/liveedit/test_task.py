@@ -11,13 +11,13 @@ from simulated_processes import simulate
 from torch import Tensor
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.states import StateStore
+from liveedit.backbones.hidden_states import StateStore
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit import losses as losses_module
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask, Stage
-from liveedit.processes import ALONE, Processes
 from liveedit.samples import EditCase
+from liveedit.training.distributed import ALONE, Processes
 
 BATCH = [4, 0, 7, 2, 9, 5, 1]
 """Shared out over two and over three processes with one left over."""

@@ -13,7 +13,6 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.built_in.tokenizer import build_tokenizer
 from liveedit.backbones.families.parts import Parts
 from liveedit.backbones.families.text_only import TextBackbone
 from liveedit.editors.lte import LearningToEdit, LearningToEditConfig
@@ -21,8 +20,9 @@ from liveedit.editors.lte.config import PAPER_EDIT, PAPER_QUERY
 from liveedit.editors.lte.context import with_edits
 from liveedit.editors.lte.editor import nearest_edits
 from liveedit.editors.lte.task import LearningToEditTask
-from liveedit.editors.retrieval import EditMemory, read_questions
+from liveedit.editors.shared import EditMemory, read_questions
 from liveedit.errors import BackboneError, ConfigError, InvalidInputError
+from liveedit.pretraining.tokenizer import build_tokenizer
 from liveedit.samples import Edit, EditCase, Question
 
 SMALL = {"features": 32, "retriever_layers": 1}

@@ -11,12 +11,12 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.built_in.tokenizer import build_tokenizer
 from liveedit.backbones.families.parts import Parts
 from liveedit.backbones.families.text_only import TextBackbone
 from liveedit.editors.lte import LearningToEdit
 from liveedit.editors.lte.tuning import TunedWeights, Tuning, linear_layers, tuned_layers
 from liveedit.errors import BackboneError
+from liveedit.pretraining.tokenizer import build_tokenizer
 from liveedit.samples import Question
 
 

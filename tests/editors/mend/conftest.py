@@ -7,8 +7,8 @@ from model_traces import hooks_of, weight_bits
 from PIL import Image
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.built_in.models import TINY_BLIP2, TINY_LLAVA, TINY_MINIGPT4
 from liveedit.backbones.families.blip2 import Blip2Backbone
+from liveedit.pretraining.models import TINY_BLIP2, TINY_LLAVA, TINY_MINIGPT4
 from liveedit.samples import Edit, Question
 
 

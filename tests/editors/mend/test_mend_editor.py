@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.built_in.models import TINY_LLAVA
 from liveedit.editors.mend import Mend, MendConfig
 from liveedit.editors.mend.factors import mlp_matrices
 from liveedit.errors import BackboneError, CheckpointError, NotFoundError
+from liveedit.pretraining.models import TINY_LLAVA
 from liveedit.samples import Edit, EditCase, Question
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.inputs import Inputs
+from liveedit.backbones.tokens import Inputs
 from liveedit.editors.mend.factors import Factors, Matrix, changed, edit_gradients, layer_before, mlp_matrices
 from liveedit.errors import BackboneError
 from liveedit.samples import Edit

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.states import StateStore
+from liveedit.backbones.hidden_states import StateStore
 from liveedit.editors.mend import Mend, MendConfig
 from liveedit.editors.mend.modules import MendModules
 from liveedit.editors.mend.task import MendTask
 from liveedit.editors.trained import train_editor
-from liveedit.processes import ALONE, Processes
 from liveedit.samples import LOCALITY, EditCase
-from liveedit.training import StageConfig, TrainingConfig
+from liveedit.training.distributed import ALONE, Processes
+from liveedit.training.trainer import StageConfig, TrainingConfig
 
 BATCH = [4, 0, 7, 2, 9]
 TaskMaker = Callable[..., MendTask]

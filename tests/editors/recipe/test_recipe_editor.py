@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.interception import Asked
+from liveedit.backbones.prompt_transforms import Asked
 from liveedit.editors.recipe import Recipe
-from liveedit.editors.retrieval import read_questions
+from liveedit.editors.shared import read_questions
 from liveedit.editors.trained import train_editor
 from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from liveedit.samples import Edit, EditCase, Question
-from liveedit.training import StageConfig, TrainingConfig
+from liveedit.training.trainer import StageConfig, TrainingConfig
 
 SIZES = {"features": 32, "generator_width": 32}
 

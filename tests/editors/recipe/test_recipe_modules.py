@@ -11,7 +11,7 @@ from PIL import Image
 from liveedit.backbones import Backbone
 from liveedit.editors.recipe import RecipeConfig
 from liveedit.editors.recipe.modules import RecipeModules
-from liveedit.editors.retrieval import QuestionTokens, read_questions
+from liveedit.editors.shared import QuestionTokens, read_questions
 from liveedit.samples import Question
 
 LAYER = 3

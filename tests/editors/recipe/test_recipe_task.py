@@ -11,13 +11,13 @@ from simulated_processes import simulate
 from torch.nn import functional as F
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.interception import Asked
-from liveedit.backbones.states import StateStore
+from liveedit.backbones.hidden_states import StateStore
+from liveedit.backbones.prompt_transforms import Asked
 from liveedit.editors.recipe import RecipeConfig
 from liveedit.editors.recipe.modules import RecipeModules
 from liveedit.editors.recipe.task import RecipeTask, Stage, retrieval_loss
-from liveedit.processes import Processes
 from liveedit.samples import EditCase
+from liveedit.training.distributed import Processes
 
 BATCH = [4, 0, 7, 2, 9]
 CONFIG = RecipeConfig.model_validate(

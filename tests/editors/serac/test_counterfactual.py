@@ -112,7 +112,7 @@ def test_a_named_model_with_the_same_vocabulary_is_taken(random_backbone: Backbo
 
 
 def test_a_named_model_with_another_vocabulary_is_refused(random_backbone: Backbone, tmp_path: Path) -> None:
-    from liveedit.backbones.built_in.tokenizer import build_tokenizer
+    from liveedit.pretraining.tokenizer import build_tokenizer
 
     name = saved_model(tmp_path / "other", build_tokenizer(("zebra",)), 1200)
     with pytest.raises(ConfigError, match="another vocabulary than tiny-random"):

@@ -12,14 +12,14 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.built_in.tokenizer import build_tokenizer
 from liveedit.backbones.families.parts import Parts
 from liveedit.backbones.families.text_only import TextBackbone
-from liveedit.editors.retrieval import read_questions
 from liveedit.editors.serac import Serac
 from liveedit.editors.serac.counterfactual import Rewrite
 from liveedit.editors.serac.task import SeracTask, pair_loss
+from liveedit.editors.shared import read_questions
 from liveedit.errors import BackboneError, InvalidInputError, NotFoundError
+from liveedit.pretraining.tokenizer import build_tokenizer
 from liveedit.samples import Edit, EditCase, Question
 
 SMALL = {"features": 32, "classifier_layers": 1, "counterfactual_width": 32, "counterfactual_heads": 2}

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ...errors import BackboneError
 from ...samples import Question
 from ..backbone import Backbone
-from ..inputs import Inputs
+from ..tokens import Inputs
 
 BLIP2_PROMPT = "Question: {} Answer:"
 """BLIP-2's prompt for questions: https://arxiv.org/abs/2301.12597, section 4.1."""

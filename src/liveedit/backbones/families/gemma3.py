@@ -10,7 +10,7 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model, get_block_sequence_ids_for_mask
 
 from ..backbone import Backbone
-from ..inputs import Layout
+from ..tokens import Layout
 
 
 class Gemma3Backbone(Backbone):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..inputs import Inputs
+from ..tokens import Inputs
 from .parts import PlaceholderBackbone
 
 

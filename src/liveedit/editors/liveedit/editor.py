@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone, Inputs
-from ...backbones.states import StateStore
+from ...backbones.hidden_states import StateStore
 from ...errors import BackboneError, CheckpointError
 from ...experts import Expert, ExpertRepository
 from ...experts.blocks import Place
-from ...processes import ALONE, Processes
 from ...samples import Edit, EditCase
-from ...training import StageConfig, Task
+from ...training.distributed import ALONE, Processes
+from ...training.trainer import StageConfig, Task
 from ..base import Fired
 from ..trained import Report, TrainedEditor
 from .config import LiveEditConfig

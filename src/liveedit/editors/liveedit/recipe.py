@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ...backbones import Backbone
-from ...processes import ALONE, Processes
 from ...samples import EditCase
-from ...training import TrainingConfig
+from ...training.distributed import ALONE, Processes
+from ...training.trainer import TrainingConfig
 from ..trained import Report, TrainingResult, train_editor, untrained_modules
 from .config import LiveEditConfig
 from .editor import LiveEdit

@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...backbones.states import Item, StateBatch, StateStore
+from ...backbones.hidden_states import Item, StateBatch, StateStore
 from ...experts import ExpertRepository
-from ...processes import ALONE, Processes
 from ...samples import LOCALITY, EditCase, ProbeName
+from ...training.distributed import ALONE, Processes
 from . import losses
 from .editor import split_experts
 from .modules import EditFeatures, LiveEditModules, QueryFeatures, TokenStates

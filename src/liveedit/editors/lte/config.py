@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..retrieval import EncoderConfig
+from ..shared import EncoderConfig
 
 PAPER_EDIT, PAPER_QUERY = "[Updated Information] {question} {answer}\n", "{edits}[Query] {question}"
 PLAIN_EDIT, PLAIN_QUERY = "{question} = {answer}\n", "{edits}{question}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ...backbones import Backbone
-from ..retrieval import QuestionEncoder, ScopeSimilarity
+from ..shared import QuestionEncoder, ScopeSimilarity
 from .config import LearningToEditConfig
 from .tuning import Tuning
 

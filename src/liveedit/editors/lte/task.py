@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone
-from ...backbones.states import Item, StateStore
-from ...processes import ALONE, Processes
+from ...backbones.hidden_states import Item, StateStore
 from ...samples import Edit, EditCase, ProbeName, Question
-from ..retrieval import ScopeTask, scope_loss
+from ...training.distributed import ALONE, Processes
 from ..serac.counterfactual import random_answer, words_of
+from ..shared import ScopeTask, scope_loss
 from .config import LearningToEditConfig
 from .context import with_edits
 from .modules import LearningToEditModules

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...backbones.states import StateStore
-from ...checkpoints import save_tensors
+from ...backbones.hidden_states import StateStore
 from ...errors import BackboneError, CheckpointError
-from ...processes import ALONE, Processes
 from ...samples import Edit, EditCase
-from ...training import StageConfig
+from ...training.checkpoints import save_tensors
+from ...training.distributed import ALONE, Processes
+from ...training.trainer import StageConfig
 from ..trained import Report, TrainedEditor
 from .config import MendConfig
 from .factors import edit_gradients, layer_before, mlp_matrices

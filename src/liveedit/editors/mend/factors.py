@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from ...backbones import Backbone
-from ...backbones.inputs import Layout, before_each
+from ...backbones.tokens import Layout, before_each
 from ...errors import BackboneError
 
 _OUTSIDE_MLP = ("attn", "attention")

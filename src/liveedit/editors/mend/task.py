@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...backbones import Backbone
-from ...backbones.states import Item, StateBatch, StateStore
-from ...processes import ALONE, Processes
+from ...backbones.hidden_states import Item, StateBatch, StateStore
 from ...samples import LOCALITY, EditCase, ProbeName
+from ...training.distributed import ALONE, Processes
 from .config import MendConfig
 from .factors import Factors, changed, edit_gradients, layer_before, mlp_matrices
 from .modules import MendModules

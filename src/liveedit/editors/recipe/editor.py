@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...backbones.interception import Asked
-from ...backbones.states import StateStore
+from ...backbones.hidden_states import StateStore
+from ...backbones.prompt_transforms import Asked
 from ...errors import BackboneError
-from ...processes import ALONE, Processes
 from ...samples import Edit, EditCase, Question
-from ...training import StageConfig
+from ...training.distributed import ALONE, Processes
+from ...training.trainer import StageConfig
 from ..base import Fired
-from ..retrieval import FeatureMemory, read_questions
+from ..shared import FeatureMemory, read_questions
 from ..trained import Report, TrainedEditor
 from .config import RecipeConfig
 from .modules import RecipeModules

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..liveedit.modules import gathered
-from ..retrieval import QuestionEncoder, QuestionTokens
-from ..retrieval.encoder import Block
+from ..shared import QuestionEncoder, QuestionTokens
+from ..shared.question_encoder import Block
 from .config import RecipeConfig
 
 

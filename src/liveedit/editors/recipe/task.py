@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...backbones.interception import Asked
-from ...backbones.states import StateStore
-from ...processes import ALONE, Processes
+from ...backbones.hidden_states import StateStore
+from ...backbones.prompt_transforms import Asked
 from ...samples import GENERALITY, LOCALITY, EditCase
+from ...training.distributed import ALONE, Processes
 from ..liveedit.losses import answer_nll, locality_kl
-from ..retrieval import FeatureMemory, ScopeRows, ScopeTask
-from ..retrieval.training import IN_SCOPE
+from ..shared import FeatureMemory, ScopeRows, ScopeTask
+from ..shared.scope_task import IN_SCOPE
 from .config import RecipeConfig
 from .modules import RecipeModules
 

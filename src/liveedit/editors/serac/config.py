@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..retrieval import EncoderConfig
+from ..shared import EncoderConfig
 
 
 class SeracConfig(BaseModel):

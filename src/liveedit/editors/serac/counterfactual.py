@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...backbones import Backbone
-from ...backbones.inputs import before_each, pad
+from ...backbones.tokens import before_each, pad
 from ...errors import ConfigError, InvalidInputError
 from .config import SeracConfig
 

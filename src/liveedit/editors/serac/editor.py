@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone, Inputs
-from ...backbones.interception import Asked
-from ...backbones.states import StateStore
+from ...backbones.hidden_states import StateStore
+from ...backbones.prompt_transforms import Asked
 from ...errors import BackboneError
-from ...processes import ALONE, Processes
 from ...samples import Edit, EditCase, Question
-from ...training import StageConfig
+from ...training.distributed import ALONE, Processes
+from ...training.trainer import StageConfig
 from ..base import Fired
-from ..retrieval import EditMemory, EncoderConfig, read_questions
+from ..shared import EditMemory, EncoderConfig, read_questions
 from ..trained import Report, TrainedEditor
 from .config import SeracConfig
 from .counterfactual import Counterfactual, Rewrite

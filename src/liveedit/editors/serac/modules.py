@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...backbones import Backbone
-from ..retrieval import QuestionEncoder, QuestionTokens, ScopeSimilarity
+from ..shared import QuestionEncoder, QuestionTokens, ScopeSimilarity
 from .config import SeracConfig
 from .counterfactual import Counterfactual
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone
-from ...backbones.states import StateStore
-from ...processes import ALONE, Processes
+from ...backbones.hidden_states import StateStore
 from ...samples import EditCase
-from ..retrieval import ScopeTask
+from ...training.distributed import ALONE, Processes
+from ..shared import ScopeTask
 from .config import SeracConfig
 from .counterfactual import Rewrite, random_answer, words_of
 from .modules import SeracModules

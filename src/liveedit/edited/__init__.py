@@ -1,0 +1,1 @@
+"""A model with active edits: ask, edit, undo, check."""

@@ -1,0 +1,200 @@
+"""Figures 6 and 7 of the LiveEdit paper: what questions looked at, beside the edits that came nearest.
+
+report.md       to read: the picture, and a table of the edits in force for each question
+looked_at.json  everything as numbers: maps of the pictures, margins, scores and weights of all edits
+looked-at.png   the picture, where matplotlib is installed; pictures/ has what it was drawn from
+
+Drawn from plain data, which any editor with a router may give: a list of entries as `looked_at.json` holds them.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from PIL import Image
+
+from ...evaluation.plots import COLORS, PlotsUnavailableError, _new_figure, _plain, _set_title
+from ...evaluation.table import Table, markdown_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Entry = Mapping[str, Any]
+"""One question: backbone, kind, picture, prompt, unedited_answer, answer, sentinel, attention, change (maps with
+`kind`, `over`, `values`, `note`) and candidates (edit_id, prompt, answer, picture, margin, passed, score, weight,
+weight_of_all, attention), the nearest first. `picture` is a name in `pictures`."""
+
+SHOWN: Final = 3
+"""Edits beside each question, as in the paper."""
+
+_DARKEST: Final = 0.85
+_PASSED, _FILTERED = COLORS[2], "#888888"
+_HEADS: Final = ("Picture", "Attention", "Change when covered")
+
+
+def write_looked_at(
+    entries: Sequence[Entry], pictures: Mapping[str, Image.Image], folder: Path, title: str, remarks: Sequence[str] = ()
+) -> Path:
+    """Write figure, numbers and pictures into `folder`; returns the path of its report.md.
+
+    Without matplotlib there is no figure, and the report says so.
+    """
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        picture.save(folder / "pictures" / name)
+    content = {"title": title, "remarks": list(remarks), "questions": list(entries)}
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "looked_at.json").write_text(text + "\n", encoding="utf-8")
+    caption = (
+        "Each row is a question: its picture, bright where it was looked at, and the edits whose pictures came "
+        "nearest, with their margins over the sentinel, bright where they were looked at when they were made."
+    )
+    try:
+        draw_looked_at(entries, pictures, folder / "looked-at.png", title)
+        shown = f"![{caption}](looked-at.png)\n\n*{caption}*"
+    except PlotsUnavailableError as error:
+        shown = f"No picture: {error}"
+    tables = [_table(number, entry).markdown().rstrip() for number, entry in enumerate(entries, 1)]
+    parts = [f"# {markdown_text(title)}", *map(markdown_text, remarks), shown, *tables]
+    report = folder / "report.md"
+    report.write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+    return report
+
+
+def _table(number: int, entry: Entry) -> Table:
+    """The edits in force as this question met them: those that passed, and the nearest of those filtered."""
+    met = entry["candidates"]
+    listed = [one for place, one in enumerate(met) if one["passed"] or place < SHOWN]
+    rows = tuple(
+        (
+            one["edit_id"],
+            one["prompt"],
+            one["answer"],
+            _fate(one),
+            f"{one['margin']:+.3f}",
+            f"{one['score']:.2f}",
+            _weight(one["weight"]),
+            _weight(one["weight_of_all"]),
+        )
+        for one in listed
+    )
+    passed = sum(one["passed"] for one in met)
+    said = entry["answer"] or "(nothing)"
+    return Table(
+        title=f"{number}. {entry['backbone']}, {entry['kind']}: {entry['prompt']}",
+        header=("Edit", "Asks", "Answer", "Hard routing", "Margin", "Score", "Weight", "Had all passed"),
+        rows=rows,
+        notes=(
+            f"The model says {said!r}; unedited it says {entry['unedited_answer']!r}.",
+            f"{passed} of {len(met)} edits passed hard routing; filtered ones are listed where they are among the "
+            f"{SHOWN} nearest.",
+            f"Attention: {entry['attention']['note']}. Largest change: {_largest(entry['change'])}.",
+        ),
+        text_columns=4,
+    )
+
+
+def _fate(one: Mapping[str, Any]) -> str:
+    if not one["passed"]:
+        return "filtered"
+    return "passed" if one["weight"] > 0 else "passed, left out"
+
+
+def _weight(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def _largest(change: Mapping[str, Any]) -> str:
+    places = [(value, row, column) for row, line in enumerate(change["values"]) for column, value in enumerate(line)]
+    value, row, column = max(places, key=lambda place: place[0])
+    return f"{value:.3f} at row {row + 1}, column {column + 1} of {len(change['values'])}"
+
+
+# -- the figure ------------------------------------------------------------------------------------------
+
+
+def draw_looked_at(entries: Sequence[Entry], pictures: Mapping[str, Image.Image], file: Path, title: str) -> None:
+    """A row per question: its picture, the two maps, the nearest edits with their own maps, and the soft weights.
+
+    Raises `PlotsUnavailableError` without matplotlib.
+    """
+    figure = _new_figure(1.0 + 2.5 * len(entries))
+    ratios = [1.0] * (len(_HEADS) + SHOWN) + [1.5]
+    grid = figure.subplots(len(entries), len(ratios), squeeze=False, width_ratios=ratios)
+    for number, (entry, panels) in enumerate(zip(entries, grid, strict=True), 1):
+        heads = _HEADS if number == 1 else ("",) * len(_HEADS)
+        _draw_query(panels[: len(_HEADS)], entry, pictures[entry["picture"]], number, heads)
+        nearest = entry["candidates"][:SHOWN]
+        for place, panel in enumerate(panels[len(_HEADS) : -1]):
+            if place < len(nearest):
+                _draw_edit(panel, nearest[place], pictures, place)
+            else:
+                panel.remove()
+        _draw_weights(panels[-1], nearest, headed=number == 1)
+    _set_title(figure, title)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, format="png", dpi=100)
+
+
+def _draw_query(panels: Sequence[Axes], entry: Entry, picture: Image.Image, number: int, heads: Sequence[str]) -> None:
+    _draw_map(panels[0], picture, None)
+    _draw_map(panels[1], picture, entry["attention"])
+    _draw_map(panels[2], picture, entry["change"])
+    for panel, head in zip(panels, heads, strict=True):
+        panel.set_title(head, fontsize=9)
+    asked = f"{number}. {entry['backbone']}, {entry['kind']}: {entry['prompt']}"
+    said = f"{entry['unedited_answer'] or '(nothing)'} → {entry['answer'] or '(nothing)'}"
+    panels[0].set_xlabel(f"{_wrapped(asked)}\n{_wrapped(said)}", fontsize=7.5)
+
+
+def _draw_edit(panel: Axes, one: Mapping[str, Any], pictures: Mapping[str, Image.Image], place: int) -> None:
+    _draw_map(panel, pictures[one["picture"]], one["attention"])
+    color = _PASSED if one["passed"] else _FILTERED
+    panel.spines[:].set(color=color, linewidth=3, visible=True)
+    panel.set_title(f"{_fate(one)}, {one['margin']:+.2f}", fontsize=8, color=color)
+    told = f"({place + 1}) {one['prompt']} {one['answer']}"
+    panel.set_xlabel(_wrapped(told), fontsize=7.5)
+
+
+def _draw_map(panel: Axes, picture: Image.Image, found: Mapping[str, Any] | None) -> None:
+    """The picture with a map over it, or, where the map is over tokens, bars."""
+    panel.set_xticks([])
+    panel.set_yticks([])
+    if found is not None and found["over"] == "tokens":
+        shares = found["values"][0]
+        panel.bar(range(len(shares)), shares, color=COLORS[0])
+        panel.set_box_aspect(1)
+        return
+    extent = (0.0, float(picture.width), float(picture.height), 0.0)
+    panel.imshow(picture, extent=extent, interpolation="nearest")
+    if found is not None:
+        panel.imshow(_shade(found["values"]), extent=extent, interpolation="nearest")
+
+
+def _shade(values: Sequence[Sequence[float]]) -> list[list[tuple[float, float, float, float]]]:
+    """Black that hides what was not looked at: a coloured map would be read as colours of the picture."""
+    top = max(max(row) for row in values) or 1.0
+    return [[(0.0, 0.0, 0.0, _DARKEST * (1 - value / top)) for value in row] for row in values]
+
+
+def _draw_weights(panel: Axes, nearest: Sequence[Mapping[str, Any]], *, headed: bool) -> None:
+    places = range(len(nearest))
+    panel.barh(places, [one["weight"] for one in nearest], 0.5, color=COLORS[0])
+    panel.barh(places, [one["weight_of_all"] for one in nearest], 0.8, fill=False, edgecolor="black", linewidth=0.8)
+    for place, one in enumerate(nearest):
+        panel.text(1.02, place, _weight(one["weight"]), va="center", fontsize=7.5)
+    panel.set_xlim(0, 1)
+    panel.set_ylim(SHOWN - 0.4, -0.6)
+    panel.set_yticks(list(places), [f"({place + 1})" for place in places], fontsize=8)
+    panel.tick_params(axis="x", labelsize=7)
+    panel.spines[["top", "right"]].set_visible(False)
+    if headed:
+        panel.set_title("Soft weights\n(outlined: had all passed)", fontsize=9)
+
+
+def _wrapped(text: str) -> str:
+    return _plain(textwrap.fill(text, 24))

@@ -1,0 +1,198 @@
+"""Second stage: the language model learns to answer, on frozen vision features.
+
+Eight questions about one picture share one row: every question sees the picture and itself only, and its
+positions continue those of the picture. The picture is so computed once for eight answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..datasets.world import catalog, questions
+from ..datasets.world.questions import Topic
+from ..datasets.world.scene import Scene
+from .models import EDIT_LAYER, IMAGE_TOKENS, BuiltIn, language_parts
+from .vision_stage import hat_token, thing_token
+
+QUESTIONS_PER_ROW = 8
+_ENTITIES = tuple(Topic(name) for name in questions.ENTITY_RELATIONS)
+_CENTER_TOKENS = (5, 6, 9, 10)
+
+Turn = tuple[str, str]
+"""A prompt and its answer."""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Token ids, positions, segments (0: shared by all, -1: padding) and labels, each (rows, length)."""
+
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    labels: Tensor
+
+    def attention_mask(self, dtype: torch.dtype) -> Tensor:
+        """Additive mask (rows, 1, length, length): earlier tokens of segment 0 and of one's own segment."""
+        own = self.segments[:, :, None] == self.segments[:, None, :]
+        shared = (self.segments == 0)[:, None, :]
+        length = self.ids.shape[1]
+        seen = (own | shared) & torch.ones(length, length, dtype=torch.bool).tril()
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+class RowPacker:
+    """Turns questions and answers into `PackedRows`, remembering each text's tokens."""
+
+    def __init__(self, built_in: BuiltIn):
+        self.built_in = built_in
+        self.tokenizer: Any = built_in.tokenizer()
+        self._image_id = self.tokenizer.convert_tokens_to_ids("<image>")
+        self._tokens: dict[str, list[int]] = {}
+
+    def pack(self, rows: Sequence[tuple[bool, Sequence[Turn]]]) -> PackedRows:
+        """Rows of (has a picture, turns)."""
+        packed = [self._row(with_image, turns) for with_image, turns in rows]
+        length = max(len(row[0]) for row in packed)
+        fills = (self.tokenizer.pad_token_id, 0, -1, -100)
+        columns = [
+            torch.tensor([row[part] + [fill] * (length - len(row[part])) for row in packed])
+            for part, fill in enumerate(fills)
+        ]
+        return PackedRows(*columns)
+
+    def _row(self, with_image: bool, turns: Sequence[Turn]) -> tuple[list[int], ...]:
+        head = self._head(with_image)
+        ids, positions = list(head), list(range(len(head)))
+        segments, labels = [0] * len(head), [-100] * len(head)
+        for index, (prompt, answer) in enumerate(turns):
+            asked = self._encode(self.built_in.question.format(prompt))
+            answered = [*self._encode(f" {answer}"), self.tokenizer.eos_token_id]
+            ids += asked + answered
+            positions += range(len(head), len(head) + len(asked) + len(answered))
+            segments += [index + 1] * (len(asked) + len(answered))
+            labels += [-100] * len(asked) + answered
+        return ids, positions, segments, labels
+
+    def _head(self, with_image: bool) -> list[int]:
+        """The tokens before every question, the picture's among them."""
+        ids: list[int] = []
+        for token in self._encode(self.built_in.picture_head if with_image else self.built_in.text_head):
+            ids += [token] * (IMAGE_TOKENS if token == self._image_id else 1)
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        if text not in self._tokens:
+            self._tokens[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._tokens[text]
+
+
+def picture_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """Eight questions about a scene; a stranger is asked nothing that only facts could answer."""
+    known = bool(scene.creature.name)
+    attributes = [topic for topic in questions.topics(scene) if not topic.is_entity]
+    things = [topic for topic in attributes if topic.thing]
+    others = [topic for topic in attributes if not topic.thing]
+    chosen = ([*_ENTITIES] if known else []) + things
+    left = max(0, QUESTIONS_PER_ROW - len(chosen))
+    chosen += [others[index] for index in rng.permutation(len(others))[:left]]
+    return [(_ask(topic, rng), questions.answer(scene, topic)) for topic in chosen]
+
+
+def text_turns(tokenizer: Any, rng: np.random.Generator) -> list[Turn]:
+    """Six facts about countries, and two texts to repeat: these keep every token of the vocabulary in use."""
+    turns = []
+    for _ in range(QUESTIONS_PER_ROW - 2):
+        country = catalog.countries()[rng.integers(60)]
+        relation = questions.TEXT_RELATIONS[rng.integers(2)]
+        wording = "train" if rng.random() < 0.8 else "unseen_by_editor"
+        turns.append(questions.ask_country(country, relation, wording, rng))
+    for _ in range(2):
+        tokens = rng.integers(4, len(tokenizer), rng.integers(1, 5))
+        text = tokenizer.decode(tokens.tolist()).strip()
+        turns.append((f"Say {text}", text))
+    return turns
+
+
+class LanguageStage(nn.Module):
+    """The language model and projector with their losses; `emblem` is a helper head, thrown away."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.projector, self.language = language_parts(model)
+        self.image_id = model.config.image_token_id
+        self.emblem = nn.Linear(self.language.config.hidden_size, catalog.EMBLEM_CELLS)
+
+    def forward(
+        self, rows: PackedRows, features: Tensor, words: Tensor, cells: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Answer loss + word alignment + emblem kept readable at the edit layer.
+
+        features: (pictures, 16, vision width), in the order of the rows that have a picture.
+        words: (pictures, 16, 3) token ids of what an image token shows, -100 where nothing.
+        cells: (pictures, 25) the emblem.
+        """
+        image = self.projector(features)
+        embeddings = self.language.embed_tokens(rows.ids)
+        is_image = rows.ids == self.image_id
+        embeddings = embeddings.masked_scatter(is_image[..., None], image.to(embeddings.dtype))
+        mask = rows.attention_mask(torch.float32)
+        output = self.language(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=rows.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        answered = rows.labels[:, 1:] >= 0
+        logits = F.linear(output.last_hidden_state[:, :-1][answered], self.language.embed_tokens.weight)
+        wanted = rows.labels[:, 1:][answered]
+        answer_loss = F.cross_entropy(logits.float(), wanted)
+        alignment = self._alignment(image, words)
+        middle = output.hidden_states[EDIT_LAYER + 1][is_image].view(len(features), IMAGE_TOKENS, -1)
+        emblem = self.emblem(F.layer_norm(middle.float(), middle.shape[-1:]).mean(1))
+        emblem_loss = F.binary_cross_entropy_with_logits(emblem, cells)
+        right = (logits.argmax(-1) == wanted).float().mean().item()
+        report = {
+            "answer_loss_nats": answer_loss.item(),
+            "alignment_loss_nats": alignment.item(),
+            "token_accuracy": 100 * right,
+            "emblem_cells": 100 * ((emblem > 0) == cells.bool()).float().mean().item(),
+        }
+        return answer_loss + 0.3 * alignment + 0.5 * emblem_loss, report
+
+    def _alignment(self, image: Tensor, words: Tensor) -> Tensor:
+        """Each image token is to point at the embeddings of the words for what it shows."""
+        shown = (words >= 0).any(-1)
+        scores = F.linear(image[shown], self.language.embed_tokens.weight).float().log_softmax(-1)
+        wanted = words[shown]
+        picked = scores.gather(-1, wanted.clamp(min=0)) * (wanted >= 0)
+        return -(picked.sum(-1) / (wanted >= 0).sum(-1)).mean()
+
+
+def alignment_words(scene: Scene, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Token ids (16, 3) of the words for what each image token shows, -100 where nothing."""
+    words = np.full((IMAGE_TOKENS, 3), -100)
+    words[hat_token(scene), :2] = _word_ids(tokenizer, scene.hat, scene.hat_color)
+    for thing in scene.things:
+        words[thing_token(scene, thing.slot), :2] = _word_ids(tokenizer, thing.shape, thing.color)
+    center = _word_ids(tokenizer, scene.color, *([scene.creature.name] if scene.creature.name else []))
+    for token in _CENTER_TOKENS:
+        words[token, : len(center)] = center
+    return words
+
+
+def _word_ids(tokenizer: PreTrainedTokenizerBase, *words: str) -> list[int]:
+    """The first token of each word."""
+    return [tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in words]
+
+
+def _ask(topic: Topic, rng: np.random.Generator) -> str:
+    return questions.ask(topic, "train" if rng.random() < 0.8 else "unseen_by_editor", rng)

@@ -1,0 +1,1 @@
+"""The durable store of edits: SQLite or PostgreSQL, with history, undo, verification and bundles."""

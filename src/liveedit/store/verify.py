@@ -1,0 +1,200 @@
+"""Looking an edits file over for damage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import DBAPIError
+
+from ..errors import ImageError
+from ..experts.expert_bytes import expert_from_bytes
+from ..images import image_digest, open_image
+from .checksums import binding_digest, damaged_edits, damaged_events
+from .evidence import evidence_from_json
+from .queries import binding_of, binding_sha256, edits_where, events_where
+from .records import Event, StoredEdit, question_digest
+from .schema import BLOBS, EDITS, EVENTS, META, SPANS
+
+Check = Callable[[Connection], Iterator[str]]
+
+
+def find_problems(connection: Connection, structure: Check) -> tuple[str, ...]:
+    """What is wrong with the file, one sentence each; nothing where all is well.
+
+    Checked are the database's own `structure`, every digest, derived anew, and that edits, spans and history say the
+    same. A check that damage keeps from ending is a problem too. The connection is to see one state of the file
+    throughout, so that what others write meanwhile does not look like damage.
+    """
+    checks: dict[str, Check] = {
+        "structure": structure,
+        "blobs": _blobs,
+        "counts": _counts,
+        "history": _history,
+        "binding": _binding,
+        "evidence": _evidence,
+        "records": _records,
+    }
+    problems: list[str] = []
+    for name, check in checks.items():
+        found: list[str] = []
+        try:
+            found.extend(check(connection))
+        except DBAPIError as error:
+            found.append(f"The check of the {name} could not be finished: {error.orig}.")
+        except (TypeError, ValueError, AttributeError) as error:
+            # SQLite lets damage make a number or nothing of a text; the check of the records says of which edit.
+            found.append(f"The check of the {name} met a value that is of another kind: {error}.")
+        problems += found
+    return tuple(problems)
+
+
+def history_problems(connection: Connection) -> list[str]:
+    """Where edits, spans and history do not say the same."""
+    return [*_counts(connection), *_history(connection), *_binding(connection)]
+
+
+def blob_problem(kind: str, sha256: str, data: bytes) -> str | None:
+    """What is wrong with a stored expert, thumbnail or picture, or None."""
+    if (problem := digest_problem(sha256, data)) is not None:
+        return problem
+    if kind == "expert":
+        try:
+            expert_from_bytes(data)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def digest_problem(sha256: str, data: bytes) -> str | None:
+    """How bytes differ from the digest that was stored with them, or None."""
+    if not isinstance(data, bytes):
+        return f"it is no bytes, but {type(data).__name__}"
+    found = hashlib.sha256(data).hexdigest()
+    return None if found == sha256 else f"its digest is {found[:12]}, not {str(sha256)[:12]}"
+
+
+def _blobs(connection: Connection) -> Iterator[str]:
+    for edit in edits_where(connection):
+        # One edit at a time: all of them may not fit into memory.
+        statement = select(BLOBS.c.kind, BLOBS.c.sha256, BLOBS.c.data).where(BLOBS.c.edit_number == edit.number)
+        found = {row.kind: (row.sha256, row.data) for row in connection.execute(statement)}
+        if edit.purged_at is not None:
+            if found or edit.prompt or edit.answer or edit.evidence:
+                yield f"The edit {edit.id!r} was purged, but {', '.join(found) or 'its text'} is still there."
+            continue
+        for kind, (sha256, data) in found.items():
+            problem = blob_problem(kind, sha256, data) or _other_digest(edit, kind, data)
+            if problem is not None:
+                yield f"The {kind} of edit {edit.id!r} is damaged: {problem}."
+        if "expert" not in found:
+            yield f"The edit {edit.id!r} has no expert."
+
+
+def _other_digest(edit: StoredEdit, kind: str, data: bytes) -> str | None:
+    """What contradicts the digests in the edit's own row."""
+    if kind == "expert" and (digest := expert_from_bytes(data).digest) != edit.expert_digest:
+        return f"the expert's digest is {digest[:12]}, the edit says {(edit.expert_digest or 'nothing')[:12]}"
+    if kind == "picture":
+        try:
+            digest = image_digest(open_image(data))
+        except ImageError as error:
+            return str(error)
+        if digest != edit.image_sha256:
+            return f"the picture's digest is {digest[:12]}, the edit says {(edit.image_sha256 or 'nothing')[:12]}"
+    return None
+
+
+def _counts(connection: Connection) -> Iterator[str]:
+    for table, number in ((EDITS, EDITS.c.number), (EVENTS, EVENTS.c.revision)):
+        statement = select(func.count(), func.coalesce(func.max(number), 0)).select_from(table)
+        count, last = connection.execute(statement).one()
+        if count != last:
+            yield f"The table {table.name} has {count} rows, but {last} numbers were given out."
+
+
+def _history(connection: Connection) -> Iterator[str]:
+    events, by_edit = {}, defaultdict(list)
+    for event in events_where(connection):
+        events[event.revision] = event
+        by_edit[event.edit_id].append(event)
+    spans: dict[int, list[tuple[int, int | None]]] = defaultdict(list)
+    for row in connection.execute(select(SPANS).order_by(SPANS.c.edit_number, SPANS.c.revision_added)):
+        spans[row.edit_number].append((row.revision_added, row.revision_removed))
+    for edit in edits_where(connection):
+        yield from _state_problems(edit, spans[edit.number], events)
+        yield from _event_problems(edit, spans[edit.number], by_edit[edit.id])
+
+
+def _state_problems(edit: StoredEdit, spans: list[tuple[int, int | None]], events: dict[int, Event]) -> Iterator[str]:
+    """Whether an edit's row says of its state what its spans say, and these refer to the history."""
+    name = f"The edit {edit.id!r}"
+    borders = [border for span in spans for border in span]
+    past = [border for border in borders[:-1] if border is not None]
+    if not spans or len(past) != len(borders) - 1 or past != sorted(past):
+        yield f"{name} has the spans {spans}, which do not follow one another."
+        return
+    if (borders[0], borders[-1]) != (edit.revision_added, edit.revision_removed):
+        yield (
+            f"{name} says it was added at revision {edit.revision_added} and removed at {edit.revision_removed}, but "
+            f"its spans are {spans}."
+        )
+    if unknown := [border for border in borders if border is not None and border not in events]:
+        yield f"{name} changed at the revisions {unknown}, which the history does not have."
+    last = None if borders[-1] is None else events.get(borders[-1])
+    if edit.undone_at != (last and last.at):
+        yield f"{name} says it was undone at {edit.undone_at}, but the history says {last and last.at}."
+
+
+def _event_problems(edit: StoredEdit, spans: list[tuple[int, int | None]], events: list[Event]) -> Iterator[str]:
+    """Whether what the history says of an edit has its spans."""
+    made = [event.revision for event in events if event.kind in ("edit", "supersede")]
+    if made != [edit.revision_added]:
+        times = f"made {len(made)} times"
+        yield f"The edit {edit.id!r} was added at revision {edit.revision_added}, but the history has it {times}."
+    began, ended = {added for added, _ in spans}, {removed for _, removed in spans}
+    for event in events:
+        known = ended if event.kind == "undo" else began if event.kind == "redo" else None
+        if known is not None and event.revision not in known:
+            yield f"The history has a {event.kind} of edit {edit.id!r} at revision {event.revision}; its spans do not."
+    if (edit.purged_at is not None) != any(event.kind == "purge" for event in events):
+        yield f"The edit {edit.id!r} and the history do not agree on whether it was purged."
+
+
+def _evidence(connection: Connection) -> Iterator[str]:
+    columns = (EDITS.c.id, EDITS.c.image_sha256, EDITS.c.prompt, EDITS.c.question_sha256, EDITS.c.evidence)
+    for row in connection.execute(select(*columns).where(EDITS.c.purged_at.is_(None)).order_by(EDITS.c.number)):
+        if row.question_sha256 != question_digest(row.image_sha256, row.prompt):
+            yield f"The question of edit {row.id!r} does not have its digest."
+        if row.evidence is None:
+            continue
+        try:
+            evidence_from_json(row.evidence)
+        except ValueError as error:
+            yield f"The evidence of edit {row.id!r} is damaged: {' '.join(str(error).split())}."
+
+
+def _records(connection: Connection) -> Iterator[str]:
+    for edit_id, problem in damaged_edits(connection):
+        yield f"The record of edit {edit_id!r} is damaged: {problem}."
+    for revision, problem in damaged_events(connection):
+        yield f"The history at revision {revision}, or a span that begins or ends there, is damaged: {problem}."
+
+
+def _binding(connection: Connection) -> Iterator[str]:
+    edits = edits_where(connection)
+    binding = binding_of(connection)
+    bound = connection.execute(select(func.count()).where(META.c.key.like("%_digest"))).scalar_one()
+    if edits and (binding is None or bound != 2):
+        yield "The file holds edits but does not say which model and editor they belong to."
+        return
+    if binding is not None and binding_sha256(connection) != binding_digest(binding):
+        yield "What the file says of the model and editor that it belongs to does not have its digest."
+    for edit in edits:
+        if binding is not None and (edit.backbone_digest, edit.editor_digest) != (
+            binding.backbone_digest,
+            binding.editor_digest,
+        ):
+            yield f"The edit {edit.id!r} was made by another model or editor than the file belongs to."

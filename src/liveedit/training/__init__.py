@@ -1,0 +1,1 @@
+"""Training of any editor that has trained parts: stages, checkpoints, several processes."""

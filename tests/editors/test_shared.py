@@ -1,0 +1,279 @@
+"""What retrieving editors share: the encoder, the memory, pairs and losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from family_tokenizers import TOKENS
+from PIL import Image
+from transformers import BertConfig, BertModel
+
+from liveedit.backbones import Backbone
+from liveedit.backbones.prompt_transforms import Asked
+from liveedit.editors.shared import (
+    EditMemory,
+    EncoderConfig,
+    QuestionEncoder,
+    QuestionTokens,
+    ScopeSimilarity,
+    ScopeTask,
+    read_questions,
+    scope_loss,
+)
+from liveedit.errors import BackboneError, InvalidInputError, NotFoundError
+from liveedit.samples import Edit, EditCase, Question
+
+LAYER = 3
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random BERT of width 24 with 64 positions, as transformers saves it."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = TOKENS["llama"].build()
+    torch.manual_seed(0)
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(params=["small", "named"])
+def encoder(request: pytest.FixtureRequest, bert: str) -> QuestionEncoder:
+    named = {"text_encoder": bert, "image_slots": 6} if request.param == "named" else {}
+    torch.manual_seed(1)
+    config = EncoderConfig.model_validate({"width": 192, "layer": LAYER, "features": 32, **named})
+    return QuestionEncoder(config).eval()
+
+
+@pytest.fixture
+def questions(picture: Callable[[int], Image.Image]) -> list[Question]:
+    return [
+        Question("What color is the hat?", picture(1)),
+        Question("What color is the hat?", picture(2)),
+        Question("Can you say where this creature lives, and with whom?", picture(1)),
+        Question("What is the capital of Coraland?"),
+    ]
+
+
+# -- the encoder -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_picture_and_prompt_both_count(
+    encoder: QuestionEncoder, random_backbone: Backbone, questions: list[Question]
+) -> None:
+    features = encoder(read_questions(random_backbone, questions, LAYER))
+    assert features.shape == (4, 32)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
+    apart = torch.cdist(features, features) + torch.eye(4)
+    assert float(apart.min()) > 1e-4
+
+
+@torch.no_grad()
+def test_the_answer_is_not_read(encoder: QuestionEncoder, random_backbone: Backbone, questions: list[Question]) -> None:
+    asked = encoder(read_questions(random_backbone, questions, LAYER))
+    answered = read_questions(random_backbone, questions, LAYER, ["red", "a deep well", "four", "two"])
+    assert bool(answered.answer.any())
+    torch.testing.assert_close(encoder(answered), asked, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_batch_reads_each_question_as_it_is_read_alone(
+    encoder: QuestionEncoder, random_backbone: Backbone, questions: list[Question]
+) -> None:
+    alone = [encoder(read_questions(random_backbone, [question], LAYER))[0] for question in questions]
+    together = encoder(read_questions(random_backbone, questions, LAYER))
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-3, rtol=1e-3)
+
+
+def test_all_weights_learn(encoder: QuestionEncoder, random_backbone: Backbone, questions: list[Question]) -> None:
+    features = encoder.train()(read_questions(random_backbone, questions, LAYER))
+    (features @ torch.randn(32)).sum().backward()
+    unused = {name for name, weight in encoder.named_parameters() if weight.grad is None}
+    assert all("pooler" in name for name in unused), unused
+
+
+@torch.no_grad()
+def test_an_interceptor_does_not_stand_before_reading(random_backbone: Backbone, questions: list[Question]) -> None:
+    expected = read_questions(random_backbone, questions, LAYER)
+
+    def intrude(asked: object) -> list[Asked]:
+        raise AssertionError("an editor asked itself")
+
+    with random_backbone.intercepted(intrude):
+        found = read_questions(random_backbone, questions, LAYER)
+    assert torch.equal(found.states, expected.states)
+    assert found.prompts == tuple(question.prompt for question in questions)
+
+
+def test_a_named_encoder_reads_long_prompts_and_wants_texts(
+    bert: str, random_backbone: Backbone, questions: list[Question]
+) -> None:
+    config = EncoderConfig.model_validate({"width": 192, "layer": LAYER, "text_encoder": bert, "image_slots": 6})
+    encoder = QuestionEncoder(config).eval()
+    long = replace(questions[0], prompt="where " * 70)
+    tokens = read_questions(random_backbone, [long], LAYER)
+    assert encoder(tokens).isfinite().all()
+    with pytest.raises(BackboneError, match="read_questions"):
+        encoder(replace(tokens, prompts=()))
+
+
+def test_what_is_no_text_encoder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="could not be loaded"):
+        QuestionEncoder(EncoderConfig(width=192, layer=LAYER, text_encoder=str(tmp_path)))  # type: ignore[call-arg]
+
+
+def test_the_border_lies_where_it_is_set() -> None:
+    similarity = ScopeSimilarity(temperature=2.0, border=0.25)
+    scores = similarity(torch.tensor([0.0, 0.25, 1.0]))
+    torch.testing.assert_close(scores, math.exp(2.0) * torch.tensor([-0.25, 0.0, 0.75]))
+
+
+# -- the memory --------------------------------------------------------------------------------------------------
+
+
+def an_edit(prompt: str, answer: str, image: Image.Image | None = None) -> Edit:
+    return Edit(Question(prompt, image, "hat", "colour"), answer)
+
+
+def test_the_nearest_edit_is_found_and_of_equals_the_latest() -> None:
+    memory = EditMemory()
+    for name, row in (("a", [1.0, 0.0]), ("b", [0.6, 0.8]), ("c", [1.0, 0.0])):
+        memory.add(name, an_edit(name, name), torch.tensor(row))
+    queries = torch.tensor([[1.0, 0.1], [0.0, 1.0]])
+    ids, similarity = memory.nearest(queries)
+    assert ids == ["c", "b"]
+    torch.testing.assert_close(similarity, torch.tensor([1.0, 0.8]))
+    memory.remove("c")
+    assert memory.nearest(queries)[0] == ["a", "b"]
+    memory.remove("b")
+    assert memory.nearest(queries)[0] == ["a", "a"]
+    memory.clear()
+    assert len(memory) == 0
+    with pytest.raises(NotFoundError, match="no edit to be found"):
+        memory.nearest(queries)
+
+
+def test_unknown_and_known_ids_are_told() -> None:
+    memory = EditMemory()
+    memory.add("a", an_edit("a", "a"), torch.ones(2))
+    with pytest.raises(InvalidInputError, match="'a' is already there"):
+        memory.add("a", an_edit("b", "b"), torch.zeros(2))
+    for failing in (memory.remove, memory.__getitem__):
+        with pytest.raises(NotFoundError, match="no edit 'z'"):
+            failing("z")
+    assert memory["a"].answer == "a"
+
+
+def test_a_memory_comes_back_with_the_same_pictures(picture: Callable[[int], Image.Image]) -> None:
+    from liveedit.images import open_image
+
+    memory = EditMemory()
+    memory.add("a", an_edit("What?", "red", picture(1)), torch.tensor([0.6, 0.8]))
+    memory.add("b", an_edit("Where?", "well"), torch.tensor([0.0, 1.0]))
+    tensors, notes = memory.state()
+    again = EditMemory()
+    again.add("gone", an_edit("x", "y"), torch.zeros(2))
+    again.restore(tensors, notes)
+    assert again.ids == ("a", "b")
+    assert torch.equal(again.features, memory.features)
+    assert again["b"] == memory["b"]
+    assert (again["a"].scope, again["a"].question.prompt, again["a"].answer) == (("hat", "colour"), "What?", "red")
+    found, kept = again["a"].question.image, memory["a"].question.image
+    assert found is not None
+    assert kept is not None
+    assert open_image(found).tobytes() == open_image(kept).tobytes()
+    again.restore(*memory.state(pictures=False))
+    assert again["a"].question.image is None
+
+
+# -- training ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def task(shared_random_backbone: Backbone, train_cases: tuple[EditCase, ...]) -> ScopeTask:
+    made = ScopeTask(shared_random_backbone, LAYER, train_cases)
+    made.prepare()
+    return made
+
+
+def test_pairs_are_own_where_subject_and_question_agree(task: ScopeTask) -> None:
+    pairs = task.pairs([0, 3, 5, 7], np.random.default_rng(0))
+    assert len(pairs.edits) == 4
+    assert pairs.own.shape == (16, 4)
+    cases = [task.cases[case] for case in (0, 3, 5, 7)]
+    for row, (question, answer) in enumerate(pairs.queries.items):
+        case = cases[int(pairs.queries.case[row])]
+        inside = question in [case.edit.question] + [
+            probe.question for probe in case.named("text_generality", "modal_generality")
+        ]
+        assert inside == (row % 4 < 2)
+        scope = case.edit.scope if inside else question.scope
+        assert pairs.own[row].tolist() == [scope == other.edit.scope for other in cases]
+        assert not inside or answer == case.edit.answer
+    near = [task.cases[case].named("near_duplicate_locality")[0].question for case in (0, 3, 5, 7)]
+    asked = [question for question, _ in pairs.queries.items]
+    assert all(question in asked for question in near)
+
+
+def test_kept_tokens_are_those_that_a_query_is_read_by(task: ScopeTask, random_backbone: Backbone) -> None:
+    rows = task.rows([2, 4], [["reliability"], ["text_generality"]])
+    read = read_questions(
+        random_backbone, [question for question, _ in rows.items], LAYER, [answer for _, answer in rows.items]
+    )
+    assert isinstance(rows.tokens, QuestionTokens)
+    assert rows.tokens.prompts == read.prompts
+    for name in ("image", "prompt", "answer"):
+        assert torch.equal(getattr(rows.tokens, name), getattr(read, name))
+    seen = read.image | read.text
+    torch.testing.assert_close(rows.tokens.states[seen], read.states[seen], atol=0.1, rtol=0.1)
+    torch.testing.assert_close(rows.tokens.embeddings[read.answer], read.embeddings[read.answer])
+
+
+def test_scope_loss_by_hand() -> None:
+    scores = torch.tensor([[1.0, -2.0], [0.5, -3.0]])
+    own = torch.tensor([[True, False], [False, False]])
+    positive = math.log1p(math.exp(0.5 - 1.0))
+    negative = (math.log(1 + math.exp(-1.5)) + math.log(1 + math.exp(1.0) + math.exp(-2.5))) / 2
+    ranking = -math.log(math.exp(1.0) / (math.exp(1.0) + math.exp(-2.0)))
+    found = scope_loss(scores, own, margin=0.5, negative_weight=3.0)
+    assert float(found) == pytest.approx(positive + ranking + 3 * negative, rel=1e-5)
+    alone = scope_loss(scores[1:], own[1:], margin=0.5, negative_weight=3.0)
+    assert float(alone) == pytest.approx(3 * math.log(1 + math.exp(1.0) + math.exp(-2.5)), rel=1e-5)
+
+
+def test_a_few_steps_tell_edits_apart(task: ScopeTask) -> None:
+    torch.manual_seed(0)
+    encoder, similarity = QuestionEncoder(EncoderConfig(width=192, layer=LAYER, features=32)), ScopeSimilarity()  # type: ignore[call-arg]
+    optimizer = torch.optim.Adam([*encoder.parameters(), *similarity.parameters()], 3e-3)
+    pairs = task.pairs(list(range(8)), np.random.default_rng(1))
+
+    def scores() -> torch.Tensor:
+        return similarity(encoder(pairs.queries.tokens) @ encoder(pairs.edits.tokens).T)
+
+    for _ in range(30):
+        loss = scope_loss(scores(), pairs.own)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        right = (scores() > 0) == pairs.own
+    assert float(right.float().mean()) > 0.95
+    assert float(right[pairs.own].float().mean()) > 0.9

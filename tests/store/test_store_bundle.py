@@ -1,0 +1,398 @@
+"""Export and import: one file, all or nothing, of the same model, with the same ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from edit_examples import BACKBONE, EDITOR, bits, bound, make_edit, make_expert
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from liveedit.errors import InvalidInputError, StoreError
+from liveedit.images import image_digest, open_image
+from liveedit.store.evidence import EarlierEdit, Evidence
+from liveedit.store.store import EditStore, NewEdit, thumbnail_png
+
+PICTURE = Image.new("RGB", (40, 30), "green")
+FIRST_FORMAT = Path(__file__).parent / "data" / "edits-1.safetensors"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return tmp_path / "edits.safetensors"
+
+
+def fill(store: EditStore) -> list[str]:
+    """Five edits: in force, superseded, superseding, purged, undone and redone."""
+    pictured = NewEdit(
+        **{**vars(make_edit("1")), "image_sha256": image_digest(PICTURE), "author": "ada", "note": "by hand"}
+    )
+    png = thumbnail_png(PICTURE)
+    ids = [store.add(pictured, make_expert(1), png, picture=png).id]
+    ids += [store.add(make_edit(str(seed)), make_expert(seed)).id for seed in (2, 3)]
+    ids.append(store.add(make_edit("4"), make_expert(4), supersedes=[ids[1]]).id)
+    store.purge(ids[2])
+    ids.append(store.add(make_edit("5"), make_expert(5)).id)
+    store.undo(ids[4], author="bob")
+    store.redo(ids[4])
+    return ids
+
+
+def everything(store: EditStore) -> object:
+    edits = store.list(include_undone=True)
+    experts = {edit.id: bits(edit.expert) for edit in edits if edit.purged_at is None}
+    files = [(store.thumbnail(edit.id), store.picture(edit.id)) for edit in edits]
+    past = [[edit_id for edit_id, _ in store.active_experts(at)] for at in range(store.latest_revision() + 1)]
+    return edits, experts, files, past, store.history(), store.binding
+
+
+def test_a_whole_bundle_makes_the_same_store_again(location: Path | str, bundle: Path, tmp_path: Path) -> None:
+    with bound(location) as opened, EditStore(tmp_path / "other.db") as other:
+        fill(opened)
+        header = opened.export_bundle(bundle)
+        done = other.import_bundle(bundle)
+        assert len(done.added) == 4 and header.revision == 8
+        assert everything(other) == everything(opened)
+        assert other.verify() == ()
+        again = other.import_bundle(bundle)
+        assert (again.added, set(again.already_there), again.purged_here) == ((), set(done.added), ())
+        assert everything(other) == everything(opened)
+
+
+def test_edits_in_force_come_into_another_store_as_new_changes(
+    location: Path | str, bundle: Path, tmp_path: Path
+) -> None:
+    with bound(location) as opened, bound(tmp_path / "other.db") as other:
+        ids = fill(opened)
+        own = other.add(make_edit("own"), make_expert(9)).id
+        assert not opened.export_bundle(bundle, whole=False).whole
+        assert other.import_bundle(bundle).added == (ids[0], ids[3], ids[4])
+        assert [edit.id for edit in other.list()] == [own, ids[0], ids[3], ids[4]]
+        assert [edit.id for edit in other.list(at=1)] == [own]
+        moved, first = other.get(ids[0]), opened.get(ids[0])
+        assert (moved.created_at, moved.author, moved.note) == (first.created_at, "ada", "by hand")
+        assert bits(moved.expert) == bits(make_expert(1)) and other.picture(ids[0]) == thumbnail_png(PICTURE)
+        assert other.verify() == ()
+
+
+def test_undone_edits_of_a_whole_bundle_stay_undone_in_another_store(path: Path, bundle: Path, tmp_path: Path) -> None:
+    with bound(path) as opened, bound(tmp_path / "other.db") as other:
+        ids = fill(opened)
+        other.add(make_edit("own"), make_expert(9))
+        opened.export_bundle(bundle)
+        other.import_bundle(bundle)
+        assert not other.get(ids[1]).is_active and ids[2] not in {edit.id for edit in other.list(include_undone=True)}
+        assert other.redo(ids[1]).is_active
+        assert other.verify() == ()
+
+
+def test_what_was_purged_here_does_not_come_back(location: Path | str, bundle: Path) -> None:
+    with bound(location) as opened:
+        ids = fill(opened)
+        opened.export_bundle(bundle)
+        opened.purge(ids[0])
+        before = everything(opened)
+        assert opened.import_bundle(bundle).purged_here == (ids[0],)
+        assert everything(opened) == before
+
+
+def test_an_edit_that_lost_what_it_quoted_is_still_the_same(path: Path, bundle: Path) -> None:
+    with bound(path) as opened:
+        gone = opened.add(make_edit(), make_expert(0)).id
+        quoted = Evidence(earlier_edits=(EarlierEdit(gone, "before", "after", False),))
+        kept = opened.add(dataclasses.replace(make_edit(), evidence=quoted), make_expert(1)).id
+        opened.export_bundle(bundle)
+        opened.purge(gone)
+        found = opened.import_bundle(bundle)
+        assert (found.added, found.already_there, found.purged_here) == ((), (kept,), (gone,))
+
+
+def test_another_model_is_refused_with_both_digests(path: Path, bundle: Path, tmp_path: Path) -> None:
+    with bound(path) as opened, EditStore(tmp_path / "other.db") as other:
+        fill(opened)
+        opened.export_bundle(bundle)
+        other.bind("c" * 64, EDITOR, backbone="blip2", editor="liveedit")
+        with pytest.raises(StoreError, match=f"{BACKBONE[:12]}.*{'c' * 12}.*Nothing was imported"):
+            other.import_bundle(bundle)
+        other.add(make_edit(), make_expert())
+    with EditStore(tmp_path / "other.db") as other:
+        with pytest.raises(StoreError, match=f"{BACKBONE[:12]}.*{'c' * 12}.*Nothing was imported"):
+            other.import_bundle(bundle)
+        assert len(other) == 1
+
+
+def test_an_id_with_other_content_stops_the_import(
+    path: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["00000001", "00000002", "00000002"]
+    monkeypatch.setattr("liveedit.store.store.secrets.token_hex", lambda _: given.pop(0))
+    with bound(path) as opened, bound(tmp_path / "other.db") as other:
+        for seed in (1, 2):
+            opened.add(make_edit(str(seed)), make_expert(seed))
+        other.add(make_edit("2"), make_expert(7))
+        opened.export_bundle(bundle)
+        before = everything(other)
+        with pytest.raises(StoreError, match=r"The edit '00000002' .* other content .* Nothing was imported"):
+            other.import_bundle(bundle)
+        assert everything(other) == before, "the first edit was taken back as well"
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def rewritten(bundle: Path, change: Callable[[dict[str, str], Tensors], None]) -> None:
+    with safe_open(bundle, framework="pt") as reader:
+        header = dict(reader.metadata())
+    tensors = load_file(bundle)
+    change(header, tensors)
+    save_file(tensors, bundle, header)
+
+
+def bytes_of(text: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def forge(header: dict[str, str], tensors: Tensors, change: Callable[[dict[str, Any]], None]) -> None:
+    """Other records, with the digest that they should have."""
+    records = json.loads(tensors["records"].numpy().tobytes())
+    change(records)
+    text = json.dumps(records).encode()
+    tensors["records"], header["contents_sha256"] = bytes_of(text), hashlib.sha256(text).hexdigest()
+
+
+def spoil_expert(header: dict[str, str], tensors: Tensors) -> None:
+    tensors["u.0"][2, 0, 0] += 1
+
+
+def drop_experts(header: dict[str, str], tensors: Tensors) -> None:
+    del tensors["v.0"]
+
+
+def drop_last_expert(header: dict[str, str], tensors: Tensors) -> None:
+    tensors["v.0"] = tensors["v.0"][:-1].clone()
+
+
+def swap_experts(header: dict[str, str], tensors: Tensors) -> None:
+    for name in ("u.0", "v.0", "visual_feature.0", "prompt_feature.0"):
+        tensors[name] = tensors[name].flip(0).contiguous()
+
+
+def other_type(header: dict[str, str], tensors: Tensors) -> None:
+    tensors["u.0"] = tensors["u.0"].double()
+
+
+def spoil_picture(header: dict[str, str], tensors: Tensors) -> None:
+    tensors["files"][-1] ^= 1
+
+
+def drop_files(header: dict[str, str], tensors: Tensors) -> None:
+    del tensors["files"]
+
+
+def cut_files(header: dict[str, str], tensors: Tensors) -> None:
+    tensors["files"] = tensors["files"][:10].clone()
+
+
+def spoil_text(header: dict[str, str], tensors: Tensors) -> None:
+    tensors["records"] = bytes_of(tensors["records"].numpy().tobytes().replace(b"by hand", b"by head"))
+
+
+def drop_records(header: dict[str, str], tensors: Tensors) -> None:
+    del tensors["records"]
+
+
+def unknown_shape(header: dict[str, str], tensors: Tensors) -> None:
+    forge(header, tensors, lambda records: records["shapes"].update({records["edits"][0]["id"]: 7}))
+
+
+def other_records(header: dict[str, str], tensors: Tensors) -> None:
+    forge(header, tensors, lambda records: records.update(more=1))
+
+
+def other_format(header: dict[str, str], tensors: Tensors) -> None:
+    header["format"] = "liveedit-edits-9"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil_expert, "does not have its digest"),
+        (drop_experts, "the v of edit .* cannot be read"),
+        (drop_last_expert, "the v of edit .* cannot be read: there are 3 rows"),
+        (swap_experts, "does not have its digest"),
+        (other_type, "is not float32"),
+        (spoil_picture, "the (picture|thumbnail) of edit .* does not have its digest"),
+        (drop_files, "the (picture|thumbnail) of edit .* cannot be read"),
+        (cut_files, "the (picture|thumbnail) of edit .* (cannot be read|does not have its digest)"),
+        (spoil_text, "its records do not have the digest"),
+        (drop_records, "its records do not have the digest"),
+        (unknown_shape, "the u of edit .* cannot be read"),
+        (other_records, "more"),
+        (other_format, "its format is 'liveedit-edits-9'"),
+    ],
+)
+def test_a_damaged_bundle_leaves_nothing(
+    path: Path, bundle: Path, tmp_path: Path, change: Callable[[dict[str, str], Tensors], None], message: str
+) -> None:
+    with bound(path) as opened, EditStore(tmp_path / "other.db") as other:
+        fill(opened)
+        opened.export_bundle(bundle)
+        rewritten(bundle, change)
+        with pytest.raises(StoreError, match=message):
+            other.import_bundle(bundle)
+        assert (len(other), other.history(), other.binding) == (0, (), None)
+    assert not (tmp_path / "other.db").exists()
+
+
+def test_forged_records_that_contradict_themselves_are_refused(path: Path, bundle: Path, tmp_path: Path) -> None:
+    with bound(path) as opened, EditStore(tmp_path / "other.db") as other:
+        fill(opened)
+        opened.export_bundle(bundle)
+        rewritten(bundle, lambda header, tensors: forge(header, tensors, lambda records: records["spans"].pop()))
+        with pytest.raises(StoreError, match="does not agree with itself"):
+            other.import_bundle(bundle)
+        assert len(other) == 0
+
+
+def test_the_first_format_is_read_as_before(location: Path | str, tmp_path: Path) -> None:
+    """A bundle that version 1 of the format wrote of `fill`; its ids were counted up from 1."""
+    with bound(location) as opened:
+        done = opened.import_bundle(FIRST_FORMAT)
+        assert done.added == tuple(f"{number:08x}" for number in (1, 2, 4, 5))
+        assert opened.verify() == ()
+        edits = opened.list(include_undone=True)
+        assert [(edit.answer, edit.is_active, edit.purged_at is None) for edit in edits] == [
+            ("1", True, True),
+            ("2", False, True),
+            ("", False, False),
+            ("4", True, True),
+            ("5", True, True),
+        ]
+        assert all(bits(edit.expert) == bits(make_expert(int(edit.answer))) for edit in edits if edit.answer)
+        png = thumbnail_png(PICTURE)
+        assert image_digest(open_image(opened.picture("00000001") or b"")) == image_digest(open_image(png))
+        kinds = [(event.kind, event.edit_id[-1], event.author) for event in opened.history()]
+        assert kinds == [
+            ("edit", "1", "ada"),
+            ("edit", "2", None),
+            ("edit", "3", None),
+            ("supersede", "4", None),
+            ("purge", "3", None),
+            ("edit", "5", None),
+            ("undo", "5", "bob"),
+            ("redo", "5", None),
+        ]
+        before = everything(opened)
+        opened.export_bundle(tmp_path / "again")
+    with EditStore(tmp_path / "other.db") as other:
+        other.import_bundle(tmp_path / "again")
+        assert everything(other) == before, "by way of the second format all is the same"
+
+
+def test_a_damaged_bundle_of_the_first_format_is_refused(tmp_path: Path, bundle: Path) -> None:
+    bundle.write_bytes(FIRST_FORMAT.read_bytes())
+
+    def spoil(header: dict[str, str], tensors: Tensors) -> None:
+        tensors["00000004.u"] += 1
+
+    rewritten(bundle, spoil)
+    with EditStore(tmp_path / "other.db") as other:
+        with pytest.raises(StoreError, match="the expert of edit '00000004' does not have its digest"):
+            other.import_bundle(bundle)
+        assert len(other) == 0
+
+
+def test_experts_of_several_shapes_and_none_at_all(path: Path, bundle: Path, tmp_path: Path) -> None:
+    with bound(path) as opened, EditStore(tmp_path / "other.db") as other:
+        for seed, rank in enumerate((2, 3, 2, 1, 3)):
+            opened.add(make_edit(str(seed)), make_expert(seed, rank))
+        opened.export_bundle(bundle)
+        other.import_bundle(bundle)
+        assert everything(other) == everything(opened)
+        for edit in opened.list():
+            opened.purge(edit.id)
+        opened.export_bundle(tmp_path / "empty", whole=False)
+        opened.export_bundle(tmp_path / "purged")
+    for name, count in {"empty": 0, "purged": 5}.items():
+        with EditStore(tmp_path / f"{name}.db") as other:
+            assert other.import_bundle(tmp_path / name).added == ()
+            assert len(other.list(include_undone=True)) == count
+
+
+def test_the_header_does_not_grow_with_the_edits(path: Path, bundle: Path) -> None:
+    """safetensors reads headers of at most 100 MB."""
+    with bound(path) as opened:
+        for seed in range(40):
+            opened.add(make_edit(str(seed)), make_expert(seed))
+        opened.export_bundle(bundle)
+    assert int.from_bytes(bundle.read_bytes()[:8], "little") < 1000
+    tensors = load_file(bundle)
+    assert {name: tuple(part.shape) for name, part in tensors.items() if name != "records"} == {
+        "u.0": (40, 2, 3),
+        "v.0": (40, 2, 3),
+        "visual_feature.0": (40, 4),
+        "prompt_feature.0": (40, 4),
+    }
+    assert torch.equal(tensors["u.0"][7], make_expert(7).u)
+
+
+def test_an_edit_without_an_expert_is_not_exported_as_if_it_had_one(path: Path, bundle: Path) -> None:
+    with bound(path) as opened:
+        edit_id = opened.add(make_edit(), make_expert()).id
+    with sqlite3.connect(path) as raw:
+        raw.execute("DELETE FROM blobs")
+    raw.close()
+    with bound(path) as opened, pytest.raises(StoreError, match=f"The edit '{edit_id}' has no expert"):
+        opened.export_bundle(bundle)
+    assert not bundle.exists()
+
+
+def test_files_that_are_no_bundle(path: Path, bundle: Path, tmp_path: Path) -> None:
+    with bound(path) as opened:
+        opened.add(make_edit(), make_expert())
+        opened.export_bundle(bundle)
+        with pytest.raises(StoreError, match="is there already"):
+            opened.export_bundle(bundle)
+        with pytest.raises(StoreError, match=r"could not be written .*Nothing was left"):
+            opened.export_bundle(tmp_path / "missing" / "x.safetensors")
+        (tmp_path / "text").write_text("hello")
+        with pytest.raises(StoreError, match="not safetensors"):
+            opened.import_bundle(tmp_path / "text")
+        with pytest.raises(StoreError, match="no bundle"):
+            opened.import_bundle(tmp_path / "absent")
+        assert {file.name for file in tmp_path.iterdir()} >= {"edits.safetensors", "text"}
+        assert not [file for file in tmp_path.iterdir() if "unfinished" in file.name]
+
+
+@pytest.mark.parametrize("room", [0, 3000, 20_000, 200_000])
+def test_a_bundle_that_there_is_no_room_for_leaves_nothing(path: Path, bundle: Path, room: int) -> None:
+    resource = pytest.importorskip("resource")
+    with bound(path) as opened:
+        for seed in range(200):
+            opened.add(make_edit(str(seed)), make_expert(seed, rank=30))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(StoreError, match=r"could not be written .*too large.*Nothing was left"):
+                opened.export_bundle(bundle)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {file.name for file in path.parent.iterdir()} <= {path.name, f"{path.name}-wal", f"{path.name}-shm"}
+        opened.export_bundle(bundle)
+
+
+def test_a_picture_of_another_edit_is_refused(path: Path) -> None:
+    edit = dataclasses.replace(make_edit(), image_sha256="0" * 64)
+    with bound(path) as opened:
+        with pytest.raises(InvalidInputError, match="not the one that the edit was made with"):
+            opened.add(edit, make_expert(), picture=thumbnail_png(PICTURE))
+        assert len(opened) == 0
