@@ -1,9 +1,9 @@
-"""What exporting and importing many edits costs: memory that does not grow with experts and pictures, and time.
+"""What exporting and importing many edits costs: memory that does not grow with experts and images, and time.
 
 A store of `--edits` edits with experts of `--width` is exported whole and imported into an empty file. Figures:
 `export_peak_bytes` and `import_peak_bytes`, by how much the process's own memory (`RssAnon`: mapped files, which the
 system takes back when it needs room, do not count) rose above what was held before. Beside them `bundle_bytes`, what is
-moved, and `records_bytes`, what is said of the edits besides experts and pictures, which is in memory as a whole.
+moved, and `records_bytes`, what is said of the edits besides experts and images, which is in memory as a whole.
 Baseline: copying the bundle's bytes to another file, with fsync.
 """
 

@@ -3,7 +3,7 @@
 Edit: `LiveEdit.make_experts` of one edit and `LiveEdit.add` of its expert, with 0 or 10,000 experts in the
 repository. Baseline: `Backbone.encode` of the same question and answer and `Backbone.states` at the edit
 layer (embedding, vision tower, layers up to the edit layer) of the same model with the editor paused: its
-hooks return at once. The picture is in memory; its preprocessing and the tokenizer are inside both. The
+hooks return at once. The image is in memory; its preprocessing and the tokenizer are inside both. The
 expert is taken out again between repetitions, outside the clock.
 
 Figures: `edit_over_prefix_0` and `edit_over_prefix_10000`, medians of edit over median of baseline.

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.hidden_states import StateStore
+from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask
 from shapes import SHAPES, Shape, build_backbone, editor_config, make_cases, random_repository
@@ -103,7 +103,7 @@ def measure_training(
     """One joint step on kept states: forward, backward, AdamW; and how long it takes to keep them."""
     editor = LiveEdit.untrained(backbone, config)
     editor.detach()
-    store = StateStore(backbone, config.layer)
+    store = HiddenStateCache(backbone, config.layer)
     task = LiveEditTask(backbone, config.layer, make_cases(shape, batch), LiveEditLosses(), store)
     started = time.perf_counter()
     task.prepare()

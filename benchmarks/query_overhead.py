@@ -1,6 +1,6 @@
 """What 10,000 stored edits cost a query: none passes hard routing, or all do.
 
-Baseline: the forward pass over one question with its picture (`Backbone.logits`, the prefill of an answer)
+Baseline: the forward pass over one question with its image (`Backbone.logits`, the prefill of an answer)
 of the same model with the editor paused: its hooks return at once. `query_none_10000`: the same with the
 editor in force and 10,000 experts of which none passes; `query_all_10000`: all of them pass, the 32 with
 the largest soft weights are mixed (the default bound); `query_all_10000_exact`: all are mixed

@@ -22,7 +22,7 @@ from transformers import (
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.datasets.world.questions import vocabulary
 from liveedit.editors.liveedit import LiveEditConfig
-from liveedit.experts import Expert, ExpertRepository
+from liveedit.experts import ExpertRepository, LowRankExpert
 from liveedit.pretraining.models import TINY_LLAVA
 from liveedit.pretraining.tokenizer import build_tokenizer
 from liveedit.samples import Edit, EditCase, Probe, Question
@@ -104,12 +104,12 @@ def make_cases(shape: Shape, count: int, seed: int = 0) -> list[EditCase]:
     rng = np.random.default_rng(seed)
     cases = []
     for number in range(count):
-        own, other = _picture(shape, rng), _picture(shape, rng)
+        own, other = _image(shape, rng), _image(shape, rng)
         same = {"subject": f"subject {number}", "relation": f"relation {number}"}
         edit = Edit(Question(_prompt(rng), own, **same), _answer(rng))
         probes = (
             Probe("text_generality", Question(_prompt(rng), own, **same)),
-            Probe("modal_generality", Question(edit.question.prompt, _picture(shape, rng), **same)),
+            Probe("modal_generality", Question(edit.question.prompt, _image(shape, rng), **same)),
             Probe("text_locality", Question(_prompt(rng)), _answer(rng)),
             Probe("modal_locality", Question(_prompt(rng), other), _answer(rng)),
         )
@@ -138,7 +138,7 @@ def random_repository(
         feature = prompt.detach().float().cpu() if prompt is not None and number == 0 else direction
         factors = torch.randn(2, config.rank, config.width, generator=generator) / config.width**0.5
         unit = near / near.norm(), feature / feature.norm()
-        repository.add(f"edit{number}", Expert(factors[0], factors[1], *unit))
+        repository.add(f"edit{number}", LowRankExpert(factors[0], factors[1], *unit))
     return repository
 
 
@@ -176,7 +176,7 @@ def _configuration(shape: Shape, tokenizer: object) -> LlavaConfig:
 
 
 def _processor(shape: Shape, processor: LlavaProcessor) -> LlavaProcessor:
-    """The tiny model's processor for pictures of another size."""
+    """The tiny model's processor for images of another size."""
     side = {"height": shape.image_side, "width": shape.image_side}
     processor.image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": shape.image_side}, crop_size=side, image_mean=[0.5] * 3, image_std=[0.25] * 3
@@ -185,7 +185,7 @@ def _processor(shape: Shape, processor: LlavaProcessor) -> LlavaProcessor:
     return processor
 
 
-def _picture(shape: Shape, rng: np.random.Generator) -> Image.Image:
+def _image(shape: Shape, rng: np.random.Generator) -> Image.Image:
     pixels = rng.integers(0, 256, (shape.image_side, shape.image_side, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 

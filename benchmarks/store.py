@@ -23,16 +23,16 @@ from pathlib import Path
 
 import torch
 
-from liveedit.experts import Expert, ExpertRepository
+from liveedit.experts import ExpertRepository, LowRankExpert
 from liveedit.store.store import EditStore, NewEdit
 
 TARGETS = {"opening_beyond_reading_s": 3.0, "add_ms": 5.0}
 
 
-def make_expert(seed: int, width: int, rank: int, feature: int) -> Expert:
+def make_expert(seed: int, width: int, rank: int, feature: int) -> LowRankExpert:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((rank, width), (rank, width), (feature,), (feature,))
-    return Expert(*(torch.randn(shape, generator=generator) for shape in shapes))
+    return LowRankExpert(*(torch.randn(shape, generator=generator) for shape in shapes))
 
 
 def bound(location: str | Path) -> EditStore:

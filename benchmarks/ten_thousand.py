@@ -1,11 +1,11 @@
 """10,000 edits of the built-in model: opened, restarted, moved, and read as of 100 revisions, bit by bit.
 
-Real edits of the drawn world (pictures, questions and answers from a seed), made by the built-in editor of tiny-llava
+Real edits of the drawn world (images, questions and answers from a seed), made by the built-in editor of tiny-llava
 and stored one after the other; every tenth or so is undone, redone or superseded by another. What is in force after
 each revision is kept by plain bookkeeping here, and never read from the store.
 
 `opening_s`: an `EditedModel` on the file, with backbone and editor loaded; baseline `reading_s`, the file's bytes.
-Logits of `--questions` questions (about pictures that were edited, and about others; some edits' own, some in other
+Logits of `--questions` questions (about images that were edited, and about others; some edits' own, some in other
 words) are compared to the bit: of the model that made the edits with one restarted from the file (`restart`), from a
 file that a bundle was imported into (`bundle`), with experts in mapped files on the host (`host`), and, given `--url`,
 from a PostgreSQL database (`database`). `time_travel`: at each of `--revisions` sampled revisions,
@@ -37,7 +37,7 @@ from liveedit.datasets.world.drawing import draw
 from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEdit
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.samples import Edit, Question
 from liveedit.store.store import EditStore, NewEdit
 
@@ -48,7 +48,7 @@ AT_ONCE = 64
 class Ledger:
     """What is in force after each revision, by bookkeeping of its own."""
 
-    in_force: set[str] = field(default_factory=set)
+    active: set[str] = field(default_factory=set)
     undone: set[str] = field(default_factory=set)
     supersedes: dict[str, str] = field(default_factory=dict)
     """The edit that another took the place of, by the other."""
@@ -72,7 +72,7 @@ class Ledger:
     def redo(self, edit_id: str) -> None:
         self._note(edit_id, True)
         other = self.supersedes.get(edit_id)
-        if other is not None and other in self.in_force:
+        if other is not None and other in self.active:
             self._leave(other, edit_id)
 
     def at(self, revision: int) -> set[str]:
@@ -93,7 +93,7 @@ class Ledger:
     def _set(self, edit_id: str, comes: bool) -> None:
         self.changes[-1][edit_id] = comes
         self.left_for.pop(edit_id, None)
-        to, away = (self.in_force, self.undone) if comes else (self.undone, self.in_force)
+        to, away = (self.active, self.undone) if comes else (self.undone, self.active)
         to.add(edit_id)
         away.discard(edit_id)
 
@@ -106,7 +106,7 @@ class Edited:
     modules: LiveEditModules
     path: Path
     ledger: Ledger
-    experts: dict[str, Expert]
+    experts: dict[str, LowRankExpert]
     asked: Inputs
     logits: Tensor
 
@@ -114,7 +114,7 @@ class Edited:
         return EditedModel(self.backbone, LiveEdit(self.backbone, self.modules), store, **options)
 
 
-def made(backbone: Backbone, editor: LiveEdit, cases: Sequence[WorldCase]) -> Iterator[tuple[WorldCase, Expert]]:
+def made(backbone: Backbone, editor: LiveEdit, cases: Sequence[WorldCase]) -> Iterator[tuple[WorldCase, LowRankExpert]]:
     """Each case with its expert, made a batch at a time."""
     for start in range(0, len(cases), AT_ONCE):
         some = cases[start : start + AT_ONCE]
@@ -123,13 +123,13 @@ def made(backbone: Backbone, editor: LiveEdit, cases: Sequence[WorldCase]) -> It
 
 
 def question_of(case: WorldCase, prompt: str | None = None) -> Question:
-    picture = case.edit.picture
-    assert picture is not None
-    return Question(prompt or case.edit.prompt, draw(picture.scene, picture.pose))
+    image = case.edit.image
+    assert image is not None
+    return Question(prompt or case.edit.prompt, draw(image.scene, image.pose))
 
 
 def questions(cases: Sequence[WorldCase], count: int, seed: int) -> list[Question]:
-    """Edits' own questions, their rewordings, and questions about pictures that no edit is about."""
+    """Edits' own questions, their rewordings, and questions about images that no edit is about."""
     chosen = random.Random(seed).sample(cases, (count + 1) // 2)
     found = [question_of(case) for case in chosen[: count // 4]]
     for case in chosen[count // 4 :]:
@@ -150,14 +150,14 @@ def fill(backbone: Backbone, path: Path, count: int, asked: int, seed: int) -> t
     editor = LiveEdit.load(backbone)
     inputs = backbone.encode(questions(cases, asked, seed), padding="left")
     ledger, choice, add_s, done = Ledger(), random.Random(seed), [], 0
-    experts: dict[str, Expert] = {}
+    experts: dict[str, LowRankExpert] = {}
     edited = Edited(backbone, editor.modules, path, ledger, experts, inputs, torch.empty(0))
     with torch.no_grad():
         unedited = backbone.logits(inputs)
     store = EditStore(path)
     with EditedModel(backbone, editor, store):
         for case, expert in made(backbone, editor, cases):
-            rival = choice.choice(sorted(ledger.in_force)) if ledger.in_force and choice.random() < 0.04 else None
+            rival = choice.choice(sorted(ledger.active)) if ledger.active and choice.random() < 0.04 else None
             said = NewEdit(prompt=case.edit.prompt, answer=case.edit.answer, editor=editor.name, author="benchmark")
             started = time.perf_counter()
             edit_id = store.add(said, expert, supersedes=() if rival is None else (rival,)).id
@@ -165,7 +165,7 @@ def fill(backbone: Backbone, path: Path, count: int, asked: int, seed: int) -> t
             experts[edit_id] = expert
             ledger.added(edit_id, rival)
             if choice.random() < 0.06:
-                undone = choice.choice(sorted(ledger.in_force))
+                undone = choice.choice(sorted(ledger.active))
                 store.undo(undone)
                 ledger.undo(undone)
             if ledger.undone and choice.random() < 0.03:
@@ -179,7 +179,7 @@ def fill(backbone: Backbone, path: Path, count: int, asked: int, seed: int) -> t
         fired = [len(row) for row in editor.fired()]
     figures = {
         "edits": len(experts),
-        "in_force": len(ledger.in_force),
+        "active": len(ledger.active),
         "revisions": len(ledger.changes),
         "add_ms": round(1000 * statistics.median(add_s), 2),
         "questions": asked,
@@ -190,7 +190,7 @@ def fill(backbone: Backbone, path: Path, count: int, asked: int, seed: int) -> t
     return edited, figures
 
 
-def follow(editor: LiveEdit, change: Mapping[str, bool], experts: Mapping[str, Expert]) -> None:
+def follow(editor: LiveEdit, change: Mapping[str, bool], experts: Mapping[str, LowRankExpert]) -> None:
     """Put in and take out what a change did."""
     for edit_id, comes in change.items():
         if comes:
@@ -204,7 +204,7 @@ def opened(edited: Edited, location: Path | str, **options: Any) -> tuple[bool, 
     started = time.perf_counter()
     with edited.model(EditStore(location), **options) as model:
         seconds = time.perf_counter() - started
-        return len(model) == len(edited.ledger.in_force) and torch.equal(logits(edited), edited.logits), seconds
+        return len(model) == len(edited.ledger.active) and torch.equal(logits(edited), edited.logits), seconds
 
 
 def seconds_to_read(path: Path) -> float:

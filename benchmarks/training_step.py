@@ -35,7 +35,7 @@ import torch
 from torch.nn import functional as F
 
 from liveedit.backbones import Backbone, Inputs
-from liveedit.backbones.hidden_states import StateStore
+from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask
 from liveedit.samples import EditCase
@@ -87,7 +87,7 @@ class Step:
 
     def prepared(self) -> LiveEditTask:
         layer = self.shape.edit_layer
-        task = LiveEditTask(self.backbone, layer, self.cases, self.losses, StateStore(self.backbone, layer))
+        task = LiveEditTask(self.backbone, layer, self.cases, self.losses, HiddenStateCache(self.backbone, layer))
         task.prepare()
         return task
 

@@ -4,7 +4,7 @@ Both train an editor for `tiny-llava` on a small drawn world: same seed, same ba
 are the largest difference of a weight (beside how far the weights came in training), of a training loss and of a
 validation figure. The biases of attention keys are told apart: softmax takes no notice of them, so that their
 gradients are rounding errors, which AdamW enlarges to steps. With `--keep FOLDER` the learning curves of both go to
-FOLDER/two-processes.json and a picture of the validation curves to FOLDER/two-processes.png (needs matplotlib).
+FOLDER/two-processes.json and an image of the validation curves to FOLDER/two-processes.png (needs matplotlib).
 
 `--mixed` trains with bfloat16 products, the default of `liveedit train`. Processes pad their shares to other lengths
 than one process pads the whole batch, and bfloat16 then rounds differently.
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=160, help="drawn cases, 24 of them for validation")
     parser.add_argument("--mixed", action="store_true", help="bfloat16 products")
-    parser.add_argument("--keep", type=Path, help="folder for curves and picture")
+    parser.add_argument("--keep", type=Path, help="folder for curves and image")
     given = parser.parse_args()
     options = [
         *("--cases", str(given.cases), "--validation", "24", "--module-width", "64", "--stage", *STAGES, "--set"),

@@ -17,7 +17,7 @@ from liveedit.cli import main
 from liveedit.datasets import read
 from liveedit.datasets.world import write_world
 from liveedit.editors.liveedit import LiveEditConfig
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.pretraining.models import TINY_LLAVA
 from liveedit.samples import EditCase
 
@@ -100,13 +100,13 @@ def small_config() -> ConfigMaker:
 
 
 @pytest.fixture(scope="session")
-def random_expert() -> Callable[..., Expert]:
+def random_expert() -> Callable[..., LowRankExpert]:
     """An expert of random numbers that fits `small_config`."""
 
-    def make(seed: int, width: int = 192, rank: int = 2, features: int = 64) -> Expert:
+    def make(seed: int, width: int = 192, rank: int = 2, features: int = 64) -> LowRankExpert:
         generator = torch.Generator().manual_seed(seed)
         shapes = ((rank, width), (rank, width), (features,), (features,))
-        return Expert(*(torch.randn(shape, generator=generator) for shape in shapes))
+        return LowRankExpert(*(torch.randn(shape, generator=generator) for shape in shapes))
 
     return make
 

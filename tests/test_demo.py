@@ -98,4 +98,4 @@ def test_the_whole_demo(
     out, err = capsys.readouterr()
     assert code == 0, err
     assert "Edit 2: its food" in out
-    assert "Report with pictures" in out
+    assert "Report with images" in out

@@ -36,7 +36,7 @@ def test_every_family_is_healthy(family: str, tmp_path: Path) -> None:
     assert plan["editor_parameters"] == sum(value.numel() for value in modules.parameters())
     assert plan["model_bytes"] == sum(4 * value.numel() for value in backbone.model.parameters())
     assert json.loads(json.dumps(diagnosis.found)) == diagnosis.found
-    assert any("no picture" in warning for warning in diagnosis.warnings) == (family in ("llama", "mistral"))
+    assert any("no image" in warning for warning in diagnosis.warnings) == (family in ("llama", "mistral"))
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

@@ -156,7 +156,7 @@ def test_first_frame_of_an_animation_and_no_file_left_open(tmp_path):
 def test_truncated_pictures_are_refused_at_every_length(tmp_path, format):
     whole = encoded(noise(), format)
     for length in (8, 20, 40, len(whole) // 2, len(whole) * 9 // 10):
-        with pytest.raises(ImageError, match=r"damaged|not a picture"):
+        with pytest.raises(ImageError, match=r"damaged|not an image"):
             open_image(whole[:length])
     file = tmp_path / "half"
     file.write_bytes(whole[: len(whole) // 2])
@@ -179,20 +179,20 @@ def test_damaged_bytes_open_or_raise_image_error_and_nothing_else(format):
 
 def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("this is no picture")
+    (tmp_path / "text.jpg").write_text("this is no image")
     (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     cases: list[tuple[str | Path | bytes, str]] = [
         (tmp_path / "absent.png", r"absent\.png' does not exist"),
         (tmp_path, "is a folder"),
         (tmp_path / "empty.png", r"empty\.png' is empty"),
-        (tmp_path / "text.jpg", r"text\.jpg' is not a picture"),
+        (tmp_path / "text.jpg", r"text\.jpg' is not an image"),
         (tmp_path / "drawing.eps", r"drawing\.eps' is a drawing \(EPS\)"),
         (tmp_path / "text.jpg" / "inside.png", "cannot be opened"),
         (tmp_path / ("x" * 300), "cannot be opened"),
         ("a\0b", "cannot be opened"),
         ("", "is a folder"),
         (b"", "given as 0 bytes is empty"),
-        (b"no picture", "given as 10 bytes is not a picture"),
+        (b"no image", "given as 10 bytes is not an image"),
     ]
     for source, message in cases:
         with pytest.raises(ImageError, match=message):

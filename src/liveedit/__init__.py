@@ -16,9 +16,10 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .answers import Answer, Fired
     from .backbones import Backbone, load_backbone
-    from .edited.model import Answer, EditedModel, Receipt
-    from .editors import Editor, Fired, editor_class, editor_names
+    from .edited.model import EditedModel, Receipt
+    from .editors import Editor, editor_class, editor_names
     from .editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
     from .errors import LiveEditError
     from .samples import Edit, EditCase, Probe, Question
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 __version__ = metadata.version("liveedit")
 
 _HOMES = {
-    "Answer": "edited.model",
+    "Answer": "answers",
     "Backbone": "backbones",
     "Edit": "samples",
     "EditCase": "samples",
     "EditedModel": "edited.model",
     "Editor": "editors",
-    "Fired": "editors",
+    "Fired": "answers",
     "LiveEdit": "editors.liveedit",
     "LiveEditConfig": "editors.liveedit",
     "LiveEditError": "errors",

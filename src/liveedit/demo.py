@@ -1,4 +1,4 @@
-"""`liveedit demo`: three pictures edited and asked again, one edit undone, then a lifetime of edits measured.
+"""`liveedit demo`: three images edited and asked again, one edit undone, then a lifetime of edits measured.
 
 The three edits are the first of their kind in the held-out world, not chosen for success, and every answer
 is shown as the model gave it.
@@ -17,14 +17,14 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.text import Text
 
+from .answers import same_answer
 from .backbones import Backbone, load_backbone
 from .datasets.sources import NamedData, open_data
-from .edited.model import EditedModel, backbone_digest
+from .edited.model import EditedModel
 from .editors import editor_class
 from .errors import DatasetError
 from .evaluation.bench import Bench, BenchConfig, Row, make_provenance
 from .evaluation.report import render, write_report
-from .evaluation.scoring import exact_match
 from .evaluation.table import Table, markdown_text
 from .images import open_image
 from .samples import EditCase, Question
@@ -41,26 +41,26 @@ DRAWN = 1_200
 _KINDS: Final[tuple[tuple[str, bool, str], ...]] = (
     ("name", False, "the name of a creature that the model has never seen"),
     ("home", True, "another home for a creature that the model knows"),
-    ("hat_color", True, "another colour for the hat in one picture"),
+    ("hat_color", True, "another colour for the hat in one image"),
 )
 """(answer type, whether the model knew an answer, what is edited) of the three examples."""
 
 _MUST_FOLLOW: Final = {
     "reliability": "the edit",
     "text_generality": "asked in other words",
-    "modal_generality": "another picture of the same thing",
+    "modal_generality": "another image of the same thing",
 }
 _MUST_STAY: Final = {
-    "same_image_locality": "another question on this picture",
-    "same_question_locality": "this question on another picture",
+    "same_image_locality": "another question on this image",
+    "same_question_locality": "this question on another image",
     "near_duplicate_locality": "this question on a near-duplicate",
-    "modal_locality": "another picture, another question",
-    "text_locality": "a question without a picture",
+    "modal_locality": "another image, another question",
+    "text_locality": "a question without an image",
 }
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedQuestion:
     """One question of an example, with the answers before and after the edit."""
 
     what: str
@@ -75,7 +75,7 @@ class Asked:
     @property
     def right(self) -> bool:
         """Whether the answer after the edit is the one wanted."""
-        return exact_match(self.after, self.wanted)
+        return same_answer(self.after, self.wanted)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Example:
 
     title: str
     case: EditCase
-    asked: tuple[Asked, ...]
+    asked: tuple[AskedQuestion, ...]
     milliseconds: float
     refine_steps: int
     restored: bool | None = None
@@ -116,7 +116,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run the demo into a folder; returns everything that it found."""
     started = time.monotonic()
-    data = open_data("world", edits, lambda done, total: report("drawing pictures", done, total), DRAWN)
+    data = open_data("world", edits, lambda done, total: report("drawing images", done, total), DRAWN)
     backbone = load_backbone(BACKBONE)
     console.print(Text(f"{BACKBONE} is loaded; its weights stay as they are throughout.\n"))
     chosen = example_cases(data.cases)
@@ -129,7 +129,7 @@ def run_demo(
     file = write_demo_report(folder, examples, rows)
     console.print(render(rows, title=_bench_title(edits)))
     seconds = time.monotonic() - started
-    console.print(Text(f"\nReport with pictures: {file} ({seconds:.0f} s in all)"))
+    console.print(Text(f"\nReport with images: {file} ({seconds:.0f} s in all)"))
     return {
         "examples": [example.to_dict() for example in examples],
         "rows": rows,
@@ -192,11 +192,11 @@ def _ask(model: EditedModel, case: EditCase) -> list[str]:
 
 def _compare(
     case: EditCase, before: Sequence[str], after: Sequence[str], undone: Sequence[str] | None
-) -> tuple[Asked, ...]:
+) -> tuple[AskedQuestion, ...]:
     names = {**_MUST_FOLLOW, **_MUST_STAY}
     back = undone or [None] * len(before)
     return tuple(
-        Asked(names[name], question.prompt, was, now, case.edit.answer if name in _MUST_FOLLOW else was, again)
+        AskedQuestion(names[name], question.prompt, was, now, case.edit.answer if name in _MUST_FOLLOW else was, again)
         for (name, question), was, now, again in zip(_questions(case), before, after, back, strict=True)
     )
 
@@ -256,7 +256,7 @@ def measure_edits(
     config = BenchConfig.model_validate(
         {"backbone": backbone.name, "data": data.name, "edits": (edits,), "few_edits_cases": 1}
     )
-    provenance = make_provenance(backbone_digest(backbone), data.files)
+    provenance = make_provenance(backbone.digest(), data.files)
     bench = Bench(backbone, data.cases, config, folder, provenance, report)
     return bench.run([(BENCH_EDITOR, lambda frozen: editor_class(BENCH_EDITOR).load(frozen, source))])
 
@@ -269,16 +269,16 @@ def _bench_title(edits: int) -> str:
 
 
 def write_demo_report(folder: Path, examples: Sequence[Example], rows: Sequence[Row]) -> Path:
-    """The bench's report with the examples and their pictures, enlarged, before it; returns report.md."""
+    """The bench's report with the examples and their images, enlarged, before it; returns report.md."""
     file = write_report(rows, folder, title=_bench_title(int(rows[0]["edits"])))
     parts = ["# LiveEdit: a demonstration"]
     for number, example in enumerate(examples, 1):
-        picture = folder / f"example-{number}.png"
-        _strip(example.case).save(picture)
-        caption = "the edited picture; the same thing again; a near-duplicate; another picture"
+        image = folder / f"example-{number}.png"
+        _strip(example.case).save(image)
+        caption = "the edited image; the same thing again; a near-duplicate; another image"
         parts += [
             _example_table(number, example).markdown().rstrip(),
-            f"![{caption}]({picture.name})",
+            f"![{caption}]({image.name})",
             f"*{caption}*",
         ]
     parts += [markdown_text(_undo_sentence(examples[-1])), file.read_text(encoding="utf-8").rstrip()]
@@ -287,16 +287,16 @@ def write_demo_report(folder: Path, examples: Sequence[Example], rows: Sequence[
 
 
 def _strip(case: EditCase) -> Image.Image:
-    """The pictures of a case side by side, enlarged without smoothing."""
+    """The images of a case side by side, enlarged without smoothing."""
     named = {probe.name: probe.question.image for probe in (case.reliability, *case.probes)}
     wanted = ("reliability", "modal_generality", "near_duplicate_locality", "same_question_locality")
     sources = [source for name in wanted if (source := named.get(name)) is not None]
-    pictures = [ImageOps.scale(open_image(source), ENLARGED, Image.Resampling.NEAREST) for source in sources]
+    images = [ImageOps.scale(open_image(source), ENLARGED, Image.Resampling.NEAREST) for source in sources]
     gap = 2 * ENLARGED
-    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
-    strip = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0
-    for picture in pictures:
-        strip.paste(picture, (left, 0))
-        left += picture.width + gap
+    for image in images:
+        strip.paste(image, (left, 0))
+        left += image.width + gap
     return strip

@@ -78,9 +78,9 @@ class _Examination:
 
     def __init__(self, backbone: Backbone, layer: int):
         self.backbone, self.layer = backbone, layer
-        picture, wide = (_picture(size) if backbone.reads_pictures else None for size in ((336, 336), (480, 240)))
+        image, wide = (_image(size) if backbone.reads_images else None for size in ((336, 336), (480, 240)))
         self.questions = [
-            Question("What color is the circle?", picture),
+            Question("What color is the circle?", image),
             Question("Can you say what lies beside the square?", wide),
             Question("How many corners does a square have?"),
         ]
@@ -88,7 +88,7 @@ class _Examination:
     def tests(self) -> list[tuple[str, Callable[[], str]]]:
         """Name and test; a test returns a detail, or raises."""
         return [
-            ("every token is picture, prompt or answer", self.tokens),
+            ("every token is image, prompt or answer", self.tokens),
             ("first and last layers are the whole, in logits", self.halves),
             ("the same in gradients", self.gradients),
             ("a batch is its rows one by one, padded left or right", self.batches),
@@ -103,7 +103,7 @@ class _Examination:
         for row, question in enumerate(self.questions):
             if (counts[row] > 0) != (question.image is not None):
                 raise _BrokenError(
-                    f"A question {'with' if question.image else 'without'} a picture has {counts[row]} image tokens."
+                    f"A question {'with' if question.image else 'without'} an image has {counts[row]} image tokens."
                 )
         return f"image tokens {counts}" if any(counts) else "text alone"
 
@@ -221,7 +221,7 @@ def _found(backbone: Backbone) -> dict[str, Any]:
         "precision": str(backbone.dtype).removeprefix("torch."),
         "devices": ", ".join(sorted({str(backbone.layer_device(layer)) for layer in range(len(backbone.layers))})),
         "image tokens": _image_tokens(backbone),
-        "prompt": backbone.prompt_text(Question("QUESTION", _picture((336, 336)) if backbone.reads_pictures else None)),
+        "prompt": backbone.prompt_text(Question("QUESTION", _image((336, 336)) if backbone.reads_images else None)),
         "end of an answer": repr(backbone.tokenizer.decode([backbone.end_token_id])),
     }
 
@@ -233,15 +233,15 @@ def _path(backbone: Backbone) -> str:
 
 
 def _image_tokens(backbone: Backbone) -> str:
-    if not backbone.reads_pictures:
+    if not backbone.reads_images:
         return "none: text alone"
     sizes = ((336, 336), (448, 448), (640, 320))
-    counts = [int(backbone.encode([Question("?", _picture(size))]).image_mask.sum()) for size in sizes]
+    counts = [int(backbone.encode([Question("?", _image(size))]).image_mask.sum()) for size in sizes]
     marker = backbone.image_token_id
     if len(set(counts)) == 1:
-        return f"{counts[0]} for any picture (token id {marker})"
+        return f"{counts[0]} for any image (token id {marker})"
     listed = ", ".join(f"{width} x {height}: {count}" for (width, height), count in zip(sizes, counts, strict=True))
-    return f"by the picture's size ({listed}; token id {marker})"
+    return f"by the image's size ({listed}; token id {marker})"
 
 
 def _plan(backbone: Backbone, layer: int) -> dict[str, Any]:
@@ -270,29 +270,29 @@ def _warnings(backbone: Backbone) -> Iterator[str]:
     model = backbone.model
     if model.config.model_type not in KNOWN_MODEL_TYPES:
         yield f"The family {model.config.model_type!r} is not among those that are tested; trust the checks above."
-    if not backbone.reads_pictures:
+    if not backbone.reads_images:
         yield (
-            "There is no picture to route by: edits are told apart by what is asked alone (scope text+image), and "
-            "`liveedit train` has no data without pictures."
+            "There is no image to route by: edits are told apart by what is asked alone (scope text+image), and "
+            "`liveedit train` has no data without images."
         )
     if getattr(model, "is_quantized", False):
         yield "The weights are quantized: fine-tuning editors (ft-l) cannot change them; LiveEdit does not need to."
     if "cpu" in (places := {str(value) for value in getattr(model, "hf_device_map", {}).values()}) or "disk" in places:
         yield "Part of the model is offloaded: every pass moves weights, and training will be slow."
     if backbone.first_edit_layer:
-        yield f"Edit layers before {backbone.first_edit_layer} are not possible: these take the picture in once more."
+        yield f"Edit layers before {backbone.first_edit_layer} are not possible: these take the image in once more."
     if not getattr(backbone.processor, "chat_template", None) and not backbone.tokenizer.chat_template:
         yield "There is no chat template: prompts are written in the family's own plain format."
     yield "torch.compile works around the edit layer; with fullgraph=True it refuses."
 
 
-def _picture(size: tuple[int, int]) -> Image.Image:
-    picture = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(picture)
+def _image(size: tuple[int, int]) -> Image.Image:
+    image = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(image)
     width, height = size
     pen.ellipse((width // 8, height // 8, width // 2, height // 2), fill="red")
     pen.rectangle((width // 2, height // 2, width - 9, height - 9), fill="blue")
-    return picture
+    return image
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:

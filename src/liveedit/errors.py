@@ -2,7 +2,7 @@
 
     LiveEditError
     ├── InvalidInputError  (ValueError)         an argument that cannot be used
-    │   ├── ImageError                          a picture that cannot be opened
+    │   ├── ImageError                          an image that cannot be opened
     │   ├── DatasetError                        an annotation file or one of its rows
     │   └── ConfigError                         a configuration with unknown or impossible values
     ├── NotFoundError      (LookupError)        an edit, editor, backbone or data set that is not there
@@ -39,7 +39,7 @@ class InvalidInputError(LiveEditError, ValueError):
 
 
 class ImageError(InvalidInputError):
-    """A picture that is missing, truncated, too large, or no picture at all."""
+    """An image that is missing, truncated, too large, or no image at all."""
 
 
 class DatasetError(InvalidInputError):

@@ -1,4 +1,4 @@
-"""Opening pictures: any source, any mode, upright, within a stated size."""
+"""Opening images: any source, any mode, upright, within a stated size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import ImageError
 from .samples import ImageSource
 
 MAX_PIXELS = 100_000_000
-"""The largest picture that is opened, in pixels (about 10,000 x 10,000)."""
+"""The largest image that is opened, in pixels (about 10,000 x 10,000)."""
 
 _VECTOR_FORMATS: Final = ("EPS", "WMF", "EMF")
 """Drawings, which Pillow hands to another program to run; not to be done with a stranger's file."""
@@ -31,48 +31,48 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation."""
+"""What turns an image upright, by its EXIF orientation."""
 
 
 def open_image(
     source: ImageSource, *, max_pixels: int | None = None, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
-    """Open a picture as upright RGB on white.
+    """Open an image as upright RGB on white.
 
-    The EXIF orientation is applied, grey, palette and CMYK pictures become RGB, transparency is laid on
+    The EXIF orientation is applied, grey, palette and CMYK images become RGB, transparency is laid on
     white, of an animation the first frame is taken. 16-bit greys are divided by 257, so that equal values
     look equal whatever else they show; 32-bit greys, which have no fixed range, are stretched to 0..255 only
     where they leave it, and floating-point greys within 0..1 are taken as fractions. Damaged metadata do
-    not spoil a picture whose pixels are whole.
+    not spoil an image whose pixels are whole.
 
-    max_pixels: the largest picture that is decoded, `MAX_PIXELS` by default. formats: those of Pillow's that are read,
+    max_pixels: the largest image that is decoded, `MAX_PIXELS` by default. formats: those of Pillow's that are read,
     all by default.
 
-    Raises `ImageError` where the picture is missing, empty, truncated, no picture at all, or larger than
+    Raises `ImageError` where the image is missing, empty, truncated, no image at all, or larger than
     `max_pixels`.
     """
     name = describe(source)
     with warnings.catch_warnings(), _stream(source, name) as stream:
         # Pillow warns of size and of odd metadata; the one is checked here, the other does not matter.
         warnings.simplefilter("ignore")
-        image = _decoded(stream, name, MAX_PIXELS if max_pixels is None else max_pixels, formats)
-        picture = _to_rgb(_upright(image))
+        decoded = _decoded(stream, name, MAX_PIXELS if max_pixels is None else max_pixels, formats)
+        image = _to_rgb(_upright(decoded))
     # The orientation has been applied: left in place it would be applied again at the next opening.
-    picture.info = {}
-    return picture
+    image.info = {}
+    return image
 
 
 def describe(source: ImageSource) -> str:
-    """A short name of a picture for messages."""
+    """A short name of an image for messages."""
     if isinstance(source, str | Path):
-        return f"The picture {str(source)!r}"
+        return f"The image {str(source)!r}"
     if isinstance(source, bytes):
-        return f"The picture given as {len(source)} bytes"
-    return "The picture given as a Pillow image"
+        return f"The image given as {len(source)} bytes"
+    return "The image given as a Pillow image"
 
 
 def image_digest(image: Image.Image) -> str:
-    """SHA-256 of the size and the RGB pixels, so that equal pictures in different files agree."""
+    """SHA-256 of the size and the RGB pixels, so that equal images in different files agree."""
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
@@ -84,7 +84,7 @@ def _stream(source: ImageSource, name: str) -> AbstractContextManager[BinaryIO |
     if isinstance(source, str | Path):
         return _opened(Path(source), name)
     if not isinstance(source, bytes):
-        raise ImageError(f"A picture was given as {type(source).__name__}. Give a path, bytes, or a Pillow image.")
+        raise ImageError(f"An image was given as {type(source).__name__}. Give a path, bytes, or a Pillow image.")
     if not source:
         raise ImageError(f"{name} is empty. Give the bytes of an image file.")
     return io.BytesIO(source)
@@ -123,7 +123,7 @@ def _decoded(
         raise ImageError(_too_large(name, str(error), max_pixels)) from error
     except UnidentifiedImageError as error:
         readable = "Pillow can read" if formats is None else f"is read here ({', '.join(formats)})"
-        raise ImageError(f"{name} is not a picture that {readable}. Give a PNG, JPEG or WebP.") from error
+        raise ImageError(f"{name} is not an image that {readable}. Give a PNG, JPEG or WebP.") from error
     except Exception as error:
         # Pillow's plugins raise a dozen types for damaged bytes (OSError, SyntaxError, RuntimeError, ...).
         raise ImageError(f"{name} is damaged and could not be read to its end ({error}).") from error
@@ -164,7 +164,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_rgb(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 or 32 bits or of floating-point numbers, see `open_image` for the ranges."""
+    """A grey image of 16 or 32 bits or of floating-point numbers, see `open_image` for the ranges."""
     # Pillow opens a 16-bit PGM as 32 bits, scaled to 0..65535.
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     values = np.asarray(image.convert("I") if sixteen_bits else image, dtype=np.float64)

@@ -14,7 +14,7 @@ from typing import Literal
 from PIL import Image
 
 ImageSource = str | Path | bytes | Image.Image
-"""A picture: a file, the bytes of one, or a Pillow image."""
+"""An image: a file, the bytes of one, or a Pillow image."""
 
 ProbeName = Literal[
     "reliability",
@@ -45,11 +45,11 @@ LOCALITY: tuple[ProbeName, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt, with or without a picture.
+    """A prompt, with or without an image.
 
     `subject` and `relation` name what is asked about (an entity or a scene) and what is asked of it. Two
     questions with equal `scope` must get the same answer: that is how the bench keeps a locality probe
-    from standing in the scope of somebody else's edit. Where a data set does not say, the picture itself
+    from standing in the scope of somebody else's edit. Where a data set does not say, the image itself
     and the prompt itself stand in.
     """
 
@@ -123,6 +123,6 @@ class EditCase:
 
 
 def edited_scopes(cases: Sequence[EditCase]) -> frozenset[tuple[str, str]]:
-    """The scopes that these edits change: their own, and those of their rephrasings and redrawn pictures."""
+    """The scopes that these edits change: their own, and those of their rephrasings and redrawn images."""
     own = {case.edit.scope for case in cases}
     return frozenset(own | {probe.question.scope for case in cases for probe in case.named(*GENERALITY)})

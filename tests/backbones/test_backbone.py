@@ -72,9 +72,9 @@ def test_no_questions_are_refused(random_backbone: Backbone) -> None:
 
 def test_the_image_marker_in_a_text_is_refused(random_backbone: Backbone, mixed: list[Question]) -> None:
     for question in (Question("What is <image>?", mixed[0].image), Question("What is <image>?")):
-        with pytest.raises(InvalidInputError, match="stands for a picture"):
+        with pytest.raises(InvalidInputError, match="stands for an image"):
             random_backbone.encode([question])
-    with pytest.raises(InvalidInputError, match="stands for a picture"):
+    with pytest.raises(InvalidInputError, match="stands for an image"):
         random_backbone.encode(mixed[:1], ["an <image>"])
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from liveedit.backbones import Backbone
 from liveedit.backbones import hidden_states as states
-from liveedit.backbones.hidden_states import Item, StateStore
+from liveedit.backbones.hidden_states import HiddenStateCache, Item
 from liveedit.samples import Question
 
 LAYER = 3
@@ -34,7 +34,7 @@ def close(kept: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 def test_kept_states_are_those_of_a_forward_pass(random_backbone: Backbone, items: list[Item]) -> None:
-    store = StateStore(random_backbone, LAYER)
+    store = HiddenStateCache(random_backbone, LAYER)
     store.fill(items, batch=2)
     assert len(store) == 5
     order = [3, 1, 0]
@@ -62,7 +62,7 @@ def test_kept_states_are_those_of_a_forward_pass(random_backbone: Backbone, item
 
 
 def test_predicting_positions_stand_before_the_answer(random_backbone: Backbone, items: list[Item]) -> None:
-    store = StateStore(random_backbone, LAYER)
+    store = HiddenStateCache(random_backbone, LAYER)
     store.fill(items)
     batch = store.batch(range(5))
     for row in range(5):
@@ -73,10 +73,10 @@ def test_predicting_positions_stand_before_the_answer(random_backbone: Backbone,
 def test_states_on_disk_are_those_in_memory(
     random_backbone: Backbone, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_memory = StateStore(random_backbone, LAYER)
+    in_memory = HiddenStateCache(random_backbone, LAYER)
     in_memory.fill(items, batch=2)
     monkeypatch.setattr(states, "IN_MEMORY_BYTES", 0)
-    on_disk = StateStore(random_backbone, LAYER, tmp_path / "states")
+    on_disk = HiddenStateCache(random_backbone, LAYER, tmp_path / "states")
     on_disk.fill(items, batch=2)
     tokens = int(in_memory.batch(range(5)).attention_mask.sum())
     (file,) = (tmp_path / "states").iterdir()
@@ -92,7 +92,7 @@ def test_a_folder_is_found_where_none_is_given(
     random_backbone: Backbone, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(states, "IN_MEMORY_BYTES", 0)
-    store = StateStore(random_backbone, LAYER)
+    store = HiddenStateCache(random_backbone, LAYER)
     store.fill(items)
     assert store.batch([0]).states.abs().sum() > 0
     assert store._temporary is not None
@@ -103,5 +103,7 @@ def test_a_folder_is_found_where_none_is_given(
 
 def test_progress_counts_the_items(random_backbone: Backbone, items: list[Item]) -> None:
     seen: list[tuple[int, int]] = []
-    StateStore(random_backbone, LAYER).fill(items, batch=2, progress=lambda done, total: seen.append((done, total)))
+    HiddenStateCache(random_backbone, LAYER).fill(
+        items, batch=2, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(2, 5), (4, 5), (5, 5)]

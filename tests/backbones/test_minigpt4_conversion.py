@@ -58,7 +58,7 @@ def test_logits_are_those_of_the_parts_put_together_by_hand(sources: Sources, co
 
     known = sources.llama.config.vocab_size
     assert picture.std() > 0.1
-    assert expected[0].sub(expected[1]).abs().max() > 0.01, "the picture must matter"
+    assert expected[0].sub(expected[1]).abs().max() > 0.01, "the image must matter"
     torch.testing.assert_close(found[..., :known], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[..., known], expected.mean(-1), rtol=1e-4, atol=1e-4)
     assert processor.tokenizer.convert_ids_to_tokens(known) == "<image>"

@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[Change, type[LiveEditError], str]] = {
         BackboneError,
         r"query_tokens in .* is \(1, 6, 128\), where its configuration asks for \(1, 7, 128\)",
     ),
-    "no picture settings": (
+    "no image settings": (
         _changed_file("blip2", "preprocessor_config.json", Path.unlink),
         BackboneError,
         r"needs config\.json and preprocessor_config\.json",

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from liveedit.backbones import Backbone, Inputs, load_backbone
-from liveedit.backbones.prompt_transforms import Asked, Interceptor, answerers, as_they_are
+from liveedit.backbones.prompt_transforms import PreparedQuestion, PromptTransform, substitutes, unchanged
 from liveedit.errors import BackboneError, InvalidInputError
 from liveedit.samples import Question
 
@@ -32,13 +32,13 @@ def backbone(shared: Backbone) -> Iterator[Backbone]:
     """A random model of the family, checked to be left without interceptor and hooks."""
     yield shared
     assert hooks_of(shared) == []
-    assert shared._interceptor is None
+    assert shared._transform is None
 
 
 @pytest.fixture
 def questions(backbone: Backbone, picture: Callable[[int], Image.Image]) -> list[Question]:
     """Two with pictures, where the model reads them, and one without; of three lengths."""
-    pictures = [picture(1), picture(2), None] if backbone.reads_pictures else [None] * 3
+    pictures = [picture(1), picture(2), None] if backbone.reads_images else [None] * 3
     prompts = ["What color is the hat?", "Can you say where this creature lives?", "How many?"]
     return [Question(prompt, image) for prompt, image in zip(prompts, pictures, strict=True)]
 
@@ -50,8 +50,8 @@ def prefixes() -> list[Tensor | None]:
     return [torch.randn(3, WIDTH, generator=generator), None, torch.randn(2, WIDTH, generator=generator)]
 
 
-def with_prefixes(prefixes: Sequence[Tensor | None]) -> Interceptor:
-    return lambda questions: [Asked(*pair) for pair in zip(questions, prefixes, strict=True)]
+def with_prefixes(prefixes: Sequence[Tensor | None]) -> PromptTransform:
+    return lambda questions: [PreparedQuestion(*pair) for pair in zip(questions, prefixes, strict=True)]
 
 
 def embedded(backbone: Backbone, inputs: Inputs) -> Tensor:
@@ -96,7 +96,7 @@ def test_a_prefix_is_embeddings_before_the_first_token(
         by_hand(backbone, prefixed_by_hand(backbone, *row)) for row in zip(questions, ANSWERS, prefixes, strict=True)
     ]
     unprefixed = backbone.logits(backbone.encode(questions, ANSWERS, padding))
-    with backbone.intercepted(with_prefixes(prefixes)):
+    with backbone.transformed(with_prefixes(prefixes)):
         inputs = backbone.encode(questions, ANSWERS, padding)
     found = backbone.logits(inputs)
     assert inputs.prefix_mask.sum(1).tolist() == [3, 0, 2]
@@ -111,7 +111,7 @@ def test_states_and_masks_know_the_prefix(
     backbone: Backbone, questions: list[Question], prefixes: list[Tensor | None]
 ) -> None:
     plain = backbone.encode(questions, ANSWERS)
-    with backbone.intercepted(with_prefixes(prefixes)):
+    with backbone.transformed(with_prefixes(prefixes)):
         inputs = backbone.encode(questions, ANSWERS)
     for name in ("image_mask", "prompt_mask", "answer_mask"):
         assert getattr(inputs, name).sum(1).tolist() == getattr(plain, name).sum(1).tolist()
@@ -147,7 +147,7 @@ def test_answers_follow_the_prefix_with_and_without_a_cache(
     rows = zip(questions, prefixes, strict=True)
     expected = [greedy_by_hand(backbone, prefixed_by_hand(backbone, q, None, p), 5) for q, p in rows]
     plain = backbone.generate(backbone.encode(questions, padding="left"), 5)
-    with backbone.intercepted(with_prefixes(prefixes)):
+    with backbone.transformed(with_prefixes(prefixes)):
         inputs = backbone.encode(questions, padding="left")
     assert backbone.generate(inputs, 5, use_cache=use_cache) == expected
     assert expected != plain
@@ -159,10 +159,10 @@ def test_beams_and_several_sequences_carry_the_prefix_of_their_question(
 ) -> None:
     expected = []
     for question, prefix in zip(questions, prefixes, strict=True):
-        with backbone.intercepted(with_prefixes([prefix])):
+        with backbone.transformed(with_prefixes([prefix])):
             alone = backbone.encode([question], padding="left")
         expected += backbone.generate(alone, 4, beams=3, sequences=2)
-    with backbone.intercepted(with_prefixes(prefixes)):
+    with backbone.transformed(with_prefixes(prefixes)):
         inputs = backbone.encode(questions, padding="left")
     assert backbone.generate(inputs, 4, beams=3, sequences=2) == expected
     hand = prefixed_by_hand(backbone, questions[0], None, prefixes[0])
@@ -190,7 +190,7 @@ def test_gradients_flow_into_the_prefix(
 ) -> None:
     prefix = prefixes[0]
     assert prefix is not None
-    with backbone.intercepted(with_prefixes([prefix.requires_grad_(), None, None])):
+    with backbone.transformed(with_prefixes([prefix.requires_grad_(), None, None])):
         inputs = backbone.encode(questions, ANSWERS)
     backbone.logits(inputs)[0, -1, 0].backward()
     assert prefix.grad is not None
@@ -199,7 +199,7 @@ def test_gradients_flow_into_the_prefix(
 
 def test_a_prefix_counts_towards_the_longest_text(backbone: Backbone, questions: list[Question]) -> None:
     long = torch.zeros(backbone.decoder.config.max_position_embeddings, backbone.width)
-    with backbone.intercepted(with_prefixes([long])), pytest.raises(InvalidInputError, match="tokens, and"):
+    with backbone.transformed(with_prefixes([long])), pytest.raises(InvalidInputError, match="tokens, and"):
         backbone.encode(questions[:1])
 
 
@@ -211,10 +211,10 @@ def test_a_rewritten_question_is_the_question(backbone: Backbone, questions: lis
     other = Question("Is the hat of another colour than the coat?", questions[0].image)
     expected = backbone.encode([other, *questions[1:]], ANSWERS)
 
-    def rewrite(asked: Sequence[Question]) -> list[Asked]:
-        return [Asked(other if question is questions[0] else question) for question in asked]
+    def rewrite(asked: Sequence[Question]) -> list[PreparedQuestion]:
+        return [PreparedQuestion(other if question is questions[0] else question) for question in asked]
 
-    with backbone.intercepted(rewrite):
+    with backbone.transformed(rewrite):
         inputs = backbone.encode(questions, ANSWERS)
     assert torch.equal(inputs.input_ids, expected.input_ids)
     assert torch.equal(inputs.answer_mask, expected.answer_mask)
@@ -241,9 +241,13 @@ def test_an_answerer_answers_its_rows_alone(backbone: Backbone, questions: list[
     parrot = Parrot()
     plain = backbone.encode(questions, padding="left")
     VOCABULARY[0] = backbone.logits(plain).shape[-1]
-    asked = [Asked(questions[0], answerer=parrot), Asked(questions[1]), Asked(questions[2], answerer=parrot)]
-    assert answerers(asked) == [(parrot, [0, 2])]
-    with backbone.intercepted(lambda _: asked):
+    asked = [
+        PreparedQuestion(questions[0], substitute=parrot),
+        PreparedQuestion(questions[1]),
+        PreparedQuestion(questions[2], substitute=parrot),
+    ]
+    assert substitutes(asked) == [(parrot, [0, 2])]
+    with backbone.transformed(lambda _: asked):
         inputs = backbone.encode(questions, padding="left")
     texts = backbone.generate(plain, 4, beams=2, sequences=2)
     first, third = questions[0].prompt, questions[2].prompt
@@ -261,10 +265,10 @@ def test_an_answerer_answers_its_rows_alone(backbone: Backbone, questions: list[
 @torch.no_grad()
 def test_questions_as_they_are_give_the_same_bits(backbone: Backbone, questions: list[Question]) -> None:
     expected = backbone.logits(backbone.encode(questions, ANSWERS))
-    with backbone.intercepted(as_they_are):
+    with backbone.transformed(unchanged):
         inputs = backbone.encode(questions, ANSWERS)
     assert torch.equal(backbone.logits(inputs), expected)
-    with backbone.intercepted(with_prefixes([None] * 3)), backbone.intercepted(None):
+    with backbone.transformed(with_prefixes([None] * 3)), backbone.transformed(None):
         assert backbone.encode(questions, ANSWERS).asked == ()
 
 
@@ -273,13 +277,13 @@ def test_an_exception_leaves_no_hook(
     backbone: Backbone, questions: list[Question], prefixes: list[Tensor | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = backbone.logits(backbone.encode(questions, ANSWERS))
-    with backbone.intercepted(with_prefixes(prefixes)):
+    with backbone.transformed(with_prefixes(prefixes)):
         inputs = backbone.encode(questions, ANSWERS)
     with monkeypatch.context() as patched:
         patched.setattr(type(backbone.layers[1]), "forward", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             backbone.logits(inputs)
-    with pytest.raises(ZeroDivisionError), backbone.intercepted(lambda _: 1 / 0):  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError), backbone.transformed(lambda _: 1 / 0):  # type: ignore[arg-type]
         backbone.encode(questions)
     assert hooks_of(backbone) == []
     assert torch.equal(backbone.logits(backbone.encode(questions, ANSWERS)), expected)
@@ -289,19 +293,19 @@ def test_one_interceptor_at_a_time(backbone: Backbone, questions: list[Question]
     seen: list[str] = []
 
     class Listening:
-        def ask(self, questions: Sequence[Question]) -> list[Asked]:
+        def ask(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
             seen.extend(question.prompt for question in questions)
-            return as_they_are(questions)
+            return unchanged(questions)
 
     first, second = Listening(), Listening()
-    backbone.intercept(first.ask)
-    backbone.intercept(first.ask)
+    backbone.set_transform(first.ask)
+    backbone.set_transform(first.ask)
     with pytest.raises(BackboneError, match="Detach it"):
-        backbone.intercept(second.ask)
-    backbone.release(second.ask)
+        backbone.set_transform(second.ask)
+    backbone.remove_transform(second.ask)
     backbone.encode(questions[:1])
-    with backbone.intercepted(None):
+    with backbone.transformed(None):
         backbone.encode(questions[1:])
-    backbone.release(first.ask)
+    backbone.remove_transform(first.ask)
     backbone.encode(questions)
     assert seen == [questions[0].prompt]

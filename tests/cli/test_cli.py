@@ -51,7 +51,7 @@ def editor_folder(
 
 
 @pytest.fixture
-def picture_file(eval_cases: tuple[EditCase, ...]) -> Path:
+def image_file(eval_cases: tuple[EditCase, ...]) -> Path:
     image = eval_cases[0].edit.question.image
     assert isinstance(image, Path)
     return image
@@ -139,10 +139,10 @@ def test_edit_ask_list_show_and_undo(
     run: Run,
     tmp_path: Path,
     editor_folder: Path,
-    picture_file: Path,
+    image_file: Path,
 ) -> None:
     file = tmp_path / "edits.db"
-    asked = ("--edits", file, "--image", picture_file, "--prompt", PROMPT, "--editor-path", editor_folder)
+    asked = ("--edits", file, "--image", image_file, "--prompt", PROMPT, "--editor-path", editor_folder)
     before = answer_of("ask", *asked)
     assert before["fired"] == []
     assert not file.exists(), "asking made an edits file"
@@ -160,13 +160,13 @@ def test_edit_ask_list_show_and_undo(
 
     (listed,) = answer_of("edits", "list", "--edits", file)["edits"]
     assert (listed["id"], listed["prompt"], listed["answer"]) == (receipt["id"], PROMPT, "forest")
-    assert (listed["image_name"], listed["in_force"]) == (picture_file.name, True)
+    assert (listed["image_name"], listed["active"]) == (image_file.name, True)
     shown = answer_of("edits", "show", "--edits", file, receipt["id"][:4])
     assert [event["kind"] for event in shown["history"]] == ["edit"]
     assert shown["store_bytes"] == receipt["store_bytes"]
 
     undone = answer_of("edits", "undo", "--edits", file, receipt["id"])
-    assert (undone["in_force"], undone["edits_in_force"]) == (False, 0)
+    assert (undone["active"], undone["edits_in_force"]) == (False, 0)
     assert answer_of("ask", *asked) == before
     assert answer_of("edits", "list", "--edits", file)["edits"] == []
     assert [edit["id"] for edit in answer_of("edits", "list", "--edits", file, "--all")["edits"]] == [receipt["id"]]
@@ -176,9 +176,9 @@ def test_edit_ask_list_show_and_undo(
     assert "already undone" in err
 
 
-def test_the_same_for_people(run: Run, tmp_path: Path, editor_folder: Path, picture_file: Path) -> None:
+def test_the_same_for_people(run: Run, tmp_path: Path, editor_folder: Path, image_file: Path) -> None:
     file = tmp_path / "edits.db"
-    asked = ("--edits", file, "--image", picture_file, "--prompt", PROMPT, "--editor-path", editor_folder)
+    asked = ("--edits", file, "--image", image_file, "--prompt", PROMPT, "--editor-path", editor_folder)
     code, out, err = run("edit", *asked, "--answer", "forest", "--editor", "liveedit")
     assert (code, err) == (0, "")
     edit_id = out.split()[1]
@@ -212,13 +212,13 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         assert word in err
 
 
-def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, editor_folder: Path, picture_file: Path) -> None:
+def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, editor_folder: Path, image_file: Path) -> None:
     file = tmp_path / "edits.db"
     shared = ("--edits", file, "--editor-path", editor_folder)
     ask = (*shared, "--prompt", PROMPT)
     refused(run("edit", *ask, "--image", "absent.png", "--answer", "a"), "absent.png", "does not exist")
-    refused(run("edit", *ask, "--image", picture_file, "--answer", " "), "answer is empty")
-    refused(run("ask", *shared, "--prompt", " ", "--image", picture_file), "prompt is empty")
+    refused(run("edit", *ask, "--image", image_file, "--answer", " "), "answer is empty")
+    refused(run("ask", *shared, "--prompt", " ", "--image", image_file), "prompt is empty")
     refused(run("ask", *ask, "--editor", "no-such"), "no editor 'no-such'", "liveedit-refine")
     refused(run("ask", *ask, "--editor", "ft-l"), "'ft-l'")
     refused(run("ask", "--prompt", PROMPT, "--editor-path", tmp_path / "empty"), "no trained editor 'liveedit'")
@@ -509,7 +509,7 @@ def test_language_models_are_asked_without_an_editor(answer_of: Callable[..., di
 
 
 def test_train_backbone_and_its_card(answer_of: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    few = ("--pictures", 40, "--vision-steps", 1, "--language-steps", 1, "--card", "--card-pictures", 1)
+    few = ("--images", 40, "--vision-steps", 1, "--language-steps", 1, "--card", "--card-images", 1)
     result = answer_of("train-backbone", "tiny-llava", "--out", tmp_path, *few)
     model = Path(result["model"])
     assert set(result["accuracy"]["capital"]) == {"train", "unseen_by_editor", "unseen"}

@@ -79,7 +79,7 @@ def test_an_edit_is_checked_on_what_is_given(
     again = add(pictures[0], "What is  it?", "desert")
     assert again["evidence"]["supersedes"] == [receipt["id"]]
     shown = json.loads(run("edits", "show", "--edits", tmp_path / "edits.db", receipt["id"], "--json")[1])
-    assert shown["evidence"] == evidence and not shown["in_force"]
+    assert shown["evidence"] == evidence and not shown["active"]
     told = run("edits", "show", "--edits", tmp_path / "edits.db", receipt["id"])[1]
     assert f"{sum(it['took'] for it in evidence['rephrasings'])} of 2 took" in told
     assert f"{sum(it['kept'] for it in evidence['locality'])} of 3 kept their answer" in told
@@ -128,7 +128,7 @@ def test_check_names_the_edits_that_no_longer_hold(
         assert results[edit_id]["answer_now"] == answer["text"]
         assert [fired["edit_id"] for fired in results[edit_id]["fired"]] == [it["edit_id"] for it in answer["fired"]]
         assert results[edit_id]["holds"] == (answer["text"] == {old: "desert", new: "tower"}[edit_id])
-    assert results[kept]["holds"] and results[kept]["asked_about"] == "picture"
+    assert results[kept]["holds"] and results[kept]["asked_about"] == "image"
     failing = [edit_id for edit_id, result in results.items() if not result["holds"]]
     assert failing and checked["failing"] == len(failing) and checked["edits"] == 3
     assert code == 1 and "edits: 3 of 3" in err
@@ -138,7 +138,7 @@ def test_check_names_the_edits_that_no_longer_hold(
     with closing(sqlite3.connect(tmp_path / "edits.db")) as connection, connection:
         connection.execute("DELETE FROM blobs WHERE kind = 'thumbnail'")
     code, out, _ = run("check", *asked)
-    assert code == 0 and "3 could not be asked" in out and "picture was not kept" in out
+    assert code == 0 and "3 could not be asked" in out and "image was not kept" in out
 
 
 def test_check_can_be_interrupted(

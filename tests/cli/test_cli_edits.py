@@ -14,7 +14,7 @@ import pytest
 
 from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.samples import EditCase
 from liveedit.store.store import EditStore, NewEdit
 
@@ -33,7 +33,7 @@ def answer_of(run: Run) -> Answer:
 
 
 @pytest.fixture
-def file(tmp_path: Path, random_expert: Callable[..., Expert]) -> Path:
+def file(tmp_path: Path, random_expert: Callable[..., LowRankExpert]) -> Path:
     """Three edits."""
     path = tmp_path / "edits.db"
     with EditStore(path) as store:
@@ -113,7 +113,7 @@ def test_purge_asks_first(answer_of: Answer, run: Run, file: Path, monkeypatch: 
     assert run("edits", "purge", "--edits", file, ids[0])[0] == 130
     assert len(ids_of(answer_of("list", "--edits", file))) == 3
     purged = answer_of("purge", "--edits", file, ids[0], "--yes", "--author", "clerk")
-    assert (purged["prompt"], purged["edits_in_force"], purged["in_force"]) == ("", 2, False)
+    assert (purged["prompt"], purged["edits_in_force"], purged["active"]) == ("", 2, False)
     assert answer_of("show", "--edits", file, ids[0])["history"][-1]["author"] == "clerk"
     assert b"question 0" not in file.read_bytes()
 

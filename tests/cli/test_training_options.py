@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.hidden_states import StateStore
+from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.cli import main
 from liveedit.cli.training_estimate import print_estimate
 from liveedit.datasets import read
@@ -45,14 +45,14 @@ def test_a_dry_run_tells_what_a_training_takes_and_writes_nothing(
     found = result_of(capsys, *options, "--dry-run")
     assert not (tmp_path / "out").exists()
     layer = tiny_llava.default_edit_layer()
-    task = LiveEditTask(tiny_llava, layer, train_cases, LiveEditLosses(), StateStore(tiny_llava, layer))
+    task = LiveEditTask(tiny_llava, layer, train_cases, LiveEditLosses(), HiddenStateCache(tiny_llava, layer))
     task.prepare()
     kept = [task.store.batch([place]) for place in range(len(task.items))]
     tokens = sum(len(item.ids[0]) + int(item.answer.sum()) for item in kept)
     assert (found["cases"], found["validation_cases"], found["inputs"]) == (12, 4, len(task.items))
     assert found["states_bytes"] == pytest.approx(tokens * tiny_llava.width * 2, rel=0.05)
     assert found["states_on_disk"] is False
-    assert 16 < found["tokens_per_text_input"] < found["tokens_per_picture_input"] < 16 + 32
+    assert 16 < found["tokens_per_text_input"] < found["tokens_per_image_input"] < 16 + 32
     sizes = {"module_width": 32, "rank": 2, "heads": 4, "width": tiny_llava.width, "layer": layer, "image_tokens": 16}
     modules = LiveEditModules(LiveEditConfig.create(**sizes))
     parameters = sum(part.numel() for part in modules.parameters())
@@ -119,13 +119,13 @@ def test_missing_pictures_are_told_before_anything_is_computed(
 @pytest.mark.skipif(not E_VQA.is_file(), reason=f"E-VQA is not under LIVEEDIT_DATA ({DATA})")
 def test_one_command_trains_on_published_e_vqa(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real annotations, with drawn pictures under the real pictures' names."""
-    cases = read("e-vqa", E_VQA, tmp_path / "pictures")[:8]
+    cases = read("e-vqa", E_VQA, tmp_path / "images")[:8]
     drawn = sorted(world.rglob("*.png"))
     named = {probe.question.image for case in cases for probe in (case.reliability, *case.probes)} - {None}
     for place, picture in enumerate(sorted(map(str, named))):
         Path(picture).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(drawn[place], picture)
-    source = ("--data", "e-vqa", "--annotations", E_VQA, "--images", tmp_path / "pictures", "--cases", 8)
+    source = ("--data", "e-vqa", "--annotations", E_VQA, "--images", tmp_path / "images", "--cases", 8)
     options = (*source, "--out", tmp_path / "out", *SMALL, "--stage", "routing:2:4:1e-3", "joint:1:3:1e-3")
     estimate = result_of(capsys, *options, "--dry-run")
     assert (estimate["cases"], estimate["inputs"]) == (8, 8 * 5)

@@ -31,13 +31,13 @@ def row(**changes: object) -> dict[str, object]:
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a", "b", "c"):
         Image.effect_noise((64, 64), 50).save(folder / f"{name}.png")
     whole = (folder / "a.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     return folder
 
 
@@ -84,7 +84,7 @@ def test_missing_and_unreadable_pictures_are_named_once(tmp_path, pictures):
     assert "gone.png' does not exist" in found[0, "image"]
     assert "Named by 2 rows." in found[0, "image"]
     assert "damaged" in found[1, "image_rephrase"]
-    assert "not a picture" in found[2, "m_loc"]
+    assert "not an image" in found[2, "m_loc"]
     assert str(report.problems[0]).startswith(f"{file}, row ")
 
 
@@ -143,7 +143,7 @@ def test_to_dict_is_json_and_complete(tmp_path, pictures):
         "file": str(tmp_path / "rows.json"),
         "row": 0,
         "key": "image",
-        "message": f"The picture {str(pictures / 'gone.png')!r} does not exist. Give the path of an image file.",
+        "message": f"The image {str(pictures / 'gone.png')!r} does not exist. Give the path of an image file.",
     }
     with pytest.raises(AttributeError):
         report.rows = 3  # type: ignore[misc]
@@ -152,7 +152,7 @@ def test_to_dict_is_json_and_complete(tmp_path, pictures):
 def test_what_cannot_be_checked_at_all_raises(tmp_path, pictures):
     with pytest.raises(DatasetError, match=r"absent\.json does not exist"):
         check("mmedit", tmp_path / "absent.json", pictures)
-    with pytest.raises(DatasetError, match=r"picture folder .*nowhere' does not exist"):
+    with pytest.raises(DatasetError, match=r"image folder .*nowhere' does not exist"):
         check("mmedit", write(tmp_path, row()), tmp_path / "nowhere")
     with pytest.raises(NotFoundError, match="no data format"):
         check("coco", write(tmp_path, row()))

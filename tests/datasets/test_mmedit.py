@@ -82,7 +82,7 @@ def test_the_keys_of_a_drawn_world(tmp_path):
             {"name": "near_duplicate_locality", "prompt": "Where is it?"},
         ],
     }
-    (case,) = read_cases(write(tmp_path, row), images=tmp_path / "pictures")
+    (case,) = read_cases(write(tmp_path, row), images=tmp_path / "images")
     assert (case.id, case.answer_type) == ("creature 7", "home")
     assert case.edit.scope == ("creature-7", "home")
     for probe in case.named("text_generality", "modal_generality", "joint_generality"):
@@ -93,7 +93,7 @@ def test_the_keys_of_a_drawn_world(tmp_path):
         ("Oslo", "country"),
         ("creature-9", "food"),
     ]
-    picture = tmp_path / "pictures" / "val2014/a.jpg"
+    picture = tmp_path / "images" / "val2014/a.jpg"
     assert case.probes[6:] == (
         Probe("same_image_locality", Question("What is on its head?", picture, "creature-7", "hat")),
         Probe("portability", Question("Which river?"), "3"),
@@ -177,8 +177,8 @@ def test_answer_type(answer, kind):
 
 def test_picture_paths_are_resolved_and_never_opened(tmp_path):
     row = {**ROW, "image": "../elsewhere/ä b.jpg", "m_loc": str(tmp_path / "absolute.jpg")}
-    (case,) = read("e-vqa", str(write(tmp_path, row)), images=str(tmp_path / "pictures"))
-    assert case.edit.question.image == tmp_path / "pictures" / "../elsewhere/ä b.jpg"
+    (case,) = read("e-vqa", str(write(tmp_path, row)), images=str(tmp_path / "images"))
+    assert case.edit.question.image == tmp_path / "images" / "../elsewhere/ä b.jpg"
     assert case.probes[4].question.image == tmp_path / "absolute.jpg"
 
 
@@ -199,8 +199,8 @@ def test_a_missing_key_names_file_row_and_key(tmp_path, key):
         ("src", None, "null"),
         ("rephrase", ["a"], r'a list \(\["a"\]\)'),
         ("loc", True, r"a boolean \(true\)"),
-        ("image", 5, "Give the path of a picture"),
-        ("image", None, "Give the path of a picture"),
+        ("image", 5, "Give the path of an image"),
+        ("image", None, "Give the path of an image"),
         ("image_rephrase", " ", "is empty"),
         ("alt", ["2"], "Give text, a number, true or false"),
         ("alt", {"a": 1}, "an object"),

@@ -95,10 +95,10 @@ def test_the_reader_reads_back_what_was_drawn(world: Path, eval_cases: tuple[Edi
             assert probe.question.prompt == wanted.prompt
             assert probe.question.scope == (wanted.subject, wanted.relation)
             assert probe.answer == wanted.answer or (name == "same_image_locality" and not wanted.answer)
-            if wanted.picture is None:
+            if wanted.image is None:
                 assert probe.question.image is None
             else:
-                assert Path(str(probe.question.image)) == world / "images" / wanted.picture.name
+                assert Path(str(probe.question.image)) == world / "images" / wanted.image.name
                 assert Path(str(probe.question.image)).is_file()
 
 
@@ -148,8 +148,8 @@ def test_locality_answers_are_what_the_picture_shows(evaluation: list[WorldCase]
     for case in evaluation:
         for name in ("modal_locality", "same_image_locality", "same_question_locality"):
             probe = probe_of(case, name)
-            assert probe.picture is not None
-            scene, topic = probe.picture.scene, topic_of(probe.relation)
+            assert probe.image is not None
+            scene, topic = probe.image.scene, topic_of(probe.relation)
             if topic.thing:
                 (thing,) = [thing for thing in scene.things if thing.shape == topic.thing]
                 assert probe.answer == thing.color
@@ -164,7 +164,7 @@ def test_text_facts_are_those_of_the_catalogue(evaluation: list[WorldCase]) -> N
     facts |= {(country.name, "language"): country.language for country in catalog.countries()}
     for case in evaluation:
         probe = probe_of(case, "text_locality")
-        assert probe.picture is None
+        assert probe.image is None
         assert probe.subject in probe.prompt
         assert probe.answer == facts[probe.subject, probe.relation]
 
@@ -177,8 +177,8 @@ def test_an_edit_never_asks_for_what_is_so_already(evaluation: list[WorldCase]) 
 def test_strangers_are_taught_the_truth(evaluation: list[WorldCase]) -> None:
     taught = 0
     for case in evaluation:
-        assert case.edit.picture is not None
-        scene, topic = case.edit.picture.scene, topic_of(case.edit.relation)
+        assert case.edit.image is not None
+        scene, topic = case.edit.image.scene, topic_of(case.edit.relation)
         if "stranger" in scene.creature.key and topic.is_entity:
             assert case.answer_before == ""
             assert case.edit.answer == getattr(scene.creature, topic.relation)
@@ -190,8 +190,8 @@ def test_near_duplicates_differ_in_what_is_asked_and_in_nothing_else(evaluation:
     asked_for = {"body_color": "color", "name": "creature", "home": "creature", "food": "creature"}
     for case in evaluation:
         near = probe_of(case, "near_duplicate_locality")
-        assert case.edit.picture is not None and near.picture is not None
-        scene, other, topic = case.edit.picture.scene, near.picture.scene, topic_of(case.edit.relation)
+        assert case.edit.image is not None and near.image is not None
+        scene, other, topic = case.edit.image.scene, near.image.scene, topic_of(case.edit.relation)
         wanted = "things" if topic.thing else asked_for.get(topic.relation, topic.relation)
         assert differences(scene, other) == {wanted}
         if topic.is_entity:
@@ -206,27 +206,27 @@ def test_near_duplicates_differ_in_what_is_asked_and_in_nothing_else(evaluation:
 def test_the_same_picture_is_asked_something_else(evaluation: list[WorldCase]) -> None:
     for case in evaluation:
         same = probe_of(case, "same_image_locality")
-        assert same.picture == case.edit.picture
+        assert same.image == case.edit.image
         assert same.relation != case.edit.relation
 
 
 def test_redrawn_pictures_show_the_same_thing(evaluation: list[WorldCase]) -> None:
     for case in evaluation:
-        again = probe_of(case, "modal_generality").picture
-        assert again is not None and case.edit.picture is not None
-        assert again.name != case.edit.picture.name
+        again = probe_of(case, "modal_generality").image
+        assert again is not None and case.edit.image is not None
+        assert again.name != case.edit.image.name
         if topic_of(case.edit.relation).is_entity:
-            assert again.scene.creature == case.edit.picture.scene.creature
+            assert again.scene.creature == case.edit.image.scene.creature
         else:
-            assert differences(again.scene, case.edit.picture.scene) == set()
-            assert again.pose != case.edit.picture.pose
+            assert differences(again.scene, case.edit.image.scene) == set()
+            assert again.pose != case.edit.image.pose
 
 
 def test_emblems_are_far_apart(evaluation: list[WorldCase]) -> None:
     strangers = {
-        case.edit.picture.scene.creature.emblem
+        case.edit.image.scene.creature.emblem
         for case in evaluation
-        if case.edit.picture is not None and "stranger" in case.edit.picture.scene.creature.key
+        if case.edit.image is not None and "stranger" in case.edit.image.scene.creature.key
     }
     emblems = [*strangers, *(creature.emblem for creature in catalog.known_creatures())]
     assert len(strangers) > 10
@@ -250,10 +250,10 @@ def test_held_out_answers_are_asked_for_and_tagged_in_evaluation(evaluation: lis
 def test_held_out_creatures_are_never_shown_in_training(training: list[WorldCase]) -> None:
     held_out = {creature.key for creature in catalog.held_out_creatures()}
     shown = {
-        probe.picture.scene.creature.key
+        probe.image.scene.creature.key
         for case in training
         for probe in (case.edit, *case.probes)
-        if probe.picture is not None
+        if probe.image is not None
     }
     assert len(held_out) == catalog.HELD_OUT_CREATURES
     assert not shown & held_out
@@ -270,8 +270,8 @@ def test_unseen_wordings_are_never_asked_in_training(training: list[WorldCase]) 
 
 def test_a_picture_is_its_scene_and_pose() -> None:
     (case,) = world_cases("train", 0, 1)
-    assert case.edit.picture is not None
-    scene = case.edit.picture.scene
+    assert case.edit.image is not None
+    scene = case.edit.image.scene
     pose = draw_pose(np.random.default_rng(0))
     assert draw(scene, pose).tobytes() == draw(scene, pose).tobytes()
     assert draw(scene, pose).tobytes() != draw(scene, Pose()).tobytes()

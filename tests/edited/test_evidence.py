@@ -24,7 +24,7 @@ from liveedit.errors import (
     OvertakenError,
     StoreError,
 )
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.images import image_digest, open_image
 from liveedit.samples import Edit, EditCase, Question
 from liveedit.store.idempotency import ChangeRequest
@@ -63,10 +63,10 @@ def model(opener: Opener) -> Iterator[EditedModel]:
 class SpoilsOthers(AlwaysFires):
     """Its experts have the same weight for whatever is asked about their picture."""
 
-    def make_expert(self, edit: Edit) -> tuple[Expert, int]:
+    def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         """An expert without a prompt feature; "loud" answers are said by larger ones."""
         expert, steps = super().make_expert(edit)
-        return Expert(
+        return LowRankExpert(
             expert.u, (40 if edit.answer == "loud" else 4) * expert.v, expert.visual_feature, 0 * expert.prompt_feature
         ), steps
 
@@ -256,8 +256,8 @@ def test_evidence_says_what_was_asked_before_and_after(spoiling: EditedModel, im
             one == other for one, other in zip(before[2:], after[2:], strict=True)
         ]
         assert [it.image_sha256 for it in evidence.locality] == [image_digest(open_image(images[0])), None]
-        assert evidence.locality[1].kept, "no edit of this scope reaches a question without a picture"
-        assert not evidence.locality[0].kept, "this editor spoils whatever is asked about the picture"
+        assert evidence.locality[1].kept, "no edit of this scope reaches a question without an image"
+        assert not evidence.locality[0].kept, "this editor spoils whatever is asked about the image"
         assert model.edits()[0].evidence == evidence
         assert json.loads(json.dumps(receipt.to_dict()))["evidence"]["locality"][1]["kept"] is True
         with pytest.raises(ImageError):
@@ -288,7 +288,7 @@ def test_an_edit_is_asked_again_where_its_picture_is_there_to_the_pixel(
 ) -> None:
     """A thumbnail of a large picture is not its picture."""
     large = open_image(images[0]).resize((300, 200), Image.Resampling.NEAREST)
-    with EditedModel.load(tiny_llava, keep_pictures=keep) as model:
+    with EditedModel.load(tiny_llava, keep_images=keep) as model:
         old = model.edit(large, PROMPT, "teal")
         new = model.edit(large, "Of what color is the hat?", "striped")
         assert [other.edit_id for other in new.evidence.earlier_edits] == ([old.id] if keep else [])

@@ -18,7 +18,7 @@ from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase, Question
 from liveedit.store.store import EditStore, NewEdit
@@ -105,7 +105,7 @@ def test_a_batch_answers_as_one_by_one(model: EditedModel, image: Path) -> None:
         ({"answer": "  "}, InvalidInputError),
         ({"prompt": " "}, InvalidInputError),
         ({"image": "nowhere.png"}, ImageError),
-        ({"image": b"no picture"}, ImageError),
+        ({"image": b"no image"}, ImageError),
         ({"prompt": "What is <image>?"}, InvalidInputError),
         ({"answer": "an <image>"}, InvalidInputError),
     ],
@@ -236,7 +236,11 @@ def test_every_revision_is_the_model_with_the_edits_of_then(
 
 
 def test_a_replica_takes_in_the_changes_of_others(
-    tiny_llava: Backbone, random_expert: Callable[..., Expert], modules: LiveEditModules, image: Path, tmp_path: Path
+    tiny_llava: Backbone,
+    random_expert: Callable[..., LowRankExpert],
+    modules: LiveEditModules,
+    image: Path,
+    tmp_path: Path,
 ) -> None:
     file = tmp_path / "edits.db"
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model, EditStore(file) as other:
@@ -280,9 +284,9 @@ def test_whole_pictures_are_kept_where_asked_for(
     for keep in (False, True):
         with EditStore(tmp_path / f"{keep}.db") as store:
             editor = AlwaysFires(tiny_llava, modules)
-            model = EditedModel(tiny_llava, editor, store, keep_pictures=keep)
+            model = EditedModel(tiny_llava, editor, store, keep_images=keep)
             receipt = model.edit(image, PROMPT, "teal")
-            kept = store.picture(receipt.id)
+            kept = store.image(receipt.id)
             assert (kept is not None) == keep
             if kept is not None:
                 assert image_digest(open_image(kept)) == image_digest(open_image(image)) == store.list()[0].image_sha256

@@ -183,7 +183,7 @@ def test_questions_without_a_picture_are_out_of_its_reach(tiny_llava: Backbone, 
 def test_an_edit_without_a_picture_is_refused_before_anything_changes(tiny_llava: Backbone, edit: Edit) -> None:
     before = bits_of(tiny_llava)
     with FineTuneMultimodal(tiny_llava) as editor:
-        with pytest.raises(InvalidInputError, match="'text' has no picture"):
+        with pytest.raises(InvalidInputError, match="'text' has no image"):
             editor.edit([("edit", edit), ("text", Edit(Question("Which city?"), "Paris"))])
         assert bits_of(tiny_llava) == before
 

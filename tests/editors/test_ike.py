@@ -55,7 +55,7 @@ def pooled_by_hand(backbone: Backbone, question: Question, layer: int) -> list[t
 
 @torch.no_grad()
 def test_a_told_query_is_the_query_with_the_fact_before_it(made: Maker, edits: list[tuple[str, Edit]]) -> None:
-    editor = made(picture_threshold=0.999, prompt_threshold=0.999, demonstrations="Follow the facts.\n")
+    editor = made(image_threshold=0.999, prompt_threshold=0.999, demonstrations="Follow the facts.\n")
     backbone, questions = editor.backbone, [edit.question for _, edit in edits]
     texts = [
         "Follow the facts.\nNew fact: What color is the hat? red {braces}\nPrompt: What color is the hat?",
@@ -75,7 +75,7 @@ def test_a_told_query_is_the_query_with_the_fact_before_it(made: Maker, edits: l
 def test_margins_are_those_of_the_lesser_likeness(
     made: Maker, edits: list[tuple[str, Edit]], picture: Callable[[int], Image.Image]
 ) -> None:
-    editor = made(picture_threshold=-0.25, prompt_threshold=-0.5, layer=2)
+    editor = made(image_threshold=-0.25, prompt_threshold=-0.5, layer=2)
     backbone = editor.backbone
     query = Question("Say, what color has the hat?", picture(2))
     mine = pooled_by_hand(backbone, query, 2)
@@ -91,12 +91,12 @@ def test_margins_are_those_of_the_lesser_likeness(
     assert fired.margin == pytest.approx(max(expected.values()), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["picture_threshold", "prompt_threshold"])
+@pytest.mark.parametrize("name", ["image_threshold", "prompt_threshold"])
 def test_both_must_exceed_their_threshold(made: Maker, edits: list[tuple[str, Edit]], name: str) -> None:
-    editor = made(**{"picture_threshold": -1.0, "prompt_threshold": -1.0, name: 1.0})
+    editor = made(**{"image_threshold": -1.0, "prompt_threshold": -1.0, name: 1.0})
     editor.edit(edits[:2])
     asked = Question("Say, what color has the hat?", edits[1][1].question.image)
-    if name == "picture_threshold":
+    if name == "image_threshold":
         asked = Question(edits[0][1].question.prompt, Image.new("RGB", (64, 64), "green"))
     inputs = editor.backbone.encode([asked])
     assert editor.fired() == [()]
@@ -104,7 +104,7 @@ def test_both_must_exceed_their_threshold(made: Maker, edits: list[tuple[str, Ed
 
 
 def test_no_picture_is_unlike_any_picture(made: Maker, edits: list[tuple[str, Edit]]) -> None:
-    editor = made(picture_threshold=-1.0, prompt_threshold=-1.0)
+    editor = made(image_threshold=-1.0, prompt_threshold=-1.0)
     editor.edit(edits[:1])
     editor.backbone.encode([Question(edits[0][1].question.prompt)])
     assert editor.fired() == [()]
@@ -114,7 +114,7 @@ def test_no_picture_is_unlike_any_picture(made: Maker, edits: list[tuple[str, Ed
 
 
 def test_of_two_answers_to_one_question_the_later_is_told(made: Maker, edits: list[tuple[str, Edit]]) -> None:
-    editor = made(picture_threshold=0.9, prompt_threshold=0.9)
+    editor = made(image_threshold=0.9, prompt_threshold=0.9)
     question = edits[0][1].question
     editor.edit([edits[0], ("later", Edit(question, "blue"))])
     assert "hat? blue\n" in editor.backbone.encode([question]).asked[0].question.prompt
@@ -124,7 +124,7 @@ def test_of_two_answers_to_one_question_the_later_is_told(made: Maker, edits: li
 
 @torch.no_grad()
 def test_what_is_kept_tells_the_same(made: Maker, edits: list[tuple[str, Edit]], tmp_path: Path) -> None:
-    editor = made(picture_threshold=0.9, prompt_threshold=0.9)
+    editor = made(image_threshold=0.9, prompt_threshold=0.9)
     backbone, questions = editor.backbone, [edit.question for _, edit in edits]
     unedited = backbone.logits(backbone.encode(questions))
     editor.edit(edits)
@@ -132,7 +132,7 @@ def test_what_is_kept_tells_the_same(made: Maker, edits: list[tuple[str, Edit]],
     editor.save_edits(tmp_path / "edits.safetensors")
     editor.detach()
     assert torch.equal(backbone.logits(backbone.encode(questions)), unedited)
-    again = made(picture_threshold=0.9, prompt_threshold=0.9)
+    again = made(image_threshold=0.9, prompt_threshold=0.9)
     again.load_edits(tmp_path / "edits.safetensors")
     assert torch.equal(backbone.logits(backbone.encode(questions)), expected)
     for edit_id in ("first", "second", "third"):

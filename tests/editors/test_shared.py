@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import BertConfig, BertModel
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.prompt_transforms import Asked
+from liveedit.backbones.prompt_transforms import PreparedQuestion
 from liveedit.editors.shared import (
     EditMemory,
     EncoderConfig,
@@ -114,10 +114,10 @@ def test_all_weights_learn(encoder: QuestionEncoder, random_backbone: Backbone, 
 def test_an_interceptor_does_not_stand_before_reading(random_backbone: Backbone, questions: list[Question]) -> None:
     expected = read_questions(random_backbone, questions, LAYER)
 
-    def intrude(asked: object) -> list[Asked]:
+    def intrude(asked: object) -> list[PreparedQuestion]:
         raise AssertionError("an editor asked itself")
 
-    with random_backbone.intercepted(intrude):
+    with random_backbone.transformed(intrude):
         found = read_questions(random_backbone, questions, LAYER)
     assert torch.equal(found.states, expected.states)
     assert found.prompts == tuple(question.prompt for question in questions)
@@ -200,7 +200,7 @@ def test_a_memory_comes_back_with_the_same_pictures(picture: Callable[[int], Ima
     assert found is not None
     assert kept is not None
     assert open_image(found).tobytes() == open_image(kept).tobytes()
-    again.restore(*memory.state(pictures=False))
+    again.restore(*memory.state(images=False))
     assert again["a"].question.image is None
 
 

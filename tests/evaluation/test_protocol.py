@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from liveedit.answers import Fired
 from liveedit.backbones import Backbone
-from liveedit.editors.base import Editor, EditRecord, Fired
+from liveedit.editors.base import Editor, EditRecord
 from liveedit.evaluation.probing import FreeAnswer, ask_freely, choose_along
 from liveedit.evaluation.protocol import UneditedAnswers, cost, measure, probes_of, summarize_measurements
 from liveedit.samples import Edit, EditCase, Probe, ProbeName, Question

@@ -332,7 +332,7 @@ def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
     assert isinstance(caught.value, LiveEditError)
     assert isinstance(caught.value, ImportError)
     text = write_report([row()], tmp_path / "report").read_text()
-    assert "No pictures: matplotlib" in text
+    assert "No images: matplotlib" in text
     assert "| 99.0 / 97.0 |" in text
     assert not list((tmp_path / "report").glob("*.png"))
 

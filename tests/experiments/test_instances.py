@@ -70,7 +70,7 @@ def test_figure_6_asks_about_an_edit_in_four_ways(editor: LiveEdit, eval_cases: 
         assert entry["prompt"] == asked[name].prompt
         source = asked[name].image
         assert source is not None
-        assert gallery.pictures[entry["picture"]].tobytes() == open_image(source).tobytes()
+        assert gallery.images[entry["image"]].tobytes() == open_image(source).tobytes()
         assert len(entry["candidates"]) == len(eval_cases)
         shown = ["picture" in one for one in entry["candidates"]]
         assert shown == [True] * 3 + [False] * (len(shown) - 3)
@@ -97,7 +97,7 @@ def test_figure_7_counts_what_it_searched(editor: LiveEdit, eval_cases: tuple[Ed
 
 def test_cases_without_pictures_are_refused(editor: LiveEdit) -> None:
     case = EditCase("text", Edit(Question("What is the capital of Coraland?"), "Reef"))
-    with pytest.raises(DatasetError, match="has a picture"):
+    with pytest.raises(DatasetError, match="has an image"):
         figure_6(editor, [case], Gallery())
 
 
@@ -131,7 +131,7 @@ def test_the_command_draws_figure_6_of_an_own_question(world: Path, tmp_path: Pa
 
 def test_options_that_do_not_fit_are_refused(world: Path, tmp_path: Path) -> None:
     out = ("--out", str(tmp_path), "--data", str(world))
-    with pytest.raises(InvalidInputError, match="routes nothing by pictures"):
+    with pytest.raises(InvalidInputError, match="routes nothing by images"):
         run("figure6", *out, "--editor", "ft-l")
     with pytest.raises(InvalidInputError, match="names tiny-blip2"):
         run("figure7", *out, "--backbone", "tiny-llava", "--editor-path", "tiny-blip2=here")

@@ -184,7 +184,7 @@ def test_the_ablation_says_what_each_part_is_worth() -> None:
         "- l_sr1 (without the absolute soft-routing loss and the sigmoid in the weights) costs 10.0 points"
         in found.summary[0]
     )
-    assert "HR* (hard routing compresses the whole picture, whatever is asked) gains 1.0 points" in found.summary[1]
+    assert "HR* (hard routing compresses the whole image, whatever is asked) gains 1.0 points" in found.summary[1]
     assert "95 % interval 10.0 to 10.0" in found.summary[0]
     assert len(found.summary) == 4
     assert found.tables[0].header[0] == "Setting"

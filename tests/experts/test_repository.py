@@ -16,7 +16,7 @@ import resident_experts
 import torch
 
 from liveedit.errors import InvalidInputError, NotFoundError, StoreError
-from liveedit.experts import Expert, ExpertRepository, blocks
+from liveedit.experts import ExpertRepository, LowRankExpert, blocks
 
 RANK, WIDTH, FEATURE = 2, 3, 4
 
@@ -34,9 +34,9 @@ def new(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], ExpertRe
     return lambda: ExpertRepository(experts_on=request.param, folder=tmp_path)
 
 
-def make_expert(seed: int, rank: int = RANK) -> Expert:
+def make_expert(seed: int, rank: int = RANK) -> LowRankExpert:
     generator = torch.Generator().manual_seed(seed)
-    return Expert(
+    return LowRankExpert(
         u=torch.randn(rank, WIDTH, generator=generator),
         v=torch.randn(rank, WIDTH, generator=generator),
         visual_feature=torch.randn(FEATURE, generator=generator),
@@ -44,12 +44,12 @@ def make_expert(seed: int, rank: int = RANK) -> Expert:
     )
 
 
-def assert_equal(one: Expert, other: Expert) -> None:
+def assert_equal(one: LowRankExpert, other: LowRankExpert) -> None:
     for name, tensor in one.tensors.items():
         assert torch.equal(tensor, other.tensors[name]), name
 
 
-def assert_holds(repository: ExpertRepository, expected: dict[str, Expert]) -> None:
+def assert_holds(repository: ExpertRepository, expected: dict[str, LowRankExpert]) -> None:
     assert len(repository) == len(expected)
     assert set(repository.ids) == set(expected)
     for row, edit_id in enumerate(repository.ids):
@@ -154,7 +154,7 @@ def test_files_on_the_host_have_no_names_and_go_with_the_repository(
     repository = ExpertRepository(experts_on="host", folder=tmp_path)
     factors, feature = torch.randn(2, 4, 4096), torch.randn(32)
     for number in range(300):
-        repository.add(str(number), Expert(factors[0], factors[1], feature, feature))
+        repository.add(str(number), LowRankExpert(factors[0], factors[1], feature, feature))
     pool = 300 * 2 * 4 * 4096 * 4
     assert open_bytes(tmp_path) >= pool and list(tmp_path.iterdir()) == []
     assert len({repository.get(str(number)).digest for number in range(300)}) == 1

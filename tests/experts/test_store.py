@@ -17,7 +17,7 @@ from edit_examples import BACKBONE, EDITOR, bits, bound, make_edit, make_expert
 from PIL import Image
 
 from liveedit.errors import ImageError, InvalidInputError, NotFoundError, StoreError
-from liveedit.experts import Expert, ExpertRepository
+from liveedit.experts import ExpertRepository, LowRankExpert
 from liveedit.store import store
 from liveedit.store.store import EditStore, NewEdit, StoredEdit, thumbnail_png
 
@@ -67,7 +67,7 @@ def test_every_field_comes_back_after_closing_and_opening(location: Path | str) 
 
 def test_experts_come_back_to_the_bit(location: Path | str) -> None:
     odd = torch.tensor([-0.0, 1e-45, torch.finfo(torch.float32).max, 1 / 3])
-    expert = Expert(u=odd.reshape(1, 4), v=odd.reshape(1, 4).flip(1), visual_feature=odd, prompt_feature=odd)
+    expert = LowRankExpert(u=odd.reshape(1, 4), v=odd.reshape(1, 4).flip(1), visual_feature=odd, prompt_feature=odd)
     with bound(location) as opened:
         added = opened.add(make_edit(), expert)
     with EditStore(location) as opened:
@@ -78,7 +78,7 @@ def test_experts_come_back_to_the_bit(location: Path | str) -> None:
 def test_views_and_gradients_are_stored_as_plain_numbers(location: Path | str) -> None:
     wide = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     # u and v share memory, and neither is contiguous.
-    expert = Expert(u=wide.T, v=wide.T, visual_feature=wide[:, 0], prompt_feature=wide[:, 1])
+    expert = LowRankExpert(u=wide.T, v=wide.T, visual_feature=wide[:, 0], prompt_feature=wide[:, 1])
     with bound(location) as opened:
         found = opened.add(make_edit(), expert).expert
     assert torch.equal(found.u, wide.detach().T)

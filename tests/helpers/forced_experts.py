@@ -8,18 +8,18 @@ import torch
 
 from liveedit.editors.liveedit import LiveEdit, LiveEditRefine
 from liveedit.editors.liveedit.modules import QueryFeatures
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.samples import Edit, Question
 
 
 class AlwaysFires(LiveEditRefine):
     """An untrained editor whose experts pass both routers for every picture."""
 
-    def make_expert(self, edit: Edit) -> tuple[Expert, int]:
+    def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         """A refined expert with features that any picture passes."""
         expert, steps = super().make_expert(edit)
         query = features_of(self, edit.question)
-        return Expert(expert.u, expert.v, 1e4 * query.visual[0], 100 * query.prompt[0]), steps
+        return LowRankExpert(expert.u, expert.v, 1e4 * query.visual[0], 100 * query.prompt[0]), steps
 
 
 def features_of(editor: LiveEdit, question: Question) -> QueryFeatures:
@@ -33,7 +33,7 @@ def forced_expert(
     against: Sequence[Question] = (),
     seed: int = 0,
     strength: float = 3.0,
-) -> Expert:
+) -> LowRankExpert:
     """A random U and V that both routers pass for `question`, and the hard one for none of `against`.
 
     Where `editor` is attached its edits do not take part.
@@ -46,7 +46,7 @@ def forced_expert(
     generator = torch.Generator().manual_seed(seed)
     width, rank = editor.config.width, editor.config.rank
     u, v = (torch.randn(rank, width, generator=generator) for _ in range(2))
-    return Expert(u, strength * v, 1e4 * visual.float(), 100 * prompt / prompt.norm() ** 2)
+    return LowRankExpert(u, strength * v, 1e4 * visual.float(), 100 * prompt / prompt.norm() ** 2)
 
 
 def fired_ids(editor: LiveEdit) -> list[list[str]]:

@@ -27,7 +27,7 @@ _SIZES = ((1, 1), (7, 5), (64, 64), (33, 200), (1, 3000), (500, 400))
 
 def fuzzed_uri(chance: Random) -> str:
     """A data URI, mostly of something like a picture."""
-    data = fuzzed_picture(chance)
+    data = fuzzed_image(chance)
     kind = chance.choice([*map(str.lower, KINDS), "svg+xml", "tiff", "x"])
     encoded = base64.b64encode(data).decode()
     if chance.random() < 0.05:
@@ -36,17 +36,17 @@ def fuzzed_uri(chance: Random) -> str:
     return f"data:image/{kind};base64,{encoded}"
 
 
-def fuzzed_picture(chance: Random) -> bytes:
+def fuzzed_image(chance: Random) -> bytes:
     """A picture's file, which may be broken in several ways."""
     if chance.random() < 0.15:
         return chance.choice(BOMBS)(chance)
-    data = bytearray(whole_picture(chance))
+    data = bytearray(whole_image(chance))
     for _ in range(chance.choice([0, 1, 1, 2])):
         chance.choice([_flip, _flip, _cut, _insert, _repeat, _resize])(data, chance)
     return bytes(data)
 
 
-def whole_picture(chance: Random) -> bytes:
+def whole_image(chance: Random) -> bytes:
     """A picture that is as it should be, however odd."""
     kind = chance.choice(KINDS)
     mode = chance.choice(_MODES[kind])

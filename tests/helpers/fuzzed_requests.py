@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from fuzzed_pictures import fuzzed_uri
+from fuzzed_images import fuzzed_uri
 
 CHAT, EDITS, HEAT_MAPS, CHECK = "/v1/chat/completions", "/v1/edits", "/v1/heat-maps", "/v1/check"
 MARKER = "<image>"
@@ -78,11 +78,11 @@ class Fuzzed:
 def fuzzed_request(number: int, key: str) -> Fuzzed:
     """The request of this number, the same each time. key: of the role edit."""
     chance = Random(number)
-    make = chance.choices([_pictured, _mutated, _lying, _elsewhere, _noise], [10, 8, 3, 2, 1])[0]
+    make = chance.choices([_with_images, _mutated, _lying, _elsewhere, _noise], [10, 8, 3, 2, 1])[0]
     return make(chance, key)
 
 
-def _pictured(chance: Random, key: str) -> Fuzzed:
+def _with_images(chance: Random, key: str) -> Fuzzed:
     """A sound request about a picture that may not be."""
     path, body = _request(chance, fuzzed_uri(chance))
     return Fuzzed(path=path, body=json.dumps(body).encode())
@@ -133,13 +133,13 @@ def _replace_one(node: Any, chance: Random, replaced: list[str]) -> None:
 def _request(chance: Random, uri: str | None) -> tuple[str, dict[str, Any]]:
     """A sound request to one of the routes. An edit is seldom one that would be made."""
     route = chance.choices([CHAT, EDITS, HEAT_MAPS, CHECK], [5, 4, 2, 1])[0]
-    pictured = {} if uri is None else {"image": uri}
+    has_image = {} if uri is None else {"image": uri}
     if route == CHECK:
         return CHECK, {"limit": chance.choice([1, 2]), "after": chance.choice([None, "ffffffff", ""])}
     if route == HEAT_MAPS:
-        return HEAT_MAPS, {"prompt": "What is this?", "change_cells": chance.choice([None, None, 2]), **pictured}
+        return HEAT_MAPS, {"prompt": "What is this?", "change_cells": chance.choice([None, None, 2]), **has_image}
     if route == EDITS:
-        return EDITS, {**_edit(chance), **pictured}
+        return EDITS, {**_edit(chance), **has_image}
     parts: list[Any] = [{"type": "text", "text": "What is this?"}]
     if uri is not None:
         parts.append({"type": "image_url", "image_url": {"url": uri, "detail": "auto"}})

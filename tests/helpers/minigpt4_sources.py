@@ -40,7 +40,7 @@ class Sources:
         self.blip2_model, self.llama = _tiny_blip2(), _tiny_llama(vicuna_tokenizer())
         self.weight, self.bias = torch.randn(LLAMA_WIDTH, QFORMER["hidden_size"]), torch.randn(LLAMA_WIDTH)
         self.blip2_model.save_pretrained(self.blip2, max_shard_size="150KB")
-        _write_picture_settings(self.blip2)
+        _write_image_settings(self.blip2)
         self.llama.save_pretrained(self.vicuna, max_shard_size="50KB")
         vicuna_tokenizer().save_pretrained(self.vicuna)
         weights = {"llama_proj.weight": self.weight, "llama_proj.bias": self.bias}
@@ -95,7 +95,7 @@ def _tiny_llama(tokenizer: LlamaTokenizer, **changes: Any) -> Any:
     return model
 
 
-def _write_picture_settings(folder: Path) -> None:
+def _write_image_settings(folder: Path) -> None:
     """As in the released BLIP-2 folders."""
     settings = {"do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True}
     settings |= {"image_mean": MEAN, "image_std": STD, "resample": 3, "rescale_factor": 1 / 255}

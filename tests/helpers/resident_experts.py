@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from liveedit.experts import Expert, ExpertRepository
+from liveedit.experts import ExpertRepository, LowRankExpert
 
 
 def resident() -> int:
@@ -22,10 +22,10 @@ def main() -> None:
     place, folder, count, width = sys.argv[1:]
     repository = ExpertRepository(experts_on=place, folder=folder)  # type: ignore[arg-type]
     factors, feature = torch.randn(2, 4, int(width)), torch.randn(32)
-    repository.add("first", Expert(factors[0], factors[1], feature, feature))  # What is loaded once is not counted.
+    repository.add("first", LowRankExpert(factors[0], factors[1], feature, feature))
     before = resident()
     for number in range(int(count)):
-        repository.add(str(number), Expert(factors[0], factors[1], feature, feature))
+        repository.add(str(number), LowRankExpert(factors[0], factors[1], feature, feature))
     print(resident() - before)
 
 

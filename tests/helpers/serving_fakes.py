@@ -14,9 +14,9 @@ from typing import Any, cast
 from fastapi import FastAPI
 from PIL import Image
 
+from liveedit.answers import Fired
 from liveedit.edited.model import Receipt
 from liveedit.edited.recheck import CheckedEdit
-from liveedit.editors import Fired
 from liveedit.errors import EditStateError, InvalidInputError, NotFoundError
 from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.app import create_app
@@ -50,14 +50,14 @@ class FakeModel:
         self.was_abandoned = False
         self.store_problem: Exception | None = None
         self.routing_seconds: float | None = 0.001
-        self.lanes = 1
-        self.lanes_entered: list[str] = []
+        self.workers = 1
+        self.workers_entered: list[str] = []
         self.news = 0
         """How often `refresh` has something to do."""
         self.refresh_problem: Exception | None = None
 
-    def enter_lane(self) -> None:
-        self.lanes_entered.append(threading.current_thread().name)
+    def enter_worker(self) -> None:
+        self.workers_entered.append(threading.current_thread().name)
 
     def is_outdated(self) -> bool:
         if self.store_problem is not None:
@@ -185,7 +185,7 @@ class FakeModel:
             raise self.store_problem
 
     @property
-    def needs_picture(self) -> bool:
+    def needs_image(self) -> bool:
         return False
 
     def count(self) -> int:

@@ -19,17 +19,17 @@ from typing import TypeVar
 import torch
 
 from liveedit.errors import StoreError
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.store.idempotency import ChangeRequest
 from liveedit.store.store import EditStore, NewEdit, StoredEdit
 
 Result = TypeVar("Result")
 
 
-def expert_of(seed: int) -> Expert:
+def expert_of(seed: int) -> LowRankExpert:
     """Numbers that tell which edit they belong to, over several pages of the file."""
     part = torch.full((4, 512), float(seed))
-    return Expert(part, part + 0.5, part[0], part[1])
+    return LowRankExpert(part, part + 0.5, part[0], part[1])
 
 
 def say(*words: object) -> None:

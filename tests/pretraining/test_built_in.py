@@ -18,8 +18,8 @@ from liveedit.datasets.world import catalog, questions
 from liveedit.datasets.world.drawing import Pose, draw
 from liveedit.datasets.world.scene import draw_scene
 from liveedit.errors import CheckpointError, NotFoundError
-from liveedit.pretraining.images import PicturePool, scene_of
-from liveedit.pretraining.language_stage import RowPacker, alignment_words, picture_turns, text_turns
+from liveedit.pretraining.images import ImagePool, scene_of
+from liveedit.pretraining.language_stage import RowPacker, alignment_words, image_turns, text_turns
 from liveedit.pretraining.models import BUILT_INS, TINY_BLIP2, BuiltIn, VisionPart, language_parts
 from liveedit.pretraining.tokenizer import build_tokenizer
 from liveedit.pretraining.train import PretrainingConfig, learning_rate, train_backbone
@@ -75,7 +75,7 @@ def built_in(request: pytest.FixtureRequest) -> BuiltIn:
 
 def untrained(built_in: BuiltIn) -> Backbone:
     model = built_in.build(seed=1)
-    return backbone_class(model.config.model_type, reads_pictures=True)("random", model, built_in.processor())
+    return backbone_class(model.config.model_type, reads_images=True)("random", model, built_in.processor())
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -88,7 +88,7 @@ def test_packed_rows_answer_as_one_question_at_a_time(built_in: BuiltIn, known: 
         creature = catalog.Creature("", creature.emblem, "", "", "")
     scene = draw_scene("packed", creature, rng, things=2)
     image = draw(scene, Pose())
-    turns = picture_turns(scene, rng)
+    turns = image_turns(scene, rng)
     facts = text_turns(tokenizer, rng)[:3]
     rows = RowPacker(built_in).pack([(True, turns), (False, facts)])
     pixels = backbone.encode([Question("?", image)]).pixel_values
@@ -138,7 +138,7 @@ def test_strangers_are_asked_nothing_that_only_facts_answer() -> None:
     rng = np.random.default_rng(0)
     creature = catalog.Creature("", catalog.EmblemMint().draw(rng), "", "", "")
     for _ in range(20):
-        turns = picture_turns(draw_scene("stranger", creature, rng), rng)
+        turns = image_turns(draw_scene("stranger", creature, rng), rng)
         assert all(answer for _, answer in turns)
 
 
@@ -220,21 +220,21 @@ def test_vision_heads_report_a_perfect_answer_as_perfect() -> None:
 
 
 def test_a_picture_pool_is_drawn_once_and_depends_on_seed_and_index(tmp_path: Path) -> None:
-    first = PicturePool(tmp_path / "a", 6, seed=4)
+    first = ImagePool(tmp_path / "a", 6, seed=4)
     drawn = (tmp_path / "a" / "pictures.npy").stat().st_mtime_ns
-    again = PicturePool(tmp_path / "a", 6, seed=4)
+    again = ImagePool(tmp_path / "a", 6, seed=4)
     assert (tmp_path / "a" / "pictures.npy").stat().st_mtime_ns == drawn
-    longer = PicturePool(tmp_path / "b", 8, seed=4)
+    longer = ImagePool(tmp_path / "b", 8, seed=4)
     assert np.array_equal(first.pixels, again.pixels)
     assert np.array_equal(first.pixels, longer.pixels[:6])
-    other = PicturePool(tmp_path / "c", 6, seed=5)
+    other = ImagePool(tmp_path / "c", 6, seed=5)
     assert not np.array_equal(first.pixels, other.pixels)
 
 
 def test_pictures_are_normalised_as_the_processor_does(tmp_path: Path, tiny_llava: Backbone) -> None:
     from PIL import Image
 
-    pool = PicturePool(tmp_path, 3, seed=4)
+    pool = ImagePool(tmp_path, 3, seed=4)
     processed = tiny_llava.encode([Question("?", Image.fromarray(np.array(pool.pixels[1])))]).pixel_values
     assert processed is not None
     torch.testing.assert_close(pool.normalized([1]), processed, atol=1e-5, rtol=0)
@@ -242,7 +242,7 @@ def test_pictures_are_normalised_as_the_processor_does(tmp_path: Path, tiny_llav
 
 SMALL = PretrainingConfig(
     seed=1,
-    pictures=64,
+    images=64,
     vision_steps=3,
     vision_batch=8,
     language_steps=3,

@@ -70,7 +70,7 @@ def visitor(driver: Any, page_server: str) -> Iterator[Visitor]:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A creature, the same one elsewhere, and another one."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for example in EXAMPLES:
         (folder / example.name).write_bytes(example_png(example))
     return [folder / example.name for example in EXAMPLES]

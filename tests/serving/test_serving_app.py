@@ -49,7 +49,7 @@ def chat(content: Any = "hello", **further: Any) -> dict[str, Any]:
     return {"model": "fake", "messages": [{"role": "user", "content": content}], **further}
 
 
-def pictured(uri: str) -> dict[str, Any]:
+def has_image(uri: str) -> dict[str, Any]:
     return chat([{"type": "text", "text": "hello"}, {"type": "image_url", "image_url": {"url": uri}}])
 
 
@@ -107,7 +107,7 @@ def test_the_model_is_listed(client: TestClient) -> None:
 
 def test_pictures_come_as_data_uris(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
     for kind in ("PNG", "JPEG", "WEBP", "GIF"):
-        assert client.post(CHAT, json=pictured(data_uri(picture(1), kind))).status_code == 200
+        assert client.post(CHAT, json=has_image(data_uri(picture(1), kind))).status_code == 200
 
 
 def bomb(side: int) -> str:
@@ -130,7 +130,7 @@ def test_bad_pictures_are_refused(client: TestClient, picture: Callable[[int], I
         "not base64": "data:image/png;base64,$$$$",
         "empty": "data:image/png;base64,",
         "truncated": whole[: len(whole) // 2 // 4 * 4],
-        "no picture": "data:image/png;base64," + base64.b64encode(b"hello").decode(),
+        "no image": "data:image/png;base64," + base64.b64encode(b"hello").decode(),
         "a bomb": bomb(60_000),
         "a small bomb": bomb(5_000),
         "a drawing": "data:image/png;base64," + base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n").decode(),
@@ -138,7 +138,7 @@ def test_bad_pictures_are_refused(client: TestClient, picture: Callable[[int], I
         "text": "data:text/plain;base64,aGVsbG8=",
     }
     for name, uri in bad.items():
-        assert refused(client.post(CHAT, json=pictured(uri)), 400, "invalid_image")["param"] == "image", name
+        assert refused(client.post(CHAT, json=has_image(uri)), 400, "invalid_image")["param"] == "image", name
     assert refused(client.post("/v1/edits", json={**EDIT, "image": "/etc/passwd"}), 400)["code"] == "invalid_image"
 
 
@@ -239,10 +239,10 @@ def test_an_edit_is_made_listed_and_undone(client: TestClient) -> None:
     assert fired == [{"id": edit["id"], "weight": 0.75, "margin": 1.5}]
     assert client.get(f"/v1/edits/{edit['id']}").json()["answer"] == "Bruvak"
     undone = client.post(f"/v1/edits/{edit['id']}/undo").json()
-    assert (undone["id"], undone["in_force"]) == (edit["id"], False)
+    assert (undone["id"], undone["active"]) == (edit["id"], False)
     refused(client.post(f"/v1/edits/{edit['id']}/undo"), 409, "edit_state")
     redone = client.post(f"/v1/edits/{edit['id']}/redo").json()
-    assert (redone["id"], redone["in_force"]) == (edit["id"], True)
+    assert (redone["id"], redone["active"]) == (edit["id"], True)
     refused(client.post(f"/v1/edits/{edit['id']}/redo"), 409, "edit_state")
     refused(client.post("/v1/edits/ffffffff/undo"), 404, "not_found")
     refused(client.post("/v1/edits/ffffffff/redo"), 404, "not_found")

@@ -185,8 +185,8 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path, capsys: pytest.Capture
 def test_help_says_of_limits_what_the_settings_say() -> None:
     shown = {option.name: option.help for option in get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
     limits = {name: field for name, field in ServingSettings.model_fields.items() if name in shown}
-    assert limits.pop("allow_pictures_from").default == (), "said in other words, and without a default to show"
-    assert {"queue", "queue_seconds", "batch", "lanes", "body_bytes", "new_tokens"} <= limits.keys()
+    assert limits.pop("allow_images_from").default == (), "said in other words, and without a default to show"
+    assert {"queue", "queue_seconds", "batch", "workers", "body_bytes", "new_tokens"} <= limits.keys()
     for name, field in limits.items():
         default = "" if field.default is None else f"  [default: {field.default}]"
         assert shown[name] == f"{field.description}{default}"
@@ -239,7 +239,7 @@ def test_the_command_serves_until_sigterm_and_keeps_the_edits(tmp_path: Path, ev
         port = free.getsockname()[1]
     edits = tmp_path / "edits.db"
     command = [sys.executable, "-m", "liveedit", "serve", "--edits", str(edits), "--port", str(port), "--no-auth"]
-    command += ["--keep-pictures"]
+    command += ["--keep-images"]
     url, case = f"http://127.0.0.1:{port}", eval_cases[0]
     wanted = {"prompt": case.edit.question.prompt, "answer": case.edit.answer, "image": uri_of(case)}
     with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
@@ -258,7 +258,7 @@ def test_the_command_serves_until_sigterm_and_keeps_the_edits(tmp_path: Path, ev
             process.kill()
     with EditedModel.load("tiny-llava", edits=edits) as model:
         assert [stored.id for stored in model.edits()] == [made["id"]]
-        picture = model.store.picture(made["id"])
+        picture = model.store.image(made["id"])
     asked = case.edit.question.image
     assert picture is not None and asked is not None
     assert image_digest(open_image(picture)) == image_digest(open_image(asked))

@@ -22,8 +22,8 @@ from liveedit.serving.settings import ServingSettings
 
 
 @contextmanager
-def engine_of(model: FakeModel, lanes: int = 1, **limits: Any) -> Iterator[Engine[FakeModel]]:
-    model.lanes = lanes
+def engine_of(model: FakeModel, workers: int = 1, **limits: Any) -> Iterator[Engine[FakeModel]]:
+    model.workers = workers
     engine = Engine(model, ServingSettings.model_validate(limits))
     try:
         yield engine
@@ -71,8 +71,8 @@ def test_an_action_runs_between_batches_and_is_not_starved() -> None:
     assert model.calls == [1, 4, "new", 2]
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_no_answer_sees_half_an_edit(lanes: int) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_answer_sees_half_an_edit(workers: int) -> None:
     model = FakeModel(pause_s=0.0005)
 
     async def clients(engine: Engine[FakeModel]) -> list[str]:
@@ -91,7 +91,7 @@ def test_no_answer_sees_half_an_edit(lanes: int) -> None:
         return seen
 
     found: list[str] = []
-    with engine_of(model, lanes) as engine:
+    with engine_of(model, workers) as engine:
         threads = [threading.Thread(target=lambda: found.extend(asyncio.run(clients(engine)))) for _ in range(3)]
         for thread in threads:
             thread.start()
@@ -103,8 +103,8 @@ def test_no_answer_sees_half_an_edit(lanes: int) -> None:
     assert len({left for left, _ in halves}) > 1
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_who_was_told_of_an_edit_sees_it(lanes: int) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_who_was_told_of_an_edit_sees_it(workers: int) -> None:
     model = FakeModel()
 
     async def edit_then_ask(engine: Engine[FakeModel], number: int) -> bool:
@@ -117,7 +117,7 @@ def test_who_was_told_of_an_edit_sees_it(lanes: int) -> None:
     async def many(engine: Engine[FakeModel]) -> list[bool]:
         return await asyncio.gather(*(edit_then_ask(engine, number) for number in range(20)))
 
-    with engine_of(model, lanes) as engine:
+    with engine_of(model, workers) as engine:
         assert all(asyncio.run(many(engine)))
 
 
@@ -140,16 +140,16 @@ def test_lanes_answer_beside_each_other_and_an_action_waits_for_all_of_them() ->
     def queue(engine: Engine[FakeModel]) -> list[Coroutine[Any, Any, Any]]:
         return [*(engine.ask(query(f"q{n}")) for n in range(8)), engine.act(lambda model: list(inside))]
 
-    with engine_of(model, lanes=2) as engine:
+    with engine_of(model, workers=2) as engine:
         *replies, seen_by_action = asyncio.run(while_held(model, engine, lambda: queue(engine)))
     assert [reply.text for reply in replies] == [f"q{n}: /" for n in range(8)]
     assert most == 2 and seen_by_action == []
-    assert len(set(model.lanes_entered)) == 2
+    assert len(set(model.workers_entered)) == 2
 
 
 def test_few_questions_wait_for_the_lane_that_is_at_work() -> None:
     model = FakeModel()
-    with engine_of(model, lanes=2) as engine:
+    with engine_of(model, workers=2) as engine:
         few = asyncio.run(while_held(model, engine, lambda: [engine.ask(query(f"q{n}")) for n in range(5)]))
         many = asyncio.run(while_held(model, engine, lambda: [engine.ask(query(f"q{n}")) for n in range(9)]))
     assert len(few) == 5 and len(many) == 9
@@ -159,13 +159,13 @@ def test_few_questions_wait_for_the_lane_that_is_at_work() -> None:
 def test_what_others_changed_is_taken_in_before_the_next_answer() -> None:
     model = FakeModel()
     model.news = 2
-    with engine_of(model, lanes=2) as engine:
+    with engine_of(model, workers=2) as engine:
         assert asyncio.run(engine.ask(query("q"))).text == "q: news 0/news 0"
     assert model.calls == ["news 1", "news 0", 1]
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_questions_fail_where_what_others_changed_cannot_be_taken_in(lanes: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_questions_fail_where_what_others_changed_cannot_be_taken_in(workers: int) -> None:
     model = FakeModel()
     model.news, model.refresh_problem = 1, StoreError("An expert is damaged.")
 
@@ -173,7 +173,7 @@ def test_questions_fail_where_what_others_changed_cannot_be_taken_in(lanes: int)
         asked = (engine.ask(query(f"q{n}")) for n in range(20))
         return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
 
-    with engine_of(model, lanes) as engine:
+    with engine_of(model, workers) as engine:
         assert [str(error) for error in asyncio.run(ask(engine))] == ["An expert is damaged."] * 20
         model.refresh_problem = None
         assert [reply.text for reply in asyncio.run(ask(engine))] == [f"q{n}: news 0/news 0" for n in range(20)]

@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 LEADS_TO = {
-    "to-picture": "/public/a.png",
+    "to-image": "/public/a.png",
     "to-relative": "a.png",
     "to-secret": "/secret/a.png",
     "to-dots": "/public/../secret/a.png",
@@ -147,7 +147,7 @@ def test_nothing_else_is_fetched(port: int, url: str) -> None:
     assert Handler.seen == []
 
 
-@pytest.mark.parametrize("name", [name for name in LEADS_TO if name not in ("to-picture", "to-relative")])
+@pytest.mark.parametrize("name", [name for name in LEADS_TO if name not in ("to-image", "to-relative")])
 def test_what_leads_elsewhere_is_not_followed(port: int, name: str) -> None:
     here = f"http://127.0.0.1:{port}/public/"
     with pytest.raises(ImageError, match="alone" if name != "to-itself" else "leads on more than 3 times"):
@@ -202,7 +202,7 @@ def test_a_name_that_changes_its_meaning_is_asked_once(monkeypatch: pytest.Monke
 def test_places_that_are_none(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="beginning of a URL"):
         Place.parse(place)
-    options = ["serve", "--edits", str(tmp_path / "edits.db"), "--no-auth", "--allow-pictures-from", place]
+    options = ["serve", "--edits", str(tmp_path / "edits.db"), "--no-auth", "--allow-images-from", place]
     assert main(options) == 1 and "beginning of a URL" in capsys.readouterr().err
 
 
@@ -217,7 +217,7 @@ def test_the_service_takes_urls_only_where_they_are_allowed(port: int) -> None:
             return client.post("/v1/chat/completions", json=body), edit
 
     url = f"http://127.0.0.1:{port}/public/a.png"
-    allowed = {"allow_pictures_from": (f"http://127.0.0.1:{port}/public/",)}
+    allowed = {"allow_images_from": (f"http://127.0.0.1:{port}/public/",)}
     assert [response.status_code for response in asked(url, **allowed)] == [200, 201]
     for found in (asked(url), asked(url.replace("public", "secret"), **allowed), asked("/etc/passwd", **allowed)):
         for response in found:

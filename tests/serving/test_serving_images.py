@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from liveedit.errors import ImageError
-from liveedit.serving.images import FORMATS, is_quick, picture_of
+from liveedit.serving.images import FORMATS, image_of, is_quick
 
 LIMIT = 10_000
 
@@ -25,8 +25,8 @@ def uri_of(image: Image.Image) -> str:
 @pytest.mark.parametrize("size", [(1, 33), (9_900, 1)])
 def test_lines_of_pixels_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ImageError, match="32 times"):
-        picture_of(uri_of(Image.new("RGB", size)), LIMIT)
-    assert picture_of(uri_of(Image.new("RGB", (32, 1))), LIMIT).size == (32, 1)
+        image_of(uri_of(Image.new("RGB", size)), LIMIT)
+    assert image_of(uri_of(Image.new("RGB", (32, 1))), LIMIT).size == (32, 1)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -42,13 +42,13 @@ def test_damaged_pictures_are_refused_or_read_but_break_nothing(kind: str) -> No
             data[place] = random.integers(0, 256)
         uri = f"data:image/{kind.lower()};base64,{base64.b64encode(bytes(data)).decode()}"
         try:
-            picture = picture_of(uri, LIMIT)
+            picture = image_of(uri, LIMIT)
         except ImageError:
             refused += 1
         else:
             assert picture.mode == "RGB" and picture.width * picture.height <= LIMIT
     assert refused > 0
-    assert picture_of(f"data:image/png;base64,{base64.b64encode(whole).decode()}", LIMIT).size == (24, 24)
+    assert image_of(f"data:image/png;base64,{base64.b64encode(whole).decode()}", LIMIT).size == (24, 24)
 
 
 def test_only_small_pictures_are_decoded_without_another_thread() -> None:

@@ -181,9 +181,9 @@ def test_a_picture_may_be_dropped_or_pasted(visitor: Visitor, pictures: list[Pat
         visitor.script(send, data, f"{way}.png", "image/png", way)
         visitor.until(lambda way=way: visitor.text("#picture-name") == f"{way}.png" and visitor.sees("#stage-picture"))
     visitor.click("#remove-picture")
-    assert visitor.text("#picture-name") == "No picture" and not visitor.sees("#stage-picture")
+    assert visitor.text("#picture-name") == "No image" and not visitor.sees("#stage-picture")
     visitor.script(send, base64.b64encode(b"hello").decode(), "notes.txt", "text/plain", "drop")
-    assert "notes.txt is no picture" in visitor.until(lambda: visitor.text("#ask-problem"))
+    assert "notes.txt is no image" in visitor.until(lambda: visitor.text("#ask-problem"))
 
 
 def test_a_question_may_have_no_picture_and_none_is_asked_for_nothing(visitor: Visitor) -> None:

@@ -13,8 +13,8 @@ import pytest
 from browsers import Visitor, why_no_browser
 from serving_fakes import FakeModel, fake_app, listening
 
+from liveedit.answers import Fired
 from liveedit.edited.recheck import CheckedEdit
-from liveedit.editors import Fired
 from liveedit.serving.example_images import QUESTIONS
 from liveedit.store.paging import EditPage
 from liveedit.store.records import StoredEdit
@@ -63,9 +63,9 @@ def test_all_are_checked_slice_by_slice_and_marked(driver: Any) -> None:
 
         marked = lambda number: visitor.text(f"#history-list [data-id='{number:08x}'] .verdict")  # noqa: E731
         assert marked(8) == marked(23) == "✓ Holds"
-        assert "picture was not kept" in marked(24) and marked(24).startswith("? Unknown")
+        assert "image was not kept" in marked(24) and marked(24).startswith("? Unknown")
         visitor.until(lambda: "Also took part: Who is this? Name 2 (weight 25%)" in marked(25))
-        assert marked(25).startswith("✗ Fails: it now says Another") and "smaller copy of its picture" in marked(25)
+        assert marked(25).startswith("✗ Fails: it now says Another") and "smaller copy of its image" in marked(25)
         elsewhere = visitor.text("#check-elsewhere")
         assert all(f"Name {number}\n" in elsewhere for number in (1, 3, 4)) and "Name 2\n" not in elsewhere
         visitor.click("#older")

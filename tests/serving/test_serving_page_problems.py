@@ -63,7 +63,7 @@ class ListedModel(FakeModel):
 
     def page(self, state: str, newest_first: bool, after: str | None, limit: int) -> EditPage:
         assert newest_first
-        known = {"in_force": self.stored, "undone": self.undone, "all": {**self.stored, **self.undone}}[state]
+        known = {"active": self.stored, "undone": self.undone, "all": {**self.stored, **self.undone}}[state]
         edits = sorted(known.values(), key=lambda edit: -edit.number)
         edits = [edit for edit in edits if after is None or edit.id < after]
         return EditPage(tuple(edits[:limit]), frozenset(), len(edits) > limit)
@@ -159,7 +159,7 @@ def test_refusals_are_shown_and_what_may_pass_is_tried_again(driver: Any) -> Non
 def test_a_picture_over_the_limits_is_sent_smaller(driver: Any, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     Image.effect_noise((1200, 900), 80).convert("RGB").save(large)
-    limits = ServingSettings.model_validate({"body_bytes": 200_000, "picture_pixels": 250_000})
+    limits = ServingSettings.model_validate({"body_bytes": 200_000, "image_pixels": 250_000})
     with listening(*fake_app(FakeModel(), limits)) as (url, _):
         visitor = Visitor(driver, f"{url}/")
         visitor.open()

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from torch import nn
 
 from liveedit.edited.model import EditedModel
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.images import image_digest
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
@@ -57,7 +57,7 @@ def client(store: EditStore) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def add(store: EditStore, random_expert: Callable[..., Expert]) -> Callable[..., str]:
+def add(store: EditStore, random_expert: Callable[..., LowRankExpert]) -> Callable[..., str]:
     def make(answer: str = "red", image: Image.Image | None = None, **said: Any) -> str:
         thumbnail = None if image is None else thumbnail_png(image)
         digest = None if image is None else image_digest(image)
@@ -82,12 +82,12 @@ def test_edits_are_listed_by_state_and_order(client: TestClient, store: EditStor
     }
     store.undo(undone)
     store.purge(purged)
-    assert ids(client) == ids(client, state="in_force", order="asc") == [kept, last]
+    assert ids(client) == ids(client, state="active", order="asc") == [kept, last]
     assert ids(client, order="desc") == [last, kept]
     assert ids(client, state="undone") == [undone]
     assert ids(client, state="all", order="desc") == [last, purged, undone, kept]
     shown = {edit["id"]: edit for edit in client.get("/v1/edits", params={"state": "all"}).json()["data"]}
-    assert [shown[edit]["in_force"] for edit in (kept, undone, purged)] == [True, False, False]
+    assert [shown[edit]["active"] for edit in (kept, undone, purged)] == [True, False, False]
     assert shown[undone]["undone_at"] and shown[undone]["purged_at"] is None
     assert shown[purged]["purged_at"] and (shown[purged]["prompt"], shown[purged]["answer"]) == ("", "")
     for wrong in ({"state": "gone"}, {"order": "down"}, {"limit": 0}, {"limit": 101}, {"limit": "x"}):
@@ -130,7 +130,7 @@ def test_one_edit_is_shown_whatever_its_state(
         "answer": "red",
         "answer_before": "blue",
         "answer_after": "red",
-        "in_force": True,
+        "active": True,
         "has_thumbnail": True,
         "image_sha256": image_digest(image),
         "editor": "liveedit",
@@ -142,7 +142,7 @@ def test_one_edit_is_shown_whatever_its_state(
     }
     undone = client.post(f"/v1/edits/{edit}/undo").json()
     assert {**undone, "evidence": None} == client.get(f"/v1/edits/{edit}").json()
-    assert undone == card | {"in_force": False, "undone_at": store.get(edit).undone_at}
+    assert undone == card | {"active": False, "undone_at": store.get(edit).undone_at}
     assert not client.get(f"/v1/edits/{add()}").json()["has_thumbnail"]
     for unknown in ("ffffffff", edit[:4], edit.upper() + "0", "%25"):
         for request in ("", "/thumbnail", "/history"):
@@ -227,7 +227,7 @@ def counting() -> Iterator[dict[str, int]]:
 
 def fill(path: Path, count: int, state: str) -> None:
     """Copies of the first edit, all in this state but for the last, without the trouble of making them."""
-    is_out = {"in_force": "n = :count", "undone": "n < :count"}[state].replace(":count", str(count))
+    is_out = {"active": "n = :count", "undone": "n < :count"}[state].replace(":count", str(count))
     with sqlite3.connect(path) as file:
         columns = [row[1] for row in file.execute("PRAGMA table_info(edits)")]
         changed = {"number": "1000 + n", "id": "printf('%08x', n)"}
@@ -254,7 +254,7 @@ REQUESTS = (
 )
 
 
-@pytest.mark.parametrize("state", ["in_force", "undone"])
+@pytest.mark.parametrize("state", ["active", "undone"])
 def test_looking_costs_the_same_with_ten_thousand_edits(
     client: TestClient,
     tmp_path: Path,
@@ -281,8 +281,8 @@ def test_looking_costs_the_same_with_ten_thousand_edits(
     file.close()
     fill(tmp_path / "edits.db", 10_000, state)
     assert len(ids(client, limit=100, state="all")) == 100
-    few_of_these = {"in_force": [f"{10_000:08x}"], "undone": [edit, f"{10_000:08x}"]}[state]
-    assert ids(client, state={"in_force": "undone", "undone": "in_force"}[state]) == few_of_these
+    few_of_these = {"active": [f"{10_000:08x}"], "undone": [edit, f"{10_000:08x}"]}[state]
+    assert ids(client, state={"active": "undone", "undone": "active"}[state]) == few_of_these
     many = costs()
     assert [cost["statements"] for cost in many] == [cost["statements"] for cost in few]
     for request, before, after in zip(REQUESTS, few, many, strict=True):

@@ -11,9 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 from serving_fakes import FakeModel, data_uri, fake_app
 
+from liveedit.answers import FIRING_THRESHOLD, Fired, above_threshold
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.edited.model import EditedModel
-from liveedit.editors import SMALLEST_SHARE, Fired, taking_part
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase
 from liveedit.serving.app import create_app
@@ -163,8 +163,8 @@ def test_edits_with_next_to_no_weight_are_left_out(
 
 
 def test_the_smallest_share_still_counts() -> None:
-    fired = [Fired(str(weight), weight, 1.0) for weight in (1.0, SMALLEST_SHARE, 0.0099, 0.0)]
-    assert taking_part(fired) == tuple(fired[:2])
+    fired = [Fired(str(weight), weight, 1.0) for weight in (1.0, FIRING_THRESHOLD, 0.0099, 0.0)]
+    assert above_threshold(fired) == tuple(fired[:2])
 
 
 def test_an_edit_that_must_take_and_does_not_is_refused(
@@ -203,7 +203,7 @@ def test_a_key_holds_over_restarts_and_on_every_replica(
         first = made.json()
         undo = f"/v1/edits/{first['id']}/undo"
         undone = client.post(undo, headers=undo_key)
-        assert undone.json()["in_force"] is False
+        assert undone.json()["active"] is False
         redone = client.post(f"/v1/edits/{first['id']}/redo")
         assert all(REPLAYED not in response.headers for response in (made, undone, redone))
         assert client.post(undo, headers=undo_key).headers[REPLAYED] == "true"

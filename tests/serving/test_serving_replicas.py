@@ -34,13 +34,13 @@ def two(edits: Path | str, tmp_path: Path) -> Iterator[list[ServedProcess]]:
         yield servers
 
 
-def picture_of(case: EditCase) -> str:
+def image_of(case: EditCase) -> str:
     assert case.edit.question.image is not None
     return data_uri(open_image(case.edit.question.image))
 
 
 def make(server: ServedProcess, case: EditCase, answer: str | None = None, **further: Any) -> httpx2.Response:
-    wanted = {"prompt": case.edit.question.prompt, "answer": answer or case.edit.answer, "image": picture_of(case)}
+    wanted = {"prompt": case.edit.question.prompt, "answer": answer or case.edit.answer, "image": image_of(case)}
     return server.http.post("/v1/edits", json=wanted, **further)
 
 
@@ -48,7 +48,7 @@ def answer_of(server: ServedProcess, case: EditCase) -> tuple[str, list[str]]:
     """What a server says, and which edits took part."""
     content = [
         {"type": "text", "text": case.edit.question.prompt},
-        {"type": "image_url", "image_url": {"url": picture_of(case)}},
+        {"type": "image_url", "image_url": {"url": image_of(case)}},
     ]
     said = server.ask(content, max_tokens=8)
     return said["choices"][0]["message"]["content"], [edit["id"] for edit in said["liveedit"]["edits"]]
@@ -72,7 +72,7 @@ def test_what_one_server_is_told_the_other_answers_within_a_second(
     assert before[0] != case.edit.answer and before[1] == []
     edit = make(one, case).json()
     assert seconds_until(lambda: answer_of(other, case) == (case.edit.answer, [edit["id"]])) < FOLLOWED_SECONDS
-    assert other.http.get(f"/v1/edits/{edit['id']}").json()["in_force"]
+    assert other.http.get(f"/v1/edits/{edit['id']}").json()["active"]
     assert other.http.post(f"/v1/edits/{edit['id']}/undo").status_code == 200
     assert seconds_until(lambda: answer_of(one, case) == before) < FOLLOWED_SECONDS
     assert one.http.post(f"/v1/edits/{edit['id']}/undo").json()["error"]["code"] == "edit_state"

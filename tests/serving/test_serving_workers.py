@@ -19,11 +19,11 @@ from liveedit.serving.decoding import Style
 from liveedit.serving.engine import Engine
 from liveedit.serving.served_model import Query, Reply, ServedModel
 from liveedit.serving.settings import ServingSettings
-from liveedit.serving.workers import default_lanes, fair_share
+from liveedit.serving.workers import default_workers, fair_share
 
 
 @pytest.mark.parametrize(
-    ("waiting", "being_answered", "lanes", "batch", "taken"),
+    ("waiting", "being_answered", "workers", "batch", "taken"),
     [
         (5, 0, 1, 64, 5),  # One lane takes what there is, up to the batch.
         (90, 0, 1, 64, 64),
@@ -37,37 +37,37 @@ from liveedit.serving.workers import default_lanes, fair_share
         (40, 64, 2, 64, 0),
     ],
 )
-def test_a_lane_takes_its_share(waiting: int, being_answered: int, lanes: int, batch: int, taken: int) -> None:
-    assert fair_share(waiting, being_answered, lanes, batch) == taken
+def test_a_lane_takes_its_share(waiting: int, being_answered: int, workers: int, batch: int, taken: int) -> None:
+    assert fair_share(waiting, being_answered, workers, batch) == taken
 
 
 @pytest.mark.parametrize(
-    ("device", "parameters", "threads", "lanes"),
+    ("device", "parameters", "threads", "workers"),
     [("cuda", 4_000_000, 16, 1), ("cpu", 7_000_000_000, 16, 1), ("cpu", 4_000_000, 16, 8), ("cpu", 4_000_000, 2, 2)],
 )
 def test_small_models_on_processors_get_a_lane_for_each_thread(
-    device: str, parameters: int, threads: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+    device: str, parameters: int, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert default_lanes(torch.device(device), parameters) == lanes
+    assert default_workers(torch.device(device), parameters) == workers
 
 
 def test_each_lane_has_its_share_of_the_threads(tiny_llava: Backbone) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with EditedModel.load(tiny_llava) as model, ThreadPoolExecutor(1) as lane:
-            for lanes, threads in ((1, 2), (2, 1), (3, 1)):
-                served = ServedModel(model, ServingSettings(lanes=lanes))
-                lane.submit(served.enter_lane).result()
-                assert lane.submit(torch.get_num_threads).result() == threads
+        with EditedModel.load(tiny_llava) as model, ThreadPoolExecutor(1) as worker:
+            for workers, threads in ((1, 2), (2, 1), (3, 1)):
+                served = ServedModel(model, ServingSettings(workers=workers))
+                worker.submit(served.enter_worker).result()
+                assert worker.submit(torch.get_num_threads).result() == threads
     finally:
         torch.set_num_threads(before)
 
 
-def asked(model: EditedModel, lanes: int, cases: Sequence[EditCase]) -> list[Reply]:
+def asked(model: EditedModel, workers: int, cases: Sequence[EditCase]) -> list[Reply]:
     """The answers of an engine to questions that came at once."""
-    settings = ServingSettings(lanes=lanes)
+    settings = ServingSettings(workers=workers)
     engine = Engine(ServedModel(model, settings), settings)
 
     async def ask_all() -> list[Reply]:
@@ -85,16 +85,16 @@ def _picture(case: EditCase) -> Image.Image:
     return open_image(case.edit.question.image)
 
 
-@pytest.mark.parametrize("lanes", [2, 4])
+@pytest.mark.parametrize("workers", [2, 4])
 def test_answers_and_fired_edits_are_those_of_one_lane(
-    lanes: int, tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]
+    workers: int, tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]
 ) -> None:
     cases = eval_cases[:40]
     with EditedModel.load(tiny_llava) as model:
         for case in cases[:4]:
             edit = case.edit
             model.edit(edit.question.image, edit.question.prompt, edit.answer)
-        one, several = asked(model, 1, cases), asked(model, lanes, cases)
+        one, several = asked(model, 1, cases), asked(model, workers, cases)
     assert [reply.text for reply in several] == [reply.text for reply in one] and len(one) == len(cases)
     assert [[fired.edit_id for fired in reply.fired] for reply in several] == [
         [fired.edit_id for fired in reply.fired] for reply in one

@@ -22,7 +22,7 @@ from liveedit.images import image_digest, open_image
 from liveedit.store.evidence import EarlierEdit, Evidence
 from liveedit.store.store import EditStore, NewEdit, thumbnail_png
 
-PICTURE = Image.new("RGB", (40, 30), "green")
+IMAGE = Image.new("RGB", (40, 30), "green")
 FIRST_FORMAT = Path(__file__).parent / "data" / "edits-1.safetensors"
 
 
@@ -33,11 +33,11 @@ def bundle(tmp_path: Path) -> Path:
 
 def fill(store: EditStore) -> list[str]:
     """Five edits: in force, superseded, superseding, purged, undone and redone."""
-    pictured = NewEdit(
-        **{**vars(make_edit("1")), "image_sha256": image_digest(PICTURE), "author": "ada", "note": "by hand"}
+    has_image = NewEdit(
+        **{**vars(make_edit("1")), "image_sha256": image_digest(IMAGE), "author": "ada", "note": "by hand"}
     )
-    png = thumbnail_png(PICTURE)
-    ids = [store.add(pictured, make_expert(1), png, picture=png).id]
+    png = thumbnail_png(IMAGE)
+    ids = [store.add(has_image, make_expert(1), png, image=png).id]
     ids += [store.add(make_edit(str(seed)), make_expert(seed)).id for seed in (2, 3)]
     ids.append(store.add(make_edit("4"), make_expert(4), supersedes=[ids[1]]).id)
     store.purge(ids[2])
@@ -50,7 +50,7 @@ def fill(store: EditStore) -> list[str]:
 def everything(store: EditStore) -> object:
     edits = store.list(include_undone=True)
     experts = {edit.id: bits(edit.expert) for edit in edits if edit.purged_at is None}
-    files = [(store.thumbnail(edit.id), store.picture(edit.id)) for edit in edits]
+    files = [(store.thumbnail(edit.id), store.image(edit.id)) for edit in edits]
     past = [[edit_id for edit_id, _ in store.active_experts(at)] for at in range(store.latest_revision() + 1)]
     return edits, experts, files, past, store.history(), store.binding
 
@@ -80,7 +80,7 @@ def test_edits_in_force_come_into_another_store_as_new_changes(
         assert [edit.id for edit in other.list(at=1)] == [own]
         moved, first = other.get(ids[0]), opened.get(ids[0])
         assert (moved.created_at, moved.author, moved.note) == (first.created_at, "ada", "by hand")
-        assert bits(moved.expert) == bits(make_expert(1)) and other.picture(ids[0]) == thumbnail_png(PICTURE)
+        assert bits(moved.expert) == bits(make_expert(1)) and other.image(ids[0]) == thumbnail_png(IMAGE)
         assert other.verify() == ()
 
 
@@ -190,7 +190,7 @@ def other_type(header: dict[str, str], tensors: Tensors) -> None:
     tensors["u.0"] = tensors["u.0"].double()
 
 
-def spoil_picture(header: dict[str, str], tensors: Tensors) -> None:
+def spoil_image(header: dict[str, str], tensors: Tensors) -> None:
     tensors["files"][-1] ^= 1
 
 
@@ -230,9 +230,9 @@ def other_format(header: dict[str, str], tensors: Tensors) -> None:
         (drop_last_expert, "the v of edit .* cannot be read: there are 3 rows"),
         (swap_experts, "does not have its digest"),
         (other_type, "is not float32"),
-        (spoil_picture, "the (picture|thumbnail) of edit .* does not have its digest"),
-        (drop_files, "the (picture|thumbnail) of edit .* cannot be read"),
-        (cut_files, "the (picture|thumbnail) of edit .* (cannot be read|does not have its digest)"),
+        (spoil_image, "the (image|thumbnail) of edit .* does not have its digest"),
+        (drop_files, "the (image|thumbnail) of edit .* cannot be read"),
+        (cut_files, "the (image|thumbnail) of edit .* (cannot be read|does not have its digest)"),
         (spoil_text, "its records do not have the digest"),
         (drop_records, "its records do not have the digest"),
         (unknown_shape, "the u of edit .* cannot be read"),
@@ -278,8 +278,8 @@ def test_the_first_format_is_read_as_before(location: Path | str, tmp_path: Path
             ("5", True, True),
         ]
         assert all(bits(edit.expert) == bits(make_expert(int(edit.answer))) for edit in edits if edit.answer)
-        png = thumbnail_png(PICTURE)
-        assert image_digest(open_image(opened.picture("00000001") or b"")) == image_digest(open_image(png))
+        png = thumbnail_png(IMAGE)
+        assert image_digest(open_image(opened.image("00000001") or b"")) == image_digest(open_image(png))
         kinds = [(event.kind, event.edit_id[-1], event.author) for event in opened.history()]
         assert kinds == [
             ("edit", "1", "ada"),
@@ -394,5 +394,5 @@ def test_a_picture_of_another_edit_is_refused(path: Path) -> None:
     edit = dataclasses.replace(make_edit(), image_sha256="0" * 64)
     with bound(path) as opened:
         with pytest.raises(InvalidInputError, match="not the one that the edit was made with"):
-            opened.add(edit, make_expert(), picture=thumbnail_png(PICTURE))
+            opened.add(edit, make_expert(), image=thumbnail_png(IMAGE))
         assert len(opened) == 0

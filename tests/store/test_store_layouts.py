@@ -14,7 +14,7 @@ from edit_examples import BACKBONE, EDITOR, bits, bound, make_edit, make_expert
 from PIL import Image
 from sqlalchemy import Connection, text
 
-from liveedit.experts.expert_bytes import expert_to_bytes
+from liveedit.experts.expert import expert_to_bytes
 from liveedit.store import migrations, schema
 from liveedit.store.evidence import Evidence
 from liveedit.store.idempotency import ChangeRequest
@@ -61,7 +61,7 @@ CREATE TABLE edits (
 );
 CREATE TABLE blobs (
     edit_number INTEGER NOT NULL REFERENCES edits (number),
-    kind TEXT NOT NULL CHECK (kind IN ('expert', 'thumbnail', 'picture')), sha256 TEXT NOT NULL, data BLOB NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('expert', 'thumbnail', 'image')), sha256 TEXT NOT NULL, data BLOB NOT NULL,
     PRIMARY KEY (edit_number, kind)
 );
 CREATE TABLE events (
@@ -85,7 +85,7 @@ CREATE TRIGGER events_no_update BEFORE UPDATE ON events
 PRAGMA user_version = 2;
 """
 
-PICTURE = thumbnail_png(Image.new("RGB", (64, 32), "red"))
+IMAGE = thumbnail_png(Image.new("RGB", (64, 32), "red"))
 
 
 def first_layout_file(path: Path) -> None:
@@ -107,8 +107,8 @@ def first_layout_file(path: Path) -> None:
             digest = hashlib.sha256(data).hexdigest()
             connection.execute("INSERT INTO blobs VALUES (?, 'expert', ?, ?)", (number, digest, data))
             connection.execute("INSERT INTO events (at, kind, edit_id) VALUES (?, 'edit', ?)", (made, row[1]))
-        digest = hashlib.sha256(PICTURE).hexdigest()
-        connection.execute("INSERT INTO blobs VALUES (3, 'thumbnail', ?, ?)", (digest, PICTURE))
+        digest = hashlib.sha256(IMAGE).hexdigest()
+        connection.execute("INSERT INTO blobs VALUES (3, 'thumbnail', ?, ?)", (digest, IMAGE))
         connection.execute(
             "INSERT INTO events (at, kind, edit_id) VALUES ('2026-02-09T00:00:00.000+00:00', 'undo', '00000002')"
         )
@@ -133,7 +133,7 @@ def test_the_first_layout_becomes_the_newest(path: Path) -> None:
         assert [edit_id[-1] for edit_id, _ in opened.active_experts()] == ["1", "3"]
         assert [edit_id[-1] for edit_id, _ in opened.active_experts(at=3)] == ["1", "2", "3"]
         assert bits(opened.expert("00000003")) == bits(make_expert(3))
-        assert opened.thumbnail("00000003") == PICTURE
+        assert opened.thumbnail("00000003") == IMAGE
         assert opened.redo("00000002").is_active
         assert opened.add(make_edit(), make_expert(9)).number == 4
         assert opened.verify() == ()

@@ -55,7 +55,7 @@ def secrets_of(picture: bytes) -> dict[str, bytes]:
     texts = {name: text.encode() for name, text in TEXTS.items()} | {text: text.encode() for text in EVIDENCE_TEXTS}
     digests = {"digest": expert.digest.encode(), "image_sha256": image_digest(NOISE).encode()}
     # Blobs are spread over pages of the file: their beginnings are in one piece.
-    return {**parts, **texts, **digests, "picture": picture[40:400], "undone by": b"thud who undid"}
+    return {**parts, **texts, **digests, "image": picture[40:400], "undone by": b"thud who undid"}
 
 
 def record_digests(path: Path) -> dict[str, bytes]:
@@ -74,7 +74,7 @@ def test_purging_removes_the_bytes(path: Path) -> None:
     with bound(path) as opened:
         for seed in range(20):
             opened.add(make_edit(str(seed)), make_expert(seed))
-        gone = opened.add(secret_edit(), make_expert(77), picture, picture=picture)
+        gone = opened.add(secret_edit(), make_expert(77), picture, image=picture)
         for seed in range(20, 40):
             opened.add(make_edit(str(seed)), make_expert(seed))
         opened.undo(gone.id, author="thud who undid")

@@ -115,7 +115,7 @@ def test_an_interrupted_add_leaves_nothing(path: Path, monkeypatch: pytest.Monke
 _ENDLESS_WRITER = """
 import sys
 import torch
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.store.store import EditStore, NewEdit
 
 with EditStore(sys.argv[1]) as store:
@@ -124,7 +124,7 @@ with EditStore(sys.argv[1]) as store:
     while True:
         part = torch.full((4, 256), float(seed))
         edit = NewEdit(prompt="?", answer=str(seed), editor="liveedit")
-        edit = store.add(edit, Expert(part, part, part[0], part[0]))
+        edit = store.add(edit, LowRankExpert(part, part, part[0], part[0]))
         print(edit.id, seed, flush=True)
         seed += 1
 """

@@ -42,7 +42,7 @@ class Torturer:
     def __init__(self, location: Path | str, seed: int = 1):
         self.location, self._chance = location, random.Random(seed)
         self.seeds: dict[str, int] = {}
-        self.in_force: dict[str, bool] = {}
+        self.active: dict[str, bool] = {}
         self.answers: dict[Change, str] = {}
         """The edit of each acknowledged change."""
         self.pending: Change | None = None
@@ -104,17 +104,17 @@ class Torturer:
         change, self.pending = self.pending, None
         assert change is not None
         self.answers[change] = edit_id
-        self.in_force[edit_id] = change.kind != "undo"
+        self.active[edit_id] = change.kind != "undo"
         if change.kind in ("edit", "supersede"):
             self.seeds[edit_id] = change.seed
             self._replaces[edit_id] = change.edit_id
         replaced = self._replaces[edit_id]
         if change.kind == "undo":
             self._taken_out_by[edit_id] = ""
-            if self._taken_out_by.get(replaced) == edit_id and not self.in_force[replaced]:
-                self.in_force[replaced] = True
-        elif self.in_force.get(replaced):
-            self.in_force[replaced] = False
+            if self._taken_out_by.get(replaced) == edit_id and not self.active[replaced]:
+                self.active[replaced] = True
+        elif self.active.get(replaced):
+            self.active[replaced] = False
             self._taken_out_by[replaced] = edit_id
 
     def check(self) -> None:
@@ -131,7 +131,7 @@ class Torturer:
             for edit_id, seed in self.seeds.items():
                 assert edits[edit_id].answer == str(seed)
             if self.pending is None:
-                assert {edit_id: edit.is_active for edit_id, edit in edits.items()} == self.in_force
+                assert {edit_id: edit.is_active for edit_id, edit in edits.items()} == self.active
             for edit_id, expert in store.experts(list(edits)):
                 assert bits(expert) == bits(store_writer.expert_of(int(edits[edit_id].answer)))
             self._ask_again(store)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from test_training import SlopeTask, config_of
 from torch import nn
 
 from liveedit.errors import ConfigError
 from liveedit.training.distributed import ALONE, Processes, joined_processes
 from liveedit.training.trainer import Trainer
-from test_training import SlopeTask, config_of
 
 
 @pytest.mark.parametrize(("size", "count"), [(7, 3), (6, 2), (3, 3), (2, 5), (0, 2)])

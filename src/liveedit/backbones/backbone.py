@@ -18,13 +18,13 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..errors import BackboneError, InvalidInputError
 from ..images import open_image
 from ..samples import Question
-from .prompt_transforms import Asked, Interceptor, answerers, as_they_are, prefixes_embedded
+from .prompt_transforms import PreparedQuestion, PromptTransform, prefixes_embedded, substitutes, unchanged
 from .split_forward import decoder_of, execution_device, resumed_at, states_after
-from .tokens import Inputs, Layout, Underway, pad
+from .tokens import ForwardContext, Inputs, Layout, pad
 
-_NOT_OF_PICTURES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
-_PICTURE_WORDS = ("image", "img", "vision", "video", "<row_")
-_SAMPLE_PICTURE = (448, 448)
+_NOT_OF_IMAGES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+_IMAGE_WORDS = ("image", "img", "vision", "video", "<row_")
+_SAMPLE_IMAGE = (448, 448)
 _PREFIX = 3
 """The kind of a token that stands for a soft prompt, beside 0 (prompt), 1 (image) and 2 (answer)."""
 
@@ -36,7 +36,7 @@ class Backbone:
     Families that differ from the rule subclass this and override the one method that differs (`families/`).
     """
 
-    reads_pictures = True
+    reads_images = True
     token_type_name: str | None = None
     """Name of a per-token model input that is 1 at image tokens, in families that want one."""
     has_positions = False
@@ -55,10 +55,10 @@ class Backbone:
         self.decoder: Any = decoder_of(model)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.pad_token_id: Any = self.tokenizer.pad_token_id
-        self._now = Underway()
+        self._now = ForwardContext()
         self._tokenizing = threading.RLock()
         """Tokenizers change their padding from call to call: two threads at once would get each other's, or fail."""
-        self._interceptor: Interceptor | None = None
+        self._transform: PromptTransform | None = None
 
     @property
     def current_inputs(self) -> Inputs | None:
@@ -67,7 +67,7 @@ class Backbone:
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        """What prepares pictures and text, from a folder or hub name: an object with a `tokenizer`."""
+        """What prepares images and text, from a folder or hub name: an object with a `tokenizer`."""
         return AutoProcessor.from_pretrained(source)
 
     # -- what it is --------------------------------------------------------------------------------------
@@ -107,10 +107,10 @@ class Backbone:
 
     @cached_property
     def image_tokens(self) -> int:
-        """How many tokens a picture of 448 x 448 pixels takes; other sizes may take others. 0 for text-only models."""
-        if not self.reads_pictures:
+        """How many tokens an image of 448 x 448 pixels takes; other sizes may take others. 0 for text-only models."""
+        if not self.reads_images:
             return 0
-        return int(self.encode([Question("?", Image.new("RGB", _SAMPLE_PICTURE))]).image_mask.sum())
+        return int(self.encode([Question("?", Image.new("RGB", _SAMPLE_IMAGE))]).image_mask.sum())
 
     @cached_property
     def end_token_id(self) -> int:
@@ -176,16 +176,16 @@ class Backbone:
         """Questions, and their answers behind them, as one padded batch.
 
         Raises `InvalidInputError` for an empty batch, a prompt without text, a text with the model's image marker, a
-        text that is too long, or a picture for a text-only model; `ImageError` for a bad picture.
+        text that is too long, or an image for a text-only model; `ImageError` for a bad image.
         """
         if not questions:
             raise InvalidInputError("No question was given. Give at least one.")
         if padding not in ("left", "right"):
             raise InvalidInputError(f"padding={padding!r} was given. Give 'left' or 'right'.")
         self.check_texts([question.prompt for question in questions], answers or ())
-        if not self.reads_pictures and any(question.image is not None for question in questions):
-            raise InvalidInputError(f"{self.name} reads text alone, but a picture was given. Ask without one.")
-        asked = [] if self._interceptor is None else list(self._interceptor(questions))
+        if not self.reads_images and any(question.image is not None for question in questions):
+            raise InvalidInputError(f"{self.name} reads text alone, but an image was given. Ask without one.")
+        asked = [] if self._transform is None else list(self._transform(questions))
         if asked:
             questions = [item.question for item in asked]
         images = [open_image(question.image) for question in questions if question.image is not None]
@@ -193,7 +193,7 @@ class Backbone:
         with self._tokenizing:
             prompts, extras = self.process(texts, images)
         endings = [[] for _ in texts] if answers is None else self._answer_ids(texts, answers)
-        heads = [_prefix_tokens(item) for item in asked or as_they_are(questions)]
+        heads = [_prefix_tokens(item) for item in asked or unchanged(questions)]
         parts = list(zip(heads, prompts, endings, strict=True))
         rows = [[self.pad_token_id] * head + prompt + ending for head, prompt, ending in parts]
         kinds = [[_PREFIX] * head + self._kinds(prompt, ending) for head, prompt, ending in parts]
@@ -213,7 +213,7 @@ class Backbone:
         return self.complete(inputs).to(self.device)
 
     def prompt_text(self, question: Question) -> str:
-        """The question in the model's chat format, with the marker of its picture."""
+        """The question in the model's chat format, with the marker of its image."""
         parts: list[dict[str, str]] = [{"type": "text", "text": question.prompt}]
         if question.image is not None:
             parts.insert(0, {"type": "image"})
@@ -226,7 +226,7 @@ class Backbone:
         )
 
     def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
-        """Token ids of each text, its picture's tokens among them, and what the model takes of the pictures."""
+        """Token ids of each text, its image's tokens among them, and what the model takes of the images."""
         encoded = self.processor(
             images=images or None,
             text=texts,
@@ -236,7 +236,7 @@ class Backbone:
         )
         present = encoded["attention_mask"].bool()
         ids = [row[mask].tolist() for row, mask in zip(encoded["input_ids"], present, strict=True)]
-        return ids, {name: value for name, value in encoded.items() if name not in _NOT_OF_PICTURES}
+        return ids, {name: value for name, value in encoded.items() if name not in _NOT_OF_IMAGES}
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts, with a start token where the chat template has not written one."""
@@ -262,14 +262,14 @@ class Backbone:
         return replace(inputs, extras={**inputs.extras, self.token_type_name: inputs.image_mask.long()})
 
     def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
-        """How many image tokens these pictures take; None where the model itself refuses other counts."""
+        """How many image tokens these images take; None where the model itself refuses other counts."""
         return None
 
     @cached_property
     def markers(self) -> frozenset[str]:
-        """Special tokens that have to do with pictures; no text may contain them."""
+        """Special tokens that have to do with images; no text may contain them."""
         special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        found = {token for token in special if any(part in token.lower() for part in _PICTURE_WORDS)}
+        found = {token for token in special if any(part in token.lower() for part in _IMAGE_WORDS)}
         if self.image_token_id is not None and self.image_token_id < len(self.tokenizer):
             found.add(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
         return frozenset(found)
@@ -282,8 +282,8 @@ class Backbone:
             for marker in self.markers:
                 if marker in text:
                     raise InvalidInputError(
-                        f"The text {text!r} contains {marker}, which stands for a picture in {self.name}. Take it "
-                        "out; a question's picture is placed by itself."
+                        f"The text {text!r} contains {marker}, which stands for an image in {self.name}. Take it "
+                        "out; a question's image is placed by itself."
                     )
 
     def _check_length(self, tokens: int) -> None:
@@ -317,33 +317,33 @@ class Backbone:
         return [int(token == self.image_token_id) for token in prompt] + [2] * len(ending)
 
     def is_image(self, ids: Tensor) -> Tensor:
-        """Which token ids stand for a picture, as booleans of the same shape."""
+        """Which token ids stand for an image, as booleans of the same shape."""
         return torch.zeros_like(ids, dtype=torch.bool) if self.image_token_id is None else ids == self.image_token_id
 
     @contextmanager
-    def intercepted(self, interceptor: Interceptor | None) -> Iterator[None]:
-        """Questions reach the model through `interceptor` inside, or as they are where it is None."""
-        before, self._interceptor = self._interceptor, interceptor
+    def transformed(self, transform: PromptTransform | None) -> Iterator[None]:
+        """Questions reach the model through `transform` inside, or as they are where it is None."""
+        before, self._transform = self._transform, transform
         try:
             yield
         finally:
-            self._interceptor = before
+            self._transform = before
 
-    def intercept(self, interceptor: Interceptor) -> None:
-        """Questions reach the model through `interceptor` from now on, until `release`.
+    def set_transform(self, transform: PromptTransform) -> None:
+        """Questions reach the model through `transform` from now on, until `remove_transform`.
 
         Only what goes through `encode` is intercepted. Raises `BackboneError` where another interceptor is in place.
         """
-        if self._interceptor is not None and self._interceptor != interceptor:
+        if self._transform is not None and self._transform != transform:
             raise BackboneError(
                 f"Another editor stands between the questions and {self.name} already. Detach it before the next."
             )
-        self._interceptor = interceptor
+        self._transform = transform
 
-    def release(self, interceptor: Interceptor) -> None:
+    def remove_transform(self, transform: PromptTransform) -> None:
         """Take an interceptor away; nothing happens where it is not in place."""
-        if self._interceptor == interceptor:
-            self._interceptor = None
+        if self._transform == transform:
+            self._transform = None
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -359,8 +359,8 @@ class Backbone:
         with self._reading(inputs):
             logits = self.model_for(inputs)(**inputs.model_inputs(), use_cache=False).logits
         logits = logits.to(inputs.input_ids.device)  # A part of a model that is spread leaves them where its head is.
-        for answerer, rows in answerers(inputs.asked):
-            logits[rows] = answerer.logits([inputs.asked[row].question for row in rows], inputs, rows).to(logits)
+        for substitute, rows in substitutes(inputs.asked):
+            logits[rows] = substitute.logits([inputs.asked[row].question for row in rows], inputs, rows).to(logits)
         return logits
 
     def states(self, inputs: Inputs, layer: int) -> Tensor:
@@ -381,7 +381,7 @@ class Backbone:
         """
         if layer < self.first_edit_layer:
             raise BackboneError(
-                f"{self.name} cannot be run from the states at layer {layer}: the first layers take the picture in "
+                f"{self.name} cannot be run from the states at layer {layer}: the first layers take the image in "
                 f"once more. Choose an edit layer from {self.first_edit_layer} on."
             )
         with resumed_at(self.decoder, layer, states):
@@ -439,7 +439,7 @@ class Backbone:
                 # Some checkpoints ask for a penalty by default; greedy is the likeliest token, as in teacher forcing.
                 repetition_penalty=1.0,
                 pad_token_id=self.pad_token_id,
-                # A picture's token means nothing in an answer, and the model would want a picture for it.
+                # An image's token means nothing in an answer, and the model would want an image for it.
                 suppress_tokens=None if self.image_token_id is None else [self.image_token_id],
                 **further,
             )
@@ -448,8 +448,8 @@ class Backbone:
         rows: list[tuple[str, tuple[int, ...] | None]] = [
             (self.spoken(text), tuple(tokens)) for text, tokens in zip(texts, answers.tolist(), strict=True)
         ]
-        for answerer, places in answerers(inputs.asked):
-            answered = answerer.generate([inputs.asked[place].question for place in places], max_new_tokens)
+        for substitute, places in substitutes(inputs.asked):
+            answered = substitute.generate([inputs.asked[place].question for place in places], max_new_tokens)
             for place, text in zip(places, answered, strict=True):
                 rows[place * sequences : (place + 1) * sequences] = [(text, None)] * sequences
         return rows
@@ -469,11 +469,11 @@ class Backbone:
 
     @contextmanager
     def _reading(self, inputs: Inputs) -> Iterator[None]:
-        """Lets editors know during a call which tokens are picture, prompt and answer."""
+        """Lets editors know during a call which tokens are image, prompt and answer."""
         expected, found = self.expected_image_tokens(inputs.extras), int(inputs.image_mask.sum())
         if expected is not None and expected != found:
             raise InvalidInputError(
-                f"The batch has {found} image tokens, but its pictures take {expected} in {self.name}. Make inputs "
+                f"The batch has {found} image tokens, but its images take {expected} in {self.name}. Make inputs "
                 "with encode(), which places them."
             )
         before, self._now.inputs = self._now.inputs, inputs
@@ -484,5 +484,5 @@ class Backbone:
             self._now.inputs = before
 
 
-def _prefix_tokens(asked: Asked) -> int:
+def _prefix_tokens(asked: PreparedQuestion) -> int:
     return 0 if asked.prefix is None else len(asked.prefix)

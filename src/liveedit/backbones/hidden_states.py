@@ -23,7 +23,7 @@ Item = tuple[Question, str]
 
 
 @dataclass(frozen=True)
-class StateBatch:
+class HiddenStateBatch:
     """A right-padded batch of kept states.
 
     states: (batch, length, d) float32. ids: (batch, length). image, prompt, answer: (batch, length) booleans.
@@ -59,11 +59,11 @@ class StateBatch:
         """(answer tokens in the batch,) token ids."""
         return self.ids[self.answer]
 
-    def select(self, rows: Tensor) -> StateBatch:
+    def select(self, rows: Tensor) -> HiddenStateBatch:
         """Some rows, given as (batch,) booleans, in their order."""
         final = self.final[rows[self.answer.nonzero()[:, 0]]]
         positions = None if self.positions is None else self.positions[:, rows]
-        return StateBatch(
+        return HiddenStateBatch(
             self.states[rows],
             self.ids[rows],
             self.image[rows],
@@ -73,7 +73,7 @@ class StateBatch:
             positions,
         )
 
-    def to(self, device: torch.device) -> StateBatch:
+    def to(self, device: torch.device) -> HiddenStateBatch:
         """The same batch on another device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
@@ -82,7 +82,7 @@ class StateBatch:
         return len(self.ids)
 
 
-class StateStore:
+class HiddenStateCache:
     """States at a layer for a fixed list of questions with answers, one forward pass each.
 
     Kept in bfloat16, without padding. `folder` is where they go when they exceed `IN_MEMORY_BYTES` (a temporary
@@ -129,7 +129,7 @@ class StateStore:
         self._states = torch.cat(states_found) if spill is None else spill.tensor(self.backbone.width)
         self._final = torch.cat(final_found)
 
-    def batch(self, indices: Sequence[int]) -> StateBatch:
+    def batch(self, indices: Sequence[int]) -> HiddenStateBatch:
         """These items as one batch."""
         ids = pad([self._ids[index].tolist() for index in indices], self.backbone.pad_token_id, "right")
         kind = pad([self._kinds[index].tolist() for index in indices], -1, "right")
@@ -141,7 +141,7 @@ class StateStore:
             answer_tokens = int((self._kinds[index] == 2).sum())
             finals.append(self._final[self._final_starts[index] : self._final_starts[index] + answer_tokens])
         final, positions = torch.cat(finals).float(), self._padded_positions(indices)
-        found = StateBatch(states, ids, kind == 1, kind == 0, kind == 2, final, positions)
+        found = HiddenStateBatch(states, ids, kind == 1, kind == 0, kind == 2, final, positions)
         return found.to(self.backbone.layer_device(self.layer))
 
     def _padded_positions(self, indices: Sequence[int]) -> Tensor | None:

@@ -58,7 +58,7 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(source)
         kind = _kind(str(name), config)
-        auto = AutoModelForImageTextToText if kind.reads_pictures else AutoModelForCausalLM
+        auto = AutoModelForImageTextToText if kind.reads_images else AutoModelForCausalLM
         processor = kind.load_processor(source)
         model: Any = auto.from_pretrained(source, **options)
         model = model if spread else model.to(target)
@@ -89,15 +89,15 @@ def _kind(name: str, config: Any) -> type[Backbone]:
     ):
         raise BackboneError(
             f"{name} is an encoder-decoder ({model_type}): LiveEdit edits decoder-only language models, with or "
-            "without pictures. Give one of those."
+            "without images. Give one of those."
         )
-    pictures = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    if not pictures and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    images = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if not images and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BackboneError(
             f"{name} is of the type {model_type!r}, which transformers loads neither as a vision-language model nor "
             "as a causal language model. Give a model that generates text."
         )
-    return backbone_class(model_type, pictures)
+    return backbone_class(model_type, images)
 
 
 def _default_precision(target: torch.device, quantization: Quantization | None) -> torch.dtype:

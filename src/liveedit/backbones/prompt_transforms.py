@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .tokens import Inputs
 
 
-class Answerer(Protocol):
+class SubstituteModel(Protocol):
     """Answers in the model's place."""
 
     def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
@@ -29,33 +29,33 @@ class Answerer(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedQuestion:
     """How one question reaches the model.
 
-    question: what the model is asked; its picture may not be taken away or added. prefix: (tokens, width) embeddings
+    question: what the model is asked; its image may not be taken away or added. prefix: (tokens, width) embeddings
     before the first token. answerer: who answers instead of the model.
     """
 
     question: Question
     prefix: Tensor | None = None
-    answerer: Answerer | None = None
+    substitute: SubstituteModel | None = None
 
 
-Interceptor = Callable[[Sequence[Question]], Sequence[Asked]]
+PromptTransform = Callable[[Sequence[Question]], Sequence[PreparedQuestion]]
 """Called by `Backbone.encode` with the questions of a batch."""
 
 
-def as_they_are(questions: Sequence[Question]) -> list[Asked]:
+def unchanged(questions: Sequence[Question]) -> list[PreparedQuestion]:
     """What reaches the model where nothing stands between."""
-    return [Asked(question) for question in questions]
+    return [PreparedQuestion(question) for question in questions]
 
 
-def answerers(asked: Sequence[Asked]) -> list[tuple[Answerer, list[int]]]:
+def substitutes(asked: Sequence[PreparedQuestion]) -> list[tuple[SubstituteModel, list[int]]]:
     """Each answerer with its rows, in the order of their first rows."""
-    found: dict[int, tuple[Answerer, list[int]]] = {}
+    found: dict[int, tuple[SubstituteModel, list[int]]] = {}
     for row, item in enumerate(asked):
-        if item.answerer is not None:
-            found.setdefault(id(item.answerer), (item.answerer, []))[1].append(row)
+        if item.substitute is not None:
+            found.setdefault(id(item.substitute), (item.substitute, []))[1].append(row)
     return list(found.values())
 
 

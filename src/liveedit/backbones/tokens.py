@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .prompt_transforms import Asked
+from .prompt_transforms import PreparedQuestion
 
 
 class Layout(Protocol):
@@ -41,7 +41,7 @@ class Inputs:
         prompt mask covers every text token before the answer, those of the template included; the answer mask
         covers the answer and the end-of-sequence token behind it.
     asked: how each question reaches the model, where something stands between; empty where nothing does.
-    extras: what the model takes besides, by the model's own names: pixels, picture sizes, token types.
+    extras: what the model takes besides, by the model's own names: pixels, image sizes, token types.
     positions: (axes, batch, length) integers, only for families whose positions are not a plain count.
     """
 
@@ -52,7 +52,7 @@ class Inputs:
     answer_mask: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     positions: Tensor | None = None
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[PreparedQuestion, ...] = ()
 
     @property
     def prefix_mask(self) -> Tensor:
@@ -61,12 +61,12 @@ class Inputs:
 
     @property
     def pixel_values(self) -> Tensor | None:
-        """Pixels in the shape of the family's image processor, None where no row has a picture."""
+        """Pixels in the shape of the family's image processor, None where no row has an image."""
         return self.extras.get("pixel_values")
 
     @property
     def has_image(self) -> Tensor:
-        """(batch,) booleans: which rows have a picture."""
+        """(batch,) booleans: which rows have an image."""
         return self.image_mask.any(1)
 
     @property
@@ -105,7 +105,7 @@ def pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
     return torch.tensor(padded)
 
 
-class Underway(threading.local):
+class ForwardContext(threading.local):
     """What each thread asks a backbone at the moment."""
 
     inputs: Inputs | None = None

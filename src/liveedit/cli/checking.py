@@ -69,15 +69,15 @@ def _show(found: list[CheckedEdit], wanted: int, json: bool) -> None:
         return
     listed = [checked for checked in found if not checked.holds]
     if listed:
-        from ..editors import taking_part
+        from ..answers import above_threshold
 
         table = Table()
         for name in ("Edit", "Question", "Wanted", "Now", "Asked about", "Other edits that fired"):
             table.add_column(name, overflow="fold")
         for checked in listed:
-            others = ", ".join(f"{other.edit_id} ({other.weight:.2f})" for other in taking_part(checked.others))
-            now = "not asked: its picture was not kept" if checked.answer_now is None else checked.answer_now
-            about = {"picture": "its picture", "thumbnail": "its thumbnail", "text": "text"}.get(checked.asked_about)
+            others = ", ".join(f"{other.edit_id} ({other.weight:.2f})" for other in above_threshold(checked.others))
+            now = "not asked: its image was not kept" if checked.answer_now is None else checked.answer_now
+            about = {"image": "its image", "thumbnail": "its thumbnail", "text": "text"}.get(checked.asked_about)
             cells = (checked.edit_id, checked.prompt, checked.answer, now, about or "", others)
             table.add_row(*(Text(cell) for cell in cells))
         console().print(table)

@@ -28,17 +28,15 @@ def register(app: typer.Typer) -> None:
 def check(
     format: Annotated[str, typer.Argument(help="mmedit (also e-vqa, e-ic), vlkeb, zsre or selfcheckgpt.")],
     file: Annotated[Path, typer.Argument(help="The annotation file.")],
-    images: Annotated[
-        Path | None, typer.Option(help="The picture folder; without it pictures are not looked for.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="The image folder; without it images are not looked for.")] = None,
     json: Json = False,
 ) -> None:
-    """Count rows, pictures and empty fields, and name what is wrong (exit code 1 if anything is)."""
+    """Count rows, images and empty fields, and name what is wrong (exit code 1 if anything is)."""
     from ..datasets import check
     from ..errors import DatasetError
 
     with Progress() as progress:
-        report = check(format, file, images, progress=progress.of("pictures"))
+        report = check(format, file, images, progress=progress.of("images"))
     if json:
         print_json(report.to_dict())
     else:
@@ -64,13 +62,13 @@ def _print_report(report: DataReport) -> None:
 
 @data.command("draw")
 def draw_world(
-    out: Annotated[Path, typer.Option(help="Folder for pictures, train.json and eval.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for images, train.json and eval.json.")],
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same bytes.")] = 0,
     train: Annotated[int, typer.Option(min=0, help="Cases to train on.")] = 8000,
     eval: Annotated[int, typer.Option(min=0, help="Cases to measure on.")] = 1200,
     json: Json = False,
 ) -> None:
-    """Draw a world: pictures of creatures, with edits and the questions that measure them."""
+    """Draw a world: images of creatures, with edits and the questions that measure them."""
     from ..datasets.world import write_world
 
     with Progress() as progress:

@@ -39,7 +39,7 @@ def edit(
     edits: EditsLocation,
     prompt: Prompt,
     answer: Annotated[str, typer.Option(help="What the model is to answer from now on.")],
-    image: Annotated[Path | None, typer.Option(help="The picture; none for a text-only question.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The image; none for a text-only question.")] = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
@@ -47,15 +47,15 @@ def edit(
     experts_on: ExpertsOn = "device",
     author: Author = None,
     why: Note = None,
-    keep_picture: Annotated[
-        bool, typer.Option("--keep-picture", help="Keep the whole picture with the edit, not only a thumbnail.")
+    keep_image: Annotated[
+        bool, typer.Option("--keep-image", help="Keep the whole image with the edit, not only a thumbnail.")
     ] = False,
     rephrasing: Annotated[
         list[str] | None, typer.Option("--rephrasing", help="Another wording to check the edit on; once for each.")
     ] = None,
     locality: Annotated[
         list[str] | None,
-        typer.Option("--locality", help="A question about the same picture whose answer should stay; once for each."),
+        typer.Option("--locality", help="A question about the same image whose answer should stay; once for each."),
     ] = None,
     probes: Annotated[
         Path | None,
@@ -69,9 +69,7 @@ def edit(
     ] = 8,
     supersede: Annotated[
         bool,
-        typer.Option(
-            "--supersede/--no-supersede", help="Whether edits in force of the same picture and question leave."
-        ),
+        typer.Option("--supersede/--no-supersede", help="Whether edits in force of the same image and question leave."),
     ] = True,
     must_take: Annotated[
         bool,
@@ -79,7 +77,7 @@ def edit(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Correct the model: from now on it gives this answer to this question about this picture."""
+    """Correct the model: from now on it gives this answer to this question about this image."""
     load_quietly()
     from ..edited.model import EditedModel
     from .probes import probes_of
@@ -89,7 +87,7 @@ def edit(
     with EditedModel.load(
         backbone,
         edits=edits,
-        keep_pictures=keep_picture,
+        keep_images=keep_image,
         editor=editor,
         editor_path=editor_path,
         experts_on=experts_on,
@@ -150,7 +148,7 @@ def ask(
         str | None, typer.Option("--edits", help="The edits file, or the URL of a database; without one, no edits.")
     ] = None,
     at: Annotated[int | None, typer.Option("--at", help="A revision: ask as the edits stood after it.")] = None,
-    image: Annotated[Path | None, typer.Option(help="The picture; without one, a text-only question.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The image; without one, a text-only question.")] = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
     editor: EditorName = "liveedit-refine",
@@ -160,9 +158,10 @@ def ask(
 ) -> None:
     """Ask the model, with the edits of a file in force."""
     load_quietly()
+    from ..answers import above_threshold
     from ..backbones import load_backbone
     from ..edited.model import Answer, EditedModel
-    from ..editors import editor_class, taking_part
+    from ..editors import editor_class
     from ..samples import Question
     from ..store.opening import is_absent
 
@@ -183,5 +182,5 @@ def ask(
         return
     out = console()
     out.print(Text(answer.text or "(the model says nothing)"))
-    for fired in taking_part(answer.fired):
+    for fired in above_threshold(answer.fired):
         out.print(Text(f"edit {fired.edit_id}, weight {fired.weight:.2f}", style="dim"))

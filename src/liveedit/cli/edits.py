@@ -44,7 +44,7 @@ def list_edits(
         return
     active = sum(stored.is_active for stored in found) if at is None else len(found)
     table = Table(caption=f"{active:,} edits in force" + (f" after revision {at}" if at is not None else ""))
-    for name in ("Edit", "Made (UTC)", "Author", "Picture", "Question", "Before", "Wanted", "After", "Undone"):
+    for name in ("Edit", "Made (UTC)", "Author", "Image", "Question", "Before", "Wanted", "After", "Undone"):
         table.add_column(name, overflow="fold")
     for stored in found:
         answers = (stored.answer_before, stored.answer, stored.answer_after)
@@ -118,14 +118,14 @@ def show_history(
 def export_edits(
     bundle: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle to write, such as edits.safetensors.")],
     edits: EditsLocation,
-    in_force: Annotated[
+    active: Annotated[
         bool, typer.Option("--in-force", help="Only the edits in force, without undone ones and history.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Write the edits, with their experts and history, to one file."""
     with _opened(edits) as store:
-        contents = store.export_bundle(bundle, whole=not in_force)
+        contents = store.export_bundle(bundle, whole=not active)
     done = {"bundle": str(bundle), "edits": len(contents.edits), "revision": contents.revision}
     if json:
         print_json(done)
@@ -211,7 +211,7 @@ def _tell(stored: StoredEdit, left: int, what: str, json: bool) -> None:
 
 
 def _as_dict(stored: StoredEdit) -> dict[str, Any]:
-    return {**asdict(stored), "in_force": stored.is_active}
+    return {**asdict(stored), "active": stored.is_active}
 
 
 def _minute(moment: str | None) -> str | None:

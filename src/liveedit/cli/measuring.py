@@ -69,7 +69,6 @@ def bench(
     load_quietly()
     from ..backbones import load_backbone
     from ..datasets.sources import open_data
-    from ..edited.model import backbone_digest
     from ..evaluation.bench import Bench, BenchConfig, make_provenance
     from ..evaluation.report import render, write_report
 
@@ -92,7 +91,7 @@ def bench(
             mixed_precision=mixed_precision,
             passages=passages,
         )
-        provenance = make_provenance(backbone_digest(frozen), found.files)
+        provenance = make_provenance(frozen.digest(), found.files)
         rows = Bench(frozen, found.cases, config, out, provenance, progress.report).run(makers)
     report = write_report(rows, out, published=published)
     if json:
@@ -147,7 +146,7 @@ def demo(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Three pictures edited and asked again, one edit undone, then 1,000 edits measured."""
+    """Three images edited and asked again, one edit undone, then 1,000 edits measured."""
     load_quietly()
     from ..demo import run_demo
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..experiments.instances import Gallery, Report
     from ..samples import EditCase, Question
 
-_Out = Annotated[Path, typer.Option(help="Folder for the figure, its pictures, numbers and report.")]
+_Out = Annotated[Path, typer.Option(help="Folder for the figure, its images, numbers and report.")]
 _Data = Annotated[str, typer.Option(help="world, world:SEED, a folder with eval.json, or FORMAT:FILE[:IMAGES].")]
 _Editor = Annotated[str, typer.Option(help="liveedit or liveedit-refine.")]
 _EditorPaths = Annotated[
@@ -33,7 +33,7 @@ def figure6(
     out: _Out,
     backbone: Annotated[list[str] | None, typer.Option(help="Backbones, several in a row (tiny-llava).")] = None,
     edits: _Edits = 10,
-    image: Annotated[Path | None, typer.Option(help="Ask about this picture instead.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Ask about this image instead.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
     data: _Data = "world",
     editor: _Editor = "liveedit",
@@ -116,7 +116,7 @@ def _figure(
             with kind.load(frozen, folders.get(name)) as attached:
                 remarks.append(hang(attached, cases, gallery, progress.report))
     told = [remark for remark in remarks if remark]
-    report = write_looked_at(gallery.entries, gallery.pictures, out, title, told)
+    report = write_looked_at(gallery.entries, gallery.images, out, title, told)
     if json:
         print_json({"title": title, "remarks": told, "questions": gallery.entries, "report": str(report)})
         return
@@ -133,5 +133,5 @@ def _liveedit_class(name: str) -> type[LiveEdit]:
 
     kind = editor_class(name)
     if not issubclass(kind, LiveEdit):
-        raise InvalidInputError(f"The editor {name!r} routes nothing by pictures. Give liveedit or liveedit-refine.")
+        raise InvalidInputError(f"The editor {name!r} routes nothing by images. Give liveedit or liveedit-refine.")
     return kind

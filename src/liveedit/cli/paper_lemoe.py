@@ -15,7 +15,7 @@ _Backbones = Annotated[
     typer.Option("--backbone", help="Backbones, several in a row (tiny-llama-lm tiny-mistral-lm)."),
 ]
 _Data = Annotated[
-    str, typer.Option("--data", help="facts, facts:SEED, world (with pictures), a folder, or FORMAT:FILE[:IMAGES].")
+    str, typer.Option("--data", help="facts, facts:SEED, world (with images), a folder, or FORMAT:FILE[:IMAGES].")
 ]
 _Edits = Annotated[int, typer.Option("--edits", min=1, help="Edits.")]
 _BatchEdits = Annotated[int, typer.Option(min=1, help="Edits per expert.")]

@@ -34,7 +34,7 @@ def train_backbone(
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; the finished model lies in OUT/model.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, pictures and batches.")] = 0,
-    pictures: Annotated[int | None, typer.Option(min=1, help="Pictures to draw (60,000).")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Pictures to draw (60,000).")] = None,
     vision_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the vision stage (3,000).")] = None,
     language_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the language stage (1,150; language models: LM_STEPS).")
@@ -44,7 +44,7 @@ def train_backbone(
     ] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
     card: Annotated[bool, typer.Option("--card", help="Measure the model and write its model card.")] = False,
-    card_pictures: Annotated[
+    card_images: Annotated[
         int | None, typer.Option(min=1, help="Fresh pictures that the card is measured on (400).")
     ] = None,
     json: Json = False,
@@ -55,11 +55,11 @@ def train_backbone(
     from ..pretraining.models import BUILT_INS
 
     steps = {"language_steps": language_steps}
-    of_pictures = {"pictures": pictures, "vision_steps": vision_steps}
+    of_images = {"images": images, "vision_steps": vision_steps}
     if name in BUILT_INS:
-        settings, train = {**steps, **of_pictures}, partial(_train_with_vision, vision_from, card_pictures)
+        settings, train = {**steps, **of_images}, partial(_train_with_vision, vision_from, card_images)
     elif name in LANGUAGE_MODELS:
-        _refuse_pictures(name, {**of_pictures, "vision_from": vision_from, "card_pictures": card_pictures})
+        _refuse_images(name, {**of_images, "vision_from": vision_from, "card_images": card_images})
         settings, train = steps, _train_language_model
     else:
         known = ", ".join([*BUILT_INS, *LANGUAGE_MODELS])
@@ -80,17 +80,17 @@ def train_backbone(
         print_fields({"model": result["model"], "seconds": result["seconds"], **accuracies})
 
 
-def _refuse_pictures(name: str, options: dict[str, object]) -> None:
+def _refuse_images(name: str, options: dict[str, object]) -> None:
     for option, value in options.items():
         if value is not None:
             raise InvalidInputError(
-                f"--{option.replace('_', '-')} was given, but {name} reads no pictures. Leave it out."
+                f"--{option.replace('_', '-')} was given, but {name} reads no images. Leave it out."
             )
 
 
 def _train_with_vision(
     vision_from: Path | None,
-    card_pictures: int | None,
+    card_images: int | None,
     settings: dict[str, Any],
     out: Path,
     card: bool,
@@ -106,10 +106,10 @@ def _train_with_vision(
     pretrain(out, config, progress.report, vision_from)
     if not card:
         return None
-    pictures = card_pictures or 400
+    images = card_images or 400
     backbone = load_backbone(out / "model")
-    accuracy = measure_backbone(backbone, pictures, progress=progress.of("model card"))
-    facts = _facts(backbone, config, card_pictures=pictures, card_seed=CARD_SEED)
+    accuracy = measure_backbone(backbone, images, progress=progress.of("model card"))
+    facts = _facts(backbone, config, card_images=images, card_seed=CARD_SEED)
     write_card(BUILT_INS[config.backbone], accuracy, facts, out / "model")
     return accuracy
 

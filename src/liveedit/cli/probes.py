@@ -11,7 +11,7 @@ from ..errors import ConfigError, issues_of
 
 
 class LocalityQuestion(BaseModel):
-    """A question that an edit should leave alone. `image`: a picture, by its path from the file's folder."""
+    """A question that an edit should leave alone. `image`: an image, by its path from the file's folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class Probes(BaseModel):
 def probes_of(
     file: Path | None, image: Path | None, rephrasings: Sequence[str], locality: Sequence[str]
 ) -> tuple[list[str], list[tuple[Path | None, str]]]:
-    """Rephrasings and locality questions from a file and from options; the latter are about the edit's own picture.
+    """Rephrasings and locality questions from a file and from options; the latter are about the edit's own image.
 
     Raises `ConfigError` where the file cannot be read.
     """

@@ -39,8 +39,8 @@ def serve(
     experts_on: ExpertsOn = "device",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
-    keep_pictures: Annotated[
-        bool, typer.Option("--keep-pictures", help="Keep whole pictures with edits: checks ask about them exactly.")
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="Keep whole images with edits: checks ask about them exactly.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="What clients call it; the backbone's name by default.")] = None,
     keys: Annotated[Path | None, typer.Option(help="The file of API keys, made by `liveedit keys add`.")] = None,
@@ -53,22 +53,22 @@ def serve(
         float | None, typer.Option(help="Longest time for an answer once begun, in seconds.  [default: 60.0]")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Most questions that are answered at once.  [default: 64]")] = None,
-    lanes: Annotated[
+    workers: Annotated[
         int | None,
         typer.Option(help="Batches that are answered side by side; one by default but for small models."),
     ] = None,
     body_bytes: Annotated[int | None, typer.Option(help="Largest request body, in bytes.  [default: 8388608]")] = None,
-    picture_pixels: Annotated[int | None, typer.Option(help="Largest picture, in pixels.  [default: 16000000]")] = None,
+    image_pixels: Annotated[int | None, typer.Option(help="Largest image, in pixels.  [default: 16000000]")] = None,
     prompt_tokens: Annotated[
         int | None,
-        typer.Option(help="Longest prompt, in tokens of text; those of the picture are free.  [default: 1024]"),
+        typer.Option(help="Longest prompt, in tokens of text; those of the image are free.  [default: 1024]"),
     ] = None,
     new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer, in tokens; also where a request names none.  [default: 256]")
     ] = None,
-    allow_pictures_from: Annotated[
+    allow_images_from: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="Fetch pictures of requests from below this URL; may be given several times."),
+        typer.Option(metavar="URL", help="Fetch images of requests from below this URL; may be given several times."),
     ] = None,
 ) -> None:
     """Serve the model: asked by OpenAI's protocol, corrected by /v1/edits, until SIGTERM or Ctrl-C."""
@@ -77,12 +77,12 @@ def serve(
         "queue_seconds": queue_seconds,
         "answer_seconds": answer_seconds,
         "batch": batch,
-        "lanes": lanes,
+        "workers": workers,
         "body_bytes": body_bytes,
-        "picture_pixels": picture_pixels,
+        "image_pixels": image_pixels,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
-        "allow_pictures_from": tuple(allow_pictures_from or ()),
+        "allow_images_from": tuple(allow_images_from or ()),
     }
     _check_extra()
     from pydantic import ValidationError
@@ -96,7 +96,7 @@ def serve(
         settings = ServingSettings.model_validate({key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(f"The limits cannot be used: {issues_of(error)}.") from error
-    for place in settings.allow_pictures_from:
+    for place in settings.allow_images_from:
         Place.parse(place)
     holders = _holders(host, keys, no_auth)
     keep_memory()
@@ -106,7 +106,7 @@ def serve(
 
     options: dict[str, Any] = {
         "edits": edits,
-        "keep_pictures": keep_pictures,
+        "keep_images": keep_images,
         "editor": editor,
         "editor_path": editor_path,
         "experts_on": experts_on,

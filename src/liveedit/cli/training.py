@@ -42,7 +42,7 @@ def train(
         ),
     ] = "world",
     annotations: Annotated[Path | None, typer.Option(help="The annotation file, where --data is a format.")] = None,
-    images: Annotated[Path | None, typer.Option(help="The picture folder of the annotation file.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The image folder of the annotation file.")] = None,
     cases: Annotated[
         int | None,
         typer.Option(
@@ -139,13 +139,13 @@ def _load(name: str, options: dict[str, Any], processes: Processes) -> Backbone:
 
 
 def _require_readable(frozen: Backbone, cases: Sequence[EditCase]) -> None:
-    """Questions about pictures are for models that read them."""
+    """Questions about images are for models that read them."""
     from ..errors import ConfigError
 
-    if not frozen.reads_pictures and any(case.edit.question.image is not None for case in cases):
+    if not frozen.reads_images and any(case.edit.question.image is not None for case in cases):
         raise ConfigError(
-            f"{frozen.name} reads text alone, and these cases ask about pictures. Give --data facts, or an annotation "
-            "file of questions without pictures, such as ZsRE's."
+            f"{frozen.name} reads text alone, and these cases ask about images. Give --data facts, or an annotation "
+            "file of questions without images, such as ZsRE's."
         )
 
 
@@ -179,13 +179,13 @@ def _train(
         found: Sequence[EditCase] = source.read(out / "world", report)
     frozen = load_frozen()
     _require_readable(frozen, found)
-    picture: Path | None = None
+    image: Path | None = None
     try:
         trained = training(frozen, found, out, report, processes)
     finally:
         if processes.is_first:
-            picture = _draw(out)
-    return _summary(trained, out, picture, time.monotonic() - started)
+            image = _draw(out)
+    return _summary(trained, out, image, time.monotonic() - started)
 
 
 def _train_by_recipe(
@@ -201,13 +201,13 @@ def _train_by_recipe(
     return train_liveedit(frozen, cases, recipe(frozen, len(cases)), out, report, processes)
 
 
-def _summary(trained: TrainingResult, out: Path, picture: Path | None, seconds: float) -> dict[str, Any]:
+def _summary(trained: TrainingResult, out: Path, image: Path | None, seconds: float) -> dict[str, Any]:
     return {
         "editor": str(trained.folder),
         "parameters": trained.parameters,
         "validation": trained.validation,
         "curves": str(out / "curves.json"),
-        "picture": picture and str(picture),
+        "image": image and str(image),
         "seconds": round(seconds, 1),
     }
 
@@ -285,7 +285,7 @@ def _reporting(processes: Processes) -> Iterator[Report]:
 
 
 def _draw(out: Path) -> Path | None:
-    """The learning curves so far as a picture; None where there are none, or no matplotlib."""
+    """The learning curves so far as an image; None where there are none, or no matplotlib."""
     from ..evaluation.learning_curves import draw_curves
     from ..evaluation.plots import PlotsUnavailableError
 

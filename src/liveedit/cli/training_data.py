@@ -1,4 +1,4 @@
-"""The cases that `liveedit train` is given: a drawn world, facts, a folder, or an annotation file with pictures."""
+"""The cases that `liveedit train` is given: a drawn world, facts, a folder, or an annotation file with images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainingData:
     count: int | None
 
     def read(self, world: Path, report: Report) -> Sequence[EditCase]:
-        """All cases; a world is drawn into `world`. Raises `DatasetError` where a picture is not there."""
+        """All cases; a world is drawn into `world`. Raises `DatasetError` where an image is not there."""
         from ..datasets.sources import facts_seed
 
         seed, planned = self._world()
@@ -33,7 +33,7 @@ class TrainingData:
         if (seed := facts_seed(self.data)) is not None:
             return _facts(seed, planned)
         found = self._annotated()
-        _require_pictures(found)
+        _require_images(found)
         return found
 
     @contextmanager
@@ -92,8 +92,8 @@ def _facts(seed: int, count: int) -> Sequence[EditCase]:
     return read("zsre", write_facts(cache_folder() / f"facts-train-{seed}-{count}.json", "train", seed, count))
 
 
-def _require_pictures(cases: Sequence[EditCase]) -> None:
-    """A picture that is missing is found before the first state is computed, not hours later."""
+def _require_images(cases: Sequence[EditCase]) -> None:
+    """An image that is missing is found before the first state is computed, not hours later."""
     from ..errors import DatasetError
 
     named = {
@@ -102,10 +102,10 @@ def _require_pictures(cases: Sequence[EditCase]) -> None:
         for probe in (*reversed(case.probes), case.reliability)
         if isinstance(probe.question.image, str | Path)
     }
-    missing = [(picture, case) for picture, case in named.items() if not Path(picture).is_file()]
+    missing = [(image, case) for image, case in named.items() if not Path(image).is_file()]
     if missing:
-        picture, case = missing[-1]
+        image, case = missing[-1]
         raise DatasetError(
-            f"{len(missing)} of {len(named)} pictures do not exist, the first is {picture} ({case}). Give their folder "
+            f"{len(missing)} of {len(named)} images do not exist, the first is {image} ({case}). Give their folder "
             "with --images; `liveedit data check FORMAT FILE --images DIR` lists what is missing."
         )

@@ -29,7 +29,7 @@ def print_estimate(found: Mapping[str, Any]) -> None:
         "processes": found["processes"],
         "cases": f"{found['cases']:,}, of which {found['validation_cases']:,} for validation",
         "inputs": f"{found['inputs']:,}",
-        "tokens of an input with picture": _tokens(found["tokens_per_picture_input"]),
+        "tokens of an input with image": _tokens(found["tokens_per_image_input"]),
         "tokens of an input without": _tokens(found["tokens_per_text_input"]),
         "states": states,
         "disk free": _size(found["disk_free_bytes"]),

@@ -1,4 +1,4 @@
-"""Readers of annotation files: `read` gives cases, `check` looks a file and its pictures through.
+"""Readers of annotation files: `read` gives cases, `check` looks a file and its images through.
 
 To add a format, write its file with a `Reader` (see `base`) and name that in `_ALL` below.
 """
@@ -47,7 +47,7 @@ def reader_named(format: str) -> Reader:
 def read(
     format: str, file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
 ) -> tuple[EditCase, ...]:
-    """All cases of a file; see `Reader.read` for pictures and errors."""
+    """All cases of a file; see `Reader.read` for images and errors."""
     return reader_named(format).read(file, images, on_error)
 
 
@@ -59,5 +59,5 @@ def check(
     progress: Progress | None = None,
     keep: int = KEPT_PROBLEMS,
 ) -> DataReport:
-    """Look a file and its pictures through; see `check_file`. Without `images` no picture is looked for."""
+    """Look a file and its images through; see `check_file`. Without `images` no image is looked for."""
     return check_file(reader_named(format), file, images, progress=progress, keep=keep)

@@ -66,7 +66,7 @@ class Row:
     """One row of an annotation file, asked for its fields one by one.
 
     Every accessor notes a missing key or a wrong type in `problems` and returns a stand-in; the case that is
-    built from such a row is thrown away. `images` collects each picture with the key that named it, `empty`
+    built from such a row is thrown away. `images` collects each image with the key that named it, `empty`
     the keys whose text was blank, `used` the keys that were asked for.
     """
 
@@ -140,13 +140,13 @@ class Row:
         return tuple(value)
 
     def image(self, key: str) -> Path:
-        """A picture's path, resolved against the picture folder. Nothing is opened or looked for."""
-        text = self._string(key, "the path of a picture")
+        """An image's path, resolved against the image folder. Nothing is opened or looked for."""
+        text = self._string(key, "the path of an image")
         if not text.strip():
             given = self.values.get(key)
             if isinstance(given, str) and not given.strip():  # Otherwise the problem is noted already.
                 self.empty.append(self._full(key))
-                self.problem(key, "is empty. Give the path of a picture, relative to the picture folder.")
+                self.problem(key, "is empty. Give the path of an image, relative to the image folder.")
             return self.images_dir
         path = self.images_dir / text
         self.images.append((self._full(key), path))
@@ -238,8 +238,8 @@ class Reader:
     ) -> tuple[EditCase, ...]:
         """All cases of a file, in its order.
 
-        Picture paths are resolved against `images`, or against the file's own folder where that is None; no
-        picture is opened. Without `on_error` the first problem is raised as a `RowError` (a `DatasetError`
+        Image paths are resolved against `images`, or against the file's own folder where that is None; no
+        image is opened. Without `on_error` the first problem is raised as a `RowError` (a `DatasetError`
         with file, row and key). With it, every problem is handed over and the good rows are returned, among
         them the rows before the place where broken JSON breaks off. A file that is missing or is no text is
         a `DatasetError` in any case.

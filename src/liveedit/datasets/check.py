@@ -1,4 +1,4 @@
-"""Looking through an annotation file and its pictures before anything long is started on them."""
+"""Looking through an annotation file and its images before anything long is started on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..samples import EditCase
 from .base import Reader, Row, RowError
 
 Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all)."""
+"""Called with (images done, images in all)."""
 
 KEPT_PROBLEMS = 100
 """How many problems a report keeps unless told otherwise; all are counted."""
@@ -35,22 +35,22 @@ class Problem:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `check` found. Counts of pictures are counts of distinct files."""
+    """What `check` found. Counts of images are counts of distinct files."""
 
     format: str
     file: str
     images_dir: str | None
-    """Where pictures were looked for; None: they were not checked."""
+    """Where images were looked for; None: they were not checked."""
     rows: int
     rows_read: int
-    """Rows without a problem of their own; pictures do not count here."""
+    """Rows without a problem of their own; images do not count here."""
     unique_images: int
     shared_images: int
-    """Pictures that more than one row names."""
+    """Images that more than one row names."""
     missing_images: int | None
-    """Pictures that do not exist; None: not checked."""
+    """Images that do not exist; None: not checked."""
     unreadable_images: int | None
-    """Pictures that exist and cannot be opened; None: not checked."""
+    """Images that exist and cannot be opened; None: not checked."""
     empty_fields: Mapping[str, int]
     """For each key, in how many rows its text is blank."""
     unused_keys: Mapping[str, int]
@@ -72,7 +72,7 @@ class DataReport:
 
 
 @dataclass
-class _Picture:
+class _ImageUse:
     row: int
     key: str
     used_by: set[int] = field(default_factory=set)
@@ -98,21 +98,21 @@ def check_file(
     progress: Progress | None = None,
     keep: int = KEPT_PROBLEMS,
 ) -> DataReport:
-    """Read every row and, where `images` is given, open every picture once.
+    """Read every row and, where `images` is given, open every image once.
 
     Everything wrong is counted and the first `keep` problems are kept: those of the rows first, then those of
-    the pictures, each picture once under the first row and key that name it. Raises `DatasetError` only where
-    the file or the picture folder is missing, or the file is no text.
+    the images, each image once under the first row and key that name it. Raises `DatasetError` only where
+    the file or the image folder is missing, or the file is no text.
     """
     if images is not None and not Path(images).is_dir():
-        raise DatasetError(f"The picture folder {str(images)!r} does not exist. Give an existing folder.")
+        raise DatasetError(f"The image folder {str(images)!r} does not exist. Give an existing folder.")
     problems = _Problems(keep)
-    pictures: dict[Path, _Picture] = {}
+    uses: dict[Path, _ImageUse] = {}
     empty, unused, probes, types = Counter(), Counter(), Counter(), Counter()
     rows = rows_read = 0
     for row, case in reader.rows(file, images, problems.add):
         rows += 1
-        _note_pictures(row, pictures)
+        _note_images(row, uses)
         empty.update(set(row.empty))
         unused.update(row.values.keys() - row.used)
         if case is not None:
@@ -120,15 +120,15 @@ def check_file(
             _note_case(case, probes, types)
     missing = unreadable = None
     if images is not None:
-        missing, unreadable = _open_all(Path(file), pictures, problems, progress)
+        missing, unreadable = _open_all(Path(file), uses, problems, progress)
     return DataReport(
         format=reader.name,
         file=str(file),
         images_dir=None if images is None else str(images),
         rows=rows,
         rows_read=rows_read,
-        unique_images=len(pictures),
-        shared_images=sum(len(picture.used_by) > 1 for picture in pictures.values()),
+        unique_images=len(uses),
+        shared_images=sum(len(image.used_by) > 1 for image in uses.values()),
         missing_images=missing,
         unreadable_images=unreadable,
         empty_fields=dict(empty),
@@ -140,9 +140,9 @@ def check_file(
     )
 
 
-def _note_pictures(row: Row, pictures: dict[Path, _Picture]) -> None:
+def _note_images(row: Row, uses: dict[Path, _ImageUse]) -> None:
     for key, path in row.images:
-        pictures.setdefault(path, _Picture(row.index, key)).used_by.add(row.index)
+        uses.setdefault(path, _ImageUse(row.index, key)).used_by.add(row.index)
 
 
 def _note_case(case: EditCase, probes: Counter[str], types: Counter[str]) -> None:
@@ -151,11 +151,11 @@ def _note_case(case: EditCase, probes: Counter[str], types: Counter[str]) -> Non
 
 
 def _open_all(
-    file: Path, pictures: Mapping[Path, _Picture], problems: _Problems, progress: Progress | None
+    file: Path, uses: Mapping[Path, _ImageUse], problems: _Problems, progress: Progress | None
 ) -> tuple[int, int]:
-    """Open each picture once; (how many are missing, how many exist and cannot be opened)."""
+    """Open each image once; (how many are missing, how many exist and cannot be opened)."""
     missing = unreadable = 0
-    for done, (path, picture) in enumerate(pictures.items(), start=1):
+    for done, (path, image) in enumerate(uses.items(), start=1):
         try:
             open_image(path)
         except ImageError as error:
@@ -163,10 +163,10 @@ def _open_all(
                 unreadable += 1
             else:
                 missing += 1
-            rows = f" Named by {len(picture.used_by)} rows." if len(picture.used_by) > 1 else ""
-            problems.add(RowError(file, picture.row, picture.key, f"{error}{rows}"))
+            rows = f" Named by {len(image.used_by)} rows." if len(image.used_by) > 1 else ""
+            problems.add(RowError(file, image.row, image.key, f"{error}{rows}"))
         if progress is not None:
-            progress(done, len(pictures))
+            progress(done, len(uses))
     return missing, unreadable
 
 

@@ -3,14 +3,14 @@
 Cheng et al., "Can We Edit Multimodal Large Language Models?" (EMNLP 2023). A file is a JSON list of objects:
 
     key                    becomes
-    src, image, alt        the edit: question, picture, wanted answer
+    src, image, alt        the edit: question, image, wanted answer
     pred                   `answer_before`: what the model said before the edit (may be null)
-    rephrase               text_generality (rephrased question, same picture)
-    image_rephrase         modal_generality (same question, another picture of the same thing)
+    rephrase               text_generality (rephrased question, same image)
+    image_rephrase         modal_generality (same question, another image of the same thing)
                            and, with rephrase, joint_generality
-    loc, loc_ans           text_locality (no picture; the label may be null)
+    loc, loc_ans           text_locality (no image; the label may be null)
     m_loc, m_loc_q, m_loc_a  modal_locality (the label may be null)
-    (src without picture)  cross_modal: the label is the edit's answer; neither good nor bad by itself
+    (src without image)  cross_modal: the label is the edit's answer; neither good nor bad by itself
 
 Further keys, all optional:
 
@@ -18,7 +18,7 @@ Further keys, all optional:
     answer_type            otherwise see `answer_type`
     tags                   a list of further groups that results are reported by
     subject, relation      the scope of the edit and of its generality probes; cross_modal keeps the relation
-                           only, for without a picture nobody can tell the subject
+                           only, for without an image nobody can tell the subject
     loc_subject, loc_relation, m_loc_subject, m_loc_relation
                            the scopes of the two locality probes
     probes                 a list of {name, prompt, image, answer, subject, relation}, all but name and prompt

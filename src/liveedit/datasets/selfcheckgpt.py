@@ -60,5 +60,5 @@ SELFCHECKGPT: Final = Reader(
 def read_cases(
     file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
 ) -> tuple[EditCase, ...]:
-    """Read a SelfCheckGPT file, see `Reader.read`; there are no pictures to look for."""
+    """Read a SelfCheckGPT file, see `Reader.read`; there are no images to look for."""
     return SELFCHECKGPT.read(file, images, on_error)

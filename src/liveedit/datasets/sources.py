@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError, InvalidInputError, NotFoundError
+from ..files import cache_folder
 from ..samples import EditCase
 from . import read, readers
 from .facts import write_facts
@@ -36,12 +36,6 @@ class NamedData:
     cases: tuple[EditCase, ...]
     files: tuple[Path, ...]
     left_out: int = 0
-
-
-def cache_folder() -> Path:
-    """Where drawn worlds are kept: $LIVEEDIT_CACHE, or ~/.cache/liveedit."""
-    given = os.environ.get("LIVEEDIT_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "liveedit"
 
 
 def world_seed(source: str) -> int | None:

@@ -1,4 +1,4 @@
-"""ZsRE as a benchmark of edits: MEND's evaluation file, `zsre_mend_eval.json`. Text alone, no pictures.
+"""ZsRE as a benchmark of edits: MEND's evaluation file, `zsre_mend_eval.json`. Text alone, no images.
 
 Levy et al., "Zero-Shot Relation Extraction via Reading Comprehension" (CoNLL 2017), as questions and edits by
 Mitchell et al., "Fast Model Editing at Scale" (ICLR 2022). A file is a JSON list of objects:
@@ -74,5 +74,5 @@ ZSRE: Final = Reader(
 def read_cases(
     file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
 ) -> tuple[EditCase, ...]:
-    """Read a ZsRE file, see `Reader.read`; there are no pictures to look for."""
+    """Read a ZsRE file, see `Reader.read`; there are no images to look for."""
     return ZSRE.read(file, images, on_error)

@@ -12,39 +12,24 @@ from typing import Any, Final, Self
 import torch
 from PIL import Image
 
+from ..answering import NEW_TOKENS, Answering
+from ..answers import Answer, same_answer
 from ..backbones import Backbone, load_backbone
-from ..editors import Fired, editor_class
-from ..editors.liveedit import LiveEdit
+from ..editors import editor_class, expert_editor_names
+from ..editors.base import ExpertEditor, ExpertsOn
 from ..errors import InvalidInputError, NotFoundError, OvertakenError
 from ..experts import Expert
-from ..experts.blocks import Place
 from ..images import image_digest, open_image
 from ..samples import Edit, ImageSource, Question
-from ..store.evidence import Evidence, same_answer
+from ..store.evidence import Evidence
 from ..store.idempotency import ChangeRequest
-from ..store.records import Changes, NewEdit, StoredEdit, picture_png, thumbnail_png
+from ..store.records import Changes, NewEdit, StoredEdit, image_png, thumbnail_png
 from ..store.store import EditStore
 from .recheck import CheckedEdit, check_edits
-from .trial import Trial, try_out
+from .trial import Trial, TrialRun
 
-_NEW_TOKENS: Final = 32
 _ATTEMPTS: Final = 5
 """How often an edit is tried out where other processes keep changing the edits of its question."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model says: its text, and all edits that fired for it, with their weights, however small.
-
-    `editors.taking_part(fired)`: those whose share is worth telling.
-    """
-
-    text: str
-    fired: tuple[Fired, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -103,7 +88,7 @@ class EditedModel:
 
     store: what keeps them: pages of edits, thumbnails, history. Any thread may read it. None for one in memory.
     at: a revision of the store; the edits that were in force after it are, and the model cannot be edited.
-    keep_pictures: keep the whole picture of each edit in the store, not only a thumbnail and its digest.
+    keep_images: keep the whole image of each edit in the store, not only a thumbnail and its digest.
     experts_on: on the "host", what is needed of experts only when they fire lies in memory-mapped files without names,
     in `experts_folder` (the system's temporary one by default): answers are the same, bit for bit.
     """
@@ -111,23 +96,24 @@ class EditedModel:
     def __init__(
         self,
         backbone: Backbone,
-        editor: LiveEdit,
+        editor: ExpertEditor[Any],
         store: EditStore | None = None,
         *,
         at: int | None = None,
-        keep_pictures: bool = False,
-        experts_on: Place = "device",
+        keep_images: bool = False,
+        experts_on: ExpertsOn = "device",
         experts_folder: str | Path | None = None,
     ):
         self.backbone, self.editor, self._at = backbone, editor, at
-        self._keep_pictures = keep_pictures
+        self.answering = Answering(backbone, editor)
+        self._keep_images = keep_images
         self._revision = 0
         try:
             editor.keep_experts_on(experts_on, experts_folder)
             if store is None and at is not None:
                 raise InvalidInputError(f"Revision {at} was asked for, but of no edits file. Give `edits` as well.")
             self.store = EditStore(None) if store is None else store
-            self.store.bind(backbone_digest(backbone), editor.digest(), backbone=backbone.name, editor=editor.name)
+            self.store.bind(backbone.digest(), editor.digest(), backbone=backbone.name, editor=editor.name)
             self._revision = self.store.latest_revision() if at is None else at
             for edit_id, expert in self.store.active_experts(self._revision):
                 editor.add(edit_id, expert)
@@ -142,10 +128,10 @@ class EditedModel:
         *,
         edits: str | Path | None = None,
         at: int | None = None,
-        keep_pictures: bool = False,
+        keep_images: bool = False,
         editor: str = "liveedit-refine",
         editor_path: str | Path | None = None,
-        experts_on: Place = "device",
+        experts_on: ExpertsOn = "device",
         experts_folder: str | Path | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
@@ -155,16 +141,16 @@ class EditedModel:
 
         backbone: a built-in name, a local folder, or a hub name. edits: the edits file, made by the first edit where
         there is none, or the URL of a PostgreSQL database. at: a revision, to have the edits that were in force after
-        it; the model cannot be edited then. keep_pictures, experts_on, experts_folder: as for the class. editor:
+        it; the model cannot be edited then. keep_images, experts_on, experts_folder: as for the class. editor:
         "liveedit" (generation alone) or "liveedit-refine" (with gradient steps where an edit does not take at once).
         editor_path: the folder of a trained editor; built-in backbones bring theirs. loading: further arguments of
         `load_backbone` (device_map, quantization, offload_folder).
         """
         kind = editor_class(editor)
-        if not issubclass(kind, LiveEdit):
+        if not issubclass(kind, ExpertEditor):
             raise InvalidInputError(
-                f"The editor {editor!r} cannot keep edits apart. Give liveedit or liveedit-refine; "
-                "others run in the bench."
+                f"The editor {editor!r} makes no expert per edit, so single edits cannot be stored and undone. "
+                f"Give one of {', '.join(expert_editor_names())}; the others run in the bench."
             )
         store = EditStore(edits, create=at is None) if edits is not None else None
         try:
@@ -174,7 +160,7 @@ class EditedModel:
                 kind.load(frozen, str(editor_path) if editor_path else None),
                 store,
                 at=at,
-                keep_pictures=keep_pictures,
+                keep_images=keep_images,
                 experts_on=experts_on,
                 experts_folder=experts_folder,
             )
@@ -185,22 +171,15 @@ class EditedModel:
 
     # -- asking ------------------------------------------------------------------------------------------
 
-    def ask(self, image: ImageSource | None, prompt: str, max_new_tokens: int = _NEW_TOKENS) -> Answer:
+    def ask(self, image: ImageSource | None, prompt: str, max_new_tokens: int = NEW_TOKENS) -> Answer:
         """The model's answer, with the edits that took part."""
         return self.ask_batch([(image, prompt)], max_new_tokens)[0]
 
     def ask_batch(
-        self, questions: Sequence[tuple[ImageSource | None, str]], max_new_tokens: int = _NEW_TOKENS
+        self, questions: Sequence[tuple[ImageSource | None, str]], max_new_tokens: int = NEW_TOKENS
     ) -> list[Answer]:
         """Answers to several questions in one batch: the same as one by one."""
-        asked = [Question(prompt, image) for image, prompt in questions]
-        texts = self.backbone.generate(self.backbone.encode(asked, padding="left"), max_new_tokens)
-        fired = self.editor.fired() or [()] * len(texts)
-        return [Answer(text, edits) for text, edits in zip(texts, fired, strict=True)]
-
-    def answer_tokens(self, answer: str) -> int:
-        """How many new tokens to allow an answer where this one is hoped for."""
-        return max(_NEW_TOKENS, 2 + len(self.backbone.tokenize([answer])[0]))
+        return self.answering.ask([Question(prompt, image) for image, prompt in questions], max_new_tokens)
 
     # -- editing -----------------------------------------------------------------------------------------
 
@@ -219,22 +198,22 @@ class EditedModel:
         note: str | None = None,
         request: ChangeRequest | None = None,
     ) -> Receipt:
-        """From now on, answer this prompt about this picture (and what it shows) with `answer`.
+        """From now on, answer this prompt about this image (and what it shows) with `answer`.
 
-        Without a picture the edit is found by its prompt alone; editors of scope "text+image" reach such questions.
+        Without an image the edit is found by its prompt alone; editors of scope "text+image" reach such questions.
 
         The edit is tried out before it is kept, on other wordings of its question (`rephrasings`), on questions whose
-        answers should stay (`locality`: picture or None, prompt), and on those of up to `probe_edits` of the edits in
+        answers should stay (`locality`: image or None, prompt), and on those of up to `probe_edits` of the edits in
         force, the nearest ones. What comes out is in the receipt and stays with the edit.
 
-        supersede: edits in force of the same question (the same picture to the pixel, or none, and the same prompt up
+        supersede: edits in force of the same question (the same image to the pixel, or none, and the same prompt up
         to spaces) leave in the same change; False keeps them; ids name others that leave instead.
         must_take: refuse an edit with which the model does not answer its own question as asked for; by default it is
         stored all the same, and `Receipt.took` says so. Rephrasings do not count.
         author, note: who made the edit, and why, for the history. request: where it has made an edit before, by
         whatever process, its receipt is returned and nothing happens.
 
-        Raises `InvalidInputError` for an empty prompt or answer, or a picture that is missing, `ImageError` for a bad
+        Raises `InvalidInputError` for an empty prompt or answer, or an image that is missing, `ImageError` for a bad
         one, `NotFoundError` where `supersede` names an edit that is not in force, `EditDidNotTakeError` where the edit
         must take and does not; nothing changes then, and `request` may be sent again.
         """
@@ -243,18 +222,18 @@ class EditedModel:
             self.refresh()
             return Receipt.of(made)
         self._check_answerable(image, answer)
-        picture = _opened(image)
-        probes = tuple((_opened(other), asked) for other, asked in locality)
-        trial = Trial(picture, prompt, answer, tuple(rephrasings), probes, probe_edits)
+        opened = _opened(image)
+        probes = tuple(Question(asked, _opened(other)) for other, asked in locality)
+        trial = Trial(opened, prompt, answer, tuple(rephrasings), probes, probe_edits)
         started = time.perf_counter()
-        expert, steps = self.editor.make_expert(Edit(Question(prompt, picture), answer))
+        expert, steps = self.editor.make_expert(Edit(Question(prompt, opened), answer))
         edit = NewEdit(
             prompt=prompt,
             answer=answer,
             editor=self.editor.name,
             milliseconds=1000 * (time.perf_counter() - started),
             refine_steps=steps,
-            image_sha256=image_digest(picture) if picture is not None else None,
+            image_sha256=image_digest(opened) if opened is not None else None,
             image_name=Path(image).name if isinstance(image, str | Path) else None,
             author=author,
             note=note,
@@ -295,17 +274,17 @@ class EditedModel:
     def check(self, edits: Sequence[StoredEdit] | None = None, *, batch: int = 16) -> Iterator[CheckedEdit]:
         """Ask edits again, all in force by default, oldest first: does the model still answer as they asked for?
 
-        They are asked about the picture that was kept, or its thumbnail, which is the picture itself where that is
+        They are asked about the image that was kept, or its thumbnail, which is the image itself where that is
         small; `CheckedEdit.asked_about` says which. batch: how many are asked at once. Results come as they are had.
         """
-        return check_edits(self, self.edits() if edits is None else edits, batch)
+        return check_edits(self.answering, self.store, self.edits() if edits is None else edits, batch)
 
     def refresh(self) -> Changes:
         """Take in what others have changed in the edits since; returns that. Cheap where nothing changed."""
         if self._at is not None:
             return Changes(self._revision, (), ())
         found = self.store.changes_since(self._revision)
-        known = set(self.editor.repository.ids)
+        known = set(self.editor.ids)
         experts = list(self.store.experts([edit_id for edit_id in found.added if edit_id not in known]))
         for edit_id in known.intersection(found.removed):
             self.editor.undo(edit_id)
@@ -324,7 +303,7 @@ class EditedModel:
         return self.store.list(at=self._at)
 
     def __len__(self) -> int:
-        return len(self.editor.repository)
+        return len(self.editor)
 
     # -- ending ------------------------------------------------------------------------------------------
 
@@ -351,10 +330,10 @@ class EditedModel:
     def _check_answerable(self, image: ImageSource | None, answer: str) -> None:
         if not answer.strip():
             raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
-        if image is None and self.editor.config.scope == "image":
+        if image is None and self.editor.needs_image:
             raise InvalidInputError(
-                "An edit without a picture was asked for, but this editor's scope is 'image': no question without a "
-                "picture would ever find it. Give the picture, or an editor trained with --set scope=text+image."
+                "An edit without an image was asked for, but this editor's scope is 'image': no question without a "
+                "image would ever find it. Give the image, or an editor trained with --set scope=text+image."
             )
 
     def _kept(
@@ -369,19 +348,19 @@ class EditedModel:
         """The edit, tried out with the edits that are in force now, stored, and in force."""
         self.refresh()
         superseded = self._superseded(edit, supersede)
-        outcome = try_out(self, trial, expert, superseded)
+        result = TrialRun(self.answering, self.editor, self.store, trial, expert, superseded).run()
         if must_take:
-            outcome.check_took(trial)
+            result.check_took(trial)
         stored = self.store.add(
             replace(
                 edit,
-                answer_before=outcome.answer_before,
-                answer_after=outcome.answer_after,
-                evidence=outcome.evidence,
+                answer_before=result.answer_before,
+                answer_after=result.answer_after,
+                evidence=result.evidence,
             ),
             expert,
             thumbnail_png(trial.image) if trial.image is not None else None,
-            picture=picture_png(trial.image) if trial.image is not None and self._keep_pictures else None,
+            image=image_png(trial.image) if trial.image is not None and self._keep_images else None,
             supersedes=[other.id for other in superseded],
             alone=supersede is True,
             request=request,
@@ -393,7 +372,7 @@ class EditedModel:
             self._revision = stored.revision_added
         self.editor.add(stored.id, expert)
         for other in superseded:
-            if other.id in self.editor.repository:
+            if other.id in self.editor:
                 self.editor.undo(other.id)
         return stored
 
@@ -406,8 +385,3 @@ class EditedModel:
 
 def _opened(image: ImageSource | None) -> Image.Image | None:
     return None if image is None else open_image(image)
-
-
-def backbone_digest(backbone: Backbone) -> str:
-    """SHA-256 of a backbone's configuration and of a sample of each weight: what tells two models apart quickly."""
-    return backbone.digest()

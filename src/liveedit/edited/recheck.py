@@ -1,32 +1,30 @@
-"""Do edits still hold? They are asked again, about what is left of their pictures."""
+"""Do edits still hold? Ask them again, about what is left of their images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from PIL import Image
 
-from ..editors import Fired
+from ..answering import Answering
+from ..answers import Answer, Fired, same_answer
 from ..images import image_digest, open_image
-from ..store.evidence import same_answer
+from ..samples import Question
 from ..store.records import StoredEdit
 from ..store.store import EditStore
 
-if TYPE_CHECKING:
-    from .model import Answer, EditedModel
-
-AskedAbout = Literal["text", "picture", "thumbnail", "nothing"]
-"""What an edit is asked about again: its text alone, which is all of its question; its picture, to the pixel; a smaller
-copy of the picture; or nothing, because the picture was not kept, so that it is not asked at all."""
+AskedAbout = Literal["text", "image", "thumbnail", "nothing"]
+"""What an edit is asked about again: "text": it has no image. "image": its own pixels. "thumbnail": a smaller copy.
+"nothing": the image was not kept, so the edit cannot be asked."""
 
 
 @dataclass(frozen=True)
 class CheckedEdit:
-    """What the model says now to the question of an edit in force.
+    """The model's present answer to the question of an active edit.
 
-    answer: what the edit asked for; answer_now: None where it could not be asked. fired: the edits that took part.
+    answer: the edit's. answer_now: the model's, None if the edit could not be asked. fired: the edits that took part.
     """
 
     edit_id: str
@@ -38,7 +36,7 @@ class CheckedEdit:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the model says what the edit asked for; None where that is not known."""
+        """Whether the model gives the edit's answer; None if unknown."""
         return None if self.answer_now is None else same_answer(self.answer_now, self.answer)
 
     @property
@@ -51,30 +49,32 @@ class CheckedEdit:
         return {**asdict(self), "holds": self.holds}
 
 
-def check_edits(model: EditedModel, edits: Sequence[StoredEdit], batch: int) -> Iterator[CheckedEdit]:
-    """Ask these edits again, so many at a time, in their order."""
+def check_edits(
+    answering: Answering, store: EditStore, edits: Sequence[StoredEdit], batch: int
+) -> Iterator[CheckedEdit]:
+    """Ask these edits again in their order, `batch` at a time."""
     for start in range(0, len(edits), batch):
         some = edits[start : start + batch]
-        questions = [question_of(model.store, edit) for edit in some]
-        asked = [place for place, (about, _) in enumerate(questions) if about != "nothing"]
+        about = [question_of(store, edit) for edit in some]
+        asked = [place for place, (kind, _) in enumerate(about) if kind != "nothing"]
         found: dict[int, Answer] = {}
         if asked:
-            pairs = [(questions[place][1], some[place].prompt) for place in asked]
-            new_tokens = max(model.answer_tokens(some[place].answer) for place in asked)
-            found = dict(zip(asked, model.ask_batch(pairs, new_tokens), strict=True))
+            questions = [Question(some[place].prompt, about[place][1]) for place in asked]
+            new_tokens = max(answering.tokens_for(some[place].answer) for place in asked)
+            found = dict(zip(asked, answering.ask(questions, new_tokens), strict=True))
         for place, edit in enumerate(some):
-            answer = found.get(place)
-            said = (None, ()) if answer is None else (answer.text, answer.fired)
-            yield CheckedEdit(edit.id, edit.prompt, edit.answer, said[0], questions[place][0], said[1])
+            answer = found.get(place, Answer("", ()))
+            text = answer.text if place in found else None
+            yield CheckedEdit(edit.id, edit.prompt, edit.answer, text, about[place][0], answer.fired or ())
 
 
 def question_of(store: EditStore, edit: StoredEdit) -> tuple[AskedAbout, Image.Image | None]:
-    """What is left of an edit's picture to ask about. Raises `StoreError` where it is damaged."""
+    """What is left of an edit's image to ask about. Raises `StoreError` if it is damaged."""
     if edit.image_sha256 is None:
         return "text", None
-    if (picture := store.picture(edit.id)) is not None:
-        return "picture", open_image(picture)
+    if (image := store.image(edit.id)) is not None:
+        return "image", open_image(image)
     if (thumbnail := store.thumbnail(edit.id)) is None:
         return "nothing", None
     small = open_image(thumbnail)
-    return ("picture" if image_digest(small) == edit.image_sha256 else "thumbnail"), small
+    return ("image" if image_digest(small) == edit.image_sha256 else "thumbnail"), small

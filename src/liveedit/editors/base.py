@@ -4,48 +4,25 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from ..answers import Fired
 from ..backbones import Backbone
 from ..errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError, issues_of
+from ..experts.expert import AnyExpert
+from ..progress import Progress, no_progress
 from ..samples import Edit
 from ..training.checkpoints import load_tensors, save_tensors
 
-SMALLEST_SHARE: Final = 0.01
-"""Edits with less weight than this in an answer are neither shown nor counted as taking part in it, and do not collide:
-every expert that passes the first router has some weight, down to a billionth and less."""
-
 _Config = TypeVar("_Config", bound=BaseModel)
-
-Progress = Callable[[int, int], None]
-"""Called with how many are done, and how many there are."""
-
-
-def no_progress(done: int, total: int) -> None:
-    """Report nothing."""
-
-
-@dataclass(frozen=True)
-class Fired:
-    """One edit that fired for an answer, with whatever weight."""
-
-    edit_id: str
-    weight: float
-    """Its share, 0 to 1."""
-    margin: float
-    """By how much it exceeded what would have kept it out."""
-
-
-def taking_part(fired: Sequence[Fired]) -> tuple[Fired, ...]:
-    """Of the edits that fired for an answer those whose share in it is worth telling: from `SMALLEST_SHARE` up."""
-    return tuple(one for one in fired if one.weight >= SMALLEST_SHARE)
 
 
 @dataclass(frozen=True)
@@ -139,6 +116,24 @@ class Editor(ABC):
         """What tells this editor from another of the same name, "" where nothing does."""
         return ""
 
+    @property
+    def routing_seconds(self) -> float | None:
+        """Seconds spent on finding the edits of this thread's last batch; None if the editor does not measure it."""
+        return None
+
+    def paused(self) -> AbstractContextManager[None]:
+        """The model runs unedited inside the block; afterwards the edits are active again, bit for bit."""
+        return self._paused()
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        tensors, note = self.edited_state()
+        self.reset()
+        try:
+            yield
+        finally:
+            self.restore(tensors, note)
+
     # -- keeping what edits left behind ------------------------------------------------------------------
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -180,6 +175,104 @@ class Editor(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An active edit and its similarity to a new expert, in the units of the editor's router."""
+
+    edit_id: str
+    similarity: float
+
+
+ExpertsOn = Literal["device", "host"]
+"""Where experts are kept: on the model's device, or in memory-mapped files on the host."""
+
+
+class ExpertEditor(Editor, Generic[AnyExpert]):
+    """An editor that turns each edit into an expert of its own, which can be stored, added and undone alone.
+
+    `EditedModel`, the service and the commands work with any such editor. A subclass gives `expert_class`,
+    `make_expert`, `add`, `undo`, `get`, `ids` and `fired`; the other methods have defaults.
+    """
+
+    expert_class: ClassVar[type[Any]]
+    """The kind of its experts; `EditedModel` stores and loads their tensors by field name."""
+
+    @abstractmethod
+    def make_expert(self, edit: Edit) -> tuple[AnyExpert, int]:
+        """The expert of one edit and the number of gradient steps it took. Nothing becomes active."""
+
+    @abstractmethod
+    def add(self, edit_id: str, expert: AnyExpert) -> None:
+        """Make an expert active. Raises `InvalidInputError` if the id is active already or the shape does not fit."""
+
+    @abstractmethod
+    def get(self, edit_id: str) -> AnyExpert:
+        """The expert of an active edit. Raises `NotFoundError`."""
+
+    @property
+    @abstractmethod
+    def ids(self) -> Sequence[str]:
+        """Ids of the active edits."""
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether only questions with an image can be edited."""
+        return False
+
+    def neighbours(self, expert: AnyExpert, most: int) -> list[Neighbour]:
+        """Up to `most` active edits that the expert is most likely to interfere with, most similar first."""
+        return []
+
+    def estimated_weights(self, expert: AnyExpert, margin: float) -> dict[str, float]:
+        """Estimated weight of a new expert in the answers of active edits, by their ids; at least
+        `FIRING_THRESHOLD` each. margin: its `Fired.margin` for its own question."""
+        return {}
+
+    def keep_experts_on(self, place: ExpertsOn, folder: str | Path | None = None) -> None:
+        """Move experts to the device or the host. Raises `InvalidInputError` if the editor has no choice."""
+        if place != "device":
+            raise InvalidInputError(f"The editor {self.name!r} keeps its experts on the device; {place!r} was given.")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, edit_id: str) -> bool:
+        return edit_id in self.ids
+
+    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
+        expert, steps = self.make_expert(edit)
+        self.add(edit_id, expert)
+        return {"store_bytes": expert.store_bytes, "refine_steps": steps}
+
+    def reset(self) -> None:
+        """Undo every edit."""
+        for edit_id in tuple(self.ids):
+            self.undo(edit_id)
+
+    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The active experts' tensors, named INDEX.FIELD, and their ids."""
+        ids = sorted(self.ids)
+        experts = [self.get(edit_id) for edit_id in ids]
+        tensors = {
+            f"{index}.{name}": tensor.cpu() for index, one in enumerate(experts) for name, tensor in one.tensors.items()
+        }
+        return tensors, {"ids": ids}
+
+    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        """Replace the active edits by those of `edited_state`. Raises `CheckpointError` if they do not fit."""
+        names = [field.name for field in fields(self.expert_class)]
+        try:
+            experts = [
+                (edit_id, self.expert_class(**{name: tensors[f"{index}.{name}"] for name in names}))
+                for index, edit_id in enumerate(note["ids"])
+            ]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"The saved edits are not those of {self.name!r} ({error}).") from error
+        self.reset()
+        for edit_id, expert in experts:
+            self.add(edit_id, expert)
 
 
 def checked_config(kind: type[_Config], settings: Mapping[str, Any], owner: str) -> _Config:

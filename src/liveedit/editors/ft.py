@@ -1,4 +1,4 @@
-"""Fine-tuning on each edit, one after the other: the last language layer (FT-L), or what hands over pictures (FT-M)."""
+"""Fine-tuning on each edit, one after the other: the last language layer (FT-L), or what hands over images (FT-M)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, Inputs
 from ..errors import BackboneError, CheckpointError, InvalidInputError
+from ..progress import Progress, no_progress
 from ..samples import Edit
-from .base import Editor, EditRecord, Progress, no_progress
+from .base import Editor, EditRecord
 
 _MULTIMODAL_PARTS = ("qformer", "multi_modal_projector", "connector", "merger")
 """By what name families call the part between vision tower and language model: BLIP-2, LLaVA, Idefics3, Qwen."""
@@ -139,8 +140,8 @@ class FineTuneLast(FineTune):
 class FineTuneMultimodal(FineTune):
     """FT-M: the projector (LLaVA) or the Q-Former (BLIP-2, MiniGPT-4), as in the LiveEdit paper's table 3.
 
-    A question without a picture does not reach what is trained: text-only answers stay as they are, bit for bit, and an
-    edit without a picture is refused. The vision tower runs once per edit, what is behind it at every step.
+    A question without an image does not reach what is trained: text-only answers stay as they are, bit for bit, and an
+    edit without an image is refused. The vision tower runs once per edit, what is behind it at every step.
     """
 
     name = "ft-m"
@@ -152,12 +153,12 @@ class FineTuneMultimodal(FineTune):
         self._tower = _find_tower(backbone.model, self._part)
 
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
-        """Make edits. Raises `InvalidInputError` where one has no picture, before any is made."""
+        """Make edits. Raises `InvalidInputError` where one has no image, before any is made."""
         for edit_id, edit in edits:
             if edit.question.image is None:
                 raise InvalidInputError(
-                    f"The edit {edit_id!r} has no picture, and FT-M trains what hands pictures over: nothing it does "
-                    "could reach this edit. Give the edit a picture or use another editor."
+                    f"The edit {edit_id!r} has no image, and FT-M trains what hands images over: nothing it does "
+                    "could reach this edit. Give the edit an image or use another editor."
                 )
         return super().edit(edits, progress)
 
@@ -172,7 +173,7 @@ def find_multimodal_part(backbone: Backbone) -> nn.Module:
 
     Raises `BackboneError` where there is none, or none that is known.
     """
-    if not backbone.reads_pictures:
+    if not backbone.reads_images:
         raise BackboneError(f"{backbone.name} reads text alone: there is no projector that FT-M could train. Use ft-l.")
     for wanted in _MULTIMODAL_PARTS:
         for name, module in backbone.model.named_modules():

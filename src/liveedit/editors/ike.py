@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..answers import Fired
 from ..backbones import Backbone
-from ..backbones.prompt_transforms import Asked
+from ..backbones.prompt_transforms import PreparedQuestion
 from ..samples import Edit, Question
-from .base import Editor, Fired
+from .base import Editor
 from .liveedit.modules import TokenStates
 from .shared import EditMemory, latest_of_nearest, read_questions
 
@@ -39,8 +40,8 @@ class InContextConfig(BaseModel):
     layer: int | None = Field(
         default=None, ge=0, description="Layer whose states are compared, from 0; None: two thirds of the depth."
     )
-    picture_threshold: float = Field(
-        default=0.7, ge=-1, le=1, description="Cosine that the pooled states of both pictures must exceed."
+    image_threshold: float = Field(
+        default=0.7, ge=-1, le=1, description="Cosine that the pooled states of both images must exceed."
     )
     prompt_threshold: float = Field(
         default=0.95, ge=-1, le=1, description="Cosine that the pooled states of both prompts must exceed."
@@ -59,7 +60,7 @@ class InContext(Editor):
     """Retrieval into the prompt, after "Can We Edit Factual Knowledge by In-Context Learning?" (IKE).
 
     Zheng et al., EMNLP 2023 (https://arxiv.org/abs/2305.12740). The model is asked "New fact: ... Prompt: ..." where a
-    stored edit is near enough, and the bare question where none is. Nothing is trained: picture and prompt are
+    stored edit is near enough, and the bare question where none is. Nothing is trained: image and prompt are
     compared by the cosine of their mean-pooled states in the unedited backbone, and both must exceed a threshold. The
     paper finds its demonstrations by a sentence encoder and is always told the right fact; what finds it is ours.
 
@@ -86,7 +87,7 @@ class InContext(Editor):
 
     def _put(self, edit_id: str, edit: Edit, feature: Tensor) -> None:
         self.memory.add(edit_id, edit, feature)
-        self.backbone.intercept(self._ask)
+        self.backbone.set_transform(self._ask)
 
     def undo(self, edit_id: str) -> None:
         """Take one edit out. Raises `NotFoundError`."""
@@ -98,7 +99,7 @@ class InContext(Editor):
         """Take every edit out."""
         self.memory.clear()
         self._fired = []
-        self.backbone.release(self._ask)
+        self.backbone.remove_transform(self._ask)
 
     def configuration(self) -> dict[str, Any]:
         """The whole `InContextConfig`."""
@@ -109,8 +110,8 @@ class InContext(Editor):
         return self.config.model_dump_json()
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Features (edits, 2 width), and the texts of the edits; their pictures are not looked at again."""
-        tensors, edits = self.memory.state(pictures=False)
+        """Features (edits, 2 width), and the texts of the edits; their images are not looked at again."""
+        tensors, edits = self.memory.state(images=False)
         return tensors, {"edits": edits}
 
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
@@ -118,7 +119,7 @@ class InContext(Editor):
         self.reset()
         self.memory.restore(tensors, note["edits"])
         if len(self.memory):
-            self.backbone.intercept(self._ask)
+            self.backbone.set_transform(self._ask)
 
     # -- answering ---------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class InContext(Editor):
         return list(self._fired)
 
     @torch.no_grad()
-    def _ask(self, questions: Sequence[Question]) -> list[Asked]:
+    def _ask(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
         queries = self._features(questions)
         with torch.autocast(queries.device.type, enabled=False):  # bfloat16 products would blur similarities.
             places, margins = latest_of_nearest(self._margins(queries))
@@ -136,7 +137,7 @@ class InContext(Editor):
             edit_id = ids[place]
             near = margin > 0
             self._fired.append((Fired(edit_id, 1.0, margin),) if near else ())
-            asked.append(Asked(self._told(self.memory[edit_id], question) if near else question))
+            asked.append(PreparedQuestion(self._told(self.memory[edit_id], question) if near else question))
         return asked
 
     def _told(self, edit: Edit, question: Question) -> Question:
@@ -149,14 +150,14 @@ class InContext(Editor):
         """(queries, edits): the smaller of the two leads over the thresholds."""
         edits = self.memory.features
         width = self.backbone.width
-        pictures, prompts = queries[:, :width] @ edits[:, :width].T, queries[:, width:] @ edits[:, width:].T
+        images, prompts = queries[:, :width] @ edits[:, :width].T, queries[:, width:] @ edits[:, width:].T
         has = [rows[:, :width].any(1) for rows in (queries, edits)]
-        pictures = torch.where(~has[0][:, None] & ~has[1][None], 1.0, pictures)  # No picture is like no picture,
-        pictures = torch.where(has[0][:, None] != has[1][None], -1.0, pictures)  # and unlike any.
-        return torch.minimum(pictures - self.config.picture_threshold, prompts - self.config.prompt_threshold)
+        images = torch.where(~has[0][:, None] & ~has[1][None], 1.0, images)  # No image is like no image,
+        images = torch.where(has[0][:, None] != has[1][None], -1.0, images)  # and unlike any.
+        return torch.minimum(images - self.config.image_threshold, prompts - self.config.prompt_threshold)
 
     def _features(self, questions: Sequence[Question]) -> Tensor:
-        """(questions, 2 width): pooled states of picture, zero where there is none, and prompt, each of unit length."""
+        """(questions, 2 width): pooled states of image, zero where there is none, and prompt, each of unit length."""
         tokens = read_questions(self.backbone, questions, self.layer)
         return torch.cat([_pooled(tokens, mask) for mask in (tokens.image, tokens.prompt)], 1)
 

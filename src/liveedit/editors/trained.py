@@ -186,7 +186,7 @@ def train_editor(
     parts = {"editor": config, "training": training, **options}
     with processes.first_goes_ahead():
         named = {"kind": kind.name, "backbone": backbone.name, "cases": len(cases)}
-        claim_folder(folder / "training.json", named, parts)
+        check_resumable(folder / "training.json", named, parts)
     task = kind.make_task(backbone, config, cases, folder, report, processes, **options)
     validation = Trainer(folder, training, task, report, processes).run(modules)
     if processes.is_first:
@@ -222,7 +222,7 @@ def train_command(editor: str, backbone: str) -> str:
     return f"liveedit train --editor {editor} --backbone {backbone} --out DIR"
 
 
-def claim_folder(note: Path, named: dict[str, Any], parts: Mapping[str, BaseModel]) -> None:
+def check_resumable(note: Path, named: dict[str, Any], parts: Mapping[str, BaseModel]) -> None:
     """Write down what this folder trains, or make sure that it is the same. Raises `CheckpointError`.
 
     A setting that did not exist when the note was written had what is now its default.

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..backbones import Backbone
-from ..backbones.hidden_states import IN_MEMORY_BYTES, StateStore
+from ..backbones.hidden_states import IN_MEMORY_BYTES, HiddenStateCache
 from ..samples import EditCase
 from ..training.distributed import ALONE, Processes
 from ..training.trainer import StageConfig, Trainer, TrainingConfig, check_cases
@@ -59,7 +59,7 @@ class TrainingEstimate:
     cases: int
     validation_cases: int
     inputs: int
-    tokens_per_picture_input: float | None
+    tokens_per_image_input: float | None
     tokens_per_text_input: float | None
     states_bytes: int
     """Kept states of all inputs, bfloat16; each process keeps them all."""
@@ -98,7 +98,7 @@ def estimate_training(
 
     Nothing is written. planned: how many cases the training would have where `cases` are only some of them. The joint
     stage is timed under a router that knows nothing yet, and so sends more inputs through the backbone's last layers
-    than a trained one does. Raises what the training would raise for cases, settings and pictures that do not fit.
+    than a trained one does. Raises what the training would raise for cases, settings and images that do not fit.
     """
     planned = planned or len(cases)
     check_cases(planned, recipe.training, processes)
@@ -127,7 +127,7 @@ def estimate_training(
         cases=planned,
         validation_cases=recipe.training.validation,
         inputs=states.inputs,
-        tokens_per_picture_input=states.picture_tokens,
+        tokens_per_image_input=states.image_tokens,
         tokens_per_text_input=states.text_tokens,
         states_bytes=states.bytes,
         states_on_disk=states.on_disk,
@@ -152,7 +152,7 @@ class _States:
     """What keeping the states of all inputs takes."""
 
     inputs: int
-    picture_tokens: float | None
+    image_tokens: float | None
     text_tokens: float | None
     bytes: int
     on_disk: bool
@@ -180,7 +180,7 @@ class _Scratch:
 
     def _task(self, cases: Sequence[EditCase]) -> LiveEditTask:
         layer = self.recipe.editor.layer
-        store = StateStore(self.backbone, layer)
+        store = HiddenStateCache(self.backbone, layer)
         return LiveEditTask(self.backbone, layer, cases, self.recipe.losses, store, self.processes)
 
     def fill(self, known: Sequence[EditCase]) -> _States:
@@ -193,10 +193,10 @@ class _Scratch:
         for place, (question, _) in enumerate(items):
             kept = store.batch([place])
             tokens[question.image is not None].append((kept.ids.shape[1], int(kept.answer.sum())))
-        pictured = [question.image is not None for question, _ in self._task(known).items]
+        has_image = [question.image is not None for question, _ in self._task(known).items]
         inputs, rows = 0, 0.0
         for kind, found in tokens.items():
-            count = round(pictured.count(kind) * self.planned / len(known))
+            count = round(has_image.count(kind) * self.planned / len(known))
             inputs += count
             rows += count * statistics.mean(map(sum, found)) if found else 0
         means = [statistics.mean(length for length, _ in found) if found else None for found in tokens.values()]

@@ -1,4 +1,4 @@
-"""Learning curves as a picture; see `plots` for how pictures are made."""
+"""Learning curves as an image; see `plots` for how images are made."""
 
 from __future__ import annotations
 

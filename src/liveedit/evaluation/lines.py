@@ -84,12 +84,12 @@ def lines_of(rows: Sequence[Row]) -> tuple[Line, ...]:
     """
     if not rows:
         raise InvalidInputError("There are no rows to report. Run the bench first and give its rows.")
-    gathered: dict[tuple[str, str, int, str, str], list[Row]] = {}
+    left_pack: dict[tuple[str, str, int, str, str], list[Row]] = {}
     for index, row in enumerate(rows):
         _check(index, row)
         key = (row["backbone"], row["data"], row["edits"], row["editor"], row["status"])
-        gathered.setdefault(key, []).append(row)
-    for key, members in gathered.items():
+        left_pack.setdefault(key, []).append(row)
+    for key, members in left_pack.items():
         seed, times = Counter(row["seed"] for row in members).most_common(1)[0]
         if times > 1:
             raise InvalidInputError(
@@ -97,8 +97,8 @@ def lines_of(rows: Sequence[Row]) -> tuple[Line, ...]:
                 "each seed once, or give settings that differ different editor names."
             )
     # Complete lines stand before others of the same setting.
-    ordered = sorted(gathered, key=lambda key: (*key[:4], key[4] != COMPLETE, key[4]))
-    return tuple(Line(*key, rows=tuple(sorted(gathered[key], key=lambda row: row["seed"]))) for key in ordered)
+    ordered = sorted(left_pack, key=lambda key: (*key[:4], key[4] != COMPLETE, key[4]))
+    return tuple(Line(*key, rows=tuple(sorted(left_pack[key], key=lambda row: row["seed"]))) for key in ordered)
 
 
 def metric_names(lines: Iterable[Line], *, by_answer_type: bool = False) -> tuple[str, ...]:

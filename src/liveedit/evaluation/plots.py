@@ -1,6 +1,6 @@
-"""The pictures of a report, as PNG files of 1,200 pixels' width.
+"""The images of a report, as PNG files of 1,200 pixels' width.
 
-matplotlib is the optional extra `plot` and is imported only when a picture is drawn. Figures are made through
+matplotlib is the optional extra `plot` and is imported only when an image is drawn. Figures are made through
 the `Figure` object and drawn by Agg: no display is needed, and pyplot's global state is not touched.
 """
 
@@ -33,19 +33,19 @@ _SCORES: Final = (("teacher_forced", "Teacher-forced token accuracy"), ("exact_m
 
 
 class PlotsUnavailableError(LiveEditError, ImportError):
-    """Pictures were asked for, but matplotlib is not installed."""
+    """Images were asked for, but matplotlib is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A picture that was written, and what it shows."""
+    """An image that was written, and what it shows."""
 
     path: Path
     caption: str
 
 
 def write_plots(lines: Sequence[Line], folder: Path) -> tuple[Plot, ...]:
-    """Draw every picture for which there are values, for each backbone and data set, into `folder`.
+    """Draw every image for which there are values, for each backbone and data set, into `folder`.
 
     Raises `PlotsUnavailableError` without matplotlib.
     """
@@ -277,7 +277,7 @@ def _new_figure(height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotsUnavailableError(
-            "matplotlib, which draws pictures, cannot be imported. Install it with: pip install 'liveedit[plot]'"
+            "matplotlib, which draws images, cannot be imported. Install it with: pip install 'liveedit[plot]'"
         ) from error
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..answers import Fired
 from ..backbones import Backbone, Inputs
-from ..editors.base import Editor, Fired
+from ..editors.base import Editor
 from ..samples import Probe, Question
 
 Progress = Callable[[int], None]

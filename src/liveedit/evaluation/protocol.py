@@ -12,14 +12,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ..answers import FIRING_THRESHOLD, Fired
 from ..backbones import Backbone
-from ..editors.base import Editor, EditRecord, Fired
+from ..editors.base import Editor, EditRecord
 from ..samples import GENERALITY, LOCALITY, EditCase, Probe, ProbeName, edited_scopes
 from .probing import Reply, ask_freely, choose_along, token_accuracy
 from .scoring import ProbeScore, summarize, summarize_by_answer_type
-
-FIRING_WEIGHT = 0.05
-"""From this weight on an expert counts as having fired."""
 
 MEASURED: tuple[ProbeName, ...] = (*GENERALITY, *LOCALITY, "portability")
 
@@ -192,7 +190,7 @@ def _routing(fired: Sequence[tuple[AskedProbe, tuple[Fired, ...]]]) -> dict[str,
     inside = own = total = 0
     for item, experts in fired:
         in_scope = item.probe.name in ("reliability", *GENERALITY)
-        ids = [expert.edit_id for expert in experts if expert.weight >= FIRING_WEIGHT]
+        ids = [expert.edit_id for expert in experts if expert.weight >= FIRING_THRESHOLD]
         inside += in_scope
         own += in_scope and item.case.id in ids
         total += len(ids)

@@ -1,11 +1,11 @@
-"""A report of bench rows: tables, pictures and the rows themselves, in one folder.
+"""A report of bench rows: tables, images and the rows themselves, in one folder.
 
-report.md    to read: pictures, tables, where the rows come from
+report.md    to read: images, tables, where the rows come from
 table.md     the tables alone
 table.tex    the tables for a paper (needs the booktabs package)
 table.csv    one line per row, unrounded
 rows.json    {"rows": rows}, everything that the bench returned
-*.png        the pictures, where matplotlib is installed
+*.png        the images, where matplotlib is installed
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_report(
 ) -> Path:
     """Write the report of `rows` into `folder` and return the path of its report.md.
 
-    Without matplotlib the report has no pictures and says so. `published` adds the paper's values in a table
+    Without matplotlib the report has no images and says so. `published` adds the paper's values in a table
     of their own. Raises `InvalidInputError` for rows that cannot be reported; nothing is written then.
     """
     lines = lines_of(rows)
@@ -52,7 +52,7 @@ def write_report(
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"# {markdown_text(title)}", *_pictures(lines, folder), *(table.markdown() for table in tables)]
+    parts = [f"# {markdown_text(title)}", *_images(lines, folder), *(table.markdown() for table in tables)]
     if published:
         parts.append(published_table({line.edits for line in lines}).markdown())
     parts.append(_provenance(lines))
@@ -78,11 +78,11 @@ def _tables(lines: Sequence[Line], title: str) -> list[Table]:
     return [table for table in candidates if table is not None]
 
 
-def _pictures(lines: Sequence[Line], folder: Path) -> list[str]:
+def _images(lines: Sequence[Line], folder: Path) -> list[str]:
     try:
         plots = write_plots(lines, folder)
     except PlotsUnavailableError as error:
-        return [f"No pictures: {error}"]
+        return [f"No images: {error}"]
     return [f"![{markdown_text(plot.caption)}]({plot.path.name})\n\n*{markdown_text(plot.caption)}*" for plot in plots]
 
 

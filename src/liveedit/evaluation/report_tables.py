@@ -36,7 +36,7 @@ def main_table(lines: Sequence[Line], title: str) -> Table:
     ]
     notes = [_CELL_NOTE, *_std_note(lines), *setting.notes, *status_notes(lines), *left_out_notes(lines)]
     if "cross_modal" in names:
-        notes.append("Cross modal asks for the edited fact without the picture: neither good nor bad by itself.")
+        notes.append("Cross modal asks for the edited fact without the image: neither good nor bad by itself.")
     header = (*setting.header, *map(metric_label, names), "Seeds", "ms per edit")
     return Table(title, header, tuple(rows), tuple(notes), setting.text_columns)
 

@@ -8,61 +8,23 @@ containment and token F1. All scores are in percent, 0 to 100.
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Final, Self, TypedDict, get_args
 
+from ..answers import answer_words, normalize_answer, same_answer
 from ..errors import InvalidInputError
 from ..samples import ProbeName
 
 PROBE_NAMES: Final[tuple[ProbeName, ...]] = get_args(ProbeName)
-"""Every metric, in the order in which tables and pictures show them."""
+"""Every metric, in the order in which tables and images show them."""
 
 LeftOut = Mapping[ProbeName, int] | Mapping[str, int]
 """How many probes of each name were not asked."""
 
 CONFIDENCE: Final = 0.95
 """Level of the confidence intervals."""
-
-_ARTICLES: Final = frozenset({"a", "an", "the"})
-_EDGES: Final = ".,;:!?\"'`()[]{}«»¿¡、。"
-_GROUPED_NUMBER: Final = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
-_SAME_CHARACTER: Final = str.maketrans(
-    {"\ufeff": "", "\u200b": ""}
-    | dict.fromkeys("‘’‚‛′", "'")
-    | dict.fromkeys("“”„‟″", '"')
-    | dict.fromkeys("‐‑‒–—―−", "-")
-)
-
-
-def normalize_answer(text: str) -> str:
-    """The form in which two answers are compared.
-
-    1. Unicode NFKC, but superscripts and fractions stay: NFKC would turn 10² into 102 and 2½ into 21/2.
-       Curly quotes, dashes and the minus sign become the ASCII ones; invisible marks go.
-    2. Lower case (Unicode case folding), white space folded, thousands separators removed (1,000 is 1000).
-    3. From each word, quotes, brackets and sentence marks are trimmed at both ends only. What is inside a
-       word or carries meaning stays: 3.5, .5, -5, 50%, $5, #1, C++, U.S, don't. A word of nothing but such
-       marks is dropped; other words without a letter or digit (:-), ->) stay as they are.
-    4. "a", "an" and "the" are dropped, except as the last word, which is no article: "vitamin A", option "A".
-
-    An answer that would vanish (such as "?") is compared as it stands after step 2.
-
-    Source: the SQuAD script's `normalize_answer` (Rajpurkar et al. 2016) and the VQA script's
-    `processPunctuation` and `processDigitArticle` (Antol et al. 2015). Deviation: SQuAD removes every
-    punctuation mark, so that 3.5 equals 35 and C++ equals C, and VQA reads "none" as 0 and "two" as 2; an
-    edit that changes exactly such a thing could then not be measured.
-    """
-    return " ".join(_words(text, drop_articles=True))
-
-
-def exact_match(answer: str, expected: str) -> bool:
-    """Whether both are the same after normalisation."""
-    return normalize_answer(answer) == normalize_answer(expected)
 
 
 def contains(answer: str, expected: str) -> bool:
@@ -72,7 +34,8 @@ def contains(answer: str, expected: str) -> bool:
     "vitamin A is good". Nothing but the empty answer contains the empty answer.
     """
     return any(
-        _stands_in(_words(expected, drop_articles=drop), _words(answer, drop_articles=drop)) for drop in (True, False)
+        _stands_in(answer_words(expected, drop_articles=drop), answer_words(answer, drop_articles=drop))
+        for drop in (True, False)
     )
 
 
@@ -87,37 +50,6 @@ def token_f1(answer: str, expected: str) -> float:
         return 100.0 if given == wanted else 0.0
     common = (Counter(given) & Counter(wanted)).total()
     return 200.0 * common / (len(given) + len(wanted))
-
-
-def _words(text: str, *, drop_articles: bool) -> list[str]:
-    folded = _fold(text).split()
-    words = [word for word in map(_trim, folded) if word]
-    if drop_articles:
-        words = [word for word in words[:-1] if word not in _ARTICLES] + words[-1:]
-    return words or folded
-
-
-def _fold(text: str) -> str:
-    runs = groupby(text.translate(_SAME_CHARACTER), key=_loses_its_value_under_nfkc)
-    plain = "".join("".join(run) if keep else unicodedata.normalize("NFKC", "".join(run)) for keep, run in runs)
-    return _GROUPED_NUMBER.sub(lambda number: number[0].replace(",", ""), plain.casefold())
-
-
-def _loses_its_value_under_nfkc(character: str) -> bool:
-    return unicodedata.decomposition(character).startswith(("<super>", "<fraction>"))
-
-
-def _trim(word: str) -> str:
-    """The word without quotes, brackets and sentence marks at its ends."""
-    start = word.lstrip(_EDGES)
-    core = start.rstrip(_EDGES)
-    if not core:
-        return ""
-    if core.isascii() and not any(map(str.isalnum, core)):
-        return word
-    lead = word[: len(word) - len(start)]
-    decimal_point = core[0].isdigit() and lead.endswith(".") and not lead.endswith("..")
-    return f".{core}" if decimal_point else core
 
 
 def _stands_in(part: Sequence[str], whole: Sequence[str]) -> bool:
@@ -157,7 +89,7 @@ class ProbeScore:
             expected=expected,
             answer=answer,
             teacher_forced=teacher_forced,
-            exact=exact_match(answer, expected),
+            exact=same_answer(answer, expected),
             contains=contains(answer, expected),
             f1=token_f1(answer, expected),
         )

@@ -17,7 +17,7 @@ from .cells import Cell, EditorChoice, Measuring
 from .experiment import Experiment
 from .jobs import Row
 from .report.averages import SCORES, averages, in_order
-from .report.pictures import draw_bars
+from .report.figures import draw_bars
 from .report.report import Findings
 from .report.tables import harder_table, paper_table
 from .trained_cells import TrainedCell, Training
@@ -56,7 +56,7 @@ WITHOUT: Final = (
     Setting(
         "liveedit-hr-star",
         "HR*",
-        "hard routing compresses the whole picture, whatever is asked",
+        "hard routing compresses the whole image, whatever is asked",
         (("hard_prompt", False),),
     ),
 )

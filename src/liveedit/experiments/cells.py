@@ -11,7 +11,6 @@ from typing import Any
 
 from ..backbones import Backbone, load_backbone
 from ..datasets.sources import NamedData, open_data
-from ..edited.model import backbone_digest
 from ..editors import Editor, editor_class
 from ..evaluation.bench import Bench, BenchConfig, make_provenance
 from .jobs import Done, Report
@@ -107,7 +106,7 @@ def measure_cell(cell: Cell, editor: EditorChoice, report: Report) -> Done:
         mixed_precision=cell.measuring.mixed_precision,
     )
     folder = cell.out / "cells" / slug(f"{name}-{found.name}")
-    provenance = make_provenance(backbone_digest(backbone), found.files)
+    provenance = make_provenance(backbone.digest(), found.files)
     bench = Bench(backbone, found.cases, config, folder, provenance, noted)
     try:
         rows = bench.run([(cell.editor.label, editor.make)])

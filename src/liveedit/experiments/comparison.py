@@ -17,7 +17,7 @@ from .cells import Cell, EditorChoice, Measuring, in_stages
 from .experiment import Experiment
 from .jobs import Row
 from .report.averages import in_order
-from .report.pictures import draw_averages
+from .report.figures import draw_averages
 from .report.report import Drawing, Findings
 from .report.tables import harder_table, paper_table, verdict_table
 from .report.verdict import Verdict, headline, judge

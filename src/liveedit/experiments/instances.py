@@ -21,13 +21,13 @@ Report = Callable[[str, int, int], None]
 KINDS: Final[dict[ProbeName, str]] = {
     "reliability": "the edit itself",
     "text_generality": "asked in other words",
-    "modal_generality": "another picture of the same",
+    "modal_generality": "another image of the same",
     "near_duplicate_locality": "a near-duplicate",
-    "same_image_locality": "another question on the picture",
-    "same_question_locality": "this question on another picture",
-    "modal_locality": "another picture, another question",
+    "same_image_locality": "another question on the image",
+    "same_question_locality": "this question on another image",
+    "modal_locality": "another image, another question",
 }
-"""What stands in the figures for each probe with a picture."""
+"""What stands in the figures for each probe with an image."""
 
 _FIGURE_6: Final[tuple[ProbeName, ...]] = (
     "reliability",
@@ -38,29 +38,29 @@ _FIGURE_6: Final[tuple[ProbeName, ...]] = (
 _RELATED: Final[tuple[ProbeName, ...]] = ("same_image_locality", "near_duplicate_locality")
 _TRIED: Final[tuple[ProbeName, ...]] = ("reliability", "text_generality", "modal_generality")
 _LARGEST_SIDE: Final = 448
-"""Pictures are kept no larger than this, in pixels."""
+"""Images are kept no larger than this, in pixels."""
 
 
 @dataclass
 class Gallery:
-    """Entries of a figure as `evaluation.looked_at` takes them, and the pictures that they name."""
+    """Entries of a figure as `evaluation.looked_at` takes them, and the images that they name."""
 
     entries: list[dict[str, Any]] = field(default_factory=list)
-    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    images: dict[str, Image.Image] = field(default_factory=dict)
 
     def add(self, backbone: str, kind: str, question: Question, found: LookedAt, edits: dict[str, Edit]) -> None:
         """Hang up one question."""
-        entry = {"backbone": backbone, "kind": kind, "picture": self._keep(question.image), **found.to_dict()}
+        entry = {"backbone": backbone, "kind": kind, "image": self._keep(question.image), **found.to_dict()}
         for one in entry["candidates"][:SHOWN]:
-            one["picture"] = self._keep(edits[one["edit_id"]].question.image)
+            one["image"] = self._keep(edits[one["edit_id"]].question.image)
         self.entries.append(entry)
 
     def _keep(self, source: ImageSource | None) -> str:
         assert source is not None
-        picture = open_image(source)
-        picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-        name = f"{image_digest(picture)[:12]}.png"
-        self.pictures[name] = picture
+        image = open_image(source)
+        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+        name = f"{image_digest(image)[:12]}.png"
+        self.images[name] = image
         return name
 
 
@@ -73,9 +73,9 @@ def figure_6(
 ) -> None:
     """Make the cases' edits, and ask about the first of them: itself, redrawn, a near-duplicate, another question.
 
-    With `own`, that question is asked instead. Raises `DatasetError` where no case has a picture.
+    With `own`, that question is asked instead. Raises `DatasetError` where no case has an image.
     """
-    edits = _pictured(cases)
+    edits = _with_images(cases)
     _make(editor, edits, report)
     asked = [("own question", own)] if own is not None else _questions_of(cases)
     for done, (kind, question) in enumerate(asked, 1):
@@ -93,12 +93,12 @@ def figure_7(
 ) -> str:
     """The hardest questions for the router, with edits in force that share much of what they see.
 
-    To the cases' edits come, for the first `crowded` of them, edits of another question on the same picture and of the
+    To the cases' edits come, for the first `crowded` of them, edits of another question on the same image and of the
     same question on a near-duplicate (their answers are the data set's). Of the questions about these cases, those are
     shown that hard or soft routing alone would have sent to another edit, both before either; see `difficulty`.
     Returns one sentence that counts them.
     """
-    edits = _pictured(cases)
+    edits = _with_images(cases)
     for case in cases[:crowded]:
         edits |= {f"{case.id}/{name}": edit for name, edit in _related(case)}
     _make(editor, edits, report)
@@ -119,7 +119,7 @@ def figure_7(
     ranks = [rank for rank, _, _ in found]
     return (
         f"{editor.backbone.name}, {len(tried)} questions against {len(edits)} edits: without hard routing another edit "
-        f"would have weighed most for {sum(rank in (2, 3) for rank in ranks)}; another edit's picture was nearest, and "
+        f"would have weighed most for {sum(rank in (2, 3) for rank in ranks)}; another edit's image was nearest, and "
         f"soft routing put that right, for {sum(rank in (1, 3) for rank in ranks)}; both for {ranks.count(3)}. "
         f"Both routers together did not send {ranks.count(-1)} to the right edit."
     )
@@ -137,7 +137,7 @@ def difficulty(candidates: Sequence[Candidate], own: str) -> tuple[int, float]:
     """(what had to come together for the own edit to get most of the weight, most weight that another would have had).
 
     3: both routers; 2: hard routing, without which another edit would have got most; 1: soft routing, for another
-    edit's picture was nearer; 0: either would have done. -1: the own edit did not get most of the weight.
+    edit's image was nearer; 0: either would have done. -1: the own edit did not get most of the weight.
     """
     by_id = {one.edit_id: one for one in candidates}
     others = [one for one in candidates if one.edit_id != own]
@@ -155,10 +155,10 @@ def _make(editor: LiveEdit, edits: dict[str, Edit], report: Report) -> None:
     editor.edit(list(edits.items()), lambda done, total: report(f"editing: {name}", done, total))
 
 
-def _pictured(cases: Sequence[EditCase]) -> dict[str, Edit]:
+def _with_images(cases: Sequence[EditCase]) -> dict[str, Edit]:
     edits = {case.id: case.edit for case in cases if case.edit.question.image is not None}
     if not edits:
-        raise DatasetError("None of the cases has a picture: there is nothing to look at. Give data with pictures.")
+        raise DatasetError("None of the cases has an image: there is nothing to look at. Give data with images.")
     return edits
 
 

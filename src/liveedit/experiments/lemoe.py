@@ -20,7 +20,7 @@ from .experiment import Experiment
 from .jobs import Row
 from .lemoe_runs import FINAL, IMMEDIATE, LemoeRun
 from .report.averages import SCORES, in_order
-from .report.lemoe_pictures import draw_forgetting, draw_orders
+from .report.lemoe_figures import draw_forgetting, draw_orders
 from .report.report import Findings
 
 BACKBONES: Final = ("tiny-llama-lm", "tiny-mistral-lm")
@@ -31,7 +31,7 @@ SHARES: Final = (0.0, 0.25, 0.5, 0.75)
 _TITLE_2: Final = "Immediate and final evaluation, and routing consistency (LEMoE paper, figure 2)"
 _TITLE_3: Final = "The order of edits (LEMoE paper, figure 3)"
 _SOURCE: Final = (
-    "LEMoE (Wang and Li 2024) shows this on LLaMA2-7B with ZsRE, as a picture without figures: nothing published "
+    "LEMoE (Wang and Li 2024) shows this on LLaMA2-7B with ZsRE, as an image without figures: nothing published "
     "stands beside. Its full text was not at hand: what LEMoE is here is partly reconstructed, as its settings say."
 )
 
@@ -250,7 +250,7 @@ _WHEN: Final = (IMMEDIATE, FINAL)
 def _draw(
     rows: Sequence[Row], name: str, draw: Callable[[Sequence[Row], Path, str], Any], title: str, folder: Path
 ) -> list[Any]:
-    """A picture for each backbone."""
+    """An image for each backbone."""
     return [
         draw(own, folder / f"{name}-{backbone}.png", f"{title}: {backbone}, {data}")
         for (backbone, data), own in _apart(rows).items()

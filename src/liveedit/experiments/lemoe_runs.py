@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..edited.model import backbone_digest
 from ..editors.lemoe import Lemoe, LemoeConfig
 from ..editors.lemoe.planning import plan_batches
 from ..evaluation.bench import make_provenance
@@ -71,7 +70,7 @@ class LemoeRun:
         """Two rows, asked immediately and finally; read where they are there with the same settings and digests."""
         found = opened_data(self.data, self.measuring.cases)
         backbone = loaded_backbone(self.backbone, self.measuring.load)
-        provenance = make_provenance(backbone_digest(backbone), found.files)
+        provenance = make_provenance(backbone.digest(), found.files)
         with Lemoe(backbone, LemoeConfig.model_validate({**dict(self.settings), "order": "given"})) as editor:
             config = {
                 **{"editor": editor.configuration(), "edits": self.edits, "seed": self.seed},

@@ -17,7 +17,7 @@ from .cells import EditorChoice, Measuring
 from .experiment import Experiment
 from .jobs import Row
 from .report.averages import SCORES, average_spread, in_order
-from .report.pictures import Circle, draw_circles, draw_lines
+from .report.figures import Circle, draw_circles, draw_lines
 from .report.report import Drawing, Findings
 from .report.tables import paper_table
 from .trained_cells import TrainedCell, Training
@@ -108,7 +108,7 @@ def layers_of(backbone: Backbone) -> tuple[int, ...]:
 
 
 def conclude(figure: Sweep, training: Training, rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
-    """Table and picture of a sweep, and where its best average stands."""
+    """Table and image of a sweep, and where its best average stands."""
     if not rows:
         return Findings(figure.title, (), (), ("Nothing could be measured.", figure.paper), failed=failed)
     settings = {row["editor"]: row["settings"] for row in rows}

@@ -16,7 +16,6 @@ from ..backbones import Backbone
 from ..datasets import read
 from ..datasets.sources import NamedData, cache_folder, open_data, world_seed
 from ..datasets.world.kept import kept_world
-from ..edited.model import backbone_digest
 from ..editors.liveedit import LiveEdit, LiveEditConfig
 from ..editors.liveedit.recipe import TrainingRecipe, train_liveedit
 from ..editors.liveedit.task import LiveEditLosses
@@ -116,7 +115,7 @@ class TrainedCell(Cell):
         backbone = loaded_backbone(self.backbone, self.measuring.load)
         found = training_cases(self.training)
         recipe = self.training.recipe(backbone, len(found.cases), dict(self.settings))
-        digests = {"backbone_digest": backbone_digest(backbone), "data_digest": _digest(found.files)}
+        digests = {"backbone_digest": backbone.digest(), "data_digest": _digest(found.files)}
         wanted = {**recipe.to_dict(), "cases": len(found.cases), **digests}
         folder = self._folder()
         kept = _read(folder / _NOTE)

@@ -1,6 +1,6 @@
-"""The expert repository: in memory for the forward pass, durable on disk."""
+"""Experts: what edits add to a model, and the repository that holds them in memory."""
 
-from .expert import Expert
+from .expert import Expert, LowRankExpert
 from .repository import ExpertRepository
 
-__all__ = ["Expert", "ExpertRepository"]
+__all__ = ["Expert", "ExpertRepository", "LowRankExpert"]

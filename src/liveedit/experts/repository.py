@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidInputError, NotFoundError
 from .blocks import Column, Layout, MappedColumn, Place
-from .expert import Expert
+from .expert import LowRankExpert
 
 Part = Literal["u", "v", "visual_feature", "prompt_feature"]
 
@@ -75,7 +75,7 @@ class ExpertRepository:
 
     # -- changing ----------------------------------------------------------------------------------------
 
-    def add(self, edit_id: str, expert: Expert) -> None:
+    def add(self, edit_id: str, expert: LowRankExpert) -> None:
         """Append an expert. Raises `InvalidInputError` for a known id or another shape; nothing changes then."""
         if edit_id in self._rows:
             raise InvalidInputError(f"The edit {edit_id!r} is already there. Undo it first or use another id.")
@@ -108,10 +108,10 @@ class ExpertRepository:
 
     # -- reading -----------------------------------------------------------------------------------------
 
-    def get(self, edit_id: str) -> Expert:
+    def get(self, edit_id: str) -> LowRankExpert:
         """A copy of an edit's expert. Raises `NotFoundError`."""
         row = self._row(edit_id)
-        return Expert(**{name: column.read(row).to(self.device) for name, column in self._columns.items()})
+        return LowRankExpert(**{name: column.read(row).to(self.device) for name, column in self._columns.items()})
 
     def parts(self, name: Part, largest: int | None = None) -> Iterator[Tensor]:
         """A part of all experts, as views in the order of their rows: (rows, ...), at most `largest` rows each.
@@ -180,7 +180,7 @@ class ExpertRepository:
         none = torch.empty((0, *column.shape), device=column.device)
         return torch.cat([none, *column.parts(len(self))]).to(self.device)
 
-    def _check_shapes(self, expert: Expert) -> None:
+    def _check_shapes(self, expert: LowRankExpert) -> None:
         for name, tensor in expert.tensors.items():
             column = self._columns.get(name)
             if column is not None and tensor.shape != column.shape:
@@ -189,7 +189,7 @@ class ExpertRepository:
                     f"{tuple(column.shape)}. It was made by another editor."
                 )
 
-    def _make_room(self, expert: Expert, row: int) -> None:
+    def _make_room(self, expert: LowRankExpert, row: int) -> None:
         if not self._columns:
             self._layout = Layout(expert.store_bytes)
             self._columns = {name: self._new_column(name, tensor) for name, tensor in expert.tensors.items()}

@@ -1,4 +1,4 @@
-"""The pictures that a built-in backbone is pretrained on, drawn once and kept in a memory-mapped file."""
+"""The images that a built-in backbone is pretrained on, drawn once and kept in a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..datasets.world import catalog, drawing, scene
 from ..datasets.world.scene import Scene
 
 KNOWN_SHARE = 0.6
-"""Share of the pictures that show a creature of the catalogue; the others show strangers."""
+"""Share of the images that show a creature of the catalogue; the others show strangers."""
 STRENGTH = 1.35
 """Poses are drawn this much stronger than in the world, so that the world's lie well inside."""
 _CHUNK = 500
@@ -23,19 +23,19 @@ _CHUNK = 500
 Progress = Callable[[int, int], None]
 
 
-class PicturePool:
+class ImagePool:
     """`count` scenes with their pixels; scene and pixels of an index depend on seed and index alone."""
 
     def __init__(self, folder: Path, count: int, seed: int, progress: Progress = lambda done, total: None):
         self.count, self.seed = count, seed
-        self._file, self._meta = folder / "pictures.npy", folder / "pictures.json"
+        self._file, self._meta = folder / "images.npy", folder / "images.json"
         if not self._complete():
             self._draw(folder, progress)
         self.pixels = np.load(self._file, mmap_mode="r")
         self.scenes = tuple(scene_of(index, seed) for index in range(count))
 
     def normalized(self, indices: Sequence[int]) -> Tensor:
-        """Pixels of these pictures as the image processor gives them, (batch, 3, 64, 64)."""
+        """Pixels of these images as the image processor gives them, (batch, 3, 64, 64)."""
         pixels = torch.from_numpy(np.array(self.pixels[indices])).permute(0, 3, 1, 2).float()
         return (pixels / 255 - 0.5) / 0.25
 
@@ -61,7 +61,7 @@ class PicturePool:
 
 
 def scene_of(index: int, seed: int) -> Scene:
-    """The scene of a pretraining picture."""
+    """The scene of a pretraining image."""
     rng = np.random.default_rng([seed, index])
     if rng.random() < KNOWN_SHARE:
         known = catalog.known_creatures()
@@ -72,8 +72,8 @@ def scene_of(index: int, seed: int) -> Scene:
 
 
 def _draw_chunk(start: int, end: int, seed: int) -> np.ndarray:
-    pictures = []
+    images = []
     for index in range(start, end):
         pose = drawing.draw_pose(np.random.default_rng([seed, index, 1]), STRENGTH)
-        pictures.append(np.asarray(drawing.draw(scene_of(index, seed), pose)))
-    return np.stack(pictures)
+        images.append(np.asarray(drawing.draw(scene_of(index, seed), pose)))
+    return np.stack(images)

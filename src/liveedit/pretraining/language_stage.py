@@ -1,7 +1,7 @@
 """Second stage: the language model learns to answer, on frozen vision features.
 
-Eight questions about one picture share one row: every question sees the picture and itself only, and its
-positions continue those of the picture. The picture is so computed once for eight answers.
+Eight questions about one image share one row: every question sees the image and itself only, and its
+positions continue those of the image. The image is so computed once for eight answers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RowPacker:
         self._tokens: dict[str, list[int]] = {}
 
     def pack(self, rows: Sequence[tuple[bool, Sequence[Turn]]]) -> PackedRows:
-        """Rows of (has a picture, turns)."""
+        """Rows of (has an image, turns)."""
         packed = [self._row(with_image, turns) for with_image, turns in rows]
         length = max(len(row[0]) for row in packed)
         fills = (self.tokenizer.pad_token_id, 0, -1, -100)
@@ -82,9 +82,9 @@ class RowPacker:
         return ids, positions, segments, labels
 
     def _head(self, with_image: bool) -> list[int]:
-        """The tokens before every question, the picture's among them."""
+        """The tokens before every question, the image's among them."""
         ids: list[int] = []
-        for token in self._encode(self.built_in.picture_head if with_image else self.built_in.text_head):
+        for token in self._encode(self.built_in.image_head if with_image else self.built_in.text_head):
             ids += [token] * (IMAGE_TOKENS if token == self._image_id else 1)
         return ids
 
@@ -94,7 +94,7 @@ class RowPacker:
         return self._tokens[text]
 
 
-def picture_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+def image_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     """Eight questions about a scene; a stranger is asked nothing that only facts could answer."""
     known = bool(scene.creature.name)
     attributes = [topic for topic in questions.topics(scene) if not topic.is_entity]
@@ -135,9 +135,9 @@ class LanguageStage(nn.Module):
     ) -> tuple[Tensor, dict[str, float]]:
         """Answer loss + word alignment + emblem kept readable at the edit layer.
 
-        features: (pictures, 16, vision width), in the order of the rows that have a picture.
-        words: (pictures, 16, 3) token ids of what an image token shows, -100 where nothing.
-        cells: (pictures, 25) the emblem.
+        features: (images, 16, vision width), in the order of the rows that have an image.
+        words: (images, 16, 3) token ids of what an image token shows, -100 where nothing.
+        cells: (images, 25) the emblem.
         """
         image = self.projector(features)
         embeddings = self.language.embed_tokens(rows.ids)

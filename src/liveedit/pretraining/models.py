@@ -33,7 +33,7 @@ from .tokenizer import build_tokenizer
 
 PATCH = 16
 IMAGE_TOKENS = (drawing.SIZE // PATCH) ** 2
-"""Image tokens of a picture: one for each patch, or one for each query of the Q-Former."""
+"""Image tokens of an image: one for each patch, or one for each query of the Q-Former."""
 EDIT_LAYER = 3
 """Index of the decoder layer whose output is edited: two thirds of the depth."""
 
@@ -51,7 +51,7 @@ _SIZE = {"height": drawing.SIZE, "width": drawing.SIZE}
 class BuiltIn:
     """How a built-in backbone is made, and how its prompts are laid out.
 
-    picture_head, text_head: what stands before every question, with and without a picture, special tokens as text.
+    image_head, text_head: what stands before every question, with and without an image, special tokens as text.
     question: the question's own part of the prompt. vision_from: the built-in backbone whose trained vision it takes.
     """
 
@@ -59,7 +59,7 @@ class BuiltIn:
     base: str
     summary: str
     template_words: tuple[str, ...]
-    picture_head: str
+    image_head: str
     text_head: str
     question: str
     make_model: Callable[[PreTrainedTokenizerFast], PreTrainedModel]
@@ -68,11 +68,11 @@ class BuiltIn:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Its tokenizer."""
-        # BLIP-2's processor makes the picture's token itself, and stumbles over one that the tokenizer names.
+        # BLIP-2's processor makes the image's token itself, and stumbles over one that the tokenizer names.
         return build_tokenizer(self.template_words, names_image_token=self.base.startswith("Llava"))
 
     def processor(self) -> ProcessorMixin:
-        """Its processor: pictures to 64 x 64, prompts in its own format."""
+        """Its processor: images to 64 x 64, prompts in its own format."""
         return self.make_processor(self.tokenizer())
 
     def build(self, seed: int = 0) -> PreTrainedModel:
@@ -88,7 +88,7 @@ class BuiltIn:
 
 
 class VisionPart(nn.Module):
-    """What turns pixels into a picture's 16 features, before the projection into the language model."""
+    """What turns pixels into an image's 16 features, before the projection into the language model."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -108,14 +108,14 @@ class VisionPart(nn.Module):
 
 
 def language_parts(model: Any) -> tuple[Any, Any]:
-    """The projection of picture features, and the decoder."""
+    """The projection of image features, and the decoder."""
     if hasattr(model, "model"):
         return model.model.multi_modal_projector, model.model.language_model
     return model.language_projection, model.language_model.get_decoder()
 
 
 def _ease_pointing(model: PreTrainedModel) -> None:
-    """Both help a small model to find a word's thing in the picture.
+    """Both help a small model to find a word's thing in the image.
 
     Word embeddings start four times larger than usual, and half of the heads of each layer start with equal query and
     key matrices.
@@ -240,7 +240,7 @@ TINY_LLAVA = BuiltIn(
     base="LlavaForConditionalGeneration",
     summary="CLIP's vision tower, a two-layer projection, Llama",
     template_words=("Q", "A"),
-    picture_head="<s><image>",
+    image_head="<s><image>",
     text_head="<s>",
     question="Q: {} A:",
     make_model=_llava,
@@ -251,7 +251,7 @@ TINY_BLIP2 = BuiltIn(
     base="Blip2ForConditionalGeneration",
     summary="BLIP-2's vision tower and Q-Former, a linear projection, OPT",
     template_words=("Question", "Answer"),
-    picture_head="<image><s>",
+    image_head="<image><s>",
     text_head="<s>",
     question="Question: {} Answer:",
     make_model=lambda tokenizer: _blip2(tokenizer, _opt(tokenizer)),
@@ -262,7 +262,7 @@ TINY_MINIGPT4 = BuiltIn(
     base="Blip2ForConditionalGeneration",
     summary="the trained vision tower and Q-Former of tiny-blip2, a linear projection, Llama",
     template_words=("Human", "Assistant", "Img"),
-    picture_head="<s>###Human: <Img><image></Img>",
+    image_head="<s>###Human: <Img><image></Img>",
     text_head="<s>###Human:",
     question=" {}###Assistant:",
     make_model=lambda tokenizer: _blip2(tokenizer, _llama(tokenizer)),

@@ -17,7 +17,7 @@ _COMMON = ("Say", "the", "a", "is")
 def build_tokenizer(
     template_words: Sequence[str] = ("Q", "A"), names_image_token: bool = True
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of the world's words, those of a prompt template, and the picture's token."""
+    """The tokenizer of the world's words, those of a prompt template, and the image's token."""
     words = [*questions.vocabulary(), *template_words, *_COMMON]
     named = {"image_token": "<image>"} if names_image_token else {}
     tokenizer = tokenizer_of(words, ("<image>",), 2048, extra_special_tokens=named)

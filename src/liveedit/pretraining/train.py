@@ -1,4 +1,4 @@
-"""`liveedit train-backbone`: pictures, vision stage, language stage, model card. Resumable at every step."""
+"""`liveedit train-backbone`: images, vision stage, language stage, model card. Resumable at every step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from ..backbones.built_in import built_in_folder
 from ..errors import CheckpointError
 from ..training.checkpoints import load_tensors, resume_training, save_tensors, save_training
-from .images import PicturePool
-from .language_stage import LanguageStage, RowPacker, alignment_words, picture_turns, text_turns
+from .images import ImagePool
+from .language_stage import LanguageStage, RowPacker, alignment_words, image_turns, text_turns
 from .models import BUILT_INS, BuiltIn, VisionPart
 from .vision_stage import VisionHeads, VisionTargets, use_convolved_patches, use_linear_patches
 
@@ -42,7 +42,7 @@ class PretrainingConfig:
 
     backbone: str = "tiny-llava"
     seed: int = 0
-    pictures: int = 60_000
+    images: int = 60_000
     vision_steps: int = 3_000
     vision_batch: int = 128
     vision_rate: float = 2e-3
@@ -62,7 +62,7 @@ def train_backbone(
     """
     folder.mkdir(parents=True, exist_ok=True)
     built_in = BUILT_INS[config.backbone]
-    pool = PicturePool(folder, config.pictures, config.seed, lambda done, total: report("pictures", done, total, {}))
+    pool = ImagePool(folder, config.images, config.seed, lambda done, total: report("images", done, total, {}))
     model = built_in.build(config.seed)
     vision = VisionPart(model)
     if built_in.vision_from is None:
@@ -94,9 +94,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _vision_stage(
-    vision: VisionPart, pool: PicturePool, folder: Path, config: PretrainingConfig, report: Report
-) -> None:
+def _vision_stage(vision: VisionPart, pool: ImagePool, folder: Path, config: PretrainingConfig, report: Report) -> None:
     stage = nn.ModuleDict({"vision": vision, "heads": VisionHeads(vision.width)})
     use_linear_patches(vision.tower)
 
@@ -116,7 +114,7 @@ def _language_stage(
     model: PreTrainedModel,
     vision: VisionPart,
     built_in: BuiltIn,
-    pool: PicturePool,
+    pool: ImagePool,
     folder: Path,
     config: PretrainingConfig,
     report: Report,
@@ -130,7 +128,7 @@ def _language_stage(
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([config.seed, 3, step])
         indices = rng.integers(pool.count, size=config.language_batch)
-        rows = [(True, picture_turns(pool.scenes[index], rng)) for index in indices]
+        rows = [(True, image_turns(pool.scenes[index], rng)) for index in indices]
         rows += [(False, text_turns(tokenizer, rng)) for _ in range(config.text_rows)]
         picked = features[torch.from_numpy(indices)].float()
         # Vision is frozen here: noise on its features stands in for fresh drawings.
@@ -188,8 +186,8 @@ def _identity(config: Resumable) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _features(vision: VisionPart, pool: PicturePool, file: Path, report: Report) -> Tensor:
-    """What the trained vision part says of every picture, (pictures, 16, width) in half precision."""
+def _features(vision: VisionPart, pool: ImagePool, file: Path, report: Report) -> Tensor:
+    """What the trained vision part says of every image, (images, 16, width) in half precision."""
     if file.exists():
         return load_tensors(file)[0]["features"]
     found = []
@@ -199,12 +197,12 @@ def _features(vision: VisionPart, pool: PicturePool, file: Path, report: Report)
             found.append(vision(pixels).half())
         report("features", start + len(pixels), pool.count, {})
     features = torch.cat(found)
-    save_tensors(file, {"features": features}, {"pictures": pool.count})
+    save_tensors(file, {"features": features}, {"images": pool.count})
     return features
 
 
 def _augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """A little noise and a whole shift by up to one pixel: a picture is never seen twice alike."""
+    """A little noise and a whole shift by up to one pixel: an image is never seen twice alike."""
     down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
     noise = torch.randn(pixels.shape, generator=generator) * 0.06
     return pixels.roll((down, right), (2, 3)) + noise

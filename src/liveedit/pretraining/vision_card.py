@@ -1,4 +1,4 @@
-"""The model card: what a built-in backbone answers on pictures and wordings it has never seen."""
+"""The model card: what a built-in backbone answers on images and wordings it has never seen."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Accuracy = dict[str, dict[str, float]]
 
 
 def measure_backbone(
-    backbone: Backbone, pictures: int = 400, batch: int = 128, progress: Callable[[int, int], None] = lambda d, t: None
+    backbone: Backbone, images: int = 400, batch: int = 128, progress: Callable[[int, int], None] = lambda d, t: None
 ) -> Accuracy:
-    """Ask every topic of fresh pictures of known creatures, and every text-only fact, in all groups of wordings."""
-    asked = [*_picture_questions(pictures), *_text_questions()]
+    """Ask every topic of fresh images of known creatures, and every text-only fact, in all groups of wordings."""
+    asked = [*_image_questions(images), *_text_questions()]
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
@@ -75,9 +75,9 @@ Exact match of free generation in percent, on pictures drawn from a seed that no
 """
 
 
-def _picture_questions(pictures: int) -> list[tuple[str, Wording, Question, str]]:
+def _image_questions(images: int) -> list[tuple[str, Wording, Question, str]]:
     known, asked = catalog.known_creatures(), []
-    for index in range(pictures):
+    for index in range(images):
         rng = np.random.default_rng([CARD_SEED, index])
         shown = scene.draw_scene(f"card-{index}", known[index % len(known)], rng)
         image = drawing.draw(shown, drawing.draw_pose(rng))

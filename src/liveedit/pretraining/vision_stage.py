@@ -1,4 +1,4 @@
-"""First stage: the vision tower learns what a picture shows, supervised by the scene.
+"""First stage: the vision tower learns what an image shows, supervised by the scene.
 
 Heads read a patch's own token for what lies in that patch (hat, things) and the mean of all tokens for the
 rest. The emblem is predicted cell by cell, so that a creature which was never shown is seen as well as a known

@@ -38,7 +38,7 @@ from .settings import ServingSettings
 
 
 def _fetcher(settings: ServingSettings) -> Fetcher | None:
-    places = [Place.parse(text) for text in settings.allow_pictures_from]
+    places = [Place.parse(text) for text in settings.allow_images_from]
     return Fetcher(places, settings.body_bytes, settings.fetch_seconds) if places else None
 
 

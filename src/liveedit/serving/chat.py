@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
-from ..editors import SMALLEST_SHARE, Fired, taking_part
+from ..answers import FIRING_THRESHOLD, Fired, above_threshold
 from .chat_messages import ChatRequest
 from .decoding import Finish
 from .error_responses import RefusalError, problem_of
@@ -26,7 +26,7 @@ class FiredEdit(BaseModel):
     """An edit that took part in an answer."""
 
     id: str
-    weight: float = Field(description=f"Its share, to 1; edits with less than {SMALLEST_SHARE} are left out.")
+    weight: float = Field(description=f"Its share, to 1; edits with less than {FIRING_THRESHOLD} are left out.")
     margin: float = Field(description="By how much it exceeded what would have kept it out.")
 
 
@@ -38,7 +38,7 @@ class LiveEditExtension(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of question (picture and chat format included) and answer (the token that ends it included)."""
+    """Tokens of question (image and chat format included) and answer (the token that ends it included)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -121,7 +121,7 @@ def chat_router(service: Service) -> APIRouter:
         responses={200: {"content": {"text/event-stream": {"schema": _EVENT}}}},
     )
     async def complete(request: ChatRequest) -> Any:
-        """Answer a question, about a picture or without one; `stream` sends the answer as it is written."""
+        """Answer a question, about an image or without one; `stream` sends the answer as it is written."""
         _check_model(service, request.model)
         query = await _query(request, service)
         head = _Head(service.model_name)
@@ -151,7 +151,7 @@ async def _query(request: ChatRequest, service: Service) -> Query:
             400, f"The prompt is longer than {settings.prompt_tokens:,} tokens. Shorten it.", "prompt_too_long"
         )
     style = request.style(settings)
-    image = await service.picture(uri) if uri is not None else None
+    image = await service.image(uri) if uri is not None else None
     return Query(prompt, image, style)
 
 
@@ -256,4 +256,4 @@ def _extension(reply: Reply) -> LiveEditExtension:
 
 def shown_edits(fired: Sequence[Fired]) -> list[FiredEdit]:
     """Of the edits that fired those whose share is worth telling."""
-    return [FiredEdit(id=one.edit_id, weight=one.weight, margin=one.margin) for one in taking_part(fired)]
+    return [FiredEdit(id=one.edit_id, weight=one.weight, margin=one.margin) for one in above_threshold(fired)]

@@ -1,4 +1,4 @@
-"""OpenAI's chat requests, as far as a model can take them that answers one question about one picture."""
+"""OpenAI's chat requests, as far as a model can take them that answers one question about one image."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ class RequestModel(BaseModel):
 
 
 class ImageUrl(RequestModel):
-    """A picture as a data URI."""
+    """An image as a data URI."""
 
     url: Text
     detail: Literal["auto"] | None = None
 
 
 class Part(RequestModel):
-    """A piece of a message: text, or a picture."""
+    """A piece of a message: text, or an image."""
 
     type: str
     text: Text | None = None
@@ -123,7 +123,7 @@ class ChatRequest(RequestModel):
     service_tier: Literal["auto", "default"] | None = None
 
     def question(self) -> tuple[str, str | None]:
-        """The prompt, and the picture's URI if there is one. Raises `RefusalError` for what the model cannot take."""
+        """The prompt, and the image's URI if there is one. Raises `RefusalError` for what the model cannot take."""
         for place, message in enumerate(self.messages):
             if message.role != "user":
                 raise _refused(
@@ -166,7 +166,7 @@ def _split(message: ChatMessage) -> tuple[str, str | None]:
     if content is None or isinstance(content, str):
         return _full(content or ""), None
     texts: list[str] = []
-    pictures: list[str] = []
+    images: list[str] = []
     for place, part in enumerate(content):
         field = _FIELDS.get(part.type)
         given = {"text": part.text, "image_url": part.image_url}
@@ -176,12 +176,12 @@ def _split(message: ChatMessage) -> tuple[str, str | None]:
         if given.pop(field) is None or any(value is not None for value in given.values()):
             raise _refused(param, f"A part of the type {part.type!r} takes the field {field!r}, and that alone.")
         if part.image_url is not None:
-            pictures.append(part.image_url.url)
+            images.append(part.image_url.url)
         elif part.text is not None:
             texts.append(part.text)
-    if len(pictures) > 1:
-        raise _refused("messages.0.content", f"{len(pictures)} pictures were given; this model looks at one at most.")
-    return _full("\n".join(texts)), pictures[0] if pictures else None
+    if len(images) > 1:
+        raise _refused("messages.0.content", f"{len(images)} images were given; this model looks at one at most.")
+    return _full("\n".join(texts)), images[0] if images else None
 
 
 def _full(prompt: str) -> str:

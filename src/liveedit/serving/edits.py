@@ -48,12 +48,12 @@ class EditRequest(RequestModel):
 
     prompt: Text = Field(min_length=1)
     answer: Text = Field(min_length=1, max_length=4096)
-    image: Text | None = Field(None, description="A data URI; none for a question without a picture.")
+    image: Text | None = Field(None, description="A data URI; none for a question without an image.")
     rephrasings: list[Text] = Field(default=[], description="Other wordings that the edit is checked on.")
     author: Text | None = Field(None, max_length=200, description="Who makes it; the API key's name by default.")
     note: Text | None = Field(None, max_length=4096, description="Why.")
     locality: list[LocalityQuestion] = Field(default=[], description="Questions whose answers should stay.")
-    supersede: bool = Field(True, description="Whether edits in force of the same picture and prompt leave.")
+    supersede: bool = Field(True, description="Whether edits in force of the same image and prompt leave.")
     must_take: bool = Field(
         False, description="Whether an edit that does not take is refused (422) and nothing stored; rephrasings aside."
     )
@@ -63,7 +63,7 @@ class LocalityQuestion(RequestModel):
     """A question that an edit should leave alone."""
 
     prompt: Text = Field(min_length=1)
-    image: Text | None = Field(None, description="A data URI; none for a question without a picture.")
+    image: Text | None = Field(None, description="A data URI; none for a question without an image.")
 
 
 class CreatedEdit(BaseModel):
@@ -154,8 +154,8 @@ async def _correction(wanted: EditRequest, author: str | None, service: Service)
                 raise RefusalError(400, f"{name}: this text is empty. Give some.", "invalid_value", name)
             if len(text) > settings.prompt_characters:
                 raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)
-    image = await _picture(wanted.image, service)
-    locality = tuple([(await _picture(asked.image, service), asked.prompt) for asked in wanted.locality])
+    image = await _image(wanted.image, service)
+    locality = tuple([(await _image(asked.image, service), asked.prompt) for asked in wanted.locality])
     return Correction(
         wanted.prompt,
         wanted.answer,
@@ -174,8 +174,8 @@ def _check_number(name: str, given: int, most: int) -> None:
         raise RefusalError(400, f"{given} {name} were given; at most {most} are checked.", f"too_many_{name}", name)
 
 
-async def _picture(uri: str | None, service: Service) -> Image.Image | None:
-    return None if uri is None else await service.picture(uri)
+async def _image(uri: str | None, service: Service) -> Image.Image | None:
+    return None if uri is None else await service.image(uri)
 
 
 async def _create(correction: Correction, sent: ChangeRequest | None, service: Service) -> Done[CreatedEdit]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from ..editors import taking_part
+from ..answers import above_threshold
 from ..errors import LiveEditError, QueueFullError, ServiceStoppingError, WaitedTooLongError
 from .metrics import Metrics
 from .served_model import Query, Reply
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 class AnsweringModel(Protocol):
     """What the engine wants of a model; `ServedModel` is one. All but `refresh` may run on several threads at once."""
 
-    lanes: int
+    workers: int
     """How many threads answer beside each other."""
 
-    def enter_lane(self) -> None:
+    def enter_worker(self) -> None:
         """Called once by each of these threads, on itself."""
         ...
 
@@ -90,7 +90,7 @@ class Engine(Generic[_Model]):
         self._accepting = True
         self._at_work: list[list[_Job]] = []
         self.metrics.watch_queue(lambda: len(self._jobs))
-        names = [f"liveedit-lane-{number}" for number in range(model.lanes)]
+        names = [f"liveedit-lane-{number}" for number in range(model.workers)]
         self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
         for thread in self._threads:
             thread.start()
@@ -135,7 +135,7 @@ class Engine(Generic[_Model]):
             if waiting >= self.settings.queue:
                 raise QueueFullError(f"{waiting} requests wait already, and no more may. Try again in a moment.")
             if job.pixels and pixels and pixels + job.pixels > self.settings.queue_pixels:
-                raise QueueFullError("Too many pictures wait already. Try again in a moment, or give smaller ones.")
+                raise QueueFullError("Too many images wait already. Try again in a moment, or give smaller ones.")
             self._jobs.append(job)
             self._changed.notify_all()
         return job
@@ -163,7 +163,7 @@ class Engine(Generic[_Model]):
     # -- the threads of the model ------------------------------------------------------------------------
 
     def _work(self) -> None:
-        self._model.enter_lane()
+        self._model.enter_worker()
         while jobs := self._next():
             if jobs[0].action is not None:
                 self._begin(jobs, self._act)
@@ -277,7 +277,7 @@ class Engine(Generic[_Model]):
         if isinstance(reply, Reply):
             metrics = self.metrics
             metrics.answer_seconds.observe(time.monotonic() - job.since)
-            fired = taking_part(reply.fired)
+            fired = above_threshold(reply.fired)
             metrics.answers.labels("yes" if fired else "no").inc()
             metrics.edits_fired.inc(len(fired))
             metrics.tokens.labels("prompt").inc(reply.prompt_tokens)

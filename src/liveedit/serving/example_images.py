@@ -1,4 +1,4 @@
-"""Pictures of the drawn world that the page offers to whoever has none at hand."""
+"""Images of the drawn world that the page offers to whoever has none at hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STRANGER: Final = Creature("page-stranger", 0b11011_10101_11111_01110_11011, na
 
 @dataclass(frozen=True)
 class Example:
-    """A picture: the name of its file, what it is for, and what it shows for those who cannot see it."""
+    """An image: the name of its file, what it is for, and what it shows for those who cannot see it."""
 
     name: str
     title: str
@@ -82,7 +82,7 @@ QUESTIONS: Final = (
 
 
 def example_png(example: Example) -> bytes:
-    """The picture as PNG, large enough to look at."""
+    """The image as PNG, large enough to look at."""
     stream = io.BytesIO()
     draw(example.scene, example.pose, enlarged=True).save(stream, format="PNG", optimize=True)
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures from elsewhere: only from places that the operator named, and never from this machine's own network."""
+"""Images from elsewhere: only from places that the operator named, and never from this machine's own network."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..errors import ConfigError, ImageError
 _PORTS: Final = {"http": 80, "https": 443}
 _REDIRECTS: Final = 3
 _AT_ONCE: Final = 16
-"""So many pictures are fetched at a time; others wait."""
+"""So many images are fetched at a time; others wait."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where pictures may be fetched from: scheme, host and port alike, and a path that begins with this one."""
+    """Where images may be fetched from: scheme, host and port alike, and a path that begins with this one."""
 
     scheme: str
     host: str
@@ -37,7 +37,7 @@ class Place:
         url = _url(text)
         if url is None or url.scheme not in _PORTS or not url.host or url.userinfo or url.query or url.fragment:
             raise ConfigError(
-                f"Pictures cannot be allowed from {text!r}. Give the beginning of a URL, such as "
+                f"Images cannot be allowed from {text!r}. Give the beginning of a URL, such as "
                 "https://images.example.com/public/."
             )
         return cls(url.scheme, url.host, url.port or _PORTS[url.scheme], url.path)
@@ -60,7 +60,7 @@ class Place:
 
 
 class Fetcher:
-    """Fetches pictures from some places. most_bytes: of one picture. seconds: for all of one, redirects included."""
+    """Fetches images from some places. most_bytes: of one image. seconds: for all of one, redirects included."""
 
     def __init__(self, places: Sequence[Place], most_bytes: int, seconds: float):
         self.places, self._most_bytes, self._seconds = tuple(places), most_bytes, seconds
@@ -115,12 +115,12 @@ class Fetcher:
     def _refused(self, text: str) -> ImageError:
         places = ", ".join(map(str, self.places))
         return ImageError(
-            f"The picture was given as {_shown(text)!r}, or leads there. Pictures are fetched from {places} alone; "
+            f"The image was given as {_shown(text)!r}, or leads there. Images are fetched from {places} alone; "
             "give others as data URIs."
         )
 
     def _failed(self, text: str, reason: str) -> ImageError:
-        return ImageError(f"The picture at {_shown(text)!r} cannot be fetched: {reason}. Give it as a data URI.")
+        return ImageError(f"The image at {_shown(text)!r} cannot be fetched: {reason}. Give it as a data URI.")
 
 
 async def _checked_address(host: str, place: Place) -> _Address:
@@ -130,7 +130,7 @@ async def _checked_address(host: str, place: Place) -> _Address:
         if place.names_address or (mapped.is_global and not mapped.is_multicast):
             return address
     raise ImageError(
-        f"The host {host!r} of the picture is in a private network, and nothing is fetched from there. Give it as a "
+        f"The host {host!r} of the image is in a private network, and nothing is fetched from there. Give it as a "
         "data URI."
     )
 

@@ -1,4 +1,4 @@
-"""`/v1/heat-maps`: where in its picture a question looked, and which edits it met."""
+"""`/v1/heat-maps`: where in its image a question looked, and which edits it met."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .served_model import Query, ServedModel
 from .service import Service
 
 _MOST_CELLS = 8
-"""Rows and columns of a map of changes at most: each of its cells is a picture to run, while others wait."""
+"""Rows and columns of a map of changes at most: each of its cells is an image to run, while others wait."""
 
 
 class HeatMapRequest(RequestModel):
-    """A question about a picture."""
+    """A question about an image."""
 
     image: Text = Field(description="A data URI.")
     prompt: Text = Field(min_length=1)
@@ -34,7 +34,7 @@ class HeatMapRequest(RequestModel):
 
 
 class Area(BaseModel):
-    """The part of the picture that a map lies over, in shares of its width and height: models cut off margins."""
+    """The part of the image that a map lies over, in shares of its width and height: models cut off margins."""
 
     left: float = 0.0
     top: float = 0.0
@@ -42,8 +42,8 @@ class Area(BaseModel):
     height: float = 1.0
 
 
-class MapOfPicture(BaseModel):
-    """A map: rows from top to bottom. Over "tokens" it has one row, whose cells stand for no place in the picture."""
+class MapOfImage(BaseModel):
+    """A map: rows from top to bottom. Over "tokens" it has one row, whose cells stand for no place in the image."""
 
     over: Literal["cells", "tokens"]
     values: list[list[float]] = Field(description="Attention: shares, together 1. Change: 0 is none.")
@@ -55,8 +55,8 @@ class HeatMaps(BaseModel):
     """What a question looked at. `edits`: those that would take part in its answer."""
 
     object: Literal["heat_maps"] = "heat_maps"
-    attention: MapOfPicture
-    change: MapOfPicture | None
+    attention: MapOfImage
+    change: MapOfImage | None
     edits: list[FiredEdit]
     revision: int = Field(description="The revision of the edits in force.")
 
@@ -67,7 +67,7 @@ def heat_maps_router(service: Service) -> APIRouter:
 
     @router.post("/v1/heat-maps")
     async def make_heat_maps(request: HeatMapRequest) -> HeatMaps:
-        """Where in the picture this question looks. With `change_cells` that many squared pictures are run."""
+        """Where in the image this question looks. With `change_cells` that many squared images are run."""
         query = await _query(request, service)
         return await service.engine.act(lambda model: _look(model, query, request.change_cells), query.pixels)
 
@@ -80,7 +80,7 @@ async def _query(request: HeatMapRequest, service: Service) -> Query:
         raise RefusalError(400, "prompt: this text is empty. Give a question.", "invalid_value", "prompt")
     if len(request.prompt) > settings.prompt_characters:
         raise RefusalError(400, "prompt: this text is too long. Shorten it.", "prompt_too_long", "prompt")
-    image = await service.picture(request.image)
+    image = await service.image(request.image)
     return Query(request.prompt, image, Style(1))
 
 
@@ -104,13 +104,13 @@ def _look(served: ServedModel, query: Query, change_cells: int | None) -> HeatMa
     )
 
 
-def _placed(found: HeatMap, area: Area) -> MapOfPicture:
+def _placed(found: HeatMap, area: Area) -> MapOfImage:
     values = [list(row) for row in found.values]
-    return MapOfPicture(over=found.over, values=values, note=found.note, area=area if found.over == "cells" else None)
+    return MapOfImage(over=found.over, values=values, note=found.note, area=area if found.over == "cells" else None)
 
 
 def seen_area(backbone: Backbone, image: Image.Image) -> Area:
-    """The part of a picture that the model is shown: all of it, or its middle where its processor crops."""
+    """The part of an image that the model is shown: all of it, or its middle where its processor crops."""
     processor: Any = getattr(backbone.processor, "image_processor", None)
     size, crop = getattr(processor, "size", None) or {}, getattr(processor, "crop_size", None) or {}
     if not getattr(processor, "do_center_crop", False) or not size.get("shortest_edge") or not crop.get("height"):

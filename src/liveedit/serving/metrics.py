@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from ..editors import SMALLEST_SHARE
+from ..answers import FIRING_THRESHOLD
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -47,7 +47,7 @@ class Metrics:
         )
         self.edits_fired = Counter(
             "liveedit_edits_fired",
-            f"Edits that took part in answers, with a weight from {SMALLEST_SHARE} up.",
+            f"Edits that took part in answers, with a weight from {FIRING_THRESHOLD} up.",
             registry=registry,
         )
         self.answers = Counter(

@@ -178,7 +178,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> RefusalError:
-    message = f"The body is larger than {limit:,} bytes, which is the most that is taken. Send a smaller picture."
+    message = f"The body is larger than {limit:,} bytes, which is the most that is taken. Send a smaller image."
     return RefusalError(413, message, "body_too_large", headers={"Connection": "close"})
 
 

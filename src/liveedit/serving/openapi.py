@@ -13,7 +13,7 @@ from PIL import Image
 
 from .chat_messages import SEEDS, WITH_TEXT
 from .error_responses import ErrorBody
-from .images import picture_pattern
+from .images import image_pattern
 from .middleware import role_for
 from .service import Service
 
@@ -92,7 +92,7 @@ def _tighten_chat(parts: dict[str, Any], service: Service) -> None:
     # FastAPI would round the limits.
     request["properties"]["seed"]["anyOf"][0] |= {"minimum": SEEDS[0], "maximum": SEEDS[1]}
     text = {"type": "string", "pattern": WITH_TEXT, "maxLength": longest}
-    parts["ImageUrl"]["properties"]["url"] |= _picture(service)
+    parts["ImageUrl"]["properties"]["url"] |= _image(service)
     kinds = {"TextPart": {"text": text}, "ImagePart": {"image_url": {"$ref": f"{_REF}ImageUrl"}}}
     for (name, fields), kind in zip(kinds.items(), ("text", "image_url"), strict=True):
         parts[name] = {
@@ -102,7 +102,7 @@ def _tighten_chat(parts: dict[str, Any], service: Service) -> None:
             "additionalProperties": False,
         }
     parts.pop("Part")
-    # A text, and at most one picture before or behind it.
+    # A text, and at most one image before or behind it.
     words, looks = ({"$ref": f"{_REF}{name}"} for name in kinds)
     orders = [[words], [words, looks], [looks, words]]
     lists = [
@@ -119,43 +119,43 @@ def _tighten_edits(parts: dict[str, Any], service: Service) -> None:
     for field in (fields["prompt"], fields["answer"], fields["rephrasings"]["items"]):
         field |= {"pattern": WITH_TEXT, "maxLength": min(longest, field.get("maxLength", longest))}
     fields["rephrasings"]["maxItems"] = service.settings.rephrasings
-    fields["image"]["anyOf"][0] |= _picture(service)
+    fields["image"]["anyOf"][0] |= _image(service)
     fields["locality"]["maxItems"] = service.settings.locality
     asked = parts["LocalityQuestion"]["properties"]
     asked["prompt"] |= {"pattern": WITH_TEXT, "maxLength": longest}
-    asked["image"]["anyOf"][0] |= _picture(service)
-    if service.model.needs_picture:
+    asked["image"]["anyOf"][0] |= _image(service)
+    if service.model.needs_image:
         fields["image"] = {key: value for key, value in fields["image"].items() if key != "anyOf"}
-        fields["image"] |= {"type": "string", **_picture(service)}
+        fields["image"] |= {"type": "string", **_image(service)}
         parts["EditRequest"]["required"].append("image")
 
 
 def _tighten_heat_maps(parts: dict[str, Any], service: Service) -> None:
     fields = parts["HeatMapRequest"]["properties"]
     fields["prompt"] |= {"pattern": WITH_TEXT, "maxLength": service.settings.prompt_characters}
-    fields["image"] |= _picture(service)
+    fields["image"] |= _image(service)
 
 
-def _picture(service: Service) -> dict[str, Any]:
-    return {"pattern": picture_pattern()} if service.fetcher is None else {"format": "uri"}
+def _image(service: Service) -> dict[str, Any]:
+    return {"pattern": image_pattern()} if service.fetcher is None else {"format": "uri"}
 
 
 def _add_examples(schema: dict[str, Any], service: Service) -> None:
-    picture, prompt = _example_picture(), "What color is this?"
-    content = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": picture}}]
+    image, prompt = _example_image(), "What color is this?"
+    content = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": image}}]
     examples = {
         "/v1/chat/completions": {
             "model": service.model_name,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
         },
-        "/v1/heat-maps": {"image": picture, "prompt": prompt, "change_cells": 2},
+        "/v1/heat-maps": {"image": image, "prompt": prompt, "change_cells": 2},
         "/v1/edits": {
-            "image": picture,
+            "image": image,
             "prompt": prompt,
             "answer": "blue",
             "note": "ticket 4711",
-            "locality": [{"image": picture, "prompt": "How many legs are there?"}],
+            "locality": [{"image": image, "prompt": "How many legs are there?"}],
         },
         "/v1/check": {"limit": 20},
     }
@@ -163,7 +163,7 @@ def _add_examples(schema: dict[str, Any], service: Service) -> None:
         schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"] = example
 
 
-def _example_picture() -> str:
+def _example_image() -> str:
     stream = io.BytesIO()
     Image.new("RGB", (32, 32), (40, 80, 200)).save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

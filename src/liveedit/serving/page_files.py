@@ -1,4 +1,4 @@
-"""The page at `/`: its files, its example pictures, and what it has to know of the server."""
+"""The page at `/`: its files, its example images, and what it has to know of the server."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def page_router(settings: ServingSettings, *, asks_for_keys: bool) -> APIRouter:
 
 
 def page_files(settings: ServingSettings, *, asks_for_keys: bool) -> dict[str, PageFile]:
-    """Every file of the page by its name, read once: those of the package, example pictures, settings.json."""
+    """Every file of the page by its name, read once: those of the package, example images, settings.json."""
     found = {
         entry.name: PageFile(entry.read_bytes(), _TYPES[entry.name.rpartition(".")[2]])
         for entry in files("liveedit.serving").joinpath("page").iterdir()
@@ -95,9 +95,9 @@ def page_files(settings: ServingSettings, *, asks_for_keys: bool) -> dict[str, P
     known = {
         "version": __version__,
         "asks_for_keys": asks_for_keys,
-        "picture_formats": [f"image/{name.lower()}" for name in FORMATS],
+        "image_formats": [f"image/{name.lower()}" for name in FORMATS],
         "body_bytes": settings.body_bytes,
-        "picture_pixels": settings.picture_pixels,
+        "image_pixels": settings.image_pixels,
         "rephrasings": settings.rephrasings,
         "examples": [{"url": f"page/{one.name}", "title": one.title, "shows": one.shows} for one in EXAMPLES],
         "questions": QUESTIONS,

@@ -37,9 +37,9 @@ class EditCard(BaseModel):
     answer: str
     answer_before: str | None
     answer_after: str | None
-    in_force: bool
+    active: bool
     has_thumbnail: bool
-    image_sha256: str | None = Field(description="SHA-256 of the picture's size and pixels.")
+    image_sha256: str | None = Field(description="SHA-256 of the image's size and pixels.")
     editor: str
     author: str | None
     note: str | None
@@ -88,7 +88,7 @@ def reading_router(service: Service) -> APIRouter:
 
     @router.get("/v1/edits")
     async def list_edits(
-        state: Annotated[State, Query(description="In force, undone, or all, purged ones too.")] = "in_force",
+        state: Annotated[State, Query(description="In force, undone, or all, purged ones too.")] = "active",
         order: Annotated[Literal["asc", "desc"], Query(description="Oldest or newest first.")] = "asc",
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
         after: Annotated[
@@ -112,7 +112,7 @@ def reading_router(service: Service) -> APIRouter:
         responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
     )
     async def get_thumbnail(edit_id: EditId) -> Any:
-        """The picture of an edit, small, as PNG; 404 where it has none, 410 where it was purged."""
+        """The image of an edit, small, as PNG; 404 where it has none, 410 where it was purged."""
         thumbnail = await service.read(lambda model: model.thumbnail(edit_id))
         return Response(thumbnail, media_type="image/png", headers=_KEPT)
 
@@ -127,7 +127,7 @@ def reading_router(service: Service) -> APIRouter:
 
 def card_of(stored: StoredEdit, with_thumbnail: Collection[str]) -> EditCard:
     """An edit as it is shown. with_thumbnail: ids of edits that have one."""
-    further = {"in_force": stored.is_active, "has_thumbnail": stored.id in with_thumbnail}
+    further = {"active": stored.is_active, "has_thumbnail": stored.id in with_thumbnail}
     return EditCard.model_validate({**vars(stored), **further})
 
 

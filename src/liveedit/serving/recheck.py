@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from ..answers import above_threshold
 from ..edited.recheck import AskedAbout, CheckedEdit
-from ..editors import taking_part
 from .chat_messages import RequestModel, Whole
 from .reading import ID_SCHEMA, MOST_LISTED
 from .service import Service
@@ -40,8 +40,8 @@ class CheckedCard(BaseModel):
     answer_now: str | None
     holds: bool | None = Field(description="Whether both agree; null where the edit could not be asked again.")
     asked_about: AskedAbout = Field(
-        description="text: a question without a picture. picture: the edit's picture. thumbnail: a smaller copy of it. "
-        "nothing: the picture was not kept, and the edit is not asked."
+        description="text: a question without an image. image: the edit's image. thumbnail: a smaller copy of it. "
+        "nothing: the image was not kept, and the edit is not asked."
     )
     others: list[OtherEdit]
 
@@ -65,7 +65,7 @@ def checking_router(service: Service) -> APIRouter:
     @router.post("/v1/check")
     async def check_edits(wanted: CheckRequest) -> CheckList:
         """Ask edits in force again, a few at a time between others' questions; those undone meanwhile are left out."""
-        page = await service.read(lambda model: model.page("in_force", False, wanted.after, wanted.limit))
+        page = await service.read(lambda model: model.page("active", False, wanted.after, wanted.limit))
         checked: list[CheckedEdit] = []
         for start in range(0, len(page.edits), _ASKED_AT_ONCE):
             some = page.edits[start : start + _ASKED_AT_ONCE]
@@ -84,5 +84,5 @@ def checking_router(service: Service) -> APIRouter:
 
 
 def _card(edit: CheckedEdit) -> CheckedCard:
-    others: list[Any] = [{"id": other.edit_id, "weight": other.weight} for other in taking_part(edit.others)]
+    others: list[Any] = [{"id": other.edit_id, "weight": other.weight} for other in above_threshold(edit.others)]
     return CheckedCard.model_validate({**vars(edit), "id": edit.edit_id, "holds": edit.holds, "others": others})

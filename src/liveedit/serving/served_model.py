@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from ..answers import Fired
 from ..backbones import Inputs
 from ..edited.model import EditedModel, Receipt
 from ..edited.recheck import CheckedEdit
-from ..editors import Fired
 from ..errors import EditPurgedError, InvalidInputError, NotFoundError
 from ..samples import Question
 from ..store.idempotency import ChangeRequest
@@ -22,7 +22,7 @@ from ..store.paging import EditPage, State
 from ..store.records import Event, StoredEdit
 from .decoding import Finish, Listener, Sampling, Stopping, Style, Writing
 from .settings import ServingSettings
-from .workers import default_lanes
+from .workers import default_workers
 
 _ID = re.compile(r"[0-9a-f]{8}")
 _LONGEST_WORD = 2000
@@ -47,7 +47,7 @@ class Query:
 
     @property
     def pixels(self) -> int:
-        """The size of its picture."""
+        """The size of its image."""
         return 0 if self.image is None else self.image.width * self.image.height
 
 
@@ -58,7 +58,7 @@ class Reply:
     text: str
     finish: Finish
     prompt_tokens: int
-    """Tokens of the question, its picture and the chat format."""
+    """Tokens of the question, its image and the chat format."""
     answer_tokens: int
     fired: tuple[Fired, ...]
     revision: int = 0
@@ -81,9 +81,9 @@ class Correction:
 
     @property
     def pixels(self) -> int:
-        """The size of its pictures."""
-        pictures = (self.image, *(image for image, _ in self.locality))
-        return sum(image.width * image.height for image in pictures if image is not None)
+        """The size of its images."""
+        images = (self.image, *(image for image, _ in self.locality))
+        return sum(image.width * image.height for image in images if image is not None)
 
 
 class ServedModel:
@@ -97,13 +97,13 @@ class ServedModel:
         self.model, self.settings = model, settings
         self._threads = torch.get_num_threads()
         parameters = sum(weight.numel() for weight in model.backbone.model.parameters())
-        self.lanes: int = settings.lanes or default_lanes(model.editor.device, parameters)
+        self.workers: int = settings.workers or default_workers(model.backbone.device, parameters)
         """How many threads answer beside each other."""
         self._looked = float("-inf")
 
-    def enter_lane(self) -> None:
+    def enter_worker(self) -> None:
         """Take this thread's share of the processor."""
-        torch.set_num_threads(max(1, self._threads // self.lanes))
+        torch.set_num_threads(max(1, self._threads // self.workers))
 
     # -- following others --------------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ class ServedModel:
     # -- answering ---------------------------------------------------------------------------------------
 
     def check(self, query: Query) -> None:
-        """Raise `InvalidInputError` for a prompt that is too long or holds the marker of a picture; cheap."""
+        """Raise `InvalidInputError` for a prompt that is too long or holds the marker of an image; cheap."""
         backbone = self.model.backbone
         backbone.check_texts([query.prompt])
         if query.prompt.isascii() and 2 * len(query.prompt) <= self.settings.prompt_tokens:
@@ -229,13 +229,13 @@ class ServedModel:
     def check_edits(self, edits: Sequence[StoredEdit]) -> list[CheckedEdit]:
         """Ask these edits again; those that are in force no more are left out."""
         self.model.refresh()
-        in_force = [edit for edit in edits if edit.id in self.model.editor.repository]
-        return list(self.model.check(in_force, batch=self.settings.batch))
+        active = [edit for edit in edits if edit.id in self.model.editor]
+        return list(self.model.check(active, batch=self.settings.batch))
 
     @property
-    def needs_picture(self) -> bool:
-        """Whether an edit without a picture is refused."""
-        return self.model.editor.config.scope == "image"
+    def needs_image(self) -> bool:
+        """Whether an edit without an image is refused."""
+        return self.model.editor.needs_image
 
     def count(self) -> int:
         """How many edits are in force."""
@@ -259,7 +259,7 @@ class ServedModel:
             raise EditPurgedError(f"The edit {edit_id!r} was purged, at {edit.purged_at}, and its thumbnail with it.")
         found = edit.thumbnail
         if found is None:
-            raise NotFoundError(f"The edit {edit_id!r} has no picture.")
+            raise NotFoundError(f"The edit {edit_id!r} has no image.")
         return found
 
     def look_at_store(self) -> None:

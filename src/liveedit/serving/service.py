@@ -16,7 +16,7 @@ from ..errors import StoreError
 from .engine import Engine
 from .fetching import Fetcher
 from .idempotency import Idempotency
-from .images import is_quick, picture_from, picture_of
+from .images import image_from, image_of, is_quick
 from .served_model import ServedModel
 from .settings import ServingSettings
 
@@ -40,28 +40,28 @@ class Service:
     idempotency: Idempotency[Any]
     fetcher: Fetcher | None = None
     started: int = field(default_factory=lambda: int(time.time()))
-    lookers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    health_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_READERS))
 
     async def read(self, look: Callable[[ServedModel], _Result]) -> _Result:
         """What a function that only reads the store returns; it runs beside the threads of the model."""
         return await run_sync(look, self.model, limiter=self.readers)
 
-    async def picture(self, uri: str) -> Image.Image:
-        """The picture of a data URI, or of a URL where that is allowed. Raises `ImageError`."""
-        pixels = self.settings.picture_pixels
+    async def image(self, uri: str) -> Image.Image:
+        """The image of a data URI, or of a URL where that is allowed. Raises `ImageError`."""
+        pixels = self.settings.image_pixels
         if self.fetcher is not None and uri[:5].lower() != "data:":
             data = await self.fetcher.fetch(uri)
-            return await run_in_threadpool(picture_from, data, pixels)
+            return await run_in_threadpool(image_from, data, pixels)
         if is_quick(uri):
-            return picture_of(uri, pixels)
-        return await run_in_threadpool(picture_of, uri, pixels)
+            return image_of(uri, pixels)
+        return await run_in_threadpool(image_of, uri, pixels)
 
     async def reaches_store(self) -> bool:
         """Whether the store answers, and soon. One look at a time is taken, however many ask."""
         with move_on_after(_LOOK_SECONDS):
             try:
-                await run_sync(self.model.look_at_store, limiter=self.lookers, abandon_on_cancel=True)
+                await run_sync(self.model.look_at_store, limiter=self.health_limiter, abandon_on_cancel=True)
                 return True
             except StoreError:
                 pass

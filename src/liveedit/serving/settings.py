@@ -12,21 +12,21 @@ class ServingSettings(BaseModel):
 
     body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body, in bytes.")
     body_seconds: float = Field(30.0, gt=0, description="Longest time for a body to arrive, in seconds.")
-    picture_pixels: int = Field(16_000_000, ge=1, description="Largest picture, in pixels.")
+    image_pixels: int = Field(16_000_000, ge=1, description="Largest image, in pixels.")
     prompt_tokens: int = Field(
-        1024, ge=1, description="Longest prompt, in tokens of text; those of the picture are free."
+        1024, ge=1, description="Longest prompt, in tokens of text; those of the image are free."
     )
     new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens; also where a request names none.")
     rephrasings: int = Field(16, ge=0, description="Most rephrasings that an edit is checked on.")
     locality: int = Field(16, ge=0, description="Most questions that an edit should leave alone and is checked on.")
     probe_edits: int = Field(8, ge=0, description="Most edits in force that are asked again when one is made.")
     batch: int = Field(64, ge=1, description="Most questions that are answered at once.")
-    lanes: int | None = Field(
+    workers: int | None = Field(
         None, ge=1, description="Batches that are answered side by side; one by default but for small models."
     )
     queue: int = Field(256, ge=1, description="Most requests that wait for the model.")
     queue_pixels: int = Field(
-        128_000_000, ge=1, description="Most pixels of all waiting pictures (three bytes each); one may always wait."
+        128_000_000, ge=1, description="Most pixels of all waiting images (three bytes each); one may always wait."
     )
     queue_seconds: float = Field(30.0, gt=0, description="Longest wait for the model, in seconds.")
     answer_seconds: float = Field(60.0, gt=0, description="Longest time for an answer once begun, in seconds.")
@@ -35,10 +35,10 @@ class ServingSettings(BaseModel):
         10_000, ge=1, description="For how many further changes of the edits an idempotency key is remembered."
     )
 
-    allow_pictures_from: tuple[str, ...] = Field(
-        (), description="Beginnings of URLs that pictures may be fetched from; none are by default."
+    allow_images_from: tuple[str, ...] = Field(
+        (), description="Beginnings of URLs that images may be fetched from; none are by default."
     )
-    fetch_seconds: float = Field(10.0, gt=0, description="Longest time for fetching a picture, in seconds.")
+    fetch_seconds: float = Field(10.0, gt=0, description="Longest time for fetching an image, in seconds.")
 
     @property
     def prompt_characters(self) -> int:

@@ -1,9 +1,9 @@
 """A store's edits as one file to keep or to send: safetensors, so that reading it runs no code.
 
 Tensors: `u.N`, `v.N` (experts, rank, width), `visual_feature.N`, `prompt_feature.N` (experts, numbers), float32, one
-row for each expert, N = 0 unless experts have several shapes; `files`, the bytes of thumbnails and pictures one after
+row for each expert, N = 0 unless experts have several shapes; `files`, the bytes of thumbnails and images one after
 the other; `records`, everything else as JSON (`BundleContents`). Few tensors, because safetensors limits the header
-that names them; experts and pictures pass through memory one at a time, both ways.
+that names them; experts and images pass through memory one at a time, both ways.
 
 The first format, `liveedit-edits-1`, had tensors `ID.u`, `ID.thumbnail`, ... for each edit and the records in the
 header's metadata. It is read as before.
@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import StoreError, issues_of
-from ..experts.expert import Expert
+from ..experts.expert import LowRankExpert
 from .records import Binding, BlobKind, Event, StoredEdit
 
 _FIRST_FORMAT: Final = "liveedit-edits-1"
@@ -43,7 +43,7 @@ class BundleContents(BaseModel):
     """What the records of a bundle say.
 
     revision: the store's at the export. whole: with what was undone, and the whole history; else the edits that were
-    in force. spans: (edit id, revision added, revision removed). files: SHA-256 of thumbnails and pictures by edit id.
+    in force. spans: (edit id, revision added, revision removed). files: SHA-256 of thumbnails and images by edit id.
     file_bytes: their lengths, in their order in the bundle. shapes: N of the experts that are not among the first
     tensors, by edit id.
     """
@@ -96,7 +96,7 @@ class BundleWriter:
         with suppress(OSError):  # Closing tries once more to write what could not be written, which was said.
             self._open.close()
 
-    def add_expert(self, expert: Expert) -> int:
+    def add_expert(self, expert: LowRankExpert) -> int:
         """The next expert; returns the number of its shapes."""
         shapes = tuple(tuple(tensor.shape) for tensor in expert.tensors.values())
         number = self._shapes.setdefault(shapes, len(self._shapes))
@@ -105,7 +105,7 @@ class BundleWriter:
         return number
 
     def add_file(self, data: bytes) -> None:
-        """The next thumbnail or picture."""
+        """The next thumbnail or image."""
         self._append("files", (), data)
 
     def finish(self, contents: BundleContents) -> None:
@@ -169,9 +169,9 @@ class Bundle(ABC):
                 self.expert(edit)
                 self.files(edit)
 
-    def expert(self, edit: StoredEdit) -> Expert:
+    def expert(self, edit: StoredEdit) -> LowRankExpert:
         """An edit's expert. Raises `StoreError` where it is not the one that was exported."""
-        expert = Expert(**{part: self._read(edit, part) for part in _PARTS})
+        expert = LowRankExpert(**{part: self._read(edit, part) for part in _PARTS})
         if any(tensor.dtype != torch.float32 for tensor in expert.tensors.values()):
             raise self._damaged(f"a part of the expert of edit {edit.id!r} is not float32")
         if expert.digest != edit.expert_digest:
@@ -179,7 +179,7 @@ class Bundle(ABC):
         return expert
 
     def files(self, edit: StoredEdit) -> dict[BlobKind, bytes]:
-        """An edit's thumbnail and picture, if there. Raises `StoreError` alike."""
+        """An edit's thumbnail and image, if there. Raises `StoreError` alike."""
         found: dict[BlobKind, bytes] = {}
         for kind, sha256 in self.contents.files.get(edit.id, {}).items():
             found[kind] = self._read(edit, kind).numpy().tobytes()

@@ -104,11 +104,6 @@ class Evidence:
 _JSON: Final = TypeAdapter(Evidence)
 
 
-def same_answer(one: str, other: str) -> bool:
-    """Whether two answers say the same, without regard to case and to space around them."""
-    return one.strip().lower() == other.strip().lower()
-
-
 def evidence_to_json(evidence: Evidence) -> str:
     """As it is stored. Raises `InvalidInputError` for text that is not valid Unicode."""
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from ..experts.expert_bytes import expert_from_bytes
+from ..experts.expert import LowRankExpert, expert_from_bytes
 from .checksums import record_digest
 from .records import question_digest
 
@@ -128,7 +128,7 @@ _SECOND_LAYOUT = (
     """
     CREATE TABLE blobs (
         edit_number INTEGER NOT NULL REFERENCES edits (number),
-        kind TEXT NOT NULL CHECK (kind IN ('expert', 'thumbnail', 'picture')),
+        kind TEXT NOT NULL CHECK (kind IN ('expert', 'thumbnail', 'image')),
         sha256 TEXT NOT NULL,
         data %(blob)s NOT NULL,
         PRIMARY KEY (edit_number, kind)
@@ -219,7 +219,9 @@ def _name_experts(connection: Connection) -> None:
     for number in numbers:
         statement = text("SELECT data FROM blobs WHERE edit_number = :number AND kind = 'expert'")
         try:
-            digest = expert_from_bytes(connection.execute(statement, {"number": number}).scalar_one()).digest
+            digest = expert_from_bytes(
+                connection.execute(statement, {"number": number}).scalar_one(), LowRankExpert
+            ).digest
         except ValueError:
             continue  # Damaged before; `verify` says so.
         update = text("UPDATE edits SET expert_digest = :digest WHERE number = :number")

@@ -13,7 +13,7 @@ from . import queries
 from .records import StoredEdit
 from .schema import BLOBS, EDITS
 
-State = Literal["in_force", "undone", "all"]
+State = Literal["active", "undone", "all"]
 """Which edits: those in force, those that can be redone, or every one there ever was, purged ones included."""
 
 MOST_ON_A_PAGE: Final = 500
@@ -30,7 +30,7 @@ class EditPage:
 
 
 def page_of(
-    connection: Connection, state: State = "in_force", *, newest_first: bool = False, after: str | None, limit: int
+    connection: Connection, state: State = "active", *, newest_first: bool = False, after: str | None, limit: int
 ) -> EditPage:
     """At most `limit` edits behind the one whose whole id is `after`, which may be in any state.
 
@@ -77,7 +77,7 @@ def _unknown(edit_id: str) -> NotFoundError:
 
 
 _CONDITIONS: Final[dict[State, ColumnElement[bool]]] = {
-    "in_force": queries.in_force(),
+    "active": queries.active(),
     "undone": EDITS.c.revision_removed.is_not(None) & EDITS.c.purged_at.is_(None),
     "all": true(),
 }

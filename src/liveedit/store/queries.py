@@ -67,7 +67,7 @@ def check_revision(connection: Connection, revision: int) -> None:
         raise InvalidInputError(f"There is no revision {revision}. The history has revisions 0 to {latest}.")
 
 
-def in_force(at: int | None = None) -> ColumnElement[bool]:
+def active(at: int | None = None) -> ColumnElement[bool]:
     """The condition on an edit to be in force, now or after a revision. Purged edits count as never made."""
     if at is None:
         return EDITS.c.revision_removed.is_(None)
@@ -99,7 +99,7 @@ def edit_of(connection: Connection, edit_id: str) -> StoredEdit:
 def same_question(connection: Connection, image_sha256: str | None, prompt: str) -> list[StoredEdit]:
     """The edits in force of this question, found by an index."""
     digest = question_digest(image_sha256, prompt)
-    return edits_where(connection, in_force(), EDITS.c.question_sha256 == digest)
+    return edits_where(connection, active(), EDITS.c.question_sha256 == digest)
 
 
 def events_where(connection: Connection, *conditions: ColumnElement[bool]) -> list[Event]:
@@ -145,7 +145,7 @@ def changes_since(connection: Connection, revision: int) -> Changes:
 
 
 def blob_of(connection: Connection, edit_id: str, kind: BlobKind) -> tuple[str, bytes] | None:
-    """(SHA-256, bytes) of an edit's expert, thumbnail or picture, if it has one."""
+    """(SHA-256, bytes) of an edit's expert, thumbnail or image, if it has one."""
     statement = select(BLOBS.c.sha256, BLOBS.c.data).join(EDITS, EDITS.c.number == BLOBS.c.edit_number)
     row = connection.execute(statement.where(EDITS.c.id == edit_id, BLOBS.c.kind == kind)).first()
     return None if row is None else (row.sha256, row.data)

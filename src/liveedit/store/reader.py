@@ -1,4 +1,4 @@
-"""What can be asked of an edits file: edits, pages of them, experts, pictures, history, and whether all is well."""
+"""What can be asked of an edits file: edits, pages of them, experts, images, history, and whether all is well."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Final, Self
 from sqlalchemy import func, select
 
 from ..errors import NotFoundError, StoreError
-from ..experts.expert import Expert
-from ..experts.expert_bytes import expert_from_bytes
+from ..experts.expert import LowRankExpert, expert_from_bytes
 from . import idempotency as requests
 from . import paging, queries
 from .database import Database
@@ -53,7 +52,7 @@ class EditReader:
     def __len__(self) -> int:
         """How many edits are in force."""
         with self._database.reading() as connection:
-            return connection.execute(select(func.count()).select_from(EDITS).where(queries.in_force())).scalar_one()
+            return connection.execute(select(func.count()).select_from(EDITS).where(queries.active())).scalar_one()
 
     def __bool__(self) -> bool:
         """True: a store without edits is a store all the same."""
@@ -83,12 +82,12 @@ class EditReader:
         return None if found is None else self._attached(found)
 
     def same_question(self, image_sha256: str | None, prompt: str) -> tuple[StoredEdit, ...]:
-        """The edits in force of this picture, or without one, and this prompt up to spaces."""
+        """The edits in force of this image, or without one, and this prompt up to spaces."""
         with self._database.reading() as connection:
             return tuple(map(self._attached, queries.same_question(connection, image_sha256, prompt)))
 
     def page(
-        self, state: State = "in_force", *, newest_first: bool = False, after: str | None = None, limit: int = 100
+        self, state: State = "active", *, newest_first: bool = False, after: str | None = None, limit: int = 100
     ) -> EditPage:
         """At most `limit` edits behind that of the whole id `after`, in the order they were made or against it.
 
@@ -106,7 +105,7 @@ class EditReader:
             found = paging.edit_named(connection, edit_id)
             return EditPage((self._attached(found),), paging.thumbnails_among(connection, [found]), False)
 
-    def expert(self, edit_id: str) -> Expert:
+    def expert(self, edit_id: str) -> LowRankExpert:
         """The expert of the edit of this id. Raises `NotFoundError`, and `StoreError` where it is damaged."""
         found = self._blob(edit_id, "expert")
         if found is None:
@@ -117,11 +116,11 @@ class EditReader:
         """The thumbnail of the edit of this id as PNG, if it has one. Raises as `expert` does."""
         return self._file(edit_id, "thumbnail")
 
-    def picture(self, edit_id: str) -> bytes | None:
-        """The file of the picture of the edit of this id, if it was kept. Raises as `expert` does."""
-        return self._file(edit_id, "picture")
+    def image(self, edit_id: str) -> bytes | None:
+        """The file of the image of the edit of this id, if it was kept. Raises as `expert` does."""
+        return self._file(edit_id, "image")
 
-    def active_experts(self, at: int | None = None) -> Iterator[tuple[str, Expert]]:
+    def active_experts(self, at: int | None = None) -> Iterator[tuple[str, LowRankExpert]]:
         """(edit id, expert) of every edit in force, in the order they were made; few in memory at a time.
 
         at: those in force after this revision instead of now; edits purged since are left out. Which edits are meant
@@ -131,11 +130,11 @@ class EditReader:
         with self._database.reading() as connection:
             if at is not None:
                 queries.check_revision(connection, at)
-            statement = select(EDITS.c.number, EDITS.c.id).where(queries.in_force(at)).order_by(EDITS.c.number)
+            statement = select(EDITS.c.number, EDITS.c.id).where(queries.active(at)).order_by(EDITS.c.number)
             wanted = [(number, edit_id) for number, edit_id in connection.execute(statement)]
         return self._experts(wanted)
 
-    def experts(self, edit_ids: Sequence[str]) -> Iterator[tuple[str, Expert]]:
+    def experts(self, edit_ids: Sequence[str]) -> Iterator[tuple[str, LowRankExpert]]:
         """(edit id, expert) of the edits of these ids, given whole, as `active_experts` gives them."""
         with self._database.reading() as connection:
             numbers = queries.numbers_of(connection, edit_ids)
@@ -183,7 +182,7 @@ class EditReader:
             if include_undone:
                 chosen = () if at is None else (EDITS.c.revision_added <= at,)
             else:
-                chosen = (queries.in_force(at),)
+                chosen = (queries.active(at),)
             return tuple(self._attached(edit) for edit in queries.edits_where(connection, *chosen))
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ class EditReader:
     def _attached(self, edit: StoredEdit) -> StoredEdit:
         return edit.attached(self.expert, self.thumbnail)
 
-    def _experts(self, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[str, Expert]]:
+    def _experts(self, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[str, LowRankExpert]]:
         for start in range(0, len(wanted), _EXPERTS_AT_A_TIME):
             batch = wanted[start : start + _EXPERTS_AT_A_TIME]
             with self._database.reading() as connection:
@@ -212,11 +211,11 @@ class EditReader:
             raise self._damaged(edit_id, kind, problem)
         return found and found[1]
 
-    def _read_expert(self, edit_id: str, sha256: str, data: bytes) -> Expert:
+    def _read_expert(self, edit_id: str, sha256: str, data: bytes) -> LowRankExpert:
         if (problem := digest_problem(sha256, data)) is not None:
             raise self._damaged(edit_id, "expert", problem)
         try:
-            return expert_from_bytes(data)
+            return expert_from_bytes(data, LowRankExpert)
         except ValueError as error:
             raise self._damaged(edit_id, "expert", str(error)) from error
 

@@ -15,17 +15,17 @@ from typing import ClassVar, Literal, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError, InvalidInputError, StoreError
-from ..experts.expert import Expert
+from ..experts.expert import LowRankExpert
 from ..images import image_digest, open_image
 from .evidence import Evidence, evidence_to_json
 
 THUMBNAIL_PIXELS = 128
-"""The longest side of a stored picture, in pixels: enough to recognise it, too little to reuse it."""
+"""The longest side of a stored image, in pixels: enough to recognise it, too little to reuse it."""
 
 EventKind = Literal["edit", "undo", "redo", "supersede", "purge"]
 """What can happen to an edit. "supersede" is an edit that takes others out of force in the same change."""
 
-BlobKind = Literal["expert", "thumbnail", "picture"]
+BlobKind = Literal["expert", "thumbnail", "image"]
 """What is kept apart from an edit's row."""
 
 _Read = TypeVar("_Read")
@@ -37,7 +37,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class NewEdit:
     """An edit that was made and is about to be stored.
 
-    `answer` is what was asked for; `answer_before` and `answer_after` are what the model said. Of the picture
+    `answer` is what was asked for; `answer_before` and `answer_after` are what the model said. Of the image
     only the digest and the file's name are kept, never its folder. `author` and `note`: who made the edit, and why.
     """
 
@@ -75,16 +75,16 @@ class StoredEdit(NewEdit):
     undone_at: str | None = None
     """ISO 8601, UTC; None while the edit is in force."""
     purged_at: str | None = None
-    """ISO 8601, UTC; of a purged edit the texts, the picture and the expert are gone."""
+    """ISO 8601, UTC; of a purged edit the texts, the image and the expert are gone."""
 
     # Not fields: an open file, and how the edit was come by, have no place in `dataclasses.asdict`, `repr`, a digest or
     # a comparison.
     _is_replay: ClassVar[bool] = False
-    _read_expert: ClassVar[Callable[[str], Expert] | None] = None
+    _read_expert: ClassVar[Callable[[str], LowRankExpert] | None] = None
     _read_thumbnail: ClassVar[Callable[[str], bytes | None] | None] = None
 
     def attached(
-        self, read_expert: Callable[[str], Expert], read_thumbnail: Callable[[str], bytes | None]
+        self, read_expert: Callable[[str], LowRankExpert], read_thumbnail: Callable[[str], bytes | None]
     ) -> StoredEdit:
         """This edit, told where to read its expert and its thumbnail."""
         object.__setattr__(self, "_read_expert", read_expert)
@@ -107,13 +107,13 @@ class StoredEdit(NewEdit):
         return self.undone_at is None
 
     @cached_property
-    def expert(self) -> Expert:
+    def expert(self) -> LowRankExpert:
         """The edit's parameters. Raises `StoreError` where they are damaged or the file is closed."""
         return self._reader(self._read_expert)(self.id)
 
     @cached_property
     def thumbnail(self) -> bytes | None:
-        """The picture as PNG, at most `THUMBNAIL_PIXELS` wide and high, if there is one. Raises alike."""
+        """The image as PNG, at most `THUMBNAIL_PIXELS` wide and high, if there is one. Raises alike."""
         return self._reader(self._read_thumbnail)(self.id)
 
     def _reader(self, read: Callable[[str], _Read] | None) -> Callable[[str], _Read]:
@@ -175,14 +175,14 @@ class Binding:
 
 
 def thumbnail_png(image: Image.Image) -> bytes:
-    """A picture as PNG, scaled down to at most `THUMBNAIL_PIXELS` wide and high, without metadata."""
+    """An image as PNG, scaled down to at most `THUMBNAIL_PIXELS` wide and high, without metadata."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    return picture_png(small)
+    return image_png(small)
 
 
-def picture_png(image: Image.Image) -> bytes:
-    """A picture as PNG, whole and without metadata."""
+def image_png(image: Image.Image) -> bytes:
+    """An image as PNG, whole and without metadata."""
     bare = image.convert("RGB")
     bare.info = {}
     stream = io.BytesIO()
@@ -191,7 +191,7 @@ def picture_png(image: Image.Image) -> bytes:
 
 
 def question_digest(image_sha256: str | None, prompt: str) -> str:
-    """What two edits of the same fact share: the picture, or that there is none, and the prompt up to spaces.
+    """What two edits of the same fact share: the image, or that there is none, and the prompt up to spaces.
 
     Case counts: to a model, capitals are other tokens, and an edit in them may not reach the question in small letters.
     It is stored with each edit: another definition takes another layout.
@@ -215,13 +215,11 @@ def check_edit(edit: NewEdit) -> None:
     if edit.refine_steps < 0:
         raise InvalidInputError(f"An edit took {edit.refine_steps} refine steps. Give a number from 0 up.")
     if edit.image_sha256 is not None and not _SHA256.fullmatch(edit.image_sha256):
-        raise InvalidInputError(
-            f"The picture's digest is {edit.image_sha256!r}. Give 64 lower-case hexadecimal digits."
-        )
+        raise InvalidInputError(f"The image's digest is {edit.image_sha256!r}. Give 64 lower-case hexadecimal digits.")
     # The Windows reading of a path splits at both kinds of slash.
     if edit.image_name is not None and PureWindowsPath(edit.image_name).name != edit.image_name:
         raise InvalidInputError(
-            f"The picture's name is {edit.image_name!r}. Give the file name only: folders are not stored."
+            f"The image's name is {edit.image_name!r}. Give the file name only: folders are not stored."
         )
 
 
@@ -240,11 +238,11 @@ def check_thumbnail(thumbnail: bytes) -> None:
         )
 
 
-def check_picture(picture: bytes, image_sha256: str | None) -> None:
-    """Raise `ImageError` unless this opens as the picture of this digest."""
-    if image_digest(open_image(picture)) != image_sha256:
+def check_image(image: bytes, image_sha256: str | None) -> None:
+    """Raise `ImageError` unless this opens as the image of this digest."""
+    if image_digest(open_image(image)) != image_sha256:
         raise ImageError(
-            f"The picture of {len(picture)} bytes is not the one that the edit was made with: its digest is another. "
+            f"The image of {len(image)} bytes is not the one that the edit was made with: its digest is another. "
             "Give that one, and its digest as `image_sha256`."
         )
 

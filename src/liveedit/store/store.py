@@ -10,8 +10,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from ..errors import EditPurgedError, EditStateError, InvalidInputError, OvertakenError, StoreError
-from ..experts.expert import Expert
-from ..experts.expert_bytes import expert_to_bytes
+from ..experts.expert import LowRankExpert, expert_to_bytes
 from . import idempotency as requests
 from . import queries, transfer
 from . import writes as changes
@@ -29,7 +28,7 @@ from .records import (
     NewEdit,
     StoredEdit,
     check_edit,
-    check_picture,
+    check_image,
     check_text,
     check_thumbnail,
     thumbnail_png,
@@ -47,8 +46,8 @@ class EditStore(EditReader):
 
     What a method has returned is on the disk: each change is one transaction, synchronised before the method
     returns. Several processes may have the store open, and several threads may share one. Each change has a
-    revision, one more than the last; what was in force after any of them can be read again. Of pictures a
-    thumbnail and a digest are kept, the picture itself where it is given.
+    revision, one more than the last; what was in force after any of them can be read again. Of images a
+    thumbnail and a digest are kept, the image itself where it is given.
 
     `location`: an SQLite file by its path or a URL sqlite:///PATH, created at the first edit where there is none
     unless `create` is False (its folder must exist); a database by a URL postgresql://USER@HOST/NAME; or None for a
@@ -82,17 +81,17 @@ class EditStore(EditReader):
     def add(
         self,
         edit: NewEdit,
-        expert: Expert,
+        expert: LowRankExpert,
         thumbnail: bytes | None = None,
         *,
-        picture: bytes | None = None,
+        image: bytes | None = None,
         supersedes: Sequence[str] = (),
         alone: bool = False,
         request: ChangeRequest | None = None,
     ) -> StoredEdit:
         """Store an edit that was made. `thumbnail`: PNG bytes, see `thumbnail_png`.
 
-        picture: the bytes of the picture's file, where it is to be kept. supersedes: ids, as in `get`, of edits in
+        image: the bytes of the image's file, where it is to be kept. supersedes: ids, as in `get`, of edits in
         force that leave in the same change; they come back if this one is undone. alone: no other edit of the same
         question may be in force afterwards, see `same_question`. request: where it has made an edit before, that one is
         returned, and nothing is stored.
@@ -108,9 +107,9 @@ class EditStore(EditReader):
         if thumbnail is not None:
             check_thumbnail(thumbnail)
             blobs["thumbnail"] = thumbnail
-        if picture is not None:
-            check_picture(picture, edit.image_sha256)
-            blobs["picture"] = picture
+        if image is not None:
+            check_image(image, edit.image_sha256)
+            blobs["image"] = image
         if self._bound is None:
             raise StoreError(
                 f"{self._database.name} was opened without saying for which model. Call `bind` before adding edits."
@@ -120,7 +119,7 @@ class EditStore(EditReader):
                 self._tie(connection, self._bound)
             stored = requests.made_by(connection, request)
             if stored is None:
-                leaving = [self._in_force(connection, edit_id) for edit_id in dict.fromkeys(supersedes)]
+                leaving = [self._active(connection, edit_id) for edit_id in dict.fromkeys(supersedes)]
                 if alone:
                     _check_alone(connection, edit, {other.id for other in leaving})
                 numbers = [other.number for other in leaving]
@@ -143,7 +142,7 @@ class EditStore(EditReader):
         with self._database.writing() as connection:
             if (done := requests.made_by(connection, request)) is not None:
                 return self._attached(done)
-            edit = self._in_force(connection, edit_id)
+            edit = self._active(connection, edit_id)
             moved = Moved(changes.left_for(connection, edit), [edit.number])
             event = changes.make_change(connection, "undo", edit.id, signature, moved)
             requests.remember(connection, request, event.revision)
@@ -176,13 +175,13 @@ class EditStore(EditReader):
                 raise EditStateError(
                     f"The edit {edit.id!r} was superseded: {successor.id!r} is in force in its place. Undo that one."
                 )
-            moved = Moved([edit.number], changes.rivals_in_force(connection, edit))
+            moved = Moved([edit.number], changes.active_rivals(connection, edit))
             event = changes.make_change(connection, "redo", edit.id, signature, moved)
             requests.remember(connection, request, event.revision)
         return self.get(edit.id)
 
     def purge(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
-        """Remove what an edit says for good: texts, picture, thumbnail, expert, and who made it. `edit_id` as in `get`.
+        """Remove what an edit says for good: texts, image, thumbnail, expert, and who made it. `edit_id` as in `get`.
 
         Where it is in force it is taken out as by `undo`. Its id, its times and a line in the history stay. The bytes
         are gone from the file, which is written anew for that; purging the same edit again only does that. Raises
@@ -269,7 +268,7 @@ class EditStore(EditReader):
                     raise InvalidInputError(f"The {name} {problem}")
         return Signature(author, note)
 
-    def _in_force(self, connection: Connection, edit_id: str) -> StoredEdit:
+    def _active(self, connection: Connection, edit_id: str) -> StoredEdit:
         edit = queries.edit_of(connection, edit_id)
         if not edit.is_active:
             (event,) = queries.events_where(connection, EVENTS.c.revision == edit.revision_removed)

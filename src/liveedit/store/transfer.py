@@ -11,12 +11,12 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, insert, select
 
 from ..errors import InvalidInputError, StoreError
-from ..experts.expert_bytes import expert_from_bytes, expert_to_bytes
+from ..experts.expert import LowRankExpert, expert_from_bytes, expert_to_bytes
 from . import queries
 from . import writes as changes
 from .bundle import Bundle, BundleContents, BundleWriter, Imported
 from .checksums import Moved, damaged_edits, damaged_events, moved_by
-from .records import BlobKind, NewEdit, StoredEdit, check_edit, check_picture, check_thumbnail
+from .records import BlobKind, NewEdit, StoredEdit, check_edit, check_image, check_thumbnail
 from .schema import BLOBS, EDITS, SPANS
 from .verify import blob_problem, history_problems
 from .writes import Signature
@@ -25,8 +25,8 @@ _ID: Final = re.compile(r"[0-9a-f]{8,64}")
 
 
 def write_out(connection: Connection, whole: bool, path: Path) -> BundleContents:
-    """Write a bundle, one expert and one picture in memory at a time. Raises `StoreError`, for damage as well."""
-    wanted = () if whole else (queries.in_force(),)
+    """Write a bundle, one expert and one image in memory at a time. Raises `StoreError`, for damage as well."""
+    wanted = () if whole else (queries.active(),)
     _check_records(connection, whole, *wanted)
     edits = queries.edits_where(connection, *wanted)
     digests: dict[str, dict[BlobKind, str]] = {}
@@ -38,7 +38,7 @@ def write_out(connection: Connection, whole: bool, path: Path) -> BundleContents
                 continue
             for kind, sha256, data in _blobs(connection, edit):
                 if kind == "expert":
-                    if number := writer.add_expert(expert_from_bytes(data)):
+                    if number := writer.add_expert(expert_from_bytes(data, LowRankExpert)):
                         shapes[edit.id] = number
                 else:
                     writer.add_file(data)
@@ -171,8 +171,8 @@ def _write_edit(connection: Connection, bundle: Bundle, edit: StoredEdit) -> Non
     files = bundle.files(edit)
     if "thumbnail" in files:
         check_thumbnail(files["thumbnail"])
-    if "picture" in files:
-        check_picture(files["picture"], edit.image_sha256)
+    if "image" in files:
+        check_image(files["image"], edit.image_sha256)
     changes.insert_blobs(connection, edit.number, {"expert": expert_to_bytes(bundle.expert(edit)), **files})
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import ImageError
-from ..experts.expert_bytes import expert_from_bytes
+from ..experts.expert import LowRankExpert, expert_from_bytes
 from ..images import image_digest, open_image
 from .checksums import binding_digest, damaged_edits, damaged_events
 from .evidence import evidence_from_json
@@ -57,12 +57,12 @@ def history_problems(connection: Connection) -> list[str]:
 
 
 def blob_problem(kind: str, sha256: str, data: bytes) -> str | None:
-    """What is wrong with a stored expert, thumbnail or picture, or None."""
+    """What is wrong with a stored expert, thumbnail or image, or None."""
     if (problem := digest_problem(sha256, data)) is not None:
         return problem
     if kind == "expert":
         try:
-            expert_from_bytes(data)
+            expert_from_bytes(data, LowRankExpert)
         except ValueError as error:
             return str(error)
     return None
@@ -95,15 +95,15 @@ def _blobs(connection: Connection) -> Iterator[str]:
 
 def _other_digest(edit: StoredEdit, kind: str, data: bytes) -> str | None:
     """What contradicts the digests in the edit's own row."""
-    if kind == "expert" and (digest := expert_from_bytes(data).digest) != edit.expert_digest:
+    if kind == "expert" and (digest := expert_from_bytes(data, LowRankExpert).digest) != edit.expert_digest:
         return f"the expert's digest is {digest[:12]}, the edit says {(edit.expert_digest or 'nothing')[:12]}"
-    if kind == "picture":
+    if kind == "image":
         try:
             digest = image_digest(open_image(data))
         except ImageError as error:
             return str(error)
         if digest != edit.image_sha256:
-            return f"the picture's digest is {digest[:12]}, the edit says {(edit.image_sha256 or 'nothing')[:12]}"
+            return f"the image's digest is {digest[:12]}, the edit says {(edit.image_sha256 or 'nothing')[:12]}"
     return None
 
 

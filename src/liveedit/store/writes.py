@@ -131,7 +131,7 @@ def left_for(connection: Connection, edit: StoredEdit) -> list[int]:
     return _superseded(connection, edit, EDITS.c.revision_removed.in_(came_in) & EDITS.c.purged_at.is_(None))
 
 
-def rivals_in_force(connection: Connection, edit: StoredEdit) -> list[int]:
+def active_rivals(connection: Connection, edit: StoredEdit) -> list[int]:
     """Numbers of the edits in force that this one superseded: they are to leave when it comes back."""
     return _superseded(connection, edit, EDITS.c.revision_removed.is_(None))
 

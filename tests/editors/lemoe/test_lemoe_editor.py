@@ -313,7 +313,7 @@ def test_other_models_are_edited_in_the_same_way(
     folder = tmp_path_factory.mktemp(family)
     FAMILIES[family](folder)
     backbone = load_backbone(folder, device="cpu")
-    image = picture(1) if backbone.reads_pictures else None
+    image = picture(1) if backbone.reads_images else None
     edits = [
         ("hat", Edit(Question("What color is the hat?", image), "red")),
         ("two", Edit(Question("How many?"), "four")),

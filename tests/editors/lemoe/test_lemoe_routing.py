@@ -105,12 +105,12 @@ def test_questions_with_and_without_pictures_have_their_own_thresholds(lemoe_con
     config = lemoe_config(anchor="text+image", threshold=0.99, text_threshold=0.2)
     router = KeyRouter(config, WIDTH, torch.device("cpu"), torch.empty(0, WIDTH))
     text = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
-    pictured = torch.tensor([[0.8, 0, 0, 0.6, 0, 0]])
+    has_image = torch.tensor([[0.8, 0, 0, 0.6, 0, 0]])
     router.insert(text)
     assert router.route(torch.tensor([[0.6, 0.8, 0, 0, 0, 0]])).experts.tolist() == [[0]]
-    assert router.route(pictured).experts.tolist() == [[-1]]
-    router.insert(pictured)
-    assert router.route(pictured).experts.tolist() == [[1]]
+    assert router.route(has_image).experts.tolist() == [[-1]]
+    router.insert(has_image)
+    assert router.route(has_image).experts.tolist() == [[1]]
 
 
 def test_removing_an_expert_moves_later_ones_up(lemoe_config: ConfigMaker) -> None:
@@ -152,7 +152,7 @@ def test_a_state_is_read_at_the_last_token_of_the_prompt(lemoe_config: ConfigMak
     image = torch.tensor([[4.0, 3.0], [0.0, 0.0]])
     gist = Gist(torch.zeros(2, 2), image, torch.tensor([True, False])).with_states(x, prompt)
     assert gist.text.tolist() == [[3.0, 7.0], [2.0, 5.0]]
-    origin = Origin(text=torch.tensor([5.0, 1.0]), pictured=torch.tensor([3.0, 5.0]), image=torch.zeros(2))
+    origin = Origin(text=torch.tensor([5.0, 1.0]), has_image=torch.tensor([3.0, 5.0]), image=torch.zeros(2))
     states = torch.tensor([[0.0, 1.0], [-0.6, 0.8]])
     torch.testing.assert_close(origin.anchors(gist, lemoe_config(anchor="state")), states)
     beside = origin.anchors(gist, lemoe_config(anchor="state+image", image_weight=0.75))

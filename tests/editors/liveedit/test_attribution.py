@@ -24,14 +24,14 @@ from liveedit.datasets.world.scene import Scene, draw_scene
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.attribution import (
     HeatMap,
-    _one_square_picture,
+    _one_square_image,
     _through_queries,
     attention_map,
     change_map,
     look,
     met,
 )
-from liveedit.editors.liveedit.modules import gathered
+from liveedit.editors.liveedit.modules import left_pack
 from liveedit.errors import InvalidInputError
 from liveedit.pretraining.models import TINY_BLIP2
 from liveedit.samples import Edit, EditCase, Question
@@ -88,7 +88,7 @@ def test_weights_of_cross_attention_are_those_it_reads_with(editor: LiveEdit, qu
     attend = editor.modules.bar.attend_phi2
     tokens = editor.read(editor.backbone.encode(questions))
     image = (tokens.states, tokens.image)
-    asked = editor.modules.bar.asked(gathered(tokens.states, tokens.prompt))
+    asked = editor.modules.bar.asked(left_pack(tokens.states, tokens.prompt))
     with torch.no_grad():
         weights = attend.weights(asked, [image])
         values = attend._split(attend.values[0](attend.source_norms[0](tokens.states)))
@@ -181,7 +181,7 @@ def test_tokens_without_places_are_told_as_tokens() -> None:
     mask = ids.bool()
     for shape, square in (((1, 3, 8, 8), True), ((1, 3, 8, 6), False), ((2, 3, 8, 8), False), ((1, 2, 3, 8, 8), False)):
         inputs = Inputs(ids, ids, mask, mask, mask, {"pixel_values": torch.zeros(shape)})
-        assert _one_square_picture(inputs) is square
+        assert _one_square_image(inputs) is square
 
 
 def test_change_is_what_covering_a_cell_does(editor: LiveEdit, picture: Callable[[int], Image.Image]) -> None:
@@ -280,7 +280,7 @@ def test_without_edits_there_are_no_candidates(editor: LiveEdit, questions: list
 def test_what_cannot_be_looked_at_is_refused(
     editor: LiveEdit, questions: list[Question], crowd: dict[str, Edit]
 ) -> None:
-    with pytest.raises(InvalidInputError, match="without a picture"):
+    with pytest.raises(InvalidInputError, match="without an image"):
         look(editor, Question("What is the capital of Coraland?"), crowd)
     with pytest.raises(InvalidInputError, match="Give those in force"):
         look(editor, questions[0], {"near": crowd["near"]})

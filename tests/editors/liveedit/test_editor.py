@@ -15,7 +15,7 @@ from torch import Tensor
 from liveedit.backbones import Backbone, built_in_folder
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.samples import Edit, Question
 
 ConfigMaker = Callable[..., LiveEditConfig]
@@ -26,7 +26,7 @@ def logits_of(editor: LiveEdit, questions: list[Question]) -> Tensor:
         return editor.backbone.logits(editor.backbone.encode(questions))
 
 
-def overlapping(editor: LiveEdit, questions: list[Question]) -> dict[str, Expert]:
+def overlapping(editor: LiveEdit, questions: list[Question]) -> dict[str, LowRankExpert]:
     """Experts that all fire for the first question."""
     return {f"edit-{seed}": forced_expert(editor, questions[0], seed=seed) for seed in range(3)}
 
@@ -276,7 +276,7 @@ def test_missing_and_damaged_folders_are_told(editor: LiveEdit, tmp_path: Path) 
 
 
 def test_an_expert_of_another_shape_is_refused(
-    editor: LiveEdit, random_expert: Callable[..., Expert], questions: list[Question]
+    editor: LiveEdit, random_expert: Callable[..., LowRankExpert], questions: list[Question]
 ) -> None:
     editor.add("edit", forced_expert(editor, questions[0]))
     with pytest.raises(InvalidInputError, match="another editor"):

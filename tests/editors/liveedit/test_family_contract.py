@@ -16,7 +16,7 @@ from torch import Tensor
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.backbones.families.text_only import TextBackbone
-from liveedit.backbones.hidden_states import StateStore
+from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.errors import InvalidInputError
 from liveedit.samples import Question
@@ -57,8 +57,8 @@ def backbone(request: pytest.FixtureRequest, loaded: Callable[[str], Backbone]) 
 @pytest.fixture
 def questions(backbone: Backbone, picture: Callable[[int], Image.Image]) -> list[Question]:
     """Two pictures of different shapes and none; text alone for models that read no pictures."""
-    wide = picture(2).resize((96, 48)) if backbone.reads_pictures else None
-    square = picture(1) if backbone.reads_pictures else None
+    wide = picture(2).resize((96, 48)) if backbone.reads_images else None
+    square = picture(1) if backbone.reads_images else None
     return [
         Question("What color is the hat?", square),
         Question("Can you say where this creature lives?", wide),
@@ -81,7 +81,7 @@ def config_for(backbone: Backbone) -> LiveEditConfig:
         heads=4,
         rank=2,
         feature_parts=2,
-        scope="image" if backbone.reads_pictures else "text+image",
+        scope="image" if backbone.reads_images else "text+image",
     )
 
 
@@ -147,7 +147,7 @@ def test_prefix_and_suffix_are_the_whole(backbone: Backbone, questions: list[Que
 
 def test_kept_states_give_the_same_logits_in_any_batch(backbone: Backbone, questions: list[Question]) -> None:
     """States are kept in bfloat16; in another order and another batch the rest of the model goes on from them."""
-    store = StateStore(backbone, EDIT_LAYER)
+    store = HiddenStateCache(backbone, EDIT_LAYER)
     store.fill(list(zip(questions, ANSWERS, strict=True)), batch=2)
     batch = store.batch([2, 0, 1])
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_a_batch_is_its_rows_one_by_one(
 
 
 def test_wrong_image_token_counts_are_refused(backbone: Backbone, questions: list[Question]) -> None:
-    if not backbone.reads_pictures:
+    if not backbone.reads_images:
         with pytest.raises(InvalidInputError, match="reads text alone"):
             backbone.encode([Question("What is this?", Image.new("RGB", (8, 8)))])
         return
@@ -193,9 +193,9 @@ def test_wrong_image_token_counts_are_refused(backbone: Backbone, questions: lis
 
 
 def test_picture_markers_in_a_text_are_refused(backbone: Backbone) -> None:
-    assert bool(backbone.markers) == backbone.reads_pictures
+    assert bool(backbone.markers) == backbone.reads_images
     for marker in backbone.markers:
-        with pytest.raises(InvalidInputError, match="stands for a picture"):
+        with pytest.raises(InvalidInputError, match="stands for an image"):
             backbone.encode([Question(f"What is {marker}?")])
 
 
@@ -217,7 +217,7 @@ def test_edits_come_and_go_to_the_bit(backbone: Backbone, editor: LiveEdit, ques
     add_forced(editor, questions)
     edited = logits_of(backbone, questions, ANSWERS)
     assert not torch.equal(before[0], edited[0])
-    if backbone.reads_pictures:  # Text alone is out of reach there.
+    if backbone.reads_images:  # Text alone is out of reach there.
         assert torch.equal(before[2], edited[2])
     for name in [f"edit-{index}" for index in range(len(editor.repository))]:
         editor.undo(name)
@@ -254,7 +254,7 @@ def test_beams_and_sequences_route_by_their_own_question(
 ) -> None:
     add_forced(editor, questions)
     inputs = backbone.encode(questions, padding="left")
-    own = ["edit-0", "edit-0", "edit-1", "edit-1", *([None] if backbone.reads_pictures else ["edit-2"]) * 2]
+    own = ["edit-0", "edit-0", "edit-1", "edit-1", *([None] if backbone.reads_images else ["edit-2"]) * 2]
     texts = backbone.generate(inputs, 3, beams=2, sequences=2)
     assert len(texts) == 6
     assert likeliest(editor) == own

@@ -11,7 +11,7 @@ from forced_experts import fired_ids, forced_expert
 from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEditConfig, LiveEditRefine, RefineConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.experts import Expert
+from liveedit.experts import LowRankExpert
 from liveedit.samples import Edit, EditCase
 
 
@@ -27,10 +27,10 @@ def edit(eval_cases: tuple[EditCase, ...]) -> Edit:
     return Edit(eval_cases[0].edit.question, "teal")
 
 
-def answer_with(editor: LiveEditRefine, edit: Edit, expert: Expert) -> str:
+def answer_with(editor: LiveEditRefine, edit: Edit, expert: LowRankExpert) -> str:
     """What the model says with this expert alone, which is made to pass both routers."""
     passing = forced_expert(editor, edit.question)
-    editor.add("edit", Expert(expert.u, expert.v, passing.visual_feature, passing.prompt_feature))
+    editor.add("edit", LowRankExpert(expert.u, expert.v, passing.visual_feature, passing.prompt_feature))
     try:
         inputs = editor.backbone.encode([edit.question], padding="left")
         (text,) = editor.backbone.generate(inputs, 8)

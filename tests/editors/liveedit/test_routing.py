@@ -13,7 +13,7 @@ from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.config import Weighting
 from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
 from liveedit.editors.liveedit.routing import Routing, expert_residual, hard_routed, route, soft_weights
-from liveedit.experts import Expert, ExpertRepository, blocks
+from liveedit.experts import ExpertRepository, LowRankExpert, blocks
 from liveedit.experts.blocks import Place
 
 WIDTH, FEATURES = 12, 16
@@ -33,16 +33,16 @@ def modules_of(form: str = "improved", **changes: object) -> LiveEditModules:
     return modules
 
 
-def experts_of(count: int, seed: int = 0) -> dict[str, Expert]:
+def experts_of(count: int, seed: int = 0) -> dict[str, LowRankExpert]:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((2, WIDTH), (2, WIDTH), (FEATURES,), (FEATURES,))
     return {
-        f"edit-{index}": Expert(*(torch.randn(shape, generator=generator) for shape in shapes))
+        f"edit-{index}": LowRankExpert(*(torch.randn(shape, generator=generator) for shape in shapes))
         for index in range(count)
     }
 
 
-def repository_of(experts: dict[str, Expert], order: Sequence[str] | None = None) -> ExpertRepository:
+def repository_of(experts: dict[str, LowRankExpert], order: Sequence[str] | None = None) -> ExpertRepository:
     repository = ExpertRepository()
     for name in order or experts:
         repository.add(name, experts[name])
@@ -54,7 +54,7 @@ def query_of(rows: int = 3, seed: int = 1) -> QueryFeatures:
     return QueryFeatures(*(torch.randn(rows, FEATURES, generator=generator) for _ in range(3)))
 
 
-def reference_expert(expert: Expert) -> reference.ReferenceExpert:
+def reference_expert(expert: LowRankExpert) -> reference.ReferenceExpert:
     return reference.ReferenceExpert(
         reference.matrix(expert.u),
         reference.matrix(expert.v),
@@ -188,7 +188,7 @@ def test_an_empty_repository_routes_to_nothing() -> None:
 
 def test_nobody_above_the_sentinel_routes_to_nothing() -> None:
     query = query_of()
-    opposite = Expert(torch.ones(2, WIDTH), torch.ones(2, WIDTH), -100 * query.visual.sum(0), query.prompt[0])
+    opposite = LowRankExpert(torch.ones(2, WIDTH), torch.ones(2, WIDTH), -100 * query.visual.sum(0), query.prompt[0])
     repository = repository_of({"opposite": opposite})
     reached = QueryFeatures(query.visual[:1], query.visual[:1], query.prompt[:1])
     assert route(modules_of(), reached, EVERY[:1], repository) is None
@@ -239,7 +239,7 @@ def test_the_order_of_edits_does_not_change_a_bit(count: int, top: int | None, c
     assert bits(first) == bits(backwards) == bits(routed(modules, query, EVERY, churned))
 
 
-def near_ties(query: QueryFeatures, count: int) -> dict[str, Expert]:
+def near_ties(query: QueryFeatures, count: int) -> dict[str, LowRankExpert]:
     """Experts whose similarity is the sentinel's up to rounding: some a little above, some below, some the same."""
     generator = torch.Generator().manual_seed(3)
     bar, sentinel = query.visual[0].double(), query.sentinel[0].double()
@@ -250,7 +250,7 @@ def near_ties(query: QueryFeatures, count: int) -> dict[str, Expert]:
         visual = (sentinel + aside).float() if number % 10 else query.sentinel[0]
         others = torch.randn(3, len(bar), generator=generator)
         factors = others[:2, None].expand(2, 2, -1)[..., :WIDTH]
-        found[f"edit-{number}"] = Expert(factors[0], factors[1], visual, others[2])
+        found[f"edit-{number}"] = LowRankExpert(factors[0], factors[1], visual, others[2])
     return found
 
 
@@ -308,8 +308,8 @@ def test_edits_that_ask_the_same_are_told_apart_by_their_digests_whatever_the_or
     """With the same prompt feature their weights are equal: at the bound, who is kept must not hinge on the order."""
     query, alike = query_of(1), experts_of(40)
     shared = 100 * query.visual[0]
-    experts = {name: Expert(it.u, it.v, shared, query.prompt[0]) for name, it in alike.items()}
-    best = Expert(experts["edit-0"].u, experts["edit-0"].v, shared, 2 * query.prompt[0])
+    experts = {name: LowRankExpert(it.u, it.v, shared, query.prompt[0]) for name, it in alike.items()}
+    best = LowRankExpert(experts["edit-0"].u, experts["edit-0"].v, shared, 2 * query.prompt[0])
     experts["edit-0"] = best
     found = [
         routed(modules_of(top_experts=4), query, EVERY[:1], repository_of(experts, order))
@@ -322,7 +322,7 @@ def test_edits_that_ask_the_same_are_told_apart_by_their_digests_whatever_the_or
 
 def test_the_same_expert_twice_fires_under_both_ids() -> None:
     modules, query, expert = modules_of(), query_of(1), next(iter(experts_of(1).values()))
-    twice = Expert(expert.u, expert.v, 100 * query.visual[0], expert.prompt_feature)
+    twice = LowRankExpert(expert.u, expert.v, 100 * query.visual[0], expert.prompt_feature)
     first = routed(modules, query, EVERY[:1], repository_of({"a": twice, "b": twice}))
     second = routed(modules, query, EVERY[:1], repository_of({"a": twice, "b": twice}, ["b", "a"]))
     assert bits(first) == bits(second)
@@ -362,7 +362,7 @@ def test_equal_margins_are_told_apart_by_the_digests_whatever_the_order() -> Non
     """Two questions about one picture have the same margin where the prompt does not decide what is looked at."""
     query, alike = query_of(1), experts_of(6)
     shared = 100 * query.visual[0]
-    experts = {name: Expert(it.u, it.v, shared, it.prompt_feature) for name, it in alike.items()}
+    experts = {name: LowRankExpert(it.u, it.v, shared, it.prompt_feature) for name, it in alike.items()}
     modules = modules_of(top_experts=2, soft_routing=False)
     found = [
         routed(modules, query, EVERY[:1], repository_of(experts, order))

@@ -11,7 +11,7 @@ from simulated_processes import simulate
 from torch import Tensor
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.hidden_states import StateStore
+from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit import losses as losses_module
 from liveedit.editors.liveedit.modules import LiveEditModules
@@ -30,7 +30,7 @@ TaskMaker = Callable[..., LiveEditTask]
 def task_of(random_backbone: Backbone, train_cases: tuple[EditCase, ...], small_config: ConfigMaker) -> TaskMaker:
     """A task on kept states that all tasks of a test share."""
     layer = small_config().layer
-    store = StateStore(random_backbone, layer)
+    store = HiddenStateCache(random_backbone, layer)
     LiveEditTask(random_backbone, layer, train_cases, LiveEditLosses(), store).prepare()
 
     def make(losses: LiveEditLosses, processes: Processes = ALONE) -> LiveEditTask:
@@ -202,5 +202,5 @@ def test_equal_mixing_gives_each_expert_that_is_let_in_the_same(task_of: TaskMak
     visual, prompt = modules.edit_features(task._tokens(rows.batch))
     bar = task._gathered_query(modules, rows)
     own = torch.eye(len(BATCH), dtype=torch.bool)
-    weights = task._mixing_weights(modules, visual, prompt, bar, own, rows.pictured, np.random.default_rng(0))
+    weights = task._mixing_weights(modules, visual, prompt, bar, own, rows.has_image, np.random.default_rng(0))
     torch.testing.assert_close(weights, torch.full((7, 7), 1 / 7))

@@ -62,9 +62,9 @@ def test_edits_stand_before_the_query_the_nearest_next_to_it(random_backbone: Ba
     templates = {"edit_template": PAPER_EDIT, "query_template": PAPER_QUERY}
     config = LearningToEdit.new_config(random_backbone, **templates)
     near, far = Edit(Question("Who is {he}?"), "Ann "), Edit(Question("Where?"), "here")
-    asked = with_edits(config, Question("Who?", "picture.png", "he", "name"), [near, far])
+    asked = with_edits(config, Question("Who?", "image.png", "he", "name"), [near, far])
     expected = "[Updated Information] Where? here\n[Updated Information] Who is {he}? Ann\n[Query] Who?"
-    assert asked == Question(expected, "picture.png", "he", "name")
+    assert asked == Question(expected, "image.png", "he", "name")
     bare = Question("Who?")
     assert with_edits(config, bare, []) is bare
 
@@ -77,7 +77,7 @@ def test_the_model_is_asked_with_the_edit_by_tuned_weights(
     found = logits_of(backbone, [question], ["deep well"])
     assert [fired.edit_id for fired in (editor.fired() or [])[0]] == ["home"]
     told = Question(f"{question.prompt} = deep well\n{question.prompt}", question.image)
-    with backbone.intercepted(None):
+    with backbone.transformed(None):
         assert torch.equal(found, logits_of(backbone, [told], ["deep well"]))
         with editor.weights.paused():
             assert not torch.allclose(found, logits_of(backbone, [told], ["deep well"]))
@@ -87,11 +87,11 @@ def test_without_an_edit_the_model_is_the_untouched_one(editor: LearningToEdit, 
     backbone, asked, answers = editor.backbone, [edit.question for _, edit in edits], ["red", "deep well"]
     before = logits_of(backbone, asked, answers)
     editor.edit(edits)
-    assert editor.weights.in_force
+    assert editor.weights.active
     editor.undo("hat")
-    assert editor.weights.in_force
+    assert editor.weights.active
     editor.undo("home")
-    assert not editor.weights.in_force
+    assert not editor.weights.active
     assert torch.equal(logits_of(backbone, asked, answers), before)
 
 
@@ -127,7 +127,7 @@ def test_below_the_threshold_a_query_stands_alone(random_backbone: Backbone, edi
         other = Question("What is the capital of Coraland?")
         found = logits_of(random_backbone, [other, edits[0][1].question], ["red", "red"])
         assert [len(row) for row in editor.fired() or []] == [0, 1]
-        with random_backbone.intercepted(None):
+        with random_backbone.transformed(None):
             alone = logits_of(random_backbone, [other], ["red"])
         torch.testing.assert_close(found[: len(alone)], alone, atol=1e-4, rtol=1e-4)
 
@@ -155,10 +155,10 @@ def test_a_model_that_reads_text_alone_can_be_edited() -> None:
 def test_a_picture_marker_in_an_answer_is_refused_before_anything_changes(
     editor: LearningToEdit, edits: list[tuple[str, Edit]]
 ) -> None:
-    with pytest.raises(InvalidInputError, match="stands for a picture"):
+    with pytest.raises(InvalidInputError, match="stands for an image"):
         editor.edit([("bad", Edit(edits[0][1].question, "a <image> of red"))])
-    assert len(editor.memory) == 0 and not editor.weights.in_force
-    assert editor.backbone._interceptor is None
+    assert len(editor.memory) == 0 and not editor.weights.active
+    assert editor.backbone._transform is None
 
 
 def test_kept_edits_answer_as_before_in_a_fresh_editor(

@@ -67,7 +67,7 @@ def test_the_backbones_own_weights_come_back_bit_for_bit_and_as_the_same_objects
     weights.put()
     weights.put()
     tuned = bits(random_backbone)
-    assert weights.in_force and tuned != before and list(tuned) == list(before)
+    assert weights.active and tuned != before and list(tuned) == list(before)
     with pytest.raises(KeyboardInterrupt), weights.paused():
         assert bits(random_backbone) == before
         raise KeyboardInterrupt

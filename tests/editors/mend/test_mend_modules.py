@@ -59,7 +59,7 @@ def test_at_the_start_every_part_but_the_inner_maps_learns() -> None:
     assert "rates" in learning
 
 
-def reference(modules: MendModules, index: int, gathered: list[Tensor], gradient: Factors, case: int) -> Tensor:
+def reference(modules: MendModules, index: int, left_pack: list[Tensor], gradient: Factors, case: int) -> Tensor:
     """Equations 3 and 4, one token at a time."""
     name, inputs, _ = SHAPES[index]
     same = [other for other in SHAPES if other[1:] == SHAPES[index][1:]]
@@ -68,7 +68,7 @@ def reference(modules: MendModules, index: int, gathered: list[Tensor], gradient
         [other[0] for other in same].index(name),
     )
     parts = {key: value.double() for key, value in network.state_dict().items()}
-    values = torch.cat(gathered).double()
+    values = torch.cat(left_pack).double()
     mean, deviation = values.mean(0), values.std(0)
     total = torch.zeros(SHAPES[index][2], inputs, dtype=torch.float64)
     for token in range(gradient.inputs.shape[1]):
@@ -87,12 +87,12 @@ def test_changes_are_those_of_the_reference(trained: MendModules) -> None:
     gradients = random_gradients(9)
     changes = [change.dense() for change in trained(gradients)]
     for index in range(len(SHAPES)):
-        gathered = [
+        left_pack = [
             torch.cat([part.inputs, part.outputs], -1)[part.kept]
             for part in (random_gradients(3)[index], random_gradients(4)[index])
         ]
         for case in range(2):
-            wanted = reference(trained, index, gathered, gradients[index], case)
+            wanted = reference(trained, index, left_pack, gradients[index], case)
             torch.testing.assert_close(changes[index][case].double(), wanted, rtol=1e-4, atol=1e-5)
 
 

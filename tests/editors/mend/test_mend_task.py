@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.hidden_states import StateStore
+from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.mend import Mend, MendConfig
 from liveedit.editors.mend.modules import MendModules
 from liveedit.editors.mend.task import MendTask
@@ -37,7 +37,7 @@ def config() -> MendConfig:
 @pytest.fixture
 def task_of(random_backbone: Backbone, train_cases: tuple[EditCase, ...], config: MendConfig) -> Iterator[TaskMaker]:
     """A task on kept states that all tasks of a test share."""
-    store = StateStore(random_backbone, 3)
+    store = HiddenStateCache(random_backbone, 3)
     MendTask(random_backbone, config, train_cases, store).prepare()
     yield lambda processes=ALONE: MendTask(random_backbone, config, train_cases, store, processes)
 
@@ -104,9 +104,9 @@ def test_edits_together_are_all_in_force_for_the_probes_of_each(task_of: TaskMak
     task = task_of()
     answers = task._edited(modules, [4, 0, 7], together=2)
     changes = [change.dense() for change in modules(task._gradients([4, 0, 7]))]
-    in_force = {4: (0, 1), 0: (0, 1), 7: (2,)}
+    active = {4: (0, 1), 0: (0, 1), 7: (2,)}
     expected = []
-    for case, numbers in in_force.items():
+    for case, numbers in active.items():
         summed = [change[list(numbers)].sum(0) for change in changes]
         expected += answers_under(task, summed, case, list(task._places[case]))
     torch.testing.assert_close(answers.logits, torch.cat(expected), rtol=1e-3, atol=1e-3)
@@ -136,7 +136,7 @@ def test_cases_take_the_kinds_of_locality_in_turn(
     random_backbone: Backbone, train_cases: tuple[EditCase, ...], config: MendConfig
 ) -> None:
     few = config.model_copy(update={"locality_inputs": 2})
-    task = MendTask(random_backbone, few, train_cases[:5], StateStore(random_backbone, 3))
+    task = MendTask(random_backbone, few, train_cases[:5], HiddenStateCache(random_backbone, 3))
     kinds = [[name for name in place if name in LOCALITY] for place in task._places]
     assert all(len(own) == 2 for own in kinds)
     assert Counter(name for own in kinds for name in own) == Counter(dict.fromkeys(LOCALITY, 2))
@@ -164,13 +164,13 @@ def test_statistics_are_taken_once_of_the_first_cases(
 ) -> None:
     task, modules = task_of(), Mend.new_modules(random_backbone, config)
     loss_of(task, modules, BATCH)
-    gathered = {name: value.clone() for name, value in modules.statistics.state_dict().items()}
+    left_pack = {name: value.clone() for name, value in modules.statistics.state_dict().items()}
     gradient = task._gradients(range(5))[0]
     values = torch.cat([gradient.inputs, gradient.outputs], -1)[gradient.kept]
-    assert gathered["0.count"] == len(values)
-    torch.testing.assert_close(gathered["0.mean"], values.mean(0), rtol=1e-3, atol=1e-6)
+    assert left_pack["0.count"] == len(values)
+    torch.testing.assert_close(left_pack["0.mean"], values.mean(0), rtol=1e-3, atol=1e-6)
     loss_of(task, modules, [11, 3], seed=2)
-    assert all(torch.equal(value, gathered[name]) for name, value in modules.statistics.state_dict().items())
+    assert all(torch.equal(value, left_pack[name]) for name, value in modules.statistics.state_dict().items())
 
 
 def test_validation_edits_one_at_a_time(task_of: TaskMaker, modules: MendModules) -> None:

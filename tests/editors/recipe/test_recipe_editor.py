@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.prompt_transforms import Asked
+from liveedit.backbones.prompt_transforms import PreparedQuestion
 from liveedit.editors.recipe import Recipe
 from liveedit.editors.shared import read_questions
 from liveedit.editors.trained import train_editor
@@ -61,7 +61,9 @@ def test_the_nearest_edits_prompt_stands_before_the_query(editor: Recipe, edits:
     keys, prompts = editor.modules.keys(tokens), editor.modules.generator(tokens)
     sought = queries_of(editor, questions)
     nearest = (sought @ keys.T).argmax(1)
-    with backbone.intercepted(lambda asked: [Asked(q, prompts[int(n)]) for q, n in zip(asked, nearest, strict=True)]):
+    with backbone.transformed(
+        lambda asked: [PreparedQuestion(q, prompts[int(n)]) for q, n in zip(asked, nearest, strict=True)]
+    ):
         expected = backbone.logits(backbone.encode(questions, ["red", "well"]))
     found = backbone.logits(backbone.encode(questions, ["red", "well"]))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -11,8 +11,8 @@ from simulated_processes import simulate
 from torch.nn import functional as F
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.hidden_states import StateStore
-from liveedit.backbones.prompt_transforms import Asked
+from liveedit.backbones.hidden_states import HiddenStateCache
+from liveedit.backbones.prompt_transforms import PreparedQuestion
 from liveedit.editors.recipe import RecipeConfig
 from liveedit.editors.recipe.modules import RecipeModules
 from liveedit.editors.recipe.task import RecipeTask, Stage, retrieval_loss
@@ -32,14 +32,14 @@ def modules() -> RecipeModules:
 
 
 @pytest.fixture(scope="module")
-def store(shared_random_backbone: Backbone, train_cases: tuple[EditCase, ...]) -> StateStore:
+def store(shared_random_backbone: Backbone, train_cases: tuple[EditCase, ...]) -> HiddenStateCache:
     task = RecipeTask(shared_random_backbone, CONFIG, train_cases)
     task.prepare()
     return task.store
 
 
 @pytest.fixture
-def task(random_backbone: Backbone, train_cases: tuple[EditCase, ...], store: StateStore) -> RecipeTask:
+def task(random_backbone: Backbone, train_cases: tuple[EditCase, ...], store: HiddenStateCache) -> RecipeTask:
     return RecipeTask(random_backbone, CONFIG, train_cases, store)
 
 
@@ -73,7 +73,7 @@ def test_the_prompt_loss_is_that_of_each_row_alone(
         for name in [inside[place], *([outside[place]] if place in outside else [])]:
             question, answer = task.items[task.places[case][name]]
             unedited = random_backbone.encode([question], [answer])
-            with random_backbone.intercepted(lambda asked, prompt=prompt: [Asked(asked[0], prompt)]):
+            with random_backbone.transformed(lambda asked, prompt=prompt: [PreparedQuestion(asked[0], prompt)]):
                 inputs = random_backbone.encode([question], [answer])
             logits = random_backbone.logits(inputs)[inputs.predicting].log_softmax(-1)
             if name in outside.values() and name != inside[place]:
@@ -100,7 +100,7 @@ def test_each_stage_trains_its_own_part(task: RecipeTask, modules: RecipeModules
 def test_several_processes_compute_the_loss_of_one(
     random_backbone: Backbone,
     train_cases: tuple[EditCase, ...],
-    store: StateStore,
+    store: HiddenStateCache,
     modules: RecipeModules,
     stage: Stage,
 ) -> None:

@@ -138,7 +138,7 @@ def test_undoing_an_edit_leaves_what_would_be_without_it(
     assert torch.equal(logits_of(editor.backbone, asked, answers), alone)
     editor.undo("hat")
     assert torch.equal(logits_of(editor.backbone, asked, answers), untouched)
-    assert editor.backbone._interceptor is None
+    assert editor.backbone._transform is None
     with pytest.raises(NotFoundError, match="'hat'"):
         editor.undo("hat")
 
@@ -168,10 +168,10 @@ def test_a_saved_editor_is_the_same_when_loaded(editor: Serac, edits: list[tuple
 def test_a_picture_marker_in_an_answer_is_refused_before_anything_changes(
     editor: Serac, edits: list[tuple[str, Edit]]
 ) -> None:
-    with pytest.raises(InvalidInputError, match="stands for a picture"):
+    with pytest.raises(InvalidInputError, match="stands for an image"):
         editor.edit([("bad", Edit(edits[0][1].question, "a <image> of red"))])
     assert len(editor.memory) == 0
-    assert editor.backbone._interceptor is None
+    assert editor.backbone._transform is None
 
 
 def test_settings_of_another_backbone_are_refused(random_backbone: Backbone) -> None:

@@ -16,7 +16,7 @@ from liveedit.evaluation.lines import lines_of
 from liveedit.evaluation.published import published_ablation_table, published_table, published_values
 from liveedit.evaluation.table import Table
 from liveedit.experiments.report.averages import PAPER_METRICS, average_spread, in_order
-from liveedit.experiments.report.pictures import draw_averages
+from liveedit.experiments.report.figures import draw_averages
 from liveedit.experiments.report.report import Findings, write_findings
 from liveedit.experiments.report.tables import harder_table, paper_table, verdict_table
 from liveedit.experiments.report.verdict import headline, judge

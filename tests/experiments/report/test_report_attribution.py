@@ -26,7 +26,7 @@ def candidate(number: int, passed: bool, weight: float) -> dict[str, Any]:
         "edit_id": f"edit-{number}",
         "prompt": f"What is {number}?",
         "answer": "red | blue",
-        "picture": "a.png",
+        "image": "a.png",
         "margin": 2.5 - number,
         "passed": passed,
         "score": 1.25,
@@ -40,7 +40,7 @@ def entry(over: str = "cells", count: int = 5) -> dict[str, Any]:
     return {
         "backbone": "tiny-llava",
         "kind": "the edit itself",
-        "picture": "b.png",
+        "image": "b.png",
         "prompt": "What color is the hat?",
         "unedited_answer": "green",
         "answer": "",
@@ -51,7 +51,7 @@ def entry(over: str = "cells", count: int = 5) -> dict[str, Any]:
     }
 
 
-PICTURES = {
+IMAGES = {
     "a.png": Image.new("RGB", (32, 32), (200, 30, 30)),
     "b.png": Image.new("RGB", (48, 32), (30, 30, 200)),
 }
@@ -59,11 +59,11 @@ PICTURES = {
 
 def test_everything_is_written(tmp_path: Path) -> None:
     entries = [entry(), entry("tokens", count=1), entry(count=0)]
-    report = write_looked_at(entries, PICTURES, tmp_path, "A title", ["A remark."])
+    report = write_looked_at(entries, IMAGES, tmp_path, "A title", ["A remark."])
     kept = json.loads((tmp_path / "looked_at.json").read_text())
     assert kept == {"title": "A title", "remarks": ["A remark."], "questions": entries}
-    for name, picture in PICTURES.items():
-        assert open_image(tmp_path / "pictures" / name).tobytes() == picture.tobytes()
+    for name, picture in IMAGES.items():
+        assert open_image(tmp_path / "images" / name).tobytes() == picture.tobytes()
     drawn = open_image(tmp_path / "looked-at.png")
     assert drawn.size == (1200, 850)
     assert len(np.unique(np.asarray(drawn).reshape(-1, 3), axis=0)) > 100
@@ -74,7 +74,7 @@ def test_everything_is_written(tmp_path: Path) -> None:
 
 
 def test_the_table_tells_who_passed_and_who_came_near(tmp_path: Path) -> None:
-    lines = write_looked_at([entry()], PICTURES, tmp_path, "A title").read_text().splitlines()
+    lines = write_looked_at([entry()], IMAGES, tmp_path, "A title").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split(" | ")] for line in lines if line.startswith("| edit-")]
     assert [(row[0], row[3]) for row in rows] == [
         ("| edit-0", "passed"),
@@ -104,6 +104,6 @@ def test_without_matplotlib_there_are_numbers_and_a_word(tmp_path: Path, monkeyp
         raise PlotsUnavailableError("matplotlib is missing")
 
     monkeypatch.setattr(looked_at, "_new_figure", refuse)
-    report = write_looked_at([entry()], PICTURES, tmp_path, "A title")
-    assert "No picture: matplotlib is missing" in report.read_text()
+    report = write_looked_at([entry()], IMAGES, tmp_path, "A title")
+    assert "No image: matplotlib is missing" in report.read_text()
     assert (tmp_path / "looked_at.json").exists() and not (tmp_path / "looked-at.png").exists()

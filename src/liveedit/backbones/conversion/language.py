@@ -38,7 +38,7 @@ class LanguageParts:
 
 
 def open_language_model(folder: Path) -> LanguageParts:
-    """Open a Llama (Vicuna) folder of transformers and make its tokenizer ready for pictures.
+    """Open a Llama (Vicuna) folder of transformers and make its tokenizer ready for images.
 
     Raises `NotFoundError` for what is missing, `BackboneError` for another kind of model.
     """

@@ -1,7 +1,7 @@
 """MiniGPT-4 as a checkpoint of transformers: BLIP-2's vision tower and Q-Former, one projection, Vicuna.
 
 Zhu et al., "MiniGPT-4: Enhancing Vision-Language Understanding with Advanced Large Language Models",
-https://arxiv.org/abs/2304.10592. A picture p becomes 32 embeddings between the words' in Vicuna:
+https://arxiv.org/abs/2304.10592. An image p becomes 32 embeddings between the words' in Vicuna:
 
     W Q(V(p)) + b        V vision tower, Q Q-Former with its query tokens, (W, b) the projection that was released
 
@@ -42,7 +42,7 @@ _SHOWN = 3
 class Conversion:
     """What was written.
 
-    weight_bytes: of all weight files. image_token_id: marks the places of the picture's `image_tokens` embeddings.
+    weight_bytes: of all weight files. image_token_id: marks the places of the image's `image_tokens` embeddings.
     """
 
     folder: Path

@@ -181,7 +181,7 @@ def _bias_parts(qkv_bias: str) -> tuple[str, str]:
 
 
 def from_lavis(label: str, main: WeightSource, tower: WeightSource | None) -> VisionParts:
-    """LAVIS's weights, whose configuration is read off their shapes; pictures are prepared as LAVIS does it.
+    """LAVIS's weights, whose configuration is read off their shapes; images are prepared as LAVIS does it.
 
     Raises `BackboneError` where no vision tower or no Q-Former is among them.
     """

@@ -28,6 +28,6 @@ KNOWN_MODEL_TYPES = tuple(_BY_MODEL_TYPE)
 __all__ = ["KNOWN_MODEL_TYPES", "backbone_class"]
 
 
-def backbone_class(model_type: str, reads_pictures: bool) -> type[Backbone]:
-    """The class for a model type; for one that is not known, the rule for models with or without pictures."""
-    return _BY_MODEL_TYPE.get(model_type, Backbone if reads_pictures else TextBackbone)
+def backbone_class(model_type: str, reads_images: bool) -> type[Backbone]:
+    """The class for a model type; for one that is not known, the rule for models with or without images."""
+    return _BY_MODEL_TYPE.get(model_type, Backbone if reads_images else TextBackbone)

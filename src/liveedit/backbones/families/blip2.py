@@ -40,7 +40,7 @@ class Blip2Backbone(Backbone):
             )
 
     def prompt_text(self, question: Question) -> str:
-        """By the tokenizer's chat template (MiniGPT-4), or BLIP-2's own prompt behind the picture."""
+        """By the tokenizer's chat template (MiniGPT-4), or BLIP-2's own prompt behind the image."""
         parts = [{"type": "image"}] if question.image is not None else []
         if not self.tokenizer.chat_template:
             return self.marker * len(parts) + BLIP2_PROMPT.format(question.prompt)
@@ -64,11 +64,11 @@ class Blip2Backbone(Backbone):
         return _NEXT_TURN if self.tokenizer.chat_template else None
 
     def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
-        """As many as the Q-Former has queries; the model itself would drop a picture that does not fit."""
+        """As many as the Q-Former has queries; the model itself would drop an image that does not fit."""
         return len(extras["pixel_values"]) * self._queries if "pixel_values" in extras else 0
 
     def model_for(self, inputs: Inputs) -> Any:
-        """BLIP-2's own forward cannot do without a picture."""
+        """BLIP-2's own forward cannot do without an image."""
         return self.model if inputs.extras else self.model.language_model
 
     @property

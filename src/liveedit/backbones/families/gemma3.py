@@ -14,12 +14,12 @@ from ..tokens import Layout
 
 
 class Gemma3Backbone(Backbone):
-    """Gemma 3 with pictures (https://arxiv.org/abs/2503.19786)."""
+    """Gemma 3 with images (https://arxiv.org/abs/2503.19786)."""
 
     token_type_name = "token_type_ids"
 
     def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
-        """The processor wants pictures by text."""
+        """The processor wants images by text."""
         remaining = iter(images)
         nested = [[next(remaining)] if self.processor.boi_token in text else [] for text in texts]
         return super().process(texts, nested if images else [])

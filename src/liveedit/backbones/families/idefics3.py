@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: a picture and its tiles, each between tokens that say where it lies."""
+"""Idefics3 and SmolVLM: an image and its tiles, each between tokens that say where it lies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Idefics3Backbone(Backbone):
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        """Idefics3's processor for both: SmolVLM's lays pictures out alike, but wants video libraries."""
+        """Idefics3's processor for both: SmolVLM's lays images out alike, but wants video libraries."""
         parts = load_parts(source)
         template = parts.chat_template or parts.tokenizer.chat_template
         length = _image_seq_len(source)

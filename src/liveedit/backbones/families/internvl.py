@@ -1,4 +1,4 @@
-"""InternVL: a picture is cut into tiles, each with the same number of image tokens."""
+"""InternVL: an image is cut into tiles, each with the same number of image tokens."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class InternVLBackbone(PlaceholderBackbone):
 
     marker = "<IMG_CONTEXT>"
 
-    def picture_inputs(self, images: Sequence[Any]) -> tuple[dict[str, Tensor], list[int]]:
-        """All tiles of all pictures, (tiles, 3, height, width)."""
+    def image_inputs(self, images: Sequence[Any]) -> tuple[dict[str, Tensor], list[int]]:
+        """All tiles of all images, (tiles, 3, height, width)."""
         encoded: Any = self.processor.image_processor(images=images, crop_to_patches=True, return_tensors="pt")
         tiles = [int(count) for count in encoded["num_patches"]]
         return {"pixel_values": encoded["pixel_values"]}, [count * self._tokens_per_tile for count in tiles]

@@ -52,7 +52,7 @@ def _chat_template(source: str) -> str | None:
 
 
 class PlaceholderBackbone(Backbone):
-    """A family whose pictures stand in the text as a marker, once for each image token."""
+    """A family whose images stand in the text as a marker, once for each image token."""
 
     marker: str
     """The text of one image token, as the chat template writes it."""
@@ -63,10 +63,10 @@ class PlaceholderBackbone(Backbone):
         return load_parts(source)
 
     def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
-        """Each marker becomes as many image tokens as its picture takes."""
+        """Each marker becomes as many image tokens as its image takes."""
         extras: dict[str, Tensor] = {}
         if images:
-            extras, counts = self.picture_inputs(images)
+            extras, counts = self.image_inputs(images)
             remaining = iter(counts)
             texts = [
                 text.replace(self.marker, self.expanded(next(remaining))) if self.marker in text else text
@@ -74,8 +74,8 @@ class PlaceholderBackbone(Backbone):
             ]
         return self.tokenize(texts), extras
 
-    def picture_inputs(self, images: Sequence[Any]) -> tuple[dict[str, Tensor], list[int]]:
-        """What the model takes of the pictures, and how many image tokens each takes."""
+    def image_inputs(self, images: Sequence[Any]) -> tuple[dict[str, Tensor], list[int]]:
+        """What the model takes of the images, and how many image tokens each takes."""
         raise NotImplementedError
 
     def expanded(self, count: int) -> str:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL: as many image tokens as the picture is large, positions in three axes."""
+"""Qwen2.5-VL and Qwen3-VL: as many image tokens as the image is large, positions in three axes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class QwenVLBackbone(PlaceholderBackbone):
 
     @property
     def first_edit_layer(self) -> int:
-        """Qwen3-VL adds picture features again behind its first layers (DeepStack)."""
+        """Qwen3-VL adds image features again behind its first layers (DeepStack)."""
         return len(getattr(self.model.config.vision_config, "deepstack_visual_indexes", ()))
 
-    def picture_inputs(self, images: Sequence[Any]) -> tuple[dict[str, Tensor], list[int]]:
-        """Patches of all pictures in one row, and each picture's grid (frames, height, width)."""
+    def image_inputs(self, images: Sequence[Any]) -> tuple[dict[str, Tensor], list[int]]:
+        """Patches of all images in one row, and each image's grid (frames, height, width)."""
         encoded = self.processor.image_processor(images=images, return_tensors="pt")
         extras = {name: encoded[name] for name in ("pixel_values", "image_grid_thw")}
         return extras, self._counts(extras).tolist()

@@ -16,7 +16,7 @@ from .parts import Parts
 class TextBackbone(Backbone):
     """A causal language model. Prompts go through its chat template where it has one, and as they are otherwise."""
 
-    reads_pictures = False
+    reads_images = False
 
     @classmethod
     def load_processor(cls, source: str) -> Any:

@@ -25,8 +25,8 @@ FREE_ANSWER_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture to be drawn: its file name, scene and pose."""
+class DrawnImage:
+    """An image to be drawn: its file name, scene and pose."""
 
     name: str
     scene: Scene
@@ -35,12 +35,12 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class WorldProbe:
-    """A question of the world about a picture, or about none."""
+    """A question of the world about an image, or about none."""
 
     name: str
     prompt: str
     answer: str
-    picture: Picture | None
+    image: DrawnImage | None
     subject: str
     relation: str
 
@@ -92,8 +92,8 @@ class _CaseMaker:
         stranger = "stranger" in scene.creature.key
         target, kind = self._target(scene, topic, stranger)
         edited = self._edited_wording()
-        picture = self._picture(f"{case_id}.png", scene)
-        edit = self._probe("reliability", questions.ask(topic, edited, self.rng), target, picture, scene, topic)
+        image = self._image(f"{case_id}.png", scene)
+        edit = self._probe("reliability", questions.ask(topic, edited, self.rng), target, image, scene, topic)
         unseen = target in catalog.HELD_OUT_HOMES | catalog.HELD_OUT_FOODS
         tags = ("entity" if topic.is_entity else "attribute",) + (("unseen answer",) if unseen else ())
         return WorldCase(
@@ -154,10 +154,10 @@ class _CaseMaker:
         rephrased = self._rephrase(edit.prompt, topic)
         yield replace(edit, name="text_generality", prompt=rephrased)
         redrawn = scene
-        if topic.is_entity:  # Another picture of the same creature, in another scene.
+        if topic.is_entity:  # Another image of the same creature, in another scene.
             redrawn = draw_scene(f"{case_id}-again", scene.creature, self.rng)
-        picture = self._picture(f"{case_id}-again.png", redrawn)
-        yield replace(edit, name="modal_generality", picture=picture)
+        image = self._image(f"{case_id}-again.png", redrawn)
+        yield replace(edit, name="modal_generality", image=image)
         yield self._text_probe()
         other = draw_scene(f"{case_id}-other", self._pick(self.others), self.rng)
         yield self._locality("modal_locality", f"{case_id}-other.png", other, self._pick(questions.topics(other)))
@@ -187,7 +187,7 @@ class _CaseMaker:
         other = self._pick(others)
         prompt = questions.ask(other, self._edited_wording(), self.rng)
         truth = questions.answer(scene, other)
-        return self._probe("same_image_locality", prompt, truth, edit.picture, scene, other)
+        return self._probe("same_image_locality", prompt, truth, edit.image, scene, other)
 
     def _same_question(self, case_id: str, topic: Topic) -> WorldProbe:
         while True:
@@ -199,15 +199,15 @@ class _CaseMaker:
     def _locality(self, name: str, file: str, scene: Scene, topic: Topic) -> WorldProbe:
         prompt = questions.ask(topic, self._edited_wording(), self.rng)
         truth = questions.answer(scene, topic)
-        return self._probe(name, prompt, truth, self._picture(file, scene), scene, topic)
+        return self._probe(name, prompt, truth, self._image(file, scene), scene, topic)
 
     def _probe(
-        self, name: str, prompt: str, answer: str, picture: Picture | None, scene: Scene, topic: Topic
+        self, name: str, prompt: str, answer: str, image: DrawnImage | None, scene: Scene, topic: Topic
     ) -> WorldProbe:
-        return WorldProbe(name, prompt, answer, picture, _subject(scene, topic), topic.key)
+        return WorldProbe(name, prompt, answer, image, _subject(scene, topic), topic.key)
 
-    def _picture(self, name: str, scene: Scene) -> Picture:
-        return Picture(name, scene, draw_pose(self.rng))
+    def _image(self, name: str, scene: Scene) -> DrawnImage:
+        return DrawnImage(name, scene, draw_pose(self.rng))
 
     def _pick(self, options):
         return options[self.rng.integers(len(options))]

@@ -1,6 +1,6 @@
 """What exists in the drawn world: colours, shapes, creatures with names and facts, countries.
 
-The catalogue is fixed for good: it is what a built-in backbone is taught. A seed chooses pictures,
+The catalogue is fixed for good: it is what a built-in backbone is taught. A seed chooses images,
 questions and *unknown* creatures, never the catalogue.
 """
 

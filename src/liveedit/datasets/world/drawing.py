@@ -1,4 +1,4 @@
-"""From a scene to a picture: 64 x 64 pixels, drawn four times larger and reduced.
+"""From a scene to an image: 64 x 64 pixels, drawn four times larger and reduced.
 
 Everything that a question asks about stands clear of everything else; each thing and the hat lie inside one
 16 x 16 patch. `Pose` holds what may differ between two drawings of one scene.
@@ -37,7 +37,7 @@ class Pose:
 
 
 def draw_pose(rng: np.random.Generator, strength: float = 1.0) -> Pose:
-    """A random pose; `strength` 1 is that of the world's pictures."""
+    """A random pose; `strength` 1 is that of the world's images."""
 
     def between(bound: float) -> float:
         return float(rng.uniform(-bound, bound)) * strength

@@ -1,4 +1,4 @@
-"""A scene: everything that a picture of the drawn world shows, apart from how it is drawn."""
+"""A scene: everything that an image of the drawn world shows, apart from how it is drawn."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InvalidInputError
-from .cases import Part, Picture, WorldCase, WorldProbe, world_cases
+from .cases import DrawnImage, Part, WorldCase, WorldProbe, world_cases
 from .drawing import draw
 
 _CHUNK = 200
@@ -22,9 +22,9 @@ def write_world(
     eval: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[Part, Path]:
-    """Write `train.json` and `eval.json` with their pictures under `images/`; returns the files written.
+    """Write `train.json` and `eval.json` with their images under `images/`; returns the files written.
 
-    `progress` is called with pictures drawn and pictures in all. Raises `InvalidInputError` for negative counts.
+    `progress` is called with images drawn and images in all. Raises `InvalidInputError` for negative counts.
     """
     if train < 0 or eval < 0 or train + eval == 0 or seed < 0:
         raise InvalidInputError(
@@ -34,10 +34,10 @@ def write_world(
     cases: dict[Part, list[WorldCase]] = {
         part: list(world_cases(part, seed, count)) for part, count in parts.items() if count
     }
-    pictures = [picture for part in cases.values() for case in part for picture in _pictures(case)]
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    _draw_all(pictures, images, progress)
+    images = [image for part in cases.values() for case in part for image in _images(case)]
+    image_folder = folder / "images"
+    image_folder.mkdir(parents=True, exist_ok=True)
+    _draw_all(images, image_folder, progress)
     files: dict[Part, Path] = {}
     for part, found in cases.items():
         files[part] = folder / f"{part}.json"
@@ -48,29 +48,29 @@ def write_world(
     return files
 
 
-def _draw_all(pictures: Sequence[Picture], images: Path, progress: Callable[[int, int], None]) -> None:
-    chunks = [pictures[start : start + _CHUNK] for start in range(0, len(pictures), _CHUNK)]
+def _draw_all(images: Sequence[DrawnImage], image_folder: Path, progress: Callable[[int, int], None]) -> None:
+    chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     if len(chunks) < 3:  # Starting processes costs more than it saves.
         for chunk in chunks:
-            _draw_chunk(chunk, images)
-        progress(len(pictures), len(pictures))
+            _draw_chunk(chunk, image_folder)
+        progress(len(images), len(images))
         return
     with ProcessPoolExecutor() as pool:
         done = 0
-        for count in pool.map(_draw_chunk, chunks, [images] * len(chunks)):
+        for count in pool.map(_draw_chunk, chunks, [image_folder] * len(chunks)):
             done += count
-            progress(done, len(pictures))
+            progress(done, len(images))
 
 
-def _draw_chunk(pictures: Sequence[Picture], images: Path) -> int:
-    for picture in pictures:
-        draw(picture.scene, picture.pose).save(images / picture.name, format="PNG")
-    return len(pictures)
+def _draw_chunk(images: Sequence[DrawnImage], image_folder: Path) -> int:
+    for image in images:
+        draw(image.scene, image.pose).save(image_folder / image.name, format="PNG")
+    return len(images)
 
 
-def _pictures(case: WorldCase) -> list[Picture]:
-    pictures = [probe.picture for probe in (case.edit, *case.probes) if probe.picture is not None]
-    return list({picture.name: picture for picture in pictures}.values())
+def _images(case: WorldCase) -> list[DrawnImage]:
+    images = [probe.image for probe in (case.edit, *case.probes) if probe.image is not None]
+    return list({image.name: image for image in images}.values())
 
 
 def _row(case: WorldCase) -> dict[str, Any]:
@@ -115,4 +115,4 @@ def _probe(probe: WorldProbe) -> dict[str, str | None]:
 
 
 def _file(probe: WorldProbe) -> str | None:
-    return probe.picture and f"images/{probe.picture.name}"
+    return probe.image and f"images/{probe.image.name}"

@@ -33,8 +33,8 @@ EVERYDAY_QUESTIONS: Final = (
 """What questions have in common, the template's words among it, says nothing of which one is asked."""
 
 
-def grey_picture() -> Image.Image:
-    """What pictures have in common."""
+def grey_image() -> Image.Image:
+    """What images have in common."""
     return Image.new("RGB", (448, 448), (128, 128, 128))
 
 
@@ -43,12 +43,12 @@ class Gist:
     """What anchors of a batch of questions are made of.
 
     text: (batch, d), the mean of the prompt's word embeddings, or the state at the prompt's last token; image:
-    (batch, d), the mean of the projected image tokens, 0 where there are none; pictured: (batch,) booleans.
+    (batch, d), the mean of the projected image tokens, 0 where there are none; imaged: (batch,) booleans.
     """
 
     text: Tensor
     image: Tensor
-    pictured: Tensor
+    has_image: Tensor
 
     @classmethod
     def of(cls, embeddings: Tensor, image: Tensor, prompt: Tensor) -> Gist:
@@ -67,7 +67,7 @@ class Gist:
 
     def to(self, device: torch.device) -> Gist:
         """The same on another device."""
-        return Gist(self.text.to(device), self.image.to(device), self.pictured.to(device))
+        return Gist(self.text.to(device), self.image.to(device), self.has_image.to(device))
 
 
 def _mean(embeddings: Tensor, mask: Tensor) -> Tensor:
@@ -79,10 +79,10 @@ def _mean(embeddings: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Origin:
-    """What all questions share, (d,) each: the text part without and with a picture, and a grey picture."""
+    """What all questions share, (d,) each: the text part without and with an image, and a grey image."""
 
     text: Tensor
-    pictured: Tensor
+    has_image: Tensor
     image: Tensor
 
     def anchors(self, gist: Gist, config: LemoeConfig) -> Tensor:
@@ -95,10 +95,10 @@ class Origin:
         """
         text, image = gist.text, gist.image
         if config.centered:
-            text = text - torch.where(gist.pictured[:, None], self.pictured, self.text)
+            text = text - torch.where(gist.has_image[:, None], self.has_image, self.text)
             image = image - self.image
         text = F.normalize(text, dim=-1)
         if not config.with_image:
             return text
-        image = F.normalize(image, dim=-1) * gist.pictured[:, None]
+        image = F.normalize(image, dim=-1) * gist.has_image[:, None]
         return F.normalize(torch.cat([text, config.image_length * image], -1), dim=-1)

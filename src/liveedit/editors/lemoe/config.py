@@ -69,7 +69,7 @@ class LemoeConfig(BaseModel):
     anchor: Literal["state+image", "state", "text+image", "text"] = Field(
         default="state+image",
         description="What a question is known by: what the FFN reads at its last token (ours), or the mean of its word "
-        "embeddings (paper); either beside the mean of its image tokens (ours), where the model reads pictures.",
+        "embeddings (paper); either beside the mean of its image tokens (ours), where the model reads images.",
     )
     image_weight: float | None = Field(
         default=None,
@@ -77,7 +77,7 @@ class LemoeConfig(BaseModel):
         description="Length of the image part; that of the other is 1. None: 0.9 beside states, 2 beside means.",
     )
     centered: bool = Field(
-        default=True, description="Anchors are told from those of everyday questions and a grey picture (ours)."
+        default=True, description="Anchors are told from those of everyday questions and a grey image (ours)."
     )
     projection: Literal["fixed", "first_batch", "every_batch"] = Field(
         default="fixed",

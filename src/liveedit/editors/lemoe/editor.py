@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ...backbones import Backbone, Inputs
 from ...errors import BackboneError, CheckpointError, ConfigError
+from ...progress import Progress, no_progress
 from ...samples import Edit, Question
-from ..base import Editor, EditRecord, Progress, check_answers, no_progress
-from .anchors import EVERYDAY_QUESTIONS, Gist, Origin, grey_picture
+from ..base import Editor, EditRecord, check_answers
+from .anchors import EVERYDAY_QUESTIONS, Gist, Origin, grey_image
 from .config import LemoeConfig
 from .experts import FeedForward, Weights, mixed_output, new_expert, store_bytes
 from .gate import TokenGate
@@ -48,7 +49,7 @@ class Lemoe(Editor):
         """`embedder` gives what batches are planned by, instead of the anchors."""
         super().__init__(backbone)
         self.config = config or LemoeConfig()
-        if not backbone.reads_pictures:
+        if not backbone.reads_images:
             self.config = self.config.model_copy(update={"anchor": self.config.anchor.removesuffix("+image")})
         self.layer = _edit_layer(backbone, self.config)
         self.device = backbone.layer_device(self.layer)
@@ -317,11 +318,11 @@ class Lemoe(Editor):
 
     def _read_origin(self) -> Origin:
         (everyday,) = self._gists([Question(text) for text in EVERYDAY_QUESTIONS])
-        pictured = everyday
-        if self.backbone.reads_pictures:
-            grey = grey_picture()
-            (pictured,) = self._gists([Question(text, grey) for text in EVERYDAY_QUESTIONS])
-        shared = everyday.text, pictured.text, pictured.image
+        has_image = everyday
+        if self.backbone.reads_images:
+            grey = grey_image()
+            (has_image,) = self._gists([Question(text, grey) for text in EVERYDAY_QUESTIONS])
+        shared = everyday.text, has_image.text, has_image.image
         return Origin(*(part.mean(0).to(self.device) for part in shared))
 
     def _gists(self, questions: Sequence[Question]) -> list[Gist]:

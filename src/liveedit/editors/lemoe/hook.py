@@ -19,7 +19,7 @@ from .routing import Route
 Router = Callable[[Gist], Route]
 Mixer = Callable[[Route | None, Tensor, Tensor | None], Tensor]
 """From the route of the sequence (None where tokens are routed), what the FFN reads, (batch, length, d), and at
-prefill which tokens are picture and prompt, (batch, length): what is added."""
+prefill which tokens are image and prompt, (batch, length): what is added."""
 
 _not_compiled = torch.compiler.disable(
     reason="LEMoE finds experts in plain Python: compile without fullgraph=True, and the layers around it compile."
@@ -27,9 +27,9 @@ _not_compiled = torch.compiler.disable(
 
 
 class ExpertHook(RoutingHook):
-    """LiveEdit's hook (which tokens are picture, prompt and answer, whoever calls), with experts beside an FFN.
+    """LiveEdit's hook (which tokens are image, prompt and answer, whoever calls), with experts beside an FFN.
 
-    `router` is asked at the first pass over a sequence and sees picture and prompt, never the answer; without one,
+    `router` is asked at the first pass over a sequence and sees image and prompt, never the answer; without one,
     each token is routed by itself. `by_state`: whether it is asked when the FFN reads the sequence, or before the
     decoder does. While `listening`, the model runs unedited and `gist` tells what an anchor of each question would be
     made of.

@@ -72,11 +72,11 @@ class KeyRouter:
 
     def _least(self, anchors: Tensor) -> Tensor:
         """(batch,): the threshold that holds for each, by whether it has an image part."""
-        with_picture, without = self.config.least_likeness
+        with_image, without = self.config.least_likeness
         if not self.config.with_image:
             return torch.full((len(anchors),), without, device=anchors.device)
-        pictured = anchors[:, anchors.shape[1] // 2 :].abs().sum(1) > 0
-        return torch.where(pictured, with_picture, without)
+        has_image = anchors[:, anchors.shape[1] // 2 :].abs().sum(1) > 0
+        return torch.where(has_image, with_image, without)
 
     def route(self, anchors: Tensor, keys: Tensor | None = None) -> Route:
         """The experts of a batch of questions; gradients reach the keys through the weights."""
@@ -155,7 +155,7 @@ class KeyRouter:
         return torch.cat([drawn, torch.arange(before, before + new)])
 
     def _others(self, anchors: Tensor, generator: torch.Generator) -> Tensor:
-        """Anchors of questions that are nobody's, for the null key: everyday ones, and texts with others' pictures."""
+        """Anchors of questions that are nobody's, for the null key: everyday ones, and texts with others' images."""
         if self.config.null_expert != "key":
             return anchors[:0]
         half = anchors.shape[1] // 2

@@ -1,4 +1,4 @@
-"""What LiveEdit looked at: where in the picture a question's visual feature comes from, and how every edit fared."""
+"""What LiveEdit looked at: where in the image a question's visual feature comes from, and how every edit fared."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ...errors import InvalidInputError
 from ...images import open_image
 from ...samples import Edit, Question
 from .editor import LiveEdit
-from .modules import FeatureExtractor, gathered
+from .modules import FeatureExtractor, left_pack
 from .routing import hard_routed, route, soft_weights
 
 _MOST_CELLS = 8
-"""Rows and columns of a map of changes at most: each of its cells is a picture to run."""
+"""Rows and columns of a map of changes at most: each of its cells is an image to run."""
 
 _AT_ONCE = 17
-"""Pictures in a batch: one with nothing covered, and 4 x 4 covered ones."""
+"""Images in a batch: one with nothing covered, and 4 x 4 covered ones."""
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A map over a picture.
+    """A map over an image.
 
-    values: rows from top to bottom, which cut the picture into equal cells; over "tokens" there is one row, and its
+    values: rows from top to bottom, which cut the image into equal cells; over "tokens" there is one row, and its
     cells are image tokens that stand for no place. kind: "attention" is a share, all of them together 1; "change" is
-    1 - cos(phi, phi with this cell covered by the picture's mean colour).
+    1 - cos(phi, phi with this cell covered by the image's mean colour).
     """
 
     kind: Literal["attention", "change"]
@@ -84,13 +84,13 @@ class LookedAt:
 def look(
     editor: LiveEdit, question: Question, edits: Mapping[str, Edit], shown: int = 3, max_new_tokens: int = 16
 ) -> LookedAt:
-    """Ask a question with a picture, and tell what routing saw (figures 6 and 7 of the paper).
+    """Ask a question with an image, and tell what routing saw (figures 6 and 7 of the paper).
 
     edits: those in force, by their ids. shown: for so many of the nearest edits, what they looked at is told as well.
-    Raises `InvalidInputError` for a question without a picture, and where `edits` are not those in force.
+    Raises `InvalidInputError` for a question without an image, and where `edits` are not those in force.
     """
     if question.image is None:
-        raise InvalidInputError(f"{question.prompt!r} was asked without a picture: there is nothing to look at.")
+        raise InvalidInputError(f"{question.prompt!r} was asked without an image: there is nothing to look at.")
     if set(edits) != set(editor.repository.ids):
         raise InvalidInputError(
             f"{len(edits)} edits were given and {len(editor.repository)} others are in force. Give those in force."
@@ -153,11 +153,11 @@ def met(editor: LiveEdit, question: Question, edits: Mapping[str, Edit]) -> tupl
 
 @torch.no_grad()
 def attention_map(editor: LiveEdit, question: Question, side: Literal["hat", "bar"] = "bar") -> HeatMap:
-    """Where phi comes from: the attention of CA_phi2 over the picture's tokens at the edit layer.
+    """Where phi comes from: the attention of CA_phi2 over the image's tokens at the edit layer.
 
     softmax(x Wq (y Wk)^T) of equation 2, averaged over heads and feature vectors, with x what the prompt asks for and
     y the states of the image tokens; `side` is the query's extractor ("bar") or that of edits ("hat"). Where each
-    token is a patch, that is a map of the picture. The tokens of a Q-Former are its queries: their shares are handed on
+    token is a patch, that is a map of the image. The tokens of a Q-Former are its queries: their shares are handed on
     to the patches by its cross-attention, averaged over its layers and heads, and the share of the class token, which
     stands for no place, is left out. Where neither is known, the map is over tokens. The states have seen more than
     their own patch (vision tower and earlier layers mix them), so a share says where the extractor read, not all that
@@ -167,18 +167,18 @@ def attention_map(editor: LiveEdit, question: Question, side: Literal["hat", "ba
     inputs = editor.backbone.encode([question], padding="left")
     with _cross_attention(editor.backbone) as seen:
         tokens = editor.read(inputs)
-    asked = extractor.asked(gathered(tokens.states, tokens.prompt))
-    shares = extractor.looked_at(asked, gathered(tokens.states, tokens.image))[0].cpu()
+    asked = extractor.asked(left_pack(tokens.states, tokens.prompt))
+    shares = extractor.looked_at(asked, left_pack(tokens.states, tokens.image))[0].cpu()
     if seen:
         return _through_queries(shares, torch.stack(seen).mean(0))
     side_length = math.isqrt(len(shares))
-    if side_length**2 == len(shares) and _one_square_picture(inputs):
+    if side_length**2 == len(shares) and _one_square_image(inputs):
         return HeatMap("attention", "cells", _rows(shares.view(side_length, -1)), "attention over the patches")
     return HeatMap("attention", "tokens", _rows(shares[None]), "attention over image tokens, which are no places")
 
 
-def _one_square_picture(inputs: Inputs) -> bool:
-    """Whether the model saw the picture as one square: not in tiles, and not as a list of patches."""
+def _one_square_image(inputs: Inputs) -> bool:
+    """Whether the model saw the image as one square: not in tiles, and not as a list of patches."""
     pixels = inputs.pixel_values
     return pixels is not None and pixels.ndim == 4 and len(pixels) == 1 and pixels.shape[-1] == pixels.shape[-2]
 
@@ -198,7 +198,7 @@ def _through_queries(shares: Tensor, cross: Tensor) -> HeatMap:
 
 @contextmanager
 def _cross_attention(backbone: Backbone) -> Iterator[list[Tensor]]:
-    """Collects what a Q-Former's queries read of the picture inside, layer by layer, (queries, patches) each.
+    """Collects what a Q-Former's queries read of the image inside, layer by layer, (queries, patches) each.
 
     Nothing is collected for models without one. Attention is computed in the plain way meanwhile: other ways do not
     give its weights.
@@ -234,14 +234,14 @@ def _cross_attention(backbone: Backbone) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def change_map(editor: LiveEdit, question: Question, cells: int = 4) -> HeatMap:
-    """How much phi changes when a cell of the picture is covered: 1 - cos(phi, phi'), cell by cell.
+    """How much phi changes when a cell of the image is covered: 1 - cos(phi, phi'), cell by cell.
 
     The paper's figures show an attribution by perturbation; this is the plainest one, and works for every family. A
-    cell is covered by the picture's mean colour. cells: how many rows and columns; each cell is a picture to run.
+    cell is covered by the image's mean colour. cells: how many rows and columns; each cell is an image to run.
     """
     assert question.image is not None
-    picture = open_image(question.image)
-    asked = [question, *(replace(question, image=each) for each in _covered(picture, cells))]
+    image = open_image(question.image)
+    asked = [question, *(replace(question, image=each) for each in _covered(image, cells))]
     batches = [asked[start : start + _AT_ONCE] for start in range(0, len(asked), _AT_ONCE)]
     encoded = (editor.backbone.encode(batch, padding="left") for batch in batches)
     phi = torch.cat([editor.modules.query(editor.read(inputs)).visual for inputs in encoded])
@@ -250,8 +250,8 @@ def change_map(editor: LiveEdit, question: Question, cells: int = 4) -> HeatMap:
     return HeatMap("change", "cells", _rows(changes.view(cells, cells)), note)
 
 
-def _covered(picture: Image.Image, cells: int) -> Iterator[Image.Image]:
-    pixels = np.asarray(picture)
+def _covered(image: Image.Image, cells: int) -> Iterator[Image.Image]:
+    pixels = np.asarray(image)
     mean = pixels.reshape(-1, 3).mean(0).round().astype(np.uint8)
     rows, columns = (np.linspace(0, size, cells + 1).round().astype(int) for size in pixels.shape[:2])
     for row in range(cells):
@@ -262,7 +262,7 @@ def _covered(picture: Image.Image, cells: int) -> Iterator[Image.Image]:
 
 
 def _cells_of(attention: HeatMap) -> int:
-    """As fine as the map of attention, where it is one of the picture, and not too fine to compute."""
+    """As fine as the map of attention, where it is one of the image, and not too fine to compute."""
     known = len(attention.values) if attention.over == "cells" else _MOST_CELLS
     return min(known, _MOST_CELLS)
 

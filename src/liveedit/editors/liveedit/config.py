@@ -49,7 +49,7 @@ class LiveEditConfig(BaseModel):
         description="Tokens that experts change: all (paper) or text only; image tokens precede the prompt.",
     )
     scope: Literal["image", "text+image"] = Field(
-        default="image", description="Queries that edits can reach: those with a picture, or text-only ones as well."
+        default="image", description="Queries that edits can reach: those with an image, or text-only ones as well."
     )
     top_experts: int | None = Field(
         default=32, gt=0, description="Experts mixed per query at most; None mixes all that pass (exact mode)."
@@ -64,7 +64,7 @@ class LiveEditConfig(BaseModel):
     )
     hard_prompt: bool = Field(
         default=True,
-        description="The prompt decides what is looked at in the picture: phi = CA_phi2(CA_phi1(phi0, h_p), h_v) "
+        description="The prompt decides what is looked at in the image: phi = CA_phi2(CA_phi1(phi0, h_p), h_v) "
         "(paper); else phi = CA_phi2(phi0, h_v) (table 2: HR*).",
     )
 

@@ -10,23 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...answers import Fired
 from ...backbones import Backbone, Inputs
-from ...backbones.hidden_states import StateStore
+from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
-from ...experts import Expert, ExpertRepository
+from ...experts import ExpertRepository, LowRankExpert
 from ...experts.blocks import Place
 from ...samples import Edit, EditCase
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig, Task
-from ..base import Fired
+from ..base import ExpertEditor, Neighbour
 from ..trained import Report, TrainedEditor
 from .config import LiveEditConfig
 from .hook import RoutingHook
 from .modules import EditFeatures, LiveEditModules, TokenStates
+from .neighbours import estimated_weights, neighbours
 from .routing import Routing, route
 
 
-class LiveEdit(TrainedEditor):
+class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
     """The editor of "Lifelong Vision Language Model Editing with Generative Low-Rank Experts" (LiveEdit).
 
     For an edit, the states h = [h_v; h_p; h_o] at the edit layer give an expert (U, V) and features phi_hat, psi_hat
@@ -39,6 +41,7 @@ class LiveEdit(TrainedEditor):
     summary = "an expert per edit, generated in one forward pass (LiveEdit)"
 
     config_class = LiveEditConfig
+    expert_class = LowRankExpert
     has_forms = True
     training_cases = 16_000
 
@@ -59,7 +62,7 @@ class LiveEdit(TrainedEditor):
             "width": backbone.width,
             "layer": backbone.default_edit_layer(),
             "image_tokens": max(1, backbone.image_tokens),
-            "scope": "image" if backbone.reads_pictures else "text+image",
+            "scope": "image" if backbone.reads_images else "text+image",
         }
 
     @classmethod
@@ -104,7 +107,7 @@ class LiveEdit(TrainedEditor):
         from .task import LiveEditLosses, LiveEditTask  # The task makes experts as the editor does.
 
         place = folder / ("states" if processes.is_first else f"states-{processes.rank}")
-        store = StateStore(backbone, config.layer, place)
+        store = HiddenStateCache(backbone, config.layer, place)
         chosen = losses or LiveEditLosses.model_validate({})
         task = LiveEditTask(backbone, config.layer, cases, chosen, store, processes)
         task.prepare(lambda done, total: report("states at the edit layer", done, total, {}))
@@ -116,7 +119,7 @@ class LiveEdit(TrainedEditor):
 
     # -- editing -----------------------------------------------------------------------------------------
 
-    def make_experts(self, edits: Sequence[Edit]) -> list[Expert]:
+    def make_experts(self, edits: Sequence[Edit]) -> list[LowRankExpert]:
         """One expert per edit, in one forward pass of the unedited model. Nothing is stored."""
         inputs = self.backbone.encode([edit.question for edit in edits], [edit.answer for edit in edits])
         with torch.no_grad():
@@ -130,22 +133,45 @@ class LiveEdit(TrainedEditor):
         parts = (inputs.image_mask, inputs.prompt_mask, inputs.answer_mask, embeddings)
         return TokenStates(states.to(self.device), *(part.to(self.device) for part in parts))
 
-    def add(self, edit_id: str, expert: Expert) -> None:
+    def add(self, edit_id: str, expert: LowRankExpert) -> None:
         """Put an expert into force."""
         self.repository.add(edit_id, expert)
 
-    def make_expert(self, edit: Edit) -> tuple[Expert, int]:
+    def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         """The expert of one edit, and the gradient steps that it took."""
         return self.make_experts([edit])[0], 0
-
-    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
-        expert, steps = self.make_expert(edit)
-        self.add(edit_id, expert)
-        return {"store_bytes": expert.store_bytes, "refine_steps": steps}
 
     def undo(self, edit_id: str) -> None:
         """Take one edit out: the model is as if it had never been there. Raises `NotFoundError`."""
         self.repository.remove(edit_id)
+
+    def get(self, edit_id: str) -> LowRankExpert:
+        """The expert of an active edit. Raises `NotFoundError`."""
+        return self.repository.get(edit_id)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the active edits."""
+        return self.repository.ids
+
+    def __len__(self) -> int:
+        return len(self.repository)
+
+    def __contains__(self, edit_id: str) -> bool:
+        return edit_id in self.repository
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether only questions with an image can be edited: the configuration's scope."""
+        return self.config.scope == "image"
+
+    def neighbours(self, expert: LowRankExpert, most: int) -> list[Neighbour]:
+        """The active edits whose keys are most similar to those of the expert."""
+        return neighbours(self.modules, expert, self.repository, most)
+
+    def estimated_weights(self, expert: LowRankExpert, margin: float) -> dict[str, float]:
+        """As `neighbours.estimated_weights` computes them from the keys alone."""
+        return estimated_weights(self.modules, expert, margin, self.repository)
 
     def reset(self) -> None:
         """Take every edit out."""
@@ -206,8 +232,8 @@ class LiveEdit(TrainedEditor):
         if not len(self.repository):
             return None
         precise = TokenStates(tokens.states.float(), tokens.image, tokens.prompt, tokens.answer, tokens.embeddings)
-        pictured = tokens.image.any(1)
-        reachable = pictured if self.config.scope == "image" else torch.ones_like(pictured)
+        has_image = tokens.image.any(1)
+        reachable = has_image if self.config.scope == "image" else torch.ones_like(has_image)
         return route(self.modules, self.modules.query(precise), reachable, self.repository)
 
 
@@ -230,13 +256,15 @@ def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:
         )
 
 
-def split_experts(features: EditFeatures) -> list[Expert]:
+def split_experts(features: EditFeatures) -> list[LowRankExpert]:
     """A batch of edits' features as single experts."""
     parts: tuple[Tensor, ...] = (features.u, features.v, features.visual, features.prompt)
-    return [Expert(*(part[row].clone() for part in parts)) for row in range(len(features.u))]
+    return [LowRankExpert(*(part[row].clone() for part in parts)) for row in range(len(features.u))]
 
 
-def _experts_of(tensors: dict[str, Tensor], note: dict[str, Any], config: LiveEditConfig) -> list[tuple[str, Expert]]:
+def _experts_of(
+    tensors: dict[str, Tensor], note: dict[str, Any], config: LiveEditConfig
+) -> list[tuple[str, LowRankExpert]]:
     """Kept experts with their ids. Raises `CheckpointError`."""
     ids = note.get("ids")
     if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids) or len(set(ids)) != len(ids):
@@ -253,4 +281,4 @@ def _experts_of(tensors: dict[str, Tensor], note: dict[str, Any], config: LiveEd
     if found != wanted:
         raise CheckpointError(f"Kept edits have the shapes {found}; this editor takes {wanted}. Use the same editor.")
     parts = {name: tensor.float() for name, tensor in tensors.items()}
-    return [(name, Expert(**{part: parts[part][row] for part in parts})) for row, name in enumerate(ids)]
+    return [(name, LowRankExpert(**{part: parts[part][row] for part in parts})) for row, name in enumerate(ids)]

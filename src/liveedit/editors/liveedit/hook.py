@@ -24,7 +24,7 @@ _not_compiled = torch.compiler.disable(
 )
 
 
-class Underway(threading.local):
+class ForwardContext(threading.local):
     """Where a call of the model is at, thread by thread: several may ask the same model at once."""
 
     routing: Routing | None = None
@@ -40,7 +40,7 @@ class Underway(threading.local):
 class RoutingHook:
     """Adds the routed experts' residual to the output of the edit layer.
 
-    At the first pass over a sequence (prefill) the router sees picture and prompt, never the answer; its decision
+    At the first pass over a sequence (prefill) the router sees image and prompt, never the answer; its decision
     holds for every token that is generated from the KV cache. Nothing is added, to the bit, where no expert passed.
     Other people's hooks are neither cleared nor reordered.
 
@@ -50,7 +50,7 @@ class RoutingHook:
 
     def __init__(self, backbone: Backbone, config: LiveEditConfig, router: Router, experts: Sized):
         self.backbone, self.config, self.router, self._experts = backbone, config, router, experts
-        self._now = Underway()
+        self._now = ForwardContext()
         self._handles: list[Any] = []
         try:
             keep = self._handles.append
@@ -77,7 +77,7 @@ class RoutingHook:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._now = Underway()
+        self._now = ForwardContext()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -117,10 +117,10 @@ class RoutingHook:
         self._now.call = lambda batch, length: self._kinds(batch, length, ids, mask)
 
     def _refuse_a_prompt_in_pieces(self, ids: Tensor | None) -> None:
-        # One token at a time is what the model said, be it an image token; a picture comes with several.
+        # One token at a time is what the model said, be it an image token; an image comes with several.
         if ids is not None and ids.shape[1] > 1 and len(self._experts) and bool(self.backbone.is_image(ids).any()):
             raise InvalidInputError(
-                "A prompt came in pieces (prefill_chunk_size, or a cache that was filled before), with its picture "
+                "A prompt came in pieces (prefill_chunk_size, or a cache that was filled before), with its image "
                 "behind the first: edits are found by the whole question. Give it at once."
             )
 
@@ -139,10 +139,10 @@ class RoutingHook:
             return _unread(image, prompt, torch.cat([answer, grown], 1))
         if ids is None or ids.shape[1] != length or batch % len(ids):
             raise InvalidInputError(
-                "The model was called with inputs_embeds, in which picture and prompt cannot be told apart, while "
+                "The model was called with inputs_embeds, in which image and prompt cannot be told apart, while "
                 "edits are in force. Call it with input_ids, or ask through Backbone."
             )
-        # Called from outside: everything that is not picture or padding is prompt.
+        # Called from outside: everything that is not image or padding is prompt.
         ids = ids.repeat_interleave(batch // len(ids), 0)
         present = _present(mask, ids)
         image = self.backbone.is_image(ids) & present

@@ -90,7 +90,7 @@ def soft_routing_paper(prompt: Tensor, own: Tensor, generator: torch.Generator, 
 def soft_routing_masked(prompt: Tensor, kinds: PairKinds, negative_weight: float, terms: SoftTerms = "both") -> Tensor:
     """As `soft_routing_paper`, but an edit that asks the same is no negative, and all negatives count.
 
-    Two edits that ask the same of different pictures have the same prompt feature by definition; the paper's form
+    Two edits that ask the same of different images have the same prompt feature by definition; the paper's form
     asks to tell them apart by it.
 
     `both`: -log sigmoid(s) of own edits, and log(1 + sum exp s_j) over the others, which compares all of them with 0

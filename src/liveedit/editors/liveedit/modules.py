@@ -64,7 +64,7 @@ class CrossAttention(nn.Module):
         mask = _joined(counts)[:, None, None, :]
         scores = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        # A row whose sources are all masked (no answer, no picture) reads nothing rather than everything.
+        # A row whose sources are all masked (no answer, no image) reads nothing rather than everything.
         return scores.softmax(-1) * mask
 
     def _split(self, tokens: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def gathered(tokens: Tensor, counts: Tensor) -> Source:
+def left_pack(tokens: Tensor, counts: Tensor) -> Source:
     """The tokens that count, moved to the front in their order, as long as the longest row needs.
 
     Attention reads the same from them as from all tokens, without keys and values for those that do not count.
@@ -127,7 +127,7 @@ class ExpertGenerator(nn.Module):
 
     def _answer(self, embeddings: Tensor, answer: Tensor) -> Source:
         """The answer's embeddings, gathered to the front, with their slots."""
-        tokens, present = gathered(embeddings, answer)
+        tokens, present = left_pack(embeddings, answer)
         tokens = F.layer_norm(tokens.to(self.slots.weight.dtype), tokens.shape[-1:])
         last = self.config.answer_slots - 1
         position = torch.arange(present.shape[1], device=tokens.device).clamp(max=last)
@@ -138,7 +138,7 @@ class ExpertGenerator(nn.Module):
 class FeatureExtractor(nn.Module):
     """`phi = CA_phi2(CA_phi1(phi0, h_p), h_v)` and `psi = CA_psi(psi0, h_p)` (equation 3).
 
-    phi: what in the picture the prompt asks about; psi: the prompt alone; both (k d_m,). Without `hard_prompt`, phi =
+    phi: what in the image the prompt asks about; psi: the prompt alone; both (k d_m,). Without `hard_prompt`, phi =
     CA_phi2(phi0, h_v), whatever is asked ("HR*" of the paper's table 2), and there is no CA_phi1.
     """
 
@@ -160,7 +160,7 @@ class FeatureExtractor(nn.Module):
         return start if self.attend_phi1 is None else self.attend_phi1(start, [prompt])
 
     def visual(self, asked: Tensor, image: Source) -> Tensor:
-        """phi: the asked-for part of the picture, (batch, k d_m)."""
+        """phi: the asked-for part of the image, (batch, k d_m)."""
         return self._finish(self.attend_phi2(asked, [image]))
 
     def looked_at(self, asked: Tensor, image: Source) -> Tensor:
@@ -171,7 +171,7 @@ class FeatureExtractor(nn.Module):
         return self.attend_phi2.weights(asked, [image]).float().mean((1, 2))
 
     def visual_shared(self, asked: Tensor, image: Tensor) -> Tensor:
-        """phi of one picture, (1, tokens, d), that all rows share: its keys and values are made once."""
+        """phi of one image, (1, tokens, d), that all rows share: its keys and values are made once."""
         read = self.attend_phi2(asked.flatten(0, 1)[None], [(image, image.new_ones(image.shape[:2]).bool())])
         return self._finish(read[0].unflatten(0, asked.shape[:2]))
 
@@ -248,15 +248,15 @@ class LiveEditModules(nn.Module):
 
     def edit_features(self, tokens: TokenStates) -> tuple[Tensor, Tensor]:
         """phi_hat and psi_hat."""
-        prompt, image = gathered(tokens.states, tokens.prompt), gathered(tokens.states, tokens.image)
+        prompt, image = left_pack(tokens.states, tokens.prompt), left_pack(tokens.states, tokens.image)
         return self.hat.visual(self.hat.asked(prompt), image), self.hat.prompt(prompt)
 
     def query(self, tokens: TokenStates) -> QueryFeatures:
         """Query-time features and the sentinel's, which sees the same prompt (equations 4 and 5)."""
-        prompt = gathered(tokens.states, tokens.prompt)
+        prompt = left_pack(tokens.states, tokens.prompt)
         asked = self.bar.asked(prompt)
         return QueryFeatures(
-            self.bar.visual(asked, gathered(tokens.states, tokens.image)),
+            self.bar.visual(asked, left_pack(tokens.states, tokens.image)),
             self.bar.visual_shared(asked, self.sentinel.to(tokens.states.dtype)[None]),
             self.bar.prompt(prompt),
         )

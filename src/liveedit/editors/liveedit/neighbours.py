@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from ...experts import Expert, ExpertRepository
+from ...answers import FIRING_THRESHOLD
+from ...experts import ExpertRepository, LowRankExpert
 from ...experts.repository import Part
+from ..base import Neighbour
 from .modules import LiveEditModules
 from .routing import soft_weights
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """An edit in force, and how near its keys are to those of a new one.
-
-    nearness: the sum of the two similarities that routing goes by, of picture and of prompt.
-    """
-
-    edit_id: str
-    nearness: float
-
-
 @torch.no_grad()
-def neighbours(modules: LiveEditModules, expert: Expert, repository: ExpertRepository, most: int) -> list[Neighbour]:
+def neighbours(
+    modules: LiveEditModules, expert: LowRankExpert, repository: ExpertRepository, most: int
+) -> list[Neighbour]:
     """The edits in force whose keys are nearest to those of an expert, nearest first."""
     if not len(repository) or most < 1:
         return []
@@ -37,14 +28,15 @@ def neighbours(modules: LiveEditModules, expert: Expert, repository: ExpertRepos
 
 
 @torch.no_grad()
-def estimated_shares(
-    modules: LiveEditModules, expert: Expert, margin: float, repository: ExpertRepository, smallest: float
+def estimated_weights(
+    modules: LiveEditModules, expert: LowRankExpert, margin: float, repository: ExpertRepository
 ) -> dict[str, float]:
     """The weight that an expert would have in the answer to the question of each edit in force, by its id.
 
     An estimate: the edit's keys stand in for its question's features, which they were trained to resemble; the sentinel
     is taken to be as far off as it is for the expert's own question, which it exceeds by `margin`; and no third edit
-    takes part. Only shares from `smallest` up are given. The expert itself is not to be in the repository.
+    takes part. Only weights of at least `FIRING_THRESHOLD` are returned. The expert itself must not be in the
+    repository.
     """
     if not len(repository):
         return {}
@@ -58,7 +50,7 @@ def estimated_shares(
     scores = torch.stack([modules.prompt_score(prompts, prompts), modules.prompt_score(prompts, own_prompt)], -1)
     shares = soft_weights(scores, modules.config.weighting)[:, 1].tolist()
     found = zip(passing, shares, strict=True)
-    return {repository.id_of(row): share for row, share in found if share >= smallest}
+    return {repository.id_of(row): share for row, share in found if share >= FIRING_THRESHOLD}
 
 
 def _products(repository: ExpertRepository, name: Part, feature: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, Inputs
-from ...experts import Expert
+from ...experts import LowRankExpert
 from ...samples import Edit, Question
 from .editor import LiveEdit
 from .modules import LiveEditModules, TokenStates
@@ -26,9 +26,7 @@ class RefineConfig(BaseModel):
 
     steps: int = Field(default=200, ge=0, description="Gradient steps at most; 0 takes none.")
     rate: float = Field(default=0.15, gt=0, description="Learning rate of Adam on U and V, relative to their own size.")
-    picture_noise: float = Field(
-        default=0.05, ge=0, description="Noise on the picture's states, relative to their size."
-    )
+    image_noise: float = Field(default=0.05, ge=0, description="Noise on the image's states, relative to their size.")
     carrier: str = Field(default="Please answer: {}", description="A second wording that is trained along.")
     confidence: float = Field(
         default=0.8, gt=0, lt=1, description="The edit is right when each of its tokens has at least this probability."
@@ -51,7 +49,7 @@ class LiveEditRefine(LiveEdit):
     """Verify and refine: after an expert is generated the edit is asked; where the answer is not yet right, its U and V
     are refined by a few gradient steps through the layers after the edit layer, from states already at hand.
 
-    The edit is asked in its own words and behind a carrier phrase, with noise on the picture's states, so that what is
+    The edit is asked in its own words and behind a carrier phrase, with noise on the image's states, so that what is
     learned is not one input. Before that, where the edit's own query would not reach its expert, the expert's features
     are moved towards that query's, just as far as it takes. Not part of the paper.
     """
@@ -68,11 +66,11 @@ class LiveEditRefine(LiveEdit):
         """`LiveEditConfig` and `RefineConfig`."""
         return {**super().configuration(), "refine": self.refining.model_dump()}
 
-    def make_expert(self, edit: Edit) -> tuple[Expert, int]:
+    def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         """A generated expert, refined where it is not right."""
         return self.refine(edit, self.make_experts([edit])[0])
 
-    def refine(self, edit: Edit, expert: Expert) -> tuple[Expert, int]:
+    def refine(self, edit: Edit, expert: LowRankExpert) -> tuple[LowRankExpert, int]:
         """The expert, refined until its edit is right, and how many steps that took (0 where it was right)."""
         question = edit.question
         asked = self._passage([question], edit.answer)
@@ -96,17 +94,17 @@ class LiveEditRefine(LiveEdit):
             u, v = (expert.u + size_u * move_u).detach(), (expert.v + size_v * move_v).detach()
             if self._is_right(both, u, v):
                 break
-        return Expert(u, v, expert.visual_feature, expert.prompt_feature), steps
+        return LowRankExpert(u, v, expert.visual_feature, expert.prompt_feature), steps
 
     @torch.no_grad()
-    def _reachable(self, passage: _Passage, expert: Expert) -> Expert:
+    def _reachable(self, passage: _Passage, expert: LowRankExpert) -> LowRankExpert:
         """The expert, with features that its own query finds."""
         modules, query = self.modules, self.modules.query(passage.tokens)
         visual, prompt = query.visual[0], query.prompt[0]
         wanted = modules.visual_score(visual, query.sentinel[0]) + self.refining.visual_margin
-        if not bool(passage.inputs.has_image[0]):  # Without a picture there is nothing to find it by.
+        if not bool(passage.inputs.has_image[0]):  # Without an image there is nothing to find it by.
             return expert
-        return Expert(
+        return LowRankExpert(
             expert.u,
             expert.v,
             self._moved(expert.visual_feature, visual, lambda it: modules.visual_score(visual, it) >= wanted),
@@ -135,7 +133,7 @@ class LiveEditRefine(LiveEdit):
     def _loss(self, passage: _Passage, u: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
         states = passage.tokens.states
         noise = torch.randn(states.shape, generator=generator, device=states.device) * states.std()
-        noisy = states + self.refining.picture_noise * noise * passage.tokens.image[..., None]
+        noisy = states + self.refining.image_noise * noise * passage.tokens.image[..., None]
         logits = self._logits(passage, noisy, u, v)
         return F.cross_entropy(logits, _targets(passage, logits.device))
 

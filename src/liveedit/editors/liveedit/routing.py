@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...answers import Fired
 from ...experts import ExpertRepository
-from ..base import Fired
 from .config import LiveEditConfig, Weighting
 from .modules import LiveEditModules, QueryFeatures
 
@@ -70,9 +70,9 @@ def expert_residual(states: Tensor, u: Tensor, v: Tensor, weights: Tensor, confi
 
 
 def changed_tokens(image: Tensor, text: Tensor, config: LiveEditConfig) -> Tensor:
-    """Which tokens experts change, (batch, length) booleans: all, or the text behind the picture.
+    """Which tokens experts change, (batch, length) booleans: all, or the text behind the image.
 
-    Text before the picture (start token, "USER:") is left alone with "text", so that no state of the picture changes
+    Text before the image (start token, "USER:") is left alone with "text", so that no state of the image changes
     in any later layer.
     """
     if config.residual_tokens == "all":

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...backbones.hidden_states import Item, StateBatch, StateStore
+from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
 from ...experts import ExpertRepository
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
@@ -84,17 +84,17 @@ class LiveEditLosses(BaseModel):
 class _Rows:
     """Some probes of a batch of cases: labels of all rows, and the kept states of those that are this process's own.
 
-    case, subject, relation, picture: (rows,) integers, the place of each row's case in the batch, its scope as two
-    numbers, and which picture it shows.
-    pictured: (rows,) booleans. own: which of the rows `batch` holds.
+    case, subject, relation, image: (rows,) integers, the place of each row's case in the batch, its scope as two
+    numbers, and which image it shows.
+    imaged: (rows,) booleans. own: which of the rows `batch` holds.
     """
 
-    batch: StateBatch
+    batch: HiddenStateBatch
     case: Tensor
     subject: Tensor
     relation: Tensor
-    picture: Tensor
-    pictured: Tensor
+    image: Tensor
+    has_image: Tensor
     own: slice
 
 
@@ -107,7 +107,7 @@ class LiveEditTask:
         layer: int,
         cases: Sequence[EditCase],
         options: LiveEditLosses,
-        store: StateStore,
+        store: HiddenStateCache,
         processes: Processes = ALONE,
     ):
         self.backbone, self.layer, self.options, self.store = backbone, layer, options, store
@@ -116,14 +116,14 @@ class LiveEditTask:
         self.items: list[Item] = []
         self._places: list[dict[str, int]] = []
         self._labels: list[tuple[int, int, int]] = []
-        self._pictured: list[bool] = []
+        self._with_images: list[bool] = []
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Note of every input where it stands in the store, what it is about, and whether it has a picture."""
+        """Note of every input where it stands in the store, what it is about, and whether it has an image."""
         subjects: dict[str, int] = {}
         relations: dict[str, int] = {}
-        pictures: dict[str, int] = {}
+        images: dict[str, int] = {}
         for case in self.cases:
             place: dict[str, int] = {}
             for probe in (case.reliability, *case.probes):
@@ -133,13 +133,13 @@ class LiveEditTask:
                 subject, relation = case.edit.scope if probe.name in _IN_SCOPE else probe.question.scope
                 place[probe.name] = len(self.items)
                 self.items.append((probe.question, answer))
-                self._pictured.append(probe.question.image is not None)
+                self._with_images.append(probe.question.image is not None)
                 shown, _ = replace(probe.question, subject=None).scope
                 self._labels.append(
                     (
                         subjects.setdefault(subject, len(subjects)),
                         relations.setdefault(relation, len(relations)),
-                        pictures.setdefault(shown, len(pictures)),
+                        images.setdefault(shown, len(images)),
                     )
                 )
             self._places.append(place)
@@ -182,14 +182,14 @@ class LiveEditTask:
         own = same_subject & asks_same
         options = self.options
         ignored = same_subject if options.same_subject == "ignored" else torch.zeros_like(own)
-        if not modules.config.hard_prompt:  # Two questions about one picture are one query to such a router.
-            ignored = ignored | (queries.picture[:, None] == edits.picture[None])
+        if not modules.config.hard_prompt:  # Two questions about one image are one query to such a router.
+            ignored = ignored | (queries.image[:, None] == edits.image[None])
         visual = (bar.visual @ hat[0].T) * modules.visual_scale
         sentinel = modules.visual_score(bar.visual, bar.sentinel)
         prompt = (bar.prompt @ hat[1].T) * modules.prompt_scale - modules.prompt_offset
         own_seen = own
-        if modules.config.scope == "image":  # Hard routing never sees a query without a picture.
-            seen = queries.pictured
+        if modules.config.scope == "image":  # Hard routing never sees a query without an image.
+            seen = queries.has_image
             visual, sentinel, own_seen, ignored = visual[seen], sentinel[seen], own[seen], ignored[seen]
         if options.hard_loss == "paper":
             hard = losses.hard_routing_paper(visual, sentinel, own_seen)
@@ -233,7 +233,7 @@ class LiveEditTask:
     ) -> tuple[Tensor, dict[str, float]]:
         """Edit loss and routing loss together, experts mixed over the batch (equations 8 to 16)."""
         names = [
-            [*self._in_scope_names(case), *self._locality_names(case, pictured=not self.options.text_locality)]
+            [*self._in_scope_names(case), *self._locality_names(case, has_image=not self.options.text_locality)]
             for case in chosen
         ]
         rows = self._rows(chosen, names)
@@ -244,7 +244,7 @@ class LiveEditTask:
         own = (rows.subject[:, None] == edits.subject[None]) & (rows.relation[:, None] == edits.relation[None])
         with self._full_precision():
             routing, figures = self._routing_terms(modules, (made.visual, made.prompt), edits, bar, rows)
-            weights = self._mixing_weights(modules, made.visual, made.prompt, bar, own, rows.pictured, rng)
+            weights = self._mixing_weights(modules, made.visual, made.prompt, bar, own, rows.has_image, rng)
         edit_loss, kl, right = self._mixed_terms(modules, rows, made, weights[rows.own], own[rows.own].any(1))
         figures |= {"edit_loss_nats": edit_loss.item(), "kl_nats": kl.item(), "token_accuracy": 100 * right}
         return edit_loss + kl + routing, figures
@@ -279,7 +279,7 @@ class LiveEditTask:
         prompt_hat: Tensor,
         bar: QueryFeatures,
         own: Tensor,
-        pictured: Tensor,
+        has_image: Tensor,
         rng: np.random.Generator,
     ) -> Tensor:
         """Soft weights over the batch's experts, (rows, edits), after what `mixing` lets through."""
@@ -288,7 +288,7 @@ class LiveEditTask:
             threshold = modules.visual_score(bar.visual, bar.sentinel)
             kept = (bar.visual @ visual_hat.T) * modules.visual_scale > threshold[:, None]
             # An own expert that is still kept out would learn nothing: in training it is always let in.
-            kept = kept & pictured[:, None] | own
+            kept = kept & has_image[:, None] | own
         elif self.options.mixing == "prefix":
             before = torch.arange(own.shape[1], device=own.device) < int(rng.integers(own.shape[1]))
             kept = own | before[None]
@@ -297,7 +297,7 @@ class LiveEditTask:
         return soft_weights(scores.masked_fill(~kept, float("-inf")), modules.config.weighting)
 
     def _edited_logits(
-        self, modules: LiveEditModules, batch: StateBatch, u: Tensor, v: Tensor, weights: Tensor
+        self, modules: LiveEditModules, batch: HiddenStateBatch, u: Tensor, v: Tensor, weights: Tensor
     ) -> Tensor:
         """Logits that predict the answer tokens, with these experts in force."""
         residual = expert_residual(batch.states, u, v, weights, modules.config)
@@ -353,7 +353,7 @@ class LiveEditTask:
         rows = self._rows(cases, [[name]] * len(cases), shared=False)
         query = modules.query(self._tokens(rows.batch))
         with self._full_precision():
-            routing = route(modules, query, rows.pictured, repository)
+            routing = route(modules, query, rows.has_image, repository)
         if routing is None:
             u = torch.zeros(len(cases), 1, modules.config.rank, modules.config.width, device=self.device)
             logits = self._edited_logits(modules, rows.batch, u, u, u.new_zeros(len(cases), 1))
@@ -377,10 +377,10 @@ class LiveEditTask:
         numbers = [number for number, wanted in enumerate(names) for _ in wanted]
         mine = self.processes.share(len(cases)) if shared else slice(0, len(cases))
         own = slice(*(sum(map(len, names[:end])) for end in (mine.start, mine.stop)))
-        subject, relation, picture = torch.tensor([self._labels[place] for place in places], device=self.device).T
+        subject, relation, image = torch.tensor([self._labels[place] for place in places], device=self.device).T
         case = torch.tensor(numbers, device=self.device)
-        pictured = torch.tensor([self._pictured[place] for place in places], device=self.device)
-        return _Rows(self.store.batch(places[own]), case, subject, relation, picture, pictured, own)
+        has_image = torch.tensor([self._with_images[place] for place in places], device=self.device)
+        return _Rows(self.store.batch(places[own]), case, subject, relation, image, has_image, own)
 
     def _thinned(self, rows: _Rows, rng: np.random.Generator) -> _Rows:
         """The same rows with some prompt tokens hidden, never the last; drawn by row, whoever has it."""
@@ -394,7 +394,7 @@ class LiveEditTask:
         kept = prompt & (last | ~hidden.gather(1, place.clamp(min=0) % _DRAWS_PER_ROW))
         return replace(rows, batch=replace(rows.batch, prompt=kept))
 
-    def _tokens(self, batch: StateBatch) -> TokenStates:
+    def _tokens(self, batch: HiddenStateBatch) -> TokenStates:
         ids = batch.ids.masked_fill(batch.image, self.backbone.pad_token_id)  # Some families have no embedding of it.
         embeddings = self.backbone.word_embeddings(ids.to(self.backbone.device)).float().to(self.device)
         return TokenStates(batch.states, batch.image, batch.prompt, batch.answer, embeddings)
@@ -416,14 +416,14 @@ class LiveEditTask:
     def _in_scope_names(self, case: int) -> list[str]:
         return [name for name in _IN_SCOPE if name in self._places[case]]
 
-    def _locality_names(self, case: int, pictured: bool) -> list[str]:
-        """The case's locality inputs; `pictured` leaves out those without a picture."""
-        skipped = ("text_locality",) if pictured else ()
+    def _locality_names(self, case: int, has_image: bool) -> list[str]:
+        """The case's locality inputs; `imaged` leaves out those without an image."""
+        skipped = ("text_locality",) if has_image else ()
         return [name for name in LOCALITY if name in self._places[case] and name not in skipped]
 
     def _hard_negatives(self, case: int, rng: np.random.Generator) -> list[str]:
         """The near-duplicate, which is what routing gets wrong, and one of the easier locality inputs."""
-        names = self._locality_names(case, pictured=True)
+        names = self._locality_names(case, has_image=True)
         near = [name for name in names if name == "near_duplicate_locality"]
         easier = [name for name in names if name not in near]
         return near + ([easier[rng.integers(len(easier))]] if easier else [])

@@ -11,7 +11,7 @@ from .config import PAPER_EDIT, PAPER_QUERY, PLAIN_EDIT, PLAIN_QUERY, LearningTo
 
 
 def with_edits(config: LearningToEditConfig, question: Question, edits: Sequence[Edit]) -> Question:
-    """The question behind these edits, the nearest next to it; as it is where there are none. Its picture stays."""
+    """The question behind these edits, the nearest next to it; as it is where there are none. Its image stays."""
     if not edits:
         return question
     told = [

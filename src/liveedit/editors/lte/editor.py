@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...answers import Fired
 from ...backbones import Backbone
-from ...backbones.hidden_states import StateStore
-from ...backbones.prompt_transforms import Asked
+from ...backbones.hidden_states import HiddenStateCache
+from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..base import Fired
 from ..shared import EditMemory, EncoderConfig, read_questions
 from ..trained import Report, TrainedEditor
 from .config import LearningToEditConfig
@@ -36,9 +36,9 @@ class LearningToEdit(TrainedEditor):
     (section 3.2). Then an edit is a row in a memory: the nearest to a query are put before it (section 3.3).
 
     The tuned weights are in force only while there is an edit, so that "before" always means the untouched model, and
-    locality pays for all that tuning changed. Deviations: the retriever sees the picture too, and an edit that is not
-    near enough is not put before a query (`threshold`), for an edit's picture does not stand in the context, and the
-    model cannot tell which picture it is about; what tuning asks of the model out of scope is the base model's own
+    locality pays for all that tuning changed. Deviations: the retriever sees the image too, and an edit that is not
+    near enough is not put before a query (`threshold`), for an edit's image does not stand in the context, and the
+    model cannot tell which image it is about; what tuning asks of the model out of scope is the base model's own
     distribution.
     """
 
@@ -91,7 +91,7 @@ class LearningToEdit(TrainedEditor):
         processes: Processes = ALONE,
     ) -> LearningToEditTask:
         """Cases with their states at the retriever's layer and the base model's own answers."""
-        store = StateStore(backbone, config.layer, folder / f"states-{processes.rank}")
+        store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")
         task = LearningToEditTask(backbone, config, cases, store, processes)
         task.prepare(lambda done, total: report("states", done, total, {}) if processes.is_first else None)
         return task
@@ -100,7 +100,7 @@ class LearningToEdit(TrainedEditor):
 
     def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
         feature = self._features([edit.question], [edit.answer])[0]
-        self.backbone.intercept(self._ask)
+        self.backbone.set_transform(self._ask)
         self.memory.add(edit_id, edit, feature)
         self.weights.put()
         texts = f"{edit.question.prompt}{edit.answer}".encode()
@@ -115,12 +115,12 @@ class LearningToEdit(TrainedEditor):
     def reset(self) -> None:
         """Forget every edit; the model has its own weights again."""
         self.weights.take_back()
-        self.backbone.release(self._ask)
+        self.backbone.remove_transform(self._ask)
         self.memory.clear()
         self._fired = []
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The memory: features and pictures, and the edits' texts."""
+        """The memory: features and images, and the edits' texts."""
         tensors, edits = self.memory.state()
         return tensors, {"edits": edits}
 
@@ -129,7 +129,7 @@ class LearningToEdit(TrainedEditor):
         self.reset()
         self.memory.restore(tensors, note["edits"])
         if len(self.memory):
-            self.backbone.intercept(self._ask)
+            self.backbone.set_transform(self._ask)
             self.weights.put()
 
     # -- answering ---------------------------------------------------------------------------------------
@@ -142,12 +142,12 @@ class LearningToEdit(TrainedEditor):
         """The edits to put before each question, nearest first, with their cosines. Needs at least one edit."""
         return nearest_edits(self.memory, self._features(questions), self.config.top_k, self.modules.threshold())
 
-    def _ask(self, questions: Sequence[Question]) -> list[Asked]:
+    def _ask(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
         found = self.retrieve(questions)
         border = self.modules.threshold() or 0.0
         self._fired = [tuple(Fired(edit_id, 1 / len(row), near - border) for edit_id, near in row) for row in found]
         edits = [[self.memory[edit_id] for edit_id, _ in row] for row in found]
-        return [Asked(with_edits(self.config, *pair)) for pair in zip(questions, edits, strict=True)]
+        return [PreparedQuestion(with_edits(self.config, *pair)) for pair in zip(questions, edits, strict=True)]
 
     @torch.no_grad()
     def _features(self, questions: Sequence[Question], answers: Sequence[str] | None = None) -> Tensor:

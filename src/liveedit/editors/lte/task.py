@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone
-from ...backbones.hidden_states import Item, StateStore
+from ...backbones.hidden_states import HiddenStateCache, Item
 from ...samples import Edit, EditCase, ProbeName, Question
 from ...training.distributed import ALONE, Processes
 from ..serac.counterfactual import random_answer, words_of
@@ -27,8 +27,8 @@ _ROWS = 128
 _TOLD_APART: tuple[ProbeName, ...] = ("text_locality", "modal_locality", "same_image_locality")
 """Locality inputs of which the text says that the edit does not concern them.
 
-The edit stands in the context without its picture: that the same question is asked of another picture the model cannot
-see. To ask it to ignore such an edit would be to ask it to ignore edits of redrawn pictures as well.
+The edit stands in the context without its image: that the same question is asked of another image the model cannot
+see. To ask it to ignore such an edit would be to ask it to ignore edits of redrawn images as well.
 """
 
 
@@ -49,7 +49,7 @@ class LearningToEditTask(ScopeTask):
         backbone: Backbone,
         config: LearningToEditConfig,
         cases: Sequence[EditCase],
-        store: StateStore | None = None,
+        store: HiddenStateCache | None = None,
         processes: Processes = ALONE,
     ):
         super().__init__(backbone, config.layer, cases, store, processes)

@@ -74,14 +74,14 @@ class TunedWeights:
         self._made: dict[str, nn.Parameter] = {}
 
     @property
-    def in_force(self) -> bool:
+    def active(self) -> bool:
         """Whether the model answers with tuned weights."""
         return bool(self._own)
 
     @torch.no_grad()
     def put(self) -> None:
         """Put the tuned weights in force; they are computed the first time."""
-        if self.in_force:
+        if self.active:
             return
         if not self._made:
             self._made = {
@@ -99,12 +99,12 @@ class TunedWeights:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The backbone's own weights are in force inside."""
-        was_in_force = self.in_force
+        was_active = self.active
         self.take_back()
         try:
             yield
         finally:
-            if was_in_force:
+            if was_active:
                 self.put()
 
     @contextmanager

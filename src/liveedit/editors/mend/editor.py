@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...backbones.hidden_states import StateStore
+from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
 from ...samples import Edit, EditCase
 from ...training.checkpoints import save_tensors
@@ -86,7 +86,7 @@ class Mend(TrainedEditor):
         """The cases with their states before the first edited layer."""
         before = layer_before(mlp_matrices(backbone, config.layers))
         own = folder / ("states" if processes.is_first else f"states-{processes.rank}")
-        task = MendTask(backbone, config, cases, StateStore(backbone, before, own), processes)
+        task = MendTask(backbone, config, cases, HiddenStateCache(backbone, before, own), processes)
         task.prepare(lambda done, total: report("states before the edited layers", done, total, {}))
         return task
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...backbones import Backbone
-from ...backbones.hidden_states import Item, StateBatch, StateStore
+from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
 from .config import MendConfig
@@ -36,7 +36,7 @@ class _Answers:
     """
 
     logits: Tensor
-    batch: StateBatch
+    batch: HiddenStateBatch
     names: list[str]
 
     def tokens_of(self, wanted: Sequence[str]) -> Tensor:
@@ -53,7 +53,7 @@ class MendTask:
         backbone: Backbone,
         config: MendConfig,
         cases: Sequence[EditCase],
-        store: StateStore,
+        store: HiddenStateCache,
         processes: Processes = ALONE,
     ):
         self.backbone, self.config, self.store, self.processes = backbone, config, store, processes

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...answers import Fired
 from ...backbones import Backbone
-from ...backbones.hidden_states import StateStore
-from ...backbones.prompt_transforms import Asked
+from ...backbones.hidden_states import HiddenStateCache
+from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..base import Fired
 from ..shared import FeatureMemory, read_questions
 from ..trained import Report, TrainedEditor
 from .config import RecipeConfig
@@ -29,8 +29,8 @@ class Recipe(TrainedEditor):
 
     Chen et al., EMNLP 2024 (https://arxiv.org/abs/2405.03279). A generator turns an edit into three vectors that stand
     before the word embeddings of every query which is nearer to the edit than to the knowledge sentinel; the model
-    itself is never changed. `RecipeModules` says where we differ from the paper. The picture is read at query time,
-    and the answer is no part of what a query is found by: in the released adaptation to pictures both are wrong.
+    itself is never changed. `RecipeModules` says where we differ from the paper. The image is read at query time,
+    and the answer is no part of what a query is found by: in the released adaptation to images both are wrong.
     """
 
     name = "recipe"
@@ -81,7 +81,7 @@ class Recipe(TrainedEditor):
         processes: Processes = ALONE,
     ) -> RecipeTask:
         """The cases with the states of all their inputs."""
-        store = StateStore(backbone, config.layer, folder / f"states-{processes.rank}")
+        store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")
         task = RecipeTask(backbone, config, cases, store, processes)
         task.prepare(lambda done, total: report("states at the edit layer", done, total, {}))
         return task
@@ -96,7 +96,7 @@ class Recipe(TrainedEditor):
         return {"store_bytes": 4 * (key.numel() + prompt.numel())}
 
     def _put(self, edit_id: str, key: Tensor, prompt: Tensor) -> None:
-        self.backbone.intercept(self._ask)
+        self.backbone.set_transform(self._ask)
         self.memory.add_feature(edit_id, key)
         self._prompts[edit_id] = prompt
 
@@ -112,7 +112,7 @@ class Recipe(TrainedEditor):
         self.memory.clear()
         self._prompts.clear()
         self._fired = []
-        self.backbone.release(self._ask)
+        self.backbone.remove_transform(self._ask)
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Keys (edits, features) and prompts (edits, prompt tokens, width), with the edits' ids."""
@@ -134,7 +134,7 @@ class Recipe(TrainedEditor):
         return list(self._fired)
 
     @torch.no_grad()
-    def _ask(self, questions: Sequence[Question]) -> list[Asked]:
+    def _ask(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
         """Each question behind the prompt of its nearest edit, where that is nearer than the sentinel."""
         tokens = read_questions(self.backbone, questions, self.config.layer)
         with torch.autocast(self.device.type, enabled=False):  # What is measured in bfloat16 is routed in float32.
@@ -143,4 +143,7 @@ class Recipe(TrainedEditor):
             margins = (similarity - queries @ self.modules.border).tolist()
         found = list(zip(questions, ids, margins, strict=True))
         self._fired = [(Fired(edit_id, 1.0, margin),) if margin > 0 else () for _, edit_id, margin in found]
-        return [Asked(question, self._prompts[edit_id] if margin > 0 else None) for question, edit_id, margin in found]
+        return [
+            PreparedQuestion(question, self._prompts[edit_id] if margin > 0 else None)
+            for question, edit_id, margin in found
+        ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..liveedit.modules import gathered
+from ..liveedit.modules import left_pack
 from ..shared import QuestionEncoder, QuestionTokens
 from ..shared.question_encoder import Block
 from .config import RecipeConfig
@@ -22,8 +22,8 @@ class RecipeModules(nn.Module):
     have unit length and the products a trained temperature (paper: plain products).
 
     Where we differ. The paper's key knows the answer, and its prompt is made from the key. A query has no answer, and
-    a prompt that is to carry one needs more than a point to be found by: here f reads picture and prompt, and a second
-    encoder g picture, prompt and answer. The paper's sentinel is a text of trained word embeddings that goes through
+    a prompt that is to carry one needs more than a point to be found by: here f reads image and prompt, and a second
+    encoder g image, prompt and answer. The paper's sentinel is a text of trained word embeddings that goes through
     f; as f gives one fixed vector for it, that vector is trained itself.
     """
 
@@ -68,7 +68,7 @@ class RecipeModules(nn.Module):
 class PromptGenerator(nn.Module):
     """A small transformer encoder over [image; prompt; answer], one summary token per prompt vector.
 
-    Picture and prompt are states of the backbone; the answer is given by its word embeddings, each with a trained slot
+    Image and prompt are states of the backbone; the answer is given by its word embeddings, each with a trained slot
     for its position and one for the answer's length, as in the LiveEdit editor here. Summary i, and through one linear
     map the prompt vector itself, starts from answer tokens i and i - 1: what to say, and behind what.
     """
@@ -91,8 +91,8 @@ class PromptGenerator(nn.Module):
 
     def forward(self, tokens: QuestionTokens) -> Tensor:
         """Tokens of questions with answers behind them -> prompts, (batch, prompt tokens, width) float32."""
-        question, question_present = gathered(tokens.states, tokens.image | tokens.prompt)
-        answer, answer_present = gathered(tokens.embeddings, tokens.answer)
+        question, question_present = left_pack(tokens.states, tokens.image | tokens.prompt)
+        answer, answer_present = left_pack(tokens.embeddings, tokens.answer)
         answer = F.layer_norm(answer, answer.shape[-1:])
         pairs = self._pairs(answer, answer_present)
         summaries = self.summaries + self.enter_pair(pairs)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...backbones.hidden_states import StateStore
-from ...backbones.prompt_transforms import Asked
+from ...backbones.hidden_states import HiddenStateCache
+from ...backbones.prompt_transforms import PreparedQuestion
 from ...samples import GENERALITY, LOCALITY, EditCase
 from ...training.distributed import ALONE, Processes
 from ..liveedit.losses import answer_nll, locality_kl
@@ -31,7 +31,7 @@ class RecipeTask(ScopeTask):
         backbone: Backbone,
         config: RecipeConfig,
         cases: Sequence[EditCase],
-        store: StateStore | None = None,
+        store: HiddenStateCache | None = None,
         processes: Processes = ALONE,
     ):
         super().__init__(backbone, config.layer, cases, store, processes)
@@ -94,7 +94,9 @@ class RecipeTask(ScopeTask):
     def _prompted_logits(self, rows: ScopeRows, prompts: Sequence[Tensor | None] | Tensor) -> tuple[Tensor, ...]:
         """Logits, (answer tokens, vocabulary), their targets, and the row of each; prompts row by row."""
         questions, answers = zip(*rows.items, strict=True)
-        with self.backbone.intercepted(lambda asked: [Asked(q, p) for q, p in zip(asked, prompts, strict=True)]):
+        with self.backbone.transformed(
+            lambda asked: [PreparedQuestion(q, p) for q, p in zip(asked, prompts, strict=True)]
+        ):
             inputs = self.backbone.encode(questions, answers)
         logits = self.backbone.logits(inputs)[inputs.predicting].to(self.device)
         targets = inputs.input_ids[inputs.answer_mask].to(self.device)

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...answers import Fired
 from ...backbones import Backbone, Inputs
-from ...backbones.hidden_states import StateStore
-from ...backbones.prompt_transforms import Asked
+from ...backbones.hidden_states import HiddenStateCache
+from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..base import Fired
 from ..shared import EditMemory, EncoderConfig, read_questions
 from ..trained import Report, TrainedEditor
 from .config import SeracConfig
@@ -82,7 +82,7 @@ class Serac(TrainedEditor):
         processes: Processes = ALONE,
     ) -> SeracTask:
         """Cases with their states at the classifier's layer."""
-        store = StateStore(backbone, config.layer, folder / f"states-{processes.rank}")
+        store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")
         task = SeracTask(backbone, config, cases, store, processes)
         task.prepare(lambda done, total: report("states", done, total, {}) if processes.is_first else None)
         return task
@@ -91,7 +91,7 @@ class Serac(TrainedEditor):
 
     def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
         feature = self._features([edit.question], [edit.answer])[0]
-        self.backbone.intercept(self._ask)
+        self.backbone.set_transform(self._ask)
         self.memory.add(edit_id, edit, feature)
         texts = f"{edit.question.prompt}{edit.answer}".encode()
         return {"store_bytes": feature.nbytes + len(texts)}
@@ -104,12 +104,12 @@ class Serac(TrainedEditor):
 
     def reset(self) -> None:
         """Forget every edit."""
-        self.backbone.release(self._ask)
+        self.backbone.remove_transform(self._ask)
         self.memory.clear()
         self._fired = []
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The memory: features and pictures, and the edits' texts."""
+        """The memory: features and images, and the edits' texts."""
         tensors, edits = self.memory.state()
         return tensors, {"edits": edits}
 
@@ -118,7 +118,7 @@ class Serac(TrainedEditor):
         self.reset()
         self.memory.restore(tensors, note["edits"])
         if len(self.memory):
-            self.backbone.intercept(self._ask)
+            self.backbone.set_transform(self._ask)
 
     # -- answering ---------------------------------------------------------------------------------------
 
@@ -133,17 +133,18 @@ class Serac(TrainedEditor):
         probabilities = self.modules.classifier.similarity(cosines).sigmoid()
         return list(zip(ids, probabilities.tolist(), strict=True))
 
-    def _ask(self, questions: Sequence[Question]) -> list[Asked]:
+    def _ask(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
         found = self.in_scope(questions)
         inside = [probability > 0.5 for _, probability in found]
         edits = [self.memory[edit_id] for (edit_id, _), hit in zip(found, inside, strict=True) if hit]
-        answerer = _EditAnswerer(self.modules.counterfactual, edits)
+        substitute = _EditAnswerer(self.modules.counterfactual, edits)
         self._fired = [
             (Fired(edit_id, 1.0, probability - 0.5),) if hit else ()
             for (edit_id, probability), hit in zip(found, inside, strict=True)
         ]
         return [
-            Asked(question, answerer=answerer if hit else None) for question, hit in zip(questions, inside, strict=True)
+            PreparedQuestion(question, substitute=substitute if hit else None)
+            for question, hit in zip(questions, inside, strict=True)
         ]
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from .counterfactual import Counterfactual
 class ScopeClassifier(nn.Module):
     """`g(edit, query) = sigmoid(t cos(f(edit), f(query)) - b)`: the probability that a query is in an edit's scope.
 
-    The paper's form with embeddings (section 3.2, "Embed"): an edit is read once, when it is made. f reads picture and
+    The paper's form with embeddings (section 3.2, "Embed"): an edit is read once, when it is made. f reads image and
     prompt. Deviation: the edit's answer is not read, for it says nothing of what the edit reaches.
     """
 

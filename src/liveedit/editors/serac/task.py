@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone
-from ...backbones.hidden_states import StateStore
+from ...backbones.hidden_states import HiddenStateCache
 from ...samples import EditCase
 from ...training.distributed import ALONE, Processes
 from ..shared import ScopeTask
@@ -31,7 +31,7 @@ class SeracTask(ScopeTask):
         backbone: Backbone,
         config: SeracConfig,
         cases: Sequence[EditCase],
-        store: StateStore | None = None,
+        store: HiddenStateCache | None = None,
         processes: Processes = ALONE,
     ):
         super().__init__(backbone, config.layer, cases, store, processes)

@@ -117,17 +117,17 @@ class EditMemory(FeatureMemory):
 
     # -- keeping -----------------------------------------------------------------------------------------
 
-    def state(self, pictures: bool = True) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Features and pictures (PNG bytes as integers) as tensors, and the texts of each edit for JSON.
+    def state(self, images: bool = True) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """Features and images (PNG bytes as integers) as tensors, and the texts of each edit for JSON.
 
-        Without `pictures` an edit comes back without its own, for editors that never look at it again.
+        Without `images` an edit comes back without its own, for editors that never look at it again.
         """
         tensors = {"features": self.features} if len(self) else {}
         notes: list[dict[str, Any]] = []
         for place, (edit_id, edit) in enumerate(self._edits.items()):
             question = edit.question
-            if pictures and question.image is not None:
-                tensors[f"picture.{place}"] = _png(question)
+            if images and question.image is not None:
+                tensors[f"image.{place}"] = _png(question)
             subject, relation = question.scope
             texts = {"prompt": question.prompt, "subject": subject, "relation": relation, "answer": edit.answer}
             notes.append({"id": edit_id, **texts})
@@ -137,14 +137,14 @@ class EditMemory(FeatureMemory):
         """Put what `state` gave in place of the edits that are there."""
         self.clear()
         for place, note in enumerate(notes):
-            picture = tensors.get(f"picture.{place}")
-            image = None if picture is None else picture.cpu().numpy().tobytes()
+            png = tensors.get(f"image.{place}")
+            image = None if png is None else png.cpu().numpy().tobytes()
             question = Question(note["prompt"], image, note["subject"], note["relation"])
             self.add(note["id"], Edit(question, note["answer"]), tensors["features"][place])
 
 
 def _png(question: Question) -> Tensor:
-    """The picture as an editor sees it: upright RGB, nothing lost."""
+    """The image as an editor sees it: upright RGB, nothing lost."""
     stream = io.BytesIO()
     assert question.image is not None
     open_image(question.image).save(stream, format="PNG")

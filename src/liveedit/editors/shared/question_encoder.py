@@ -1,4 +1,4 @@
-"""A question, with its picture, as one vector: what retrieving editors find the right edit by."""
+"""A question, with its image, as one vector: what retrieving editors find the right edit by."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...backbones import Backbone
 from ...errors import BackboneError
 from ...samples import Question
-from ..liveedit.modules import CrossAttention, TokenStates, gathered
+from ..liveedit.modules import CrossAttention, TokenStates, left_pack
 
 
 class EncoderConfig(BaseModel):
@@ -33,7 +33,7 @@ class EncoderConfig(BaseModel):
         description="Folder or hub name of a text encoder that reads the prompt instead of the small one "
         "(roberta-base in RECIPE's paper, bert-base-cased in SERAC's, all-MiniLM-L6-v2 in LTE's).",
     )
-    image_slots: int = Field(default=32, gt=0, description="Tokens that a picture takes in a named text encoder.")
+    image_slots: int = Field(default=32, gt=0, description="Tokens that an image takes in a named text encoder.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -59,7 +59,7 @@ def read_questions(
     backbone: Backbone, questions: Sequence[Question], layer: int, answers: Sequence[str] | None = None
 ) -> QuestionTokens:
     """Questions, and their answers behind them where given, as the unedited backbone reads them."""
-    with backbone.intercepted(None):
+    with backbone.transformed(None):
         inputs = backbone.encode(questions, answers)
         states = backbone.states(inputs, layer).float()
         embeddings = backbone.embeddings(inputs).float()
@@ -71,9 +71,9 @@ def read_questions(
 class QuestionEncoder(nn.Module):
     """A small transformer encoder over [image tokens; prompt tokens], read off at a trained [CLS] token.
 
-    It reads the states of the unedited backbone at a layer, where the backbone has understood picture and wording
+    It reads the states of the unedited backbone at a layer, where the backbone has understood image and wording
     already. The answer is never read: a query has none. The editors that the LiveEdit paper compares with read the
-    prompt alone in their released code, and so cannot tell two pictures apart; this one sees both.
+    prompt alone in their released code, and so cannot tell two images apart; this one sees both.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -111,8 +111,8 @@ class _SmallReader(nn.Module):
         self.leave = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, features))
 
     def forward(self, tokens: QuestionTokens) -> Tensor:
-        image, image_present = gathered(tokens.states, tokens.image)
-        prompt, prompt_present = gathered(tokens.states, tokens.prompt)
+        image, image_present = left_pack(tokens.states, tokens.image)
+        prompt, prompt_present = left_pack(tokens.states, tokens.prompt)
         batch = len(tokens)
         read = [self.enter_image(self.norm(image)), self.enter_prompt(self.norm(prompt))]
         x = torch.cat([self.summary.to(read[0].dtype).expand(batch, 1, -1), *read], 1)
@@ -139,9 +139,9 @@ class Block(nn.Module):
 
 
 class _PretrainedReader(nn.Module):
-    """A pretrained text encoder that also reads the picture: [prompt's own embeddings; image slots].
+    """A pretrained text encoder that also reads the image: [prompt's own embeddings; image slots].
 
-    Attention from trained queries takes the picture's tokens to `image_slots` vectors of the encoder's width: all
+    Attention from trained queries takes the image's tokens to `image_slots` vectors of the encoder's width: all
     576 of LLaVA's would not fit into the 512 positions of a BERT.
     """
 
@@ -164,13 +164,13 @@ class _PretrainedReader(nn.Module):
         words = self.tokenizer(
             list(tokens.prompts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
         ).to(device)
-        image, present = gathered(tokens.states, tokens.image)
+        image, present = left_pack(tokens.states, tokens.image)
         seen = self.look(self.slots.expand(len(tokens), -1, -1), [(image, present)])
         embedded = self.encoder.get_input_embeddings()(words["input_ids"])
-        pictured = present.any(1, keepdim=True).expand(-1, len(self.slots)).to(words["attention_mask"])
+        has_image = present.any(1, keepdim=True).expand(-1, len(self.slots)).to(words["attention_mask"])
         found = self.encoder(
             inputs_embeds=torch.cat([embedded, seen.to(embedded.dtype)], 1),
-            attention_mask=torch.cat([words["attention_mask"], pictured], 1),
+            attention_mask=torch.cat([words["attention_mask"], has_image], 1),
         )
         return self.leave(found.last_hidden_state[:, 0])
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone
-from ...backbones.hidden_states import Item, StateBatch, StateStore
+from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
 from .question_encoder import QuestionTokens
 
 IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
-"""What an edit must reach: itself, its rephrasings, its redrawn pictures."""
+"""What an edit must reach: itself, its rephrasings, its redrawn images."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ScopeRows:
     and what is asked of it; rows of equal scope must get the same answer.
     """
 
-    batch: StateBatch
+    batch: HiddenStateBatch
     tokens: QuestionTokens
     items: tuple[Item, ...]
     case: Tensor
@@ -48,7 +48,7 @@ class ScopePairs:
     """Edits and queries of a batch of cases; own: (queries, edits) booleans, true where the edit reaches the query.
 
     Queries: some in scope of each case, and its locality inputs. Every pair that is not own is a negative: another
-    case's edit, the same picture with another question, the same question of another picture, a near duplicate.
+    case's edit, the same image with another question, the same question of another image, a near duplicate.
     """
 
     edits: ScopeRows
@@ -67,11 +67,11 @@ class ScopeTask:
         backbone: Backbone,
         layer: int,
         cases: Sequence[EditCase],
-        store: StateStore | None = None,
+        store: HiddenStateCache | None = None,
         processes: Processes = ALONE,
     ):
         self.backbone, self.layer, self.processes = backbone, layer, processes
-        self.store = store or StateStore(backbone, layer)
+        self.store = store or HiddenStateCache(backbone, layer)
         self.device = backbone.layer_device(layer)
         self.cases = tuple(cases)
         self.items: list[Item] = []
@@ -148,7 +148,7 @@ class ScopeTask:
         drawn = rng.permutation(len(easier))[: count - len(near)]
         return near + [easier[index] for index in drawn]
 
-    def _tokens(self, batch: StateBatch, items: Sequence[Item]) -> QuestionTokens:
+    def _tokens(self, batch: HiddenStateBatch, items: Sequence[Item]) -> QuestionTokens:
         ids = batch.ids.masked_fill(batch.image, self.backbone.pad_token_id)  # Some families have no embedding of it.
         embeddings = self.backbone.word_embeddings(ids.to(self.backbone.device)).float().to(self.device)
         prompts = tuple(question.prompt for question, _ in items)

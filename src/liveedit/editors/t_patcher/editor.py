@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from ...backbones import Backbone
 from ...errors import CheckpointError, InvalidInputError, NotFoundError
 from ...images import open_image
+from ...progress import Progress, no_progress
 from ...samples import Edit, Question
-from ..base import Editor, EditRecord, Progress, no_progress
+from ..base import Editor, EditRecord
 from .config import TPatcherConfig
 from .memory import default_memory, memory_queries
 from .patches import PatchedFeedForward, Patches, activation_loss, memory_loss
@@ -81,7 +82,7 @@ class TPatcher(Editor):
         patches, steps = self._train(passage, self._memory_of(edit.scope))
         remembered = passage.queries if self.config.remember_edits else passage.queries[:0]
         self._made[edit_id] = _MadeEdit(edit_id, edit.scope, patches, remembered)
-        self._put_in_force()
+        self._activate()
         size = sum(tensor.numel() * tensor.element_size() for tensor in patches.tensors)
         return {"refine_steps": steps, "store_bytes": size, "details": {"patches": len(patches)}}
 
@@ -136,19 +137,19 @@ class TPatcher(Editor):
         if edit_id not in self._made:
             raise NotFoundError(f"There is no edit {edit_id!r}. {len(self._made)} edits are in force.")
         del self._made[edit_id]
-        self._put_in_force()
+        self._activate()
 
     def reset(self) -> None:
         """Take all patches out."""
         self._made = {}
-        self._put_in_force()
+        self._activate()
 
     def detach(self) -> None:
         """Take hooks and patches off the backbone."""
         self._feed_forward.remove()
         self.reset()
 
-    def _put_in_force(self) -> None:
+    def _activate(self) -> None:
         parts = [made.patches for made in self._made.values()]
         joined = Patches.join(parts, self.backbone.width)
         self._feed_forward.patches = joined if len(joined) else None
@@ -189,7 +190,7 @@ class TPatcher(Editor):
             )
             for place, row in enumerate(rows)
         }
-        self._put_in_force()
+        self._activate()
 
     def configuration(self) -> dict[str, Any]:
         """The whole `TPatcherConfig`."""
@@ -199,8 +200,8 @@ class TPatcher(Editor):
         """SHA-256 of the questions given for the memory, "" where none were."""
         digest = hashlib.sha256()
         for question in self._given_memory:
-            picture = b"" if question.image is None else open_image(question.image).tobytes()
-            digest.update(repr(question.prompt).encode() + picture)
+            image = b"" if question.image is None else open_image(question.image).tobytes()
+            digest.update(repr(question.prompt).encode() + image)
         return digest.hexdigest() if self._given_memory else ""
 
 

@@ -62,12 +62,12 @@ PLAIN_QUESTIONS = (
 def default_memory(backbone: Backbone, count: int) -> list[Question]:
     """Questions that a backbone's memory is made of unless more are given.
 
-    For a built-in backbone `count` questions of the drawn world, with and without pictures, or for a language model of
+    For a built-in backbone `count` questions of the drawn world, with and without images, or for a language model of
     the facts, from a training seed: none of them is ever measured. For other backbones `PLAIN_QUESTIONS`.
     """
     if backbone.name not in BUILT_IN:
         return [Question(text) for text in PLAIN_QUESTIONS]
-    return list(islice(_of_the_world(count) if backbone.reads_pictures else _of_the_facts(count), count))
+    return list(islice(_of_the_world(count) if backbone.reads_images else _of_the_facts(count), count))
 
 
 def _of_the_world(count: int) -> Iterator[Question]:
@@ -84,8 +84,8 @@ def _of_the_facts(count: int) -> Iterator[Question]:
 
 
 def _question(probe: WorldProbe) -> Question:
-    picture = probe.picture
-    return Question(probe.prompt, picture and draw(picture.scene, picture.pose), probe.subject, probe.relation)
+    image = probe.image
+    return Question(probe.prompt, image and draw(image.scene, image.pose), probe.subject, probe.relation)
 
 
 @torch.no_grad()

@@ -152,11 +152,11 @@ class PatchedFeedForward:
 
     def _after(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         query, self._query = self._query, None
-        in_force = [] if self._paused else [part for part in (self.patches, self._in_training) if part is not None]
-        if query is None or not in_force:
+        active = [] if self._paused else [part for part in (self.patches, self._in_training) if part is not None]
+        if query is None or not active:
             return None
         found = output if isinstance(output, Tensor) else output[0]
         precise = query.float()
-        added = torch.stack([part.output(precise) for part in in_force]).sum(0)
+        added = torch.stack([part.output(precise) for part in active]).sum(0)
         changed = found + added.to(found.dtype)
         return changed if isinstance(output, Tensor) else (changed, *output[1:])

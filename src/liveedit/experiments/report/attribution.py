@@ -1,8 +1,8 @@
 """Figures 6 and 7 of the LiveEdit paper: what questions looked at, beside the edits that came nearest.
 
-report.md       to read: the picture, and a table of the edits in force for each question
-looked_at.json  everything as numbers: maps of the pictures, margins, scores and weights of all edits
-looked-at.png   the picture, where matplotlib is installed; pictures/ has what it was drawn from
+report.md       to read: the image, and a table of the edits in force for each question
+looked_at.json  everything as numbers: maps of the images, margins, scores and weights of all edits
+looked-at.png   the image, where matplotlib is installed; images/ has what it was drawn from
 
 Drawn from plain data, which any editor with a router may give: a list of entries as `looked_at.json` holds them.
 """
@@ -24,40 +24,40 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Entry = Mapping[str, Any]
-"""One question: backbone, kind, picture, prompt, unedited_answer, answer, sentinel, attention, change (maps with
-`kind`, `over`, `values`, `note`) and candidates (edit_id, prompt, answer, picture, margin, passed, score, weight,
-weight_of_all, attention), the nearest first. `picture` is a name in `pictures`."""
+"""One question: backbone, kind, image, prompt, unedited_answer, answer, sentinel, attention, change (maps with
+`kind`, `over`, `values`, `note`) and candidates (edit_id, prompt, answer, image, margin, passed, score, weight,
+weight_of_all, attention), the nearest first. `image` is a name in `images`."""
 
 SHOWN: Final = 3
 """Edits beside each question, as in the paper."""
 
 _DARKEST: Final = 0.85
 _PASSED, _FILTERED = COLORS[2], "#888888"
-_HEADS: Final = ("Picture", "Attention", "Change when covered")
+_HEADS: Final = ("Image", "Attention", "Change when covered")
 
 
 def write_looked_at(
-    entries: Sequence[Entry], pictures: Mapping[str, Image.Image], folder: Path, title: str, remarks: Sequence[str] = ()
+    entries: Sequence[Entry], images: Mapping[str, Image.Image], folder: Path, title: str, remarks: Sequence[str] = ()
 ) -> Path:
-    """Write figure, numbers and pictures into `folder`; returns the path of its report.md.
+    """Write figure, numbers and images into `folder`; returns the path of its report.md.
 
     Without matplotlib there is no figure, and the report says so.
     """
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        picture.save(folder / "pictures" / name)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for name, image in images.items():
+        image.save(folder / "images" / name)
     content = {"title": title, "remarks": list(remarks), "questions": list(entries)}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "looked_at.json").write_text(text + "\n", encoding="utf-8")
     caption = (
-        "Each row is a question: its picture, bright where it was looked at, and the edits whose pictures came "
+        "Each row is a question: its image, bright where it was looked at, and the edits whose images came "
         "nearest, with their margins over the sentinel, bright where they were looked at when they were made."
     )
     try:
-        draw_looked_at(entries, pictures, folder / "looked-at.png", title)
+        draw_looked_at(entries, images, folder / "looked-at.png", title)
         shown = f"![{caption}](looked-at.png)\n\n*{caption}*"
     except PlotsUnavailableError as error:
-        shown = f"No picture: {error}"
+        shown = f"No image: {error}"
     tables = [_table(number, entry).markdown().rstrip() for number, entry in enumerate(entries, 1)]
     parts = [f"# {markdown_text(title)}", *map(markdown_text, remarks), shown, *tables]
     report = folder / "report.md"
@@ -117,8 +117,8 @@ def _largest(change: Mapping[str, Any]) -> str:
 # -- the figure ------------------------------------------------------------------------------------------
 
 
-def draw_looked_at(entries: Sequence[Entry], pictures: Mapping[str, Image.Image], file: Path, title: str) -> None:
-    """A row per question: its picture, the two maps, the nearest edits with their own maps, and the soft weights.
+def draw_looked_at(entries: Sequence[Entry], images: Mapping[str, Image.Image], file: Path, title: str) -> None:
+    """A row per question: its image, the two maps, the nearest edits with their own maps, and the soft weights.
 
     Raises `PlotsUnavailableError` without matplotlib.
     """
@@ -127,11 +127,11 @@ def draw_looked_at(entries: Sequence[Entry], pictures: Mapping[str, Image.Image]
     grid = figure.subplots(len(entries), len(ratios), squeeze=False, width_ratios=ratios)
     for number, (entry, panels) in enumerate(zip(entries, grid, strict=True), 1):
         heads = _HEADS if number == 1 else ("",) * len(_HEADS)
-        _draw_query(panels[: len(_HEADS)], entry, pictures[entry["picture"]], number, heads)
+        _draw_query(panels[: len(_HEADS)], entry, images[entry["image"]], number, heads)
         nearest = entry["candidates"][:SHOWN]
         for place, panel in enumerate(panels[len(_HEADS) : -1]):
             if place < len(nearest):
-                _draw_edit(panel, nearest[place], pictures, place)
+                _draw_edit(panel, nearest[place], images, place)
             else:
                 panel.remove()
         _draw_weights(panels[-1], nearest, headed=number == 1)
@@ -140,10 +140,10 @@ def draw_looked_at(entries: Sequence[Entry], pictures: Mapping[str, Image.Image]
     figure.savefig(file, format="png", dpi=100)
 
 
-def _draw_query(panels: Sequence[Axes], entry: Entry, picture: Image.Image, number: int, heads: Sequence[str]) -> None:
-    _draw_map(panels[0], picture, None)
-    _draw_map(panels[1], picture, entry["attention"])
-    _draw_map(panels[2], picture, entry["change"])
+def _draw_query(panels: Sequence[Axes], entry: Entry, image: Image.Image, number: int, heads: Sequence[str]) -> None:
+    _draw_map(panels[0], image, None)
+    _draw_map(panels[1], image, entry["attention"])
+    _draw_map(panels[2], image, entry["change"])
     for panel, head in zip(panels, heads, strict=True):
         panel.set_title(head, fontsize=9)
     asked = f"{number}. {entry['backbone']}, {entry['kind']}: {entry['prompt']}"
@@ -151,8 +151,8 @@ def _draw_query(panels: Sequence[Axes], entry: Entry, picture: Image.Image, numb
     panels[0].set_xlabel(f"{_wrapped(asked)}\n{_wrapped(said)}", fontsize=7.5)
 
 
-def _draw_edit(panel: Axes, one: Mapping[str, Any], pictures: Mapping[str, Image.Image], place: int) -> None:
-    _draw_map(panel, pictures[one["picture"]], one["attention"])
+def _draw_edit(panel: Axes, one: Mapping[str, Any], images: Mapping[str, Image.Image], place: int) -> None:
+    _draw_map(panel, images[one["image"]], one["attention"])
     color = _PASSED if one["passed"] else _FILTERED
     panel.spines[:].set(color=color, linewidth=3, visible=True)
     panel.set_title(f"{_fate(one)}, {one['margin']:+.2f}", fontsize=8, color=color)
@@ -160,8 +160,8 @@ def _draw_edit(panel: Axes, one: Mapping[str, Any], pictures: Mapping[str, Image
     panel.set_xlabel(_wrapped(told), fontsize=7.5)
 
 
-def _draw_map(panel: Axes, picture: Image.Image, found: Mapping[str, Any] | None) -> None:
-    """The picture with a map over it, or, where the map is over tokens, bars."""
+def _draw_map(panel: Axes, image: Image.Image, found: Mapping[str, Any] | None) -> None:
+    """The image with a map over it, or, where the map is over tokens, bars."""
     panel.set_xticks([])
     panel.set_yticks([])
     if found is not None and found["over"] == "tokens":
@@ -169,14 +169,14 @@ def _draw_map(panel: Axes, picture: Image.Image, found: Mapping[str, Any] | None
         panel.bar(range(len(shares)), shares, color=COLORS[0])
         panel.set_box_aspect(1)
         return
-    extent = (0.0, float(picture.width), float(picture.height), 0.0)
-    panel.imshow(picture, extent=extent, interpolation="nearest")
+    extent = (0.0, float(image.width), float(image.height), 0.0)
+    panel.imshow(image, extent=extent, interpolation="nearest")
     if found is not None:
         panel.imshow(_shade(found["values"]), extent=extent, interpolation="nearest")
 
 
 def _shade(values: Sequence[Sequence[float]]) -> list[list[tuple[float, float, float, float]]]:
-    """Black that hides what was not looked at: a coloured map would be read as colours of the picture."""
+    """Black that hides what was not looked at: a coloured map would be read as colours of the image."""
     top = max(max(row) for row in values) or 1.0
     return [[(0.0, 0.0, 0.0, _DARKEST * (1 - value / top)) for value in row] for row in values]
 

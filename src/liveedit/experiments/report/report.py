@@ -1,11 +1,11 @@
 """A report of an experiment in one folder: the same files as a report of the bench, with the paper's tables.
 
-report.md    to read: the verdict or findings, pictures, tables, published values, where the rows come from
+report.md    to read: the verdict or findings, images, tables, published values, where the rows come from
 table.md     the tables alone
 table.tex    the tables for a paper (needs the booktabs package)
 table.csv    one line per row, unrounded
 rows.json    {"rows": rows, and what else the experiment found}
-*.png        the pictures, where matplotlib is installed
+*.png        the images, where matplotlib is installed
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...evaluation.report import _csv, _provenance
 from ...evaluation.table import Table, markdown_text
 
 Drawing = Callable[[Path], Sequence[Plot]]
-"""Draws pictures into a folder. Raises `PlotsUnavailableError` without matplotlib."""
+"""Draws images into a folder. Raises `PlotsUnavailableError` without matplotlib."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Findings:
 
 
 def write_findings(findings: Findings, folder: Path) -> Path:
-    """Write the report into `folder` and return the path of its report.md; without matplotlib it has no pictures."""
+    """Write the report into `folder` and return the path of its report.md; without matplotlib it has no images."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = findings.rows
     lines = lines_of(rows) if findings.bench_rows and rows else ()
@@ -61,7 +61,7 @@ def write_findings(findings: Findings, folder: Path) -> Path:
         f"# {markdown_text(findings.title)}",
         *map(markdown_text, findings.summary),
         _failed(findings.failed),
-        *_pictures(findings.drawings, folder),
+        *_images(findings.drawings, folder),
         *(table.markdown() for table in (*findings.tables, *findings.published)),
         _provenance(lines) if lines else "",
     ]
@@ -86,11 +86,11 @@ def _failed(failed: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _pictures(drawings: Sequence[Drawing], folder: Path) -> list[str]:
+def _images(drawings: Sequence[Drawing], folder: Path) -> list[str]:
     try:
         plots = [plot for draw in drawings for plot in draw(folder)]
     except PlotsUnavailableError as error:
-        return [f"No pictures: {error}"]
+        return [f"No images: {error}"]
     return [f"![{markdown_text(plot.caption)}]({plot.path.name})\n\n*{markdown_text(plot.caption)}*" for plot in plots]
 
 

@@ -120,13 +120,13 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     others = [verdict for verdict in verdicts if verdict.standing != "best"]
     if not others:
         return f"{own} {claim} all {count} comparisons {meant}."
-    gathered: dict[Standing, dict[str, list[str]]] = {}
+    left_pack: dict[Standing, dict[str, list[str]]] = {}
     for verdict in others:
-        where = gathered.setdefault(verdict.standing, {}).setdefault(f"{verdict.backbone} on {verdict.data}", [])
+        where = left_pack.setdefault(verdict.standing, {}).setdefault(f"{verdict.backbone} on {verdict.data}", [])
         where.append(dict(SCORES)[verdict.score].lower())
     listed = "; ".join(
         f"{standing}: " + ", ".join(f"{where} ({' and '.join(scores)})" for where, scores in found.items())
-        for standing, found in gathered.items()
+        for standing, found in left_pack.items()
     )
     return f"{own} {claim} {count - len(others)} of {count} comparisons {meant}. In the others it has not: {listed}."
 

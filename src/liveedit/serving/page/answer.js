@@ -9,7 +9,7 @@ const SHOWN = 4;
 const CHANGE_CELLS = 4;
 const LONG = 90; // Characters; a paragraph is not to be shouted.
 
-/** Shows one asked question at a time: { picture, prompt, text, edits, maps }. */
+/** Shows one asked question at a time: { image, prompt, text, edits, maps }. */
 export class AnswerView {
   constructor(history) {
     this.history = history;
@@ -28,13 +28,13 @@ export class AnswerView {
     byId("asked-prompt").textContent = asked.prompt;
     this.text("");
     byId("fired").replaceChildren();
-    const image = byId("exhibit-picture");
-    image.hidden = !asked.picture;
-    byId("exhibit-none").hidden = Boolean(asked.picture);
+    const image = byId("exhibit-image");
+    image.hidden = !asked.image;
+    byId("exhibit-none").hidden = Boolean(asked.image);
     byId("heat-options").disabled = true;
-    if (asked.picture) {
-      image.src = asked.picture.uri;
-      image.alt = asked.picture.shows ?? `The picture that was asked about: ${asked.picture.name}`;
+    if (asked.image) {
+      image.src = asked.image.uri;
+      image.alt = asked.image.shows ?? `The image that was asked about: ${asked.image.name}`;
     }
     this.hideHeat();
     document.querySelector(".said").scrollIntoView({ block: "nearest" });
@@ -50,7 +50,7 @@ export class AnswerView {
   /** The whole answer. */
   async finish(asked) {
     this.text(asked.text || "(nothing)");
-    byId("heat-options").disabled = !asked.picture;
+    byId("heat-options").disabled = !asked.image;
     const count = asked.edits.length;
     const took =
       count === 0
@@ -116,10 +116,10 @@ export class AnswerView {
   fired(fired, card) {
     const title =
       `Weight ${fired.weight.toFixed(3)}: its share in the answer. Margin ${fired.margin.toFixed(3)}: ` +
-      "by how much the picture was nearer to the correction's than to none.";
+      "by how much the image was nearer to the correction's than to none.";
     return make(
       "li",
-      { class: `fired-edit ${card?.in_force === false ? "is-out" : ""}`, title, "data-id": fired.id },
+      { class: `fired-edit ${card?.active === false ? "is-out" : ""}`, title, "data-id": fired.id },
       card && thumbnailOf(card),
       make(
         "div",
@@ -148,7 +148,7 @@ export class AnswerView {
     const asked = this.asked;
     const kind = document.querySelector("[name=heat]:checked").value;
     this.hideHeat();
-    if (!asked?.picture || asked.text === null || kind === "off") return;
+    if (!asked?.image || asked.text === null || kind === "off") return;
     const frame = byId("exhibit-frame");
     try {
       if (!asked.maps[kind]) {
@@ -163,7 +163,7 @@ export class AnswerView {
     }
     if (this.asked !== asked || document.querySelector("[name=heat]:checked").value !== kind) return;
     const map = asked.maps[kind];
-    drawHeat(byId("heat"), asked.picture, map);
+    drawHeat(byId("heat"), asked.image, map);
     byId("heat").hidden = map.over !== "cells";
     byId("heat-summary").textContent = describeHeat(map, kind);
     const [low, high] = scaleOfHeat(map, kind);
@@ -174,7 +174,7 @@ export class AnswerView {
   }
 
   async fetchMaps(asked, kind) {
-    const wanted = { image: asked.picture.uri, prompt: asked.prompt };
+    const wanted = { image: asked.image.uri, prompt: asked.prompt };
     if (kind === "change") wanted.change_cells = CHANGE_CELLS;
     const maps = await makeHeatMaps(wanted);
     asked.maps.attention = maps.attention;

@@ -39,7 +39,7 @@ export const createEdit = (wanted) => json("v1/edits", { method: "POST", body: w
 export const checkEdits = (wanted, signal) => json("v1/check", { method: "POST", body: wanted, signal });
 export const makeHeatMaps = (wanted) => json("v1/heat-maps", { method: "POST", body: wanted });
 
-/** A picture of the server as an address for `<img>`, which itself could not send the key. */
+/** An image of the server as an address for `<img>`, which itself could not send the key. */
 export async function getThumbnail(id) {
   const response = await send(`v1/edits/${id}/thumbnail`);
   return URL.createObjectURL(await response.blob());
@@ -49,9 +49,9 @@ export async function getThumbnail(id) {
  * Ask, and hear the answer as it is written. Returns { text, edits, revision }.
  * onText is called with all of the text so far.
  */
-export async function ask({ model, prompt, picture, signal, onText }) {
+export async function ask({ model, prompt, image, signal, onText }) {
   const parts = [{ type: "text", text: prompt }];
-  if (picture) parts.unshift({ type: "image_url", image_url: { url: picture } });
+  if (image) parts.unshift({ type: "image_url", image_url: { url: image } });
   const body = { model, messages: [{ role: "user", content: parts }], temperature: 0, stream: true };
   const response = await send("v1/chat/completions", { method: "POST", body, signal });
   let text = "";

@@ -26,7 +26,7 @@ export function forgetCards() {
   cards.clear();
 }
 
-/** The small picture of a correction; an empty frame where it has none. */
+/** The small image of a correction; an empty frame where it has none. */
 export function thumbnailOf(card) {
   const frame = make("span", { class: "thumb" });
   if (!card.has_thumbnail) return frame;

@@ -114,12 +114,12 @@ function fill(place, checked) {
 
 function verdict(checked) {
   if (checked.holds === true) return [make("p", { class: "yes" }, "✓ Holds")];
-  if (checked.holds === null) return [make("p", { class: "unsure" }, "? Unknown: its picture was not kept")];
+  if (checked.holds === null) return [make("p", { class: "unsure" }, "? Unknown: its image was not kept")];
   const said = checked.answer_now ? make("q", {}, checked.answer_now) : "nothing";
   const lines = [make("p", {}, make("span", { class: "no" }, "✗ Fails:"), " it now says ", said)];
   if (checked.others.length) lines.push(others(checked.others));
   if (checked.asked_about === "thumbnail")
-    lines.push(make("p", { class: "muted" }, "It was asked about a smaller copy of its picture, which may matter."));
+    lines.push(make("p", { class: "muted" }, "It was asked about a smaller copy of its image, which may matter."));
   return lines;
 }
 

@@ -43,7 +43,7 @@ export class Correction {
 
   /** An edit was undone or redone: evidence of what is gone is no longer shown. */
   edited(card) {
-    if (card.id === this.made && !card.in_force) this.close();
+    if (card.id === this.made && !card.active) this.close();
   }
 
   /** Others did that: what is being read or written here stays. */
@@ -79,7 +79,7 @@ export class Correction {
       .map((line) => line.trim())
       .filter(Boolean);
     const wanted = { prompt: asked.prompt, answer, rephrasings };
-    if (asked.picture) wanted.image = asked.picture.uri;
+    if (asked.image) wanted.image = asked.image.uri;
     if (byId("note").value.trim()) wanted.note = byId("note").value.trim();
     if (!byId("author-field").hidden && byId("author").value.trim()) wanted.author = byId("author").value.trim();
     let made;
@@ -128,7 +128,7 @@ export class Correction {
 
   next(asked, made) {
     const words = this.alike(asked.prompt).map((text) =>
-      button(text, () => this.page.askAbout({ prompt: text, picture: asked.picture }), { class: "chip" }),
+      button(text, () => this.page.askAbout({ prompt: text, image: asked.image }), { class: "chip" }),
     );
     const undoing = () => this.history.change(made.id, "undo", byId("answer-problem"));
     const undo = button("Undo this correction", () => whileBusy(undo, "Undoing …", undoing), { class: "quiet" });
@@ -139,12 +139,12 @@ export class Correction {
       make(
         "div",
         { class: "chips" },
-        button("Ask it again", () => this.page.askAbout({ prompt: asked.prompt, picture: asked.picture }), {
+        button("Ask it again", () => this.page.askAbout({ prompt: asked.prompt, image: asked.image }), {
           class: "chip chip-strong",
         }),
         ...words,
         button("In my own words", () => this.page.reword(), { class: "chip" }),
-        button("With another picture", () => this.page.repicture(), { class: "chip" }),
+        button("With another image", () => this.page.reimage(), { class: "chip" }),
       ),
       make("p", { class: "undo-line" }, undo),
     );

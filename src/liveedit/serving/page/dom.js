@@ -16,7 +16,7 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** A choice of one picture, that a screen reader and a mouse find equally well. */
+/** A choice of one image, that a screen reader and a mouse find equally well. */
 export function button(text, onclick, properties = {}) {
   return make("button", { type: "button", onclick, ...properties }, text);
 }

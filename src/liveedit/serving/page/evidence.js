@@ -32,7 +32,7 @@ export function named(id, changerOf = null) {
     (card) => {
       if (!card.prompt) return; // It was purged.
       place.replaceChildren(make("q", {}, `${card.prompt} ${card.answer}`));
-      if (card.in_force && changerOf) place.append(" ", changerOf(card));
+      if (card.active && changerOf) place.append(" ", changerOf(card));
     },
     () => {},
   );

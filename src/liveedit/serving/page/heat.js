@@ -1,4 +1,4 @@
-// A heat map over a picture, and what it says in words and numbers.
+// A heat map over an image, and what it says in words and numbers.
 
 import { make, percent } from "./dom.js";
 
@@ -17,13 +17,13 @@ const COLUMNS = {
 };
 
 /**
- * Draw a map over its picture: bright where it looked, dark where it did not. A coloured map would be read as colours
- * of the picture. The canvas is as wide and high as the picture, and is laid over it in the same way.
+ * Draw a map over its image: bright where it looked, dark where it did not. A coloured map would be read as colours
+ * of the image. The canvas is as wide and high as the image, and is laid over it in the same way.
  */
-export function drawHeat(canvas, picture, map) {
-  const scale = LONG_SIDE / Math.max(picture.width, picture.height);
-  canvas.width = Math.max(1, Math.round(picture.width * scale));
-  canvas.height = Math.max(1, Math.round(picture.height * scale));
+export function drawHeat(canvas, image, map) {
+  const scale = LONG_SIDE / Math.max(image.width, image.height);
+  canvas.width = Math.max(1, Math.round(image.width * scale));
+  canvas.height = Math.max(1, Math.round(image.height * scale));
   const pen = canvas.getContext("2d");
   pen.clearRect(0, 0, canvas.width, canvas.height);
   if (map.over !== "cells") return;
@@ -64,7 +64,7 @@ export function scaleOfHeat(map, kind) {
 /** The map in a sentence or two. */
 export function describeHeat(map, kind) {
   if (map.over !== "cells")
-    return "This model reads the picture through tokens that stand for no place. There is no map; their shares are below.";
+    return "This model reads the image through tokens that stand for no place. There is no map; their shares are below.";
   const { value, row, column } = largest(map.values);
   const place = placeName(row, column, map.values);
   if (kind === "attention") {

@@ -61,7 +61,7 @@ export class History {
   /** How many are in force, or null where the list does not tell. */
   inForce() {
     if (this.state === "undone" || !byId("older").hidden) return null;
-    return this.shown.filter((card) => card.in_force).length;
+    return this.shown.filter((card) => card.active).length;
   }
 
   // -- what the server has
@@ -201,13 +201,13 @@ export class History {
   }
 
   item(card) {
-    const state = card.purged_at ? "purged" : card.in_force ? "in force" : "undone";
+    const state = card.purged_at ? "purged" : card.active ? "in force" : "undone";
     const about = [moment(card.created_at)];
     if (card.author) about.push(` by ${card.author}`);
     const before = card.answer_before ? make("del", {}, card.answer_before) : null;
     return make(
       "li",
-      { class: `edit ${card.in_force ? "" : "is-out"}`, "data-id": card.id, id: `edit-${card.id}` },
+      { class: `edit ${card.active ? "" : "is-out"}`, "data-id": card.id, id: `edit-${card.id}` },
       thumbnailOf(card),
       make(
         "div",
@@ -236,7 +236,7 @@ export class History {
 
   /** The button that undoes or redoes an edit. */
   changer(card, problem = byId("history-problem")) {
-    const [change, text] = card.in_force ? ["undo", "Undo"] : ["redo", "Redo"];
+    const [change, text] = card.active ? ["undo", "Undo"] : ["redo", "Redo"];
     const press = button(text, () => whileBusy(press, "…", () => this.change(card.id, change, problem)), {
       class: "quiet small-button",
       "aria-label": `${text}: ${card.prompt} ${card.answer}`,

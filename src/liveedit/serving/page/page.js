@@ -1,4 +1,4 @@
-// The page: what is asked, with which picture, and how its parts work together.
+// The page: what is asked, with which image, and how its parts work together.
 
 import { ask, forgetKey, getModels, getSettings, keepKey, storedKey, whenKeyRefused } from "./api.js";
 import { AnswerView } from "./answer.js";
@@ -6,7 +6,7 @@ import { cardOf } from "./cards.js";
 import { Correction } from "./correction.js";
 import { byId, button, clearProblem, make, say, showProblem } from "./dom.js";
 import { History } from "./history.js";
-import { pictureAmong, readExample, readPicture } from "./pictures.js";
+import { imageAmong, readExample, readImage } from "./images.js";
 
 const LOGGED = 8;
 
@@ -14,7 +14,7 @@ class Page {
   constructor(settings) {
     this.settings = settings;
     this.model = null;
-    this.picture = null;
+    this.image = null;
     this.running = null;
     this.history = new History({
       onChange: (card) => {
@@ -26,7 +26,7 @@ class Page {
     this.view = new AnswerView(this.history);
     this.correction = new Correction(this, settings);
     this.listenToForm();
-    this.listenToPictures();
+    this.listenToImages();
     this.showExamples();
     this.listenToKey();
   }
@@ -68,9 +68,9 @@ class Page {
   }
 
   /** Ask this, and show it in the form as what is asked. */
-  askAbout({ prompt, picture }) {
+  askAbout({ prompt, image }) {
     byId("prompt").value = prompt;
-    this.setPicture(picture);
+    this.setImage(image);
     return this.ask();
   }
 
@@ -89,7 +89,7 @@ class Page {
     }
     this.running?.abort();
     const running = (this.running = new AbortController());
-    const asked = { prompt, picture: this.picture, text: null, edits: [], maps: {} };
+    const asked = { prompt, image: this.image, text: null, edits: [], maps: {} };
     this.setBusy(true);
     try {
       await this.hear(asked, running.signal);
@@ -116,7 +116,7 @@ class Page {
       begin();
       this.view.text(text);
     };
-    const found = await ask({ model: this.model, prompt: asked.prompt, picture: asked.picture?.uri, signal, onText });
+    const found = await ask({ model: this.model, prompt: asked.prompt, image: asked.image?.uri, signal, onText });
     begin();
     Object.assign(asked, { text: found.text, edits: found.edits });
     this.log(asked);
@@ -132,7 +132,7 @@ class Page {
   log(asked) {
     const line = button("", () => this.askAbout(asked), { class: "log-line", title: "Ask this again" });
     line.append(
-      make("span", { class: "thumb" }, asked.picture ? make("img", { src: asked.picture.uri, alt: "" }) : ""),
+      make("span", { class: "thumb" }, asked.image ? make("img", { src: asked.image.uri, alt: "" }) : ""),
       make("span", { class: "log-prompt" }, asked.prompt),
       make("span", { class: `log-answer${asked.edits.length ? " is-edited" : ""}` }, asked.text || "(nothing)"),
     );
@@ -163,28 +163,28 @@ class Page {
     prompt.select();
   }
 
-  /** Begin to ask the same about another picture. */
-  repicture() {
+  /** Begin to ask the same about another image. */
+  reimage() {
     byId("prompt").value = this.view.asked.prompt;
     byId("stage").scrollIntoView({ block: "center" });
     byId("file").focus();
-    say("Choose another picture, or one of the examples behind the question.");
+    say("Choose another image, or one of the examples behind the question.");
   }
 
-  // -- pictures
+  // -- images
 
-  listenToPictures() {
+  listenToImages() {
     const file = byId("file");
     file.addEventListener("change", () => {
       if (file.files.length) this.take(file.files[0]);
       file.value = "";
     });
-    byId("remove-picture").addEventListener("click", () => {
-      this.setPicture(null);
+    byId("remove-image").addEventListener("click", () => {
+      this.setImage(null);
       file.focus();
     });
     document.addEventListener("paste", (event) => {
-      const found = pictureAmong(event.clipboardData?.files ?? []);
+      const found = imageAmong(event.clipboardData?.files ?? []);
       if (!found) return;
       event.preventDefault();
       this.take(found);
@@ -208,26 +208,26 @@ class Page {
   async take(blob) {
     clearProblem(byId("ask-problem"));
     try {
-      this.setPicture(await readPicture(blob, blob.name || "The pasted picture", this.settings));
+      this.setImage(await readImage(blob, blob.name || "The pasted image", this.settings));
       byId("prompt").focus();
     } catch (error) {
       showProblem(byId("ask-problem"), error);
     }
   }
 
-  setPicture(picture) {
-    if (picture === this.picture) return;
-    this.picture = picture;
-    const shown = byId("stage-picture");
-    shown.hidden = !picture;
-    byId("stage-empty").hidden = Boolean(picture);
-    byId("change-picture").hidden = !picture;
-    byId("remove-picture").hidden = !picture;
-    byId("picture-name").textContent = picture?.name ?? "No picture";
-    byId("picture-name").title = picture ? `${picture.width} × ${picture.height} pixels` : "";
-    if (picture) {
-      shown.src = picture.uri;
-      shown.alt = picture.shows ?? picture.name;
+  setImage(image) {
+    if (image === this.image) return;
+    this.image = image;
+    const shown = byId("stage-image");
+    shown.hidden = !image;
+    byId("stage-empty").hidden = Boolean(image);
+    byId("change-image").hidden = !image;
+    byId("remove-image").hidden = !image;
+    byId("image-name").textContent = image?.name ?? "No image";
+    byId("image-name").title = image ? `${image.width} × ${image.height} pixels` : "";
+    if (image) {
+      shown.src = image.uri;
+      shown.alt = image.shows ?? image.name;
     } else {
       shown.removeAttribute("src");
     }
@@ -235,7 +235,7 @@ class Page {
 
   showExamples() {
     const { examples, questions } = this.settings;
-    const pictures = examples.map((example) =>
+    const images = examples.map((example) =>
       make(
         "button",
         {
@@ -248,7 +248,7 @@ class Page {
         make("span", {}, example.title),
       ),
     );
-    byId("example-pictures").append(...pictures);
+    byId("example-images").append(...images);
     const texts = questions.map((group) => group[0]).concat(questions[0].slice(1, 2));
     byId("example-questions").append(
       ...texts.map((text) => button(text, () => this.askExample(null, text), { class: "chip" })),
@@ -258,8 +258,8 @@ class Page {
   /** Ask about an example; where one of the two is not given, what stands in the form is kept. */
   async askExample(example, question) {
     try {
-      const chosen = example ?? (this.picture ? null : this.settings.examples[0]);
-      if (chosen) this.setPicture(await readExample(chosen, this.settings));
+      const chosen = example ?? (this.image ? null : this.settings.examples[0]);
+      if (chosen) this.setImage(await readExample(chosen, this.settings));
     } catch (error) {
       showProblem(byId("ask-problem"), error);
       return;

@@ -1,23 +1,23 @@
-// Pictures: from a file, the clipboard or an example to what the server takes.
+// Images: from a file, the clipboard or an example to what the server takes.
 
-/** A picture that cannot be used; the message says why. */
-export class PictureError extends Error {}
+/** An image that cannot be used; the message says why. */
+export class ImageError extends Error {}
 
 const LONGEST_SIDE = 2048;
 
 /**
- * A picture of the user as { uri, width, height, name, shows }: `uri` is a data URI within the server's limits.
+ * An image of the user as { uri, width, height, name, shows }: `uri` is a data URI within the server's limits.
  * What is too large, or of a kind that the server does not read, is drawn anew and smaller.
  */
-export async function readPicture(blob, name, limits, shows = null) {
-  if (!blob.size) throw new PictureError(`${name} is empty.`);
+export async function readImage(blob, name, limits, shows = null) {
+  if (!blob.size) throw new ImageError(`${name} is empty.`);
   const uri = await asDataUri(blob);
   const image = await decoded(uri, name);
   const { naturalWidth: width, naturalHeight: height } = image;
-  if (!width || !height) throw new PictureError(`${name} has no size of its own. Give a PNG, JPEG or WebP.`);
+  if (!width || !height) throw new ImageError(`${name} has no size of its own. Give a PNG, JPEG or WebP.`);
   const found = { width, height, name, shows };
-  const isTaken = limits.picture_formats.includes(blob.type);
-  if (isTaken && uri.length < 0.9 * limits.body_bytes && width * height <= limits.picture_pixels)
+  const isTaken = limits.image_formats.includes(blob.type);
+  if (isTaken && uri.length < 0.9 * limits.body_bytes && width * height <= limits.image_pixels)
     return { uri, ...found };
   return { uri: redrawn(image, limits), ...found };
 }
@@ -25,12 +25,12 @@ export async function readPicture(blob, name, limits, shows = null) {
 /** An example of the server. */
 export async function readExample(example, limits) {
   const response = await fetch(example.url);
-  if (!response.ok) throw new PictureError("The example could not be loaded. Is the server still running?");
-  return readPicture(await response.blob(), example.title, limits, example.shows);
+  if (!response.ok) throw new ImageError("The example could not be loaded. Is the server still running?");
+  return readImage(await response.blob(), example.title, limits, example.shows);
 }
 
-/** The first picture among the files of a drop or a paste, or null. */
-export function pictureAmong(files) {
+/** The first image among the files of a drop or a paste, or null. */
+export function imageAmong(files) {
   return [...files].find((file) => file.type.startsWith("image/")) ?? null;
 }
 
@@ -47,7 +47,7 @@ function redrawn(image, limits) {
     pen.fillRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(image, 0, 0, canvas.width, canvas.height);
     const uri = canvas.toDataURL("image/jpeg", 0.92);
-    if ((uri.length < 0.9 * limits.body_bytes && canvas.width * canvas.height <= limits.picture_pixels) || side <= 16)
+    if ((uri.length < 0.9 * limits.body_bytes && canvas.width * canvas.height <= limits.image_pixels) || side <= 16)
       return uri;
     side = Math.round(side * 0.7);
   }
@@ -59,7 +59,7 @@ async function decoded(uri, name) {
   try {
     await image.decode();
   } catch {
-    throw new PictureError(`${name} is no picture that this browser can show. Give a PNG, JPEG, WebP or GIF.`);
+    throw new ImageError(`${name} is no image that this browser can show. Give a PNG, JPEG, WebP or GIF.`);
   }
   return image;
 }
@@ -68,7 +68,7 @@ function asDataUri(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new PictureError("The file could not be read."));
+    reader.onerror = () => reject(new ImageError("The file could not be read."));
     reader.readAsDataURL(blob);
   });
 }

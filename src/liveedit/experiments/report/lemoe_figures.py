@@ -1,4 +1,4 @@
-"""Figures 2 and 3 of the LEMoE paper as pictures, drawn from rows; see `plots` for how pictures are made."""
+"""Figures 2 and 3 of the LEMoE paper as images, drawn from rows; see `plots` for how images are made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...evaluation.plots import Plot, _new_figure, _panels, _percent_axis, _plain, _set_title, _style
 from .averages import SCORES
-from .pictures import save
+from .figures import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

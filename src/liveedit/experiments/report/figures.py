@@ -1,4 +1,4 @@
-"""The papers' figures as pictures; see `plots` for how pictures are made."""
+"""The papers' figures as images; see `plots` for how images are made."""
 
 from __future__ import annotations
 

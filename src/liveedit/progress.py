@@ -1,0 +1,42 @@
+"""The one way in which long work reports its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+Progress = Callable[[int, int], None]
+"""Called with the number of items done and the total."""
+
+
+class TaskProgress(Protocol):
+    """Progress of work that has several named parts."""
+
+    def __call__(self, task: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
+        """Report that `done` of `total` items of `task` are done, with figures such as a loss."""
+        ...
+
+
+def no_progress(done: int, total: int, /) -> None:
+    """Report nothing."""
+
+
+def no_task_progress(task: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
+    """Report nothing."""
+
+
+def progress_of(report: TaskProgress, task: str) -> Progress:
+    """Progress of one named part."""
+    return lambda done, total: report(task, done, total)
+
+
+class Counter:
+    """Turns increments into `Progress`: call it with the number of further items that are done."""
+
+    def __init__(self, progress: Progress, total: int):
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, more: int) -> None:
+        """Count `more` further items."""
+        self._done += more
+        self._progress(self._done, self._total)
