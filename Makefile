@@ -1,6 +1,7 @@
 # Everything sets itself up: a virtual environment in .venv, the package in it, once.
 #   make demo    three pictures edited and asked again, then 1,000 edits measured; writes demo-report/
-#   make test    the tests
+#   make test    the tests, but for the slow ones
+#   make test-all  the slow tests as well
 #   make torture the edits file: 200 writers killed at random moments, and again on a full disk (about 6 minutes)
 #   make fuzz    the service: schemathesis at length, and 10,000 broken pictures and bodies (about 15 minutes)
 #   make check   lint, format and types
@@ -13,6 +14,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 BENCHMARKS := $(shell grep -l __main__ benchmarks/*.py)
 EDITORS ?= liveedit liveedit-refine ft-l none
 EDITS ?= 1 10 100 1000
@@ -25,18 +28,21 @@ SETTINGS-tiny-llava-recipe := --set prompt_tokens=8
 SETTINGS-tiny-minigpt4-recipe := --set prompt_tokens=8
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
-.PHONY: demo test torture fuzz check editors bench format clean
+.PHONY: demo test test-all torture fuzz check editors bench format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
 	$(BIN)/liveedit demo --out demo-report
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.dev
+	$(PYTEST)
 
 torture: $(VENV)/.dev
-	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/experts/test_store_torture.py \
-		tests/experts/test_store_torture_postgres.py
+	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/store/test_store_torture.py \
+		tests/store/test_store_torture_postgres.py
 
 fuzz: $(VENV)/.dev
 	LIVEEDIT_FUZZ=10000 $(BIN)/python -m pytest tests/serving/test_serving_fuzz.py tests/serving/test_serving_schema.py
