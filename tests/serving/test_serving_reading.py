@@ -24,8 +24,7 @@ from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
-from liveedit.store.records import NewEdit, thumbnail_png
-from liveedit.store.store import EditStore
+from liveedit.store.store import EditStore, NewEdit, thumbnail_png
 
 
 class KeptModel:

@@ -37,9 +37,7 @@ full: the tables below describe only the newest version.
 
 _METADATA: Final = MetaData()
 
-META: Final = Table(
-    "meta", _METADATA, Column("key", Text, primary_key=True), Column("value", Text, nullable=False)
-)  # fmt: skip
+META: Final = Table("meta", _METADATA, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
 
 EDITS: Final = Table(
     "edits",
@@ -105,9 +103,7 @@ EVENTS: Final = Table(
     _METADATA,
     Column("revision", Integer, primary_key=True, autoincrement=False),
     Column("at", Text, nullable=False),
-    Column(
-        "kind", Text, CheckConstraint("kind IN ('edit', 'undo', 'redo', 'supersede', 'purge')"), nullable=False
-    ),  # fmt: skip
+    Column("kind", Text, CheckConstraint("kind IN ('edit', 'undo', 'redo', 'supersede', 'purge')"), nullable=False),
     Column("edit_id", Text, ForeignKey("edits.id"), nullable=False),
     Column("author", Text),
     Column("note", Text),

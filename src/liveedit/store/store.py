@@ -11,8 +11,8 @@ from typing import Final
 from sqlalchemy import Connection
 
 from ..errors import EditPurgedError, EditStateError, InvalidInputError, OvertakenError, StoreError
-from . import idempotency, queries, writes
 from . import bundle as bundles
+from . import idempotency, queries, writes
 from .bundle import BundleContents, Imported, open_bundle
 from .checksums import NO_STATE_CHANGE, StateChange
 from .idempotency import ChangeRequest
@@ -116,7 +116,7 @@ class EditStore(EditReader):
                 edit_id = _unused_id(connection)
                 digest = hashlib.sha256(expert).hexdigest()
                 stored = writes.insert_new(connection, edit, edit_id, digest, self._bound, numbers)
-                changes.insert_blobs(connection, stored.number, blobs)
+                writes.insert_blobs(connection, stored.number, blobs)
                 idempotency.remember(connection, request, stored.revision_added)
         self._is_bound = True
         return self._attached(stored)
