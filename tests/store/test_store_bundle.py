@@ -257,7 +257,7 @@ def no_format(header: dict[str, str], tensors: Tensors) -> None:
         (negative_length, "is damaged"),
         (
             earlier_format,
-            "cannot be read: its format is 'liveedit-edits-2'; .* reads 'liveedit-edits-3'.*Make the edits",
+            "cannot be read: its format is 'liveedit-edits-2'; .* reads 'liveedit-edits-3'.*Make",
         ),
         (no_format, "cannot be read: its format is None"),
     ],

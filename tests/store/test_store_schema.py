@@ -1,4 +1,4 @@
-"""The schema version: other versions are refused and left as they are, migrations apply in order, once, or not at all."""
+"""Other schema versions are refused and left as they are; migrations apply in order, once, or not at all."""
 
 from __future__ import annotations
 

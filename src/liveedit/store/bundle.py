@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from sqlalchemy import ColumnElement, Connection, insert, select
 
@@ -56,7 +56,7 @@ class BundleContents(BaseModel):
     edits: tuple[StoredEdit, ...]
     events: tuple[Event, ...] = ()
     intervals: tuple[tuple[str, int, int | None], ...] = ()
-    blobs: dict[str, dict[BlobKind, tuple[int, str]]] = {}
+    blobs: dict[str, dict[BlobKind, tuple[NonNegativeInt, str]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class Bundle:
         start = self._starts[edit.id, kind]
         try:
             data = self._tensors["blobs"][start : start + length].tobytes()
-        except (SafetensorError, LookupError, ValueError, TypeError) as error:
+        except (SafetensorError, LookupError, OverflowError, TypeError, ValueError) as error:
             raise self._damaged(f"the {kind} of edit {edit.id!r} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise self._damaged(f"the {kind} of edit {edit.id!r} does not have its digest")

@@ -145,8 +145,8 @@ class SqliteFile(Database):
                     time.sleep(0.02)
         if mode != "wal":
             raise StoreError(
-                f"{self.name} is on a file system without support for write-ahead logs (SQLite stays in mode {mode!r}). Put "
-                "it on a local disk."
+                f"{self.name} is on a file system that cannot hold a write-ahead log (SQLite stays in mode {mode!r}). "
+                "Put it on a local disk."
             )
 
     def _dispose(self) -> None:
