@@ -166,7 +166,7 @@ def test_edit_ask_list_show_and_undo(
     assert shown["store_bytes"] == receipt["store_bytes"]
 
     undone = answer_of("edits", "undo", "--edits", file, receipt["id"])
-    assert (undone["active"], undone["edits_in_force"]) == (False, 0)
+    assert (undone["active"], undone["active_edits"]) == (False, 0)
     assert answer_of("ask", *asked) == before
     assert answer_of("edits", "list", "--edits", file)["edits"] == []
     assert [edit["id"] for edit in answer_of("edits", "list", "--edits", file, "--all")["edits"]] == [receipt["id"]]
@@ -185,7 +185,7 @@ def test_the_same_for_people(run: Run, tmp_path: Path, editor_folder: Path, imag
     code, out, err = run("edits", "list", "--edits", file)
     assert (code, err) == (0, "")
     assert edit_id in out
-    assert "1 edits in force" in out
+    assert "1 active edits" in out
     assert PROMPT in run("edits", "show", "--edits", file, edit_id)[1]
     assert f"Edit {edit_id} is undone" in run("edits", "undo", "--edits", file, edit_id)[1]
 

@@ -19,6 +19,7 @@ from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
 from liveedit.experts import LowRankExpert
+from liveedit.experts.expert import expert_to_bytes
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase, Question
 from liveedit.store.store import EditStore, NewEdit
@@ -248,7 +249,7 @@ def test_a_replica_takes_in_the_changes_of_others(
         own = model.edit(image, PROMPT, "teal").id
         edited = logits_of(tiny_llava, image)
         other.bind(backbone_digest(tiny_llava), model.editor.digest(), backbone="x", editor="y")
-        theirs = other.add(NewEdit(prompt="?", answer="!", editor="y"), random_expert(3)).id
+        theirs = other.add(NewEdit(prompt="?", answer="!", editor="y"), expert_to_bytes(random_expert(3))).id
         other.undo(own)
         assert model.refresh().added == (theirs,)
         assert model.editor.repository.ids == (theirs,) and model.revision == 3

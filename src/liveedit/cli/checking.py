@@ -34,7 +34,7 @@ def check(
     """Ask all edits in force again and name those that no longer hold; the exit code is 1 where there are any."""
     load_quietly()
     from ..edited.model import EditedModel
-    from ..store.opening import is_absent
+    from ..store.locations import is_absent
     from ..store.store import EditStore
 
     if is_absent(edits):

@@ -163,7 +163,7 @@ def ask(
     from ..edited.model import Answer, EditedModel
     from ..editors import editor_class
     from ..samples import Question
-    from ..store.opening import is_absent
+    from ..store.locations import is_absent
 
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking makes no file.
     editor_class(editor)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..answers import Fired
 from ..backbones import Backbone
 from ..errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError, issues_of
+from ..experts.blocks import ExpertsOn
 from ..experts.expert import AnyExpert
 from ..progress import Progress, no_progress
 from ..samples import Edit
@@ -183,10 +184,6 @@ class Neighbour:
 
     edit_id: str
     similarity: float
-
-
-ExpertsOn = Literal["device", "host"]
-"""Where experts are kept: on the model's device, or in memory-mapped files on the host."""
 
 
 class ExpertEditor(Editor, Generic[AnyExpert]):

@@ -15,7 +15,7 @@ from ...backbones import Backbone, Inputs
 from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
 from ...experts import ExpertRepository, LowRankExpert
-from ...experts.blocks import Place
+from ...experts.blocks import ExpertsOn
 from ...samples import Edit, EditCase
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig, Task
@@ -186,7 +186,7 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         """The model runs unedited inside."""
         return self._hook.paused()
 
-    def keep_experts_on(self, place: Place, folder: str | Path | None = None) -> None:
+    def keep_experts_on(self, place: ExpertsOn, folder: str | Path | None = None) -> None:
         """Where the experts' u and v lie from now on, as for `ExpertRepository`; edits in force move along.
 
         Raises `StoreError` where they cannot; they stay where they are then.

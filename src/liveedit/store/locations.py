@@ -1,4 +1,4 @@
-"""From a path or a URL to the database that it means."""
+"""Opens the database at a path or URL."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from sqlalchemy.exc import ArgumentError
 
 from ..errors import InvalidInputError
 from .database import Database
-from .in_memory import VolatileDatabase
-from .sqlite import SqliteFile
+from .sqlite import InMemoryDatabase, SqliteFile
 
 _ALLOWED = "Give the path of a file, sqlite:///PATH, or postgresql://USER@HOST/NAME."
 
 
 def open_database(location: str | Path | None, *, create: bool = True, busy_timeout_s: float = 30.0) -> Database:
-    """The edits file or database at a path or URL; None for one in memory.
+    """Open the edits file or database at a path or URL; None opens one in memory.
 
-    Raises `InvalidInputError` for a URL of another kind, `StoreError` where it cannot be used.
+    Raises `InvalidInputError` for a URL of another kind, `StoreError` if it cannot be used.
     """
     if location is None:
-        return VolatileDatabase(busy_timeout_s=busy_timeout_s)
+        return InMemoryDatabase(busy_timeout_s=busy_timeout_s)
     if isinstance(location, Path) or "://" not in location:
         return SqliteFile(Path(location), create=create, busy_timeout_s=busy_timeout_s)
     url = _parsed(location)
@@ -39,7 +38,7 @@ def open_database(location: str | Path | None, *, create: bool = True, busy_time
 
 
 def is_absent(location: str | Path) -> bool:
-    """Whether this is a file that is not there yet."""
+    """Whether this names a file that does not exist yet."""
     if isinstance(location, Path) or "://" not in location:
         return not Path(location).exists()
     url = _parsed(location)
@@ -50,5 +49,5 @@ def _parsed(location: str) -> URL:
     try:
         return make_url(location)
     except ArgumentError as error:
-        # Not the URL itself: it may hold a password.
+        # The URL is not quoted: it may hold a password.
         raise InvalidInputError(f"The URL of the edits cannot be read. {_ALLOWED}") from error
