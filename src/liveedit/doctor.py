@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .backbones import Backbone
-from .backbones.families import KNOWN_MODEL_TYPES
+from .backbones.families import known_model_types
 from .editors.liveedit import LiveEdit, LiveEditConfig
 from .editors.liveedit.modules import LiveEditModules
 from .editors.liveedit.recipe import default_shape
@@ -212,7 +212,7 @@ class _Examination:
 
 def _found(backbone: Backbone) -> dict[str, Any]:
     config = backbone.model.config
-    known = config.model_type in KNOWN_MODEL_TYPES
+    known = config.model_type in known_model_types()
     return {
         "model": type(backbone.model).__name__,
         "family": f"{config.model_type} ({'covered by the contract tests' if known else 'by rule'})",
@@ -268,7 +268,7 @@ def _plan(backbone: Backbone, layer: int) -> dict[str, Any]:
 
 def _warnings(backbone: Backbone) -> Iterator[str]:
     model = backbone.model
-    if model.config.model_type not in KNOWN_MODEL_TYPES:
+    if model.config.model_type not in known_model_types():
         yield f"The family {model.config.model_type!r} is not among those that are tested; trust the checks above."
     if not backbone.reads_images:
         yield (

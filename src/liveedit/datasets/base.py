@@ -231,7 +231,6 @@ class Reader:
     name: str
     about: str
     case: Callable[[Row], EditCase]
-    aliases: tuple[str, ...] = ()
 
     def read(
         self, file: str | Path, images: str | Path | None = None, on_error: OnError | None = None

@@ -49,7 +49,7 @@ from pathlib import Path
 from typing import Final, cast, get_args
 
 from ..samples import Edit, EditCase, Probe, ProbeName, Question
-from .base import OnError, Reader, Row
+from .base import Reader, Row
 
 NQ_PREFIX: Final = "nq question:"
 """What MEND put before every Natural Questions prompt."""
@@ -76,7 +76,7 @@ def answer_type(answer: str) -> str:
 
 
 def read_case(row: Row) -> EditCase:
-    """One row as a case; what is wrong with it stands in `row.problems`."""
+    """One row as a case; problems are added to `row.problems`."""
     subject, relation = row.optional_text("subject"), row.optional_text("relation")
     prompt, image, answer = row.prompt("src"), row.image("image"), row.answer("alt")
     rephrased, redrawn = row.prompt("rephrase"), row.image("image_rephrase")
@@ -152,12 +152,4 @@ MMEDIT: Final = Reader(
     "mmedit",
     "MMEdit: E-VQA, E-IC and drawn worlds, a JSON list with src, alt, image, ...",
     read_case,
-    aliases=("e-vqa", "e-ic"),
 )
-
-
-def read_cases(
-    file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
-) -> tuple[EditCase, ...]:
-    """Read a file of the MMEdit schema, see `Reader.read`."""
-    return MMEDIT.read(file, images, on_error)

@@ -21,18 +21,17 @@ are cut after 150 characters, in the middle of a word as often as not.)
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from ..samples import Edit, EditCase, Probe, Question
-from .base import OnError, Reader, Row
+from .base import Reader, Row
 
 ANSWER_TYPE: Final = "sentence"
 """The kind of all answers of these files."""
 
 
 def read_case(row: Row) -> EditCase:
-    """One row as a case; what is wrong with it stands in `row.problems`."""
+    """One row as a case; problems are added to `row.problems`."""
     edited = Question(_passage(row, "prompt"), None, row.optional_text("subject"))
     unrelated = Question(_passage(row, "locality_prompt"))
     return EditCase(
@@ -53,12 +52,4 @@ SELFCHECKGPT: Final = Reader(
     "selfcheckgpt",
     "SelfCheckGPT's hallucinations (WISE's files): text alone, a JSON list with prompt, target_new, subject, ...",
     read_case,
-    aliases=("hallucination",),
 )
-
-
-def read_cases(
-    file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
-) -> tuple[EditCase, ...]:
-    """Read a SelfCheckGPT file, see `Reader.read`; there are no images to look for."""
-    return SELFCHECKGPT.read(file, images, on_error)

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Final
 
 from ..samples import GENERALITY, Edit, EditCase, ImageSource, Probe, Question
-from .base import OnError, Reader, Row, fold
+from .base import Reader, Row, fold
 from .mmedit import read_case as read_mmedit_case
 
 
 def read_case(row: Row) -> EditCase:
-    """One row as a case; what is wrong with it stands in `row.problems`."""
+    """One row as a case; problems are added to `row.problems`."""
     case = read_mmedit_case(row)
     question = _with_entity(case.edit.question, row)
     question = replace(question, relation=question.relation or fold(question.prompt).lower())
@@ -75,10 +75,3 @@ VLKEB: Final = Reader(
     "VLKEB: the MMEdit keys over entity photographs, with port_new in the one-hop file",
     read_case,
 )
-
-
-def read_cases(
-    file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
-) -> tuple[EditCase, ...]:
-    """Read a VLKEB file, see `Reader.read`."""
-    return VLKEB.read(file, images, on_error)

@@ -28,16 +28,15 @@ touched.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from ..samples import Edit, EditCase, Probe, Question
-from .base import OnError, Reader, Row
+from .base import Reader, Row
 from .mmedit import NQ_PREFIX, answer_type, further_probes
 
 
 def read_case(row: Row) -> EditCase:
-    """One row as a case; what is wrong with it stands in `row.problems`."""
+    """One row as a case; problems are added to `row.problems`."""
     prompt, answer = row.prompt("src"), row.answer("alt")
     subject = row.optional_text("subject")
     edited = Question(prompt, None, subject, row.optional_text("relation") or prompt.lower())
@@ -69,10 +68,3 @@ ZSRE: Final = Reader(
     "ZsRE as MEND's evaluation file: text alone, a JSON list with subject, src, alt, rephrase, loc, ...",
     read_case,
 )
-
-
-def read_cases(
-    file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
-) -> tuple[EditCase, ...]:
-    """Read a ZsRE file, see `Reader.read`; there are no images to look for."""
-    return ZSRE.read(file, images, on_error)
