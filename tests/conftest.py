@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_traces import hooks_of, weight_bits
+from liveedit.testing.model_traces import hooks_of, weight_bits
 from PIL import Image
 from postgres_server import PostgresServer, reason_to_skip, running_server
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FAMILIES
+from liveedit.testing.family_models import FAMILIES
 from torch import nn
 
 from liveedit.backbones import load_backbone

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import EDIT_LAYER, FAMILIES
+from liveedit.testing.family_models import EDIT_LAYER, FAMILIES
 from PIL import Image
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 

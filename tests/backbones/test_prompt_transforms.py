@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import FAMILIES, WIDTH
-from model_traces import hooks_of
+from liveedit.testing.family_models import FAMILIES, WIDTH
+from liveedit.testing.model_traces import hooks_of
 from PIL import Image
 from torch import Tensor
 

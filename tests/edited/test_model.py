@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FAMILIES
+from liveedit.testing.family_models import FAMILIES
 from forced_experts import AlwaysFires
 from PIL import Image
 

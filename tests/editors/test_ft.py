@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FAMILIES
+from liveedit.testing.family_models import FAMILIES
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F

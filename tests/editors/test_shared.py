@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from family_tokenizers import TOKENS
+from liveedit.testing.family_tokenizers import TOKENS
 from PIL import Image
 from transformers import BertConfig, BertModel
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import FAMILIES
-from model_traces import hooks_of
+from liveedit.testing.family_models import FAMILIES
+from liveedit.testing.model_traces import hooks_of
 from PIL import Image
 from torch import Tensor, nn
 

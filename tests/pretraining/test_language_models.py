@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_traces import weight_bits
+from liveedit.testing.model_traces import weight_bits
 from safetensors.torch import load_file
 
 from liveedit.backbones import Backbone, built_in_folder, load_backbone

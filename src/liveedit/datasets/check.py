@@ -148,9 +148,7 @@ def _note_case(case: EditCase, probes: Counter[str], types: Counter[str]) -> Non
     types[case.answer_type] += 1
 
 
-def _open_all(
-    file: Path, uses: Mapping[Path, _ImageUse], problems: _Problems, progress: Progress
-) -> tuple[int, int]:
+def _open_all(file: Path, uses: Mapping[Path, _ImageUse], problems: _Problems, progress: Progress) -> tuple[int, int]:
     """Open each image once; returns the number of missing ones and of those that exist but cannot be opened."""
     missing = unreadable = 0
     for done, (path, image) in enumerate(uses.items(), start=1):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from family_models import FAMILIES
+from liveedit.testing.family_models import FAMILIES
 from PIL import Image
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from family_models import FAMILIES
+from liveedit.testing.family_models import FAMILIES
 from torch import Tensor, nn
 from torch.nn import functional as F
 

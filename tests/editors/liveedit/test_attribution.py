@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 from forced_experts import features_of, forced_expert
-from model_traces import hooks_of
+from liveedit.testing.model_traces import hooks_of
 from PIL import Image
 from torch import Tensor
 

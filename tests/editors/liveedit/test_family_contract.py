@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from family_models import EDIT_LAYER, FAMILIES
+from liveedit.testing.family_models import EDIT_LAYER, FAMILIES
 from forced_experts import fired_ids, forced_expert
-from model_traces import hooks_of
+from liveedit.testing.model_traces import hooks_of
 from PIL import Image
 from torch import Tensor
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from model_traces import hooks_of, weight_bits
+from liveedit.testing.model_traces import hooks_of, weight_bits
 from PIL import Image
 
 from liveedit.backbones import Backbone

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from liveedit.backbones.families.blip2 import MINIGPT4_CHAT_TEMPLATE
+from ..backbones.families.blip2 import MINIGPT4_CHAT_TEMPLATE
 
 _WORDS = ("\n\n", " the", " is", " a", " what", "What", " of", " this", " red", "The", "USER", "ASSISTANT", "user")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from family_tokenizers import TOKENS
+from .family_tokenizers import TOKENS
 from transformers import (
     BaseImageProcessor,
     Blip2Config,
