@@ -121,9 +121,9 @@ def test_a_broken_extension_disturbs_only_its_own_use(install: Install, module: 
 
 def test_things_of_the_wrong_kind_are_refused(install: Install) -> None:
     install("outside", {registry.BACKBONES: {"odd": "json:loads"}, registry.DATASETS: {"odd": "json:loads"}})
-    with pytest.raises(ExtensionError, match="backbone family 'odd' is registered as .*Register a subclass"):
+    with pytest.raises(ExtensionError, match=r"backbone family 'odd' is registered as .*Register a subclass"):
         backbone_class("odd", reads_images=True)
-    with pytest.raises(ExtensionError, match="data format 'odd' is registered as .*Register an instance"):
+    with pytest.raises(ExtensionError, match=r"data format 'odd' is registered as .*Register an instance"):
         reader_named("odd")
 
 
@@ -132,7 +132,9 @@ def test_one_name_of_two_packages_is_refused_when_it_is_used(install: Install) -
     install("further", {registry.EDITORS: {"own": "outside_module:Own"}})
     assert editor_names().count("none") == 1
     assert editor_class("own").name == "own", "both lead to the same object"
-    with pytest.raises(ExtensionError, match=r"registered by liveedit \(.*NoEditor\) and outside \(outside_module:Own\)"):
+    with pytest.raises(
+        ExtensionError, match=r"registered by liveedit \(.*NoEditor\) and outside \(outside_module"
+    ):
         editor_class("none")
 
 

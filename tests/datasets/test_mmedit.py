@@ -306,9 +306,7 @@ def test_the_registry_knows_names_and_aliases(tmp_path):
     assert reader_named("e-vqa") is reader_named("e-ic") is reader_named("mmedit") is reader_named("E-VQA")
     assert reader_named("hallucination") is reader_named("selfcheckgpt")
     assert all(reader_named(name).about for name in format_names())
-    with pytest.raises(
-        NotFoundError, match=r"no data format 'coco'\. Installed are: e-ic, e-vqa, hallucination"
-    ):
+    with pytest.raises(NotFoundError, match=r"no data format 'coco'\. Installed are: e-ic, e-vqa, hallucination"):
         read("coco", tmp_path / "rows.json")
 
 

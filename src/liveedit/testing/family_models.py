@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from .family_tokenizers import TOKENS
 from transformers import (
     BaseImageProcessor,
     Blip2Config,
@@ -58,6 +57,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessorPil,
 )
+
+from .family_tokenizers import TOKENS
 
 LAYERS, WIDTH, HEADS = 4, 64, 4
 EDIT_LAYER = 2

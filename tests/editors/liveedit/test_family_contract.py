@@ -5,58 +5,43 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
-from liveedit.testing.family_models import EDIT_LAYER, FAMILIES
 from forced_experts import fired_ids, forced_expert
-from liveedit.testing.model_traces import hooks_of
 from PIL import Image
 from torch import Tensor
 
-from liveedit.backbones import Backbone, load_backbone
+from liveedit.backbones import Backbone
 from liveedit.backbones.families.text_only import TextBackbone
-from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.errors import InvalidInputError
 from liveedit.samples import Question
+from liveedit.testing import BackboneContract, tiny_backbone
+from liveedit.testing.backbone_checks import ANSWERS
+from liveedit.testing.family_models import EDIT_LAYER, FAMILIES
+from liveedit.testing.model_traces import hooks_of, left_unchanged
 
 COMPILED = (TextBackbone,)
 """Families that are compiled in every run of the tests: the quickest."""
-ANSWERS = ["red", "the deep well", "four"]
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backbone]:
+@cache
+def loaded(name: str) -> Backbone:
     """Each family's model, saved and loaded once."""
-    kept: dict[str, Backbone] = {}
-
-    def load(name: str) -> Backbone:
-        if name not in kept:
-            folder = tmp_path_factory.mktemp(name)
-            FAMILIES[name](folder)
-            kept[name] = load_backbone(folder, device="cpu")
-            token = kept[name].image_token_id
-            if token is not None:  # A random model may say the picture's token, and then wants a picture for it.
-                kept[name].model.generation_config.suppress_tokens = [token]
-        return kept[name]
-
-    return load
+    return tiny_backbone(name)
 
 
 @pytest.fixture(params=FAMILIES)
-def backbone(request: pytest.FixtureRequest, loaded: Callable[[str], Backbone]) -> Iterator[Backbone]:
+def backbone(request: pytest.FixtureRequest) -> Iterator[Backbone]:
     """A family's model, checked to be left as it was."""
-    model = loaded(request.param)
-    layers, hooks = model.decoder.layers, hooks_of(model)
-    yield model
-    assert model.decoder.layers is layers
-    assert hooks_of(model) == hooks, "a test left hooks on the model"
+    yield from left_unchanged(loaded(request.param))
 
 
 @pytest.fixture
 def questions(backbone: Backbone, picture: Callable[[int], Image.Image]) -> list[Question]:
-    """Two pictures of different shapes and none; text alone for models that read no pictures."""
+    """Two with images of different shapes and one without; all without if the model reads no images."""
     wide = picture(2).resize((96, 48)) if backbone.reads_images else None
     square = picture(1) if backbone.reads_images else None
     return [
@@ -107,58 +92,16 @@ def logits_of(backbone: Backbone, questions: list[Question], answers: list[str] 
 # -- the backbone ----------------------------------------------------------------------------------------------------
 
 
-def test_every_token_is_picture_prompt_or_answer(backbone: Backbone, questions: list[Question]) -> None:
-    inputs = backbone.encode(questions, ANSWERS)
-    masks = torch.stack([inputs.image_mask, inputs.prompt_mask, inputs.answer_mask]).int()
-    assert torch.equal(masks.sum(0), inputs.attention_mask.int())
-    assert inputs.has_image.tolist() == [question.image is not None for question in questions]
-    for row, answer in enumerate(ANSWERS):
-        ids = inputs.input_ids[row][inputs.answer_mask[row]]
-        assert ids[-1] == backbone.end_token_id
-        assert backbone.tokenizer.decode(ids[:-1]).strip() == answer
-        prompt = backbone.tokenizer.decode(inputs.input_ids[row][inputs.prompt_mask[row]])
-        assert questions[row].prompt in prompt
+class TestFamily(BackboneContract):
+    """The shipped contract, on every family."""
 
+    @pytest.fixture
+    def backbone(self, backbone: Backbone) -> Backbone:
+        return backbone
 
-def test_an_answer_ends_where_generate_stops(backbone: Backbone) -> None:
-    stops = backbone.model.generation_config.eos_token_id
-    assert backbone.end_token_id in (stops if isinstance(stops, list) else [stops])
-
-
-def test_prefix_and_suffix_are_the_whole(backbone: Backbone, questions: list[Question]) -> None:
-    """In logits, and in gradients with respect to a change of the states."""
-    inputs = backbone.encode(questions, ANSWERS)
-    change = torch.zeros(*inputs.input_ids.shape, backbone.width, requires_grad=True)
-    handle = backbone.layers[EDIT_LAYER].register_forward_hook(lambda module, given, output: output + change)
-    try:
-        whole = backbone.logits(inputs)[inputs.answer_mask]
-        (wanted,) = torch.autograd.grad(whole.logsumexp(-1).sum(), change)
-    finally:
-        handle.remove()
-    with torch.no_grad():
-        states = backbone.states(inputs, EDIT_LAYER)
-    states.requires_grad_()
-    parts = backbone.logits_from(states, inputs, EDIT_LAYER, inputs.answer_mask)
-    (found,) = torch.autograd.grad(parts.logsumexp(-1).sum(), states)
-    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    assert found.abs().max() > 0
-
-
-def test_kept_states_give_the_same_logits_in_any_batch(backbone: Backbone, questions: list[Question]) -> None:
-    """States are kept in bfloat16; in another order and another batch the rest of the model goes on from them."""
-    store = HiddenStateCache(backbone, EDIT_LAYER)
-    store.fill(list(zip(questions, ANSWERS, strict=True)), batch=2)
-    batch = store.batch([2, 0, 1])
-    with torch.no_grad():
-        kept = backbone.logits_from(batch.states, batch, EDIT_LAYER, batch.predicting)
-        rows = []
-        for row in (2, 0, 1):
-            inputs = backbone.encode([questions[row]], [ANSWERS[row]])
-            states = backbone.states(inputs, EDIT_LAYER).bfloat16().float()
-            rows.append(backbone.logits_from(states, inputs, EDIT_LAYER, inputs.predicting))
-    # The store ran the first layers in bfloat16, which moves states by a few thousandths.
-    torch.testing.assert_close(kept, torch.cat(rows), atol=0.15, rtol=0.05)
+    @pytest.fixture
+    def questions(self, questions: list[Question]) -> list[Question]:
+        return questions
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
@@ -173,30 +116,6 @@ def test_a_batch_is_its_rows_one_by_one(
             alone = backbone.logits(backbone.encode([question], [answer]))[0]
             present = inputs.attention_mask[row].bool()
             torch.testing.assert_close(together[row][present], alone, atol=3e-4, rtol=1e-3)
-
-
-def test_wrong_image_token_counts_are_refused(backbone: Backbone, questions: list[Question]) -> None:
-    if not backbone.reads_images:
-        with pytest.raises(InvalidInputError, match="reads text alone"):
-            backbone.encode([Question("What is this?", Image.new("RGB", (8, 8)))])
-        return
-    inputs = backbone.encode(questions[:1])
-    first = int(inputs.image_mask[0].nonzero()[0])
-    kept = torch.arange(inputs.input_ids.shape[1]) != first
-    fewer = replace(
-        inputs,
-        **{name: value[:, kept] for name, value in vars(inputs).items() if name.endswith(("mask", "ids"))},
-        extras={name: value[:, kept] if name.endswith("type_ids") else value for name, value in inputs.extras.items()},
-    )
-    with pytest.raises((InvalidInputError, ValueError), match=r"image tokens|image features"):
-        backbone.logits(fewer)
-
-
-def test_picture_markers_in_a_text_are_refused(backbone: Backbone) -> None:
-    assert bool(backbone.markers) == backbone.reads_images
-    for marker in backbone.markers:
-        with pytest.raises(InvalidInputError, match="stands for an image"):
-            backbone.encode([Question(f"What is {marker}?")])
 
 
 # -- the backbone under edits ----------------------------------------------------------------------------------------
