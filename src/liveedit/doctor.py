@@ -187,7 +187,7 @@ def _found(backbone: Backbone) -> dict[str, Any]:
     known = config.model_type in known_model_types()
     return {
         "model": type(backbone.model).__name__,
-        "family": f"{config.model_type} ({'covered by the contract tests' if known else 'unknown, handled by the general rules'})",
+        "family": f"{config.model_type} ({'covered by the contract tests' if known else 'by the general rules'})",
         "decoder": f"{len(backbone.layers)} layers of width {backbone.width} ({_path(backbone)})",
         "head": f"{type(backbone.output_embeddings).__name__}, {config.get_text_config().vocab_size} tokens",
         "precision": str(backbone.dtype).removeprefix("torch."),

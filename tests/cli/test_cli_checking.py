@@ -58,7 +58,7 @@ def test_an_edit_that_must_take_and_does_not_is_an_error(run: Run, pictures: lis
     assert (code, out) == (1, "") and "'Bruvak 123456789' was asked for" in err and "--must-take" in err
     assert not (tmp_path / "edits.db").exists()
     code, out, err = run("edit", *given)
-    assert code == 0 and "in force all the same" in out, err
+    assert code == 0 and "active all the same" in out, err
 
 
 def test_an_edit_is_checked_on_what_is_given(
