@@ -233,7 +233,7 @@ def test_a_wrong_probe_names_its_place(tmp_path, probe, key):
         MMEDIT.read(write(tmp_path, {**ROW, "probes": [good, probe]}))
     assert (caught.value.row, caught.value.key) == (0, key)
     if "localty" in str(probe):
-        assert "'text_localty', which no probe is called" in str(caught.value)
+        assert "'text_localty', which is no name of a probe" in str(caught.value)
         assert "near_duplicate_locality" in str(caught.value)
 
 

@@ -5,10 +5,10 @@ those of `mmedit`, and its normalisation of prompts applies. Three things differ
 
 - `port_new`, in the one-hop file only: a list of {port_q, port_a, port_edit_q, port_edit_a}. Each becomes a
   portability probe that asks `port_q` about the edited image. `port_edit_q` is the same question with the
-  entity's name in place of the image; it asks what the model must know beforehand, not what the edit should
-  carry over, and is left out.
-- An image's folder (`m.010bnr/google_13.jpg`) is the entity's id in MMKG. It is taken as the subject
-  wherever the row names none, so that all photographs of one entity are in one scope. In the released files
+  entity's name in place of the image; it tests what the model knows beforehand, not the edit, and
+  is left out.
+- An image's folder (`m.010bnr/google_13.jpg`) is the entity's id in MMKG. It is the subject if
+  the row names none, so that all photographs of one entity are in one scope. In the released files
   a row's two images always share their folder, and an entity is never edited to two different answers. The
   relation of the generality probes is then the edit's question: a rephrasing asks the same thing.
 - Every answer is an entity's name, also where it is long or a number ("11" is a film): `answer_type` is
@@ -64,7 +64,7 @@ def _with_entity(question: Question, row: Row) -> Question:
 
 
 def _entity(image: ImageSource | None, images_dir: Path) -> str | None:
-    """The folder that holds the image, where there is one below the image folder."""
+    """The name of the image's folder if that is below the image folder."""
     if not isinstance(image, Path) or image.parent == images_dir:
         return None
     return image.parent.name or None

@@ -14,10 +14,10 @@ _WORDS = ("\n\n", " the", " is", " a", " what", "What", " of", " this", " red", 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one family's tokenizer has besides bytes and words.
+    """The special tokens and the chat template of one family's tokenizer.
 
-    named: special tokens that the family's processor reads as attributes of the tokenizer. start: what the tokenizer
-    puts before every text by itself.
+    named: special tokens that the family's processor reads as attributes of the tokenizer. start: a token that
+    the tokenizer puts before every text.
     """
 
     pad: str
