@@ -1,6 +1,6 @@
 """SelfCheckGPT's hallucinations as edits: `hallucination-edit.json` and `hallucination-train.json`. Text alone.
 
-Manakul et al., "SelfCheckGPT" (EMNLP 2023): GPT-3's Wikipedia passages about people, hallucinations included. Hartvigsen
+Manakul et al., "SelfCheckGPT" (EMNLP 2023): GPT-3's Wikipedia passages about people, with hallucinations. Hartvigsen
 et al. (GRACE, NeurIPS 2023) made them into edits, Wang et al. (WISE, NeurIPS 2024) into these files. A file is a JSON
 list of objects:
 
