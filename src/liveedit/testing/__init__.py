@@ -8,9 +8,9 @@ A contract is a pytest class with the tests that every extension of a kind must 
         def make_editor(self, backbone):
             return MyEditor(backbone)
 
-`EditorContract` is for editors that change the model, `ExpertEditorContract` for those that make one expert per edit,
-`BackboneContract` for a family of models, `DatasetContract` for a reader. They need pytest; `tiny_backbone` and
-`random_image` do not.
+`EditorContract` is for any editor, `ExpertEditorContract` for one that makes one expert per edit, `BackboneContract` for
+a family of models, `EditedBackboneContract` for a family with edits, and `DatasetContract` for a reader. They need
+pytest. `tiny_backbone` and `random_image` do not.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .backbone_contract import BackboneContract
     from .dataset_contract import DatasetContract
+    from .edited_backbone_contract import EditedBackboneContract
     from .editor_contract import EditorContract
     from .expert_editor_contract import ExpertEditorContract
     from .tiny_backbones import random_image, tiny_backbone, tiny_families
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackboneContract",
     "DatasetContract",
+    "EditedBackboneContract",
     "EditorContract",
     "ExpertEditorContract",
     "random_image",
@@ -40,6 +42,7 @@ __all__ = [
 _CONTRACTS: Final = {
     "BackboneContract": "backbone_contract",
     "DatasetContract": "dataset_contract",
+    "EditedBackboneContract": "edited_backbone_contract",
     "EditorContract": "editor_contract",
     "ExpertEditorContract": "expert_editor_contract",
 }
