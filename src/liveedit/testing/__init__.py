@@ -8,8 +8,8 @@ A contract is a pytest class with the tests that every extension of a kind must 
         def make_editor(self, backbone):
             return MyEditor(backbone)
 
-`EditorContract` is for any editor, `ExpertEditorContract` for one that makes one expert per edit, `BackboneContract` for
-a family of models, `EditedBackboneContract` for a family with edits, and `DatasetContract` for a reader. They need
+`EditorContract` is for any editor, `ExpertEditorContract` for one that makes one expert per edit, `BackboneContract`
+for a family of models, `EditedBackboneContract` for a family with edits, and `DatasetContract` for a reader. They need
 pytest. `tiny_backbone` and `random_image` do not.
 """
 

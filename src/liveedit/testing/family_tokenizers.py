@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -66,7 +67,7 @@ def _pairs(words: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str]
     return {token: index for index, token in enumerate(known)}, list(merges)
 
 
-_LLAMA = {"pad": "<unk>", "bos": "<s>", "eos": "</s>", "start": "<s>"}
+_LLAMA: dict[str, Any] = {"pad": "<unk>", "bos": "<s>", "eos": "</s>", "start": "<s>"}
 
 _LLAVA_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
