@@ -74,6 +74,9 @@ class ShiftEditor(ExpertEditor[Shift]):
     def ids(self) -> list[str]:
         return list(self._experts)
 
+    def digest(self) -> str:
+        return "shift, version 1"
+
     def fired(self) -> list[tuple[Fired, ...]]:
         weight = 1 / max(1, len(self._experts))
         return [tuple(Fired(edit_id, weight, 0.0) for edit_id in self._experts)] * self._rows

@@ -42,6 +42,10 @@ class ExpertEditorContract(EditorContract):
         assert isinstance(editor, ExpertEditor)
         assert issubclass(editor.expert_class, Expert)
 
+    def test_it_has_a_digest(self, editor: ExpertEditor[Any]) -> None:
+        """A store is bound to the digest of the editor, so that experts are not read by another one."""
+        assert editor.digest(), "override digest(): the same for the same trained parts and settings, otherwise another"
+
     def test_making_an_expert_activates_nothing(self, editor: ExpertEditor[Any], three: Edits) -> None:
         """Logits and weights stay as they are; the number of gradient steps is reported."""
         before = model_bits(editor.backbone, three)
