@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FAMILIES
 from torch import nn
 
 from liveedit.backbones import load_backbone
@@ -20,6 +19,7 @@ from liveedit.doctor import examine
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.recipe import default_shape
+from liveedit.testing.family_models import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,7 +70,7 @@ class _LooksAhead(nn.Module):
         return self.head(hidden) + len(hidden)
 
 
-def test_a_model_that_breaks_the_contract_is_told(tmp_path: Path) -> None:
+def test_a_model_that_breaks_the_contract_is_reported(tmp_path: Path) -> None:
     FAMILIES["llama"](tmp_path)
     backbone = load_backbone(tmp_path, device="cpu")
     model = backbone.model
@@ -78,7 +78,7 @@ def test_a_model_that_breaks_the_contract_is_told(tmp_path: Path) -> None:
     diagnosis = examine(backbone)
     assert not diagnosis.healthy
     broken = {check.name for check in diagnosis.checks if not check.holds}
-    assert "a batch is its rows one by one, padded left or right" in broken
+    assert "a batch gives the logits of its rows, padded left or right" in broken
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FAMILIES
 from forced_experts import AlwaysFires
 from PIL import Image
 
@@ -23,6 +22,7 @@ from liveedit.experts.expert import expert_to_bytes
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase, Question
 from liveedit.store.store import EditStore, NewEdit
+from liveedit.testing.family_models import FAMILIES
 
 PROMPT = "What color is the hat?"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from family_tokenizers import TOKENS
 from PIL import Image
 from transformers import BertConfig, BertModel
 
@@ -28,6 +27,7 @@ from liveedit.editors.shared import (
 )
 from liveedit.errors import BackboneError, InvalidInputError, NotFoundError
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.family_tokenizers import TOKENS
 
 LAYER = 3
 

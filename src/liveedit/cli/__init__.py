@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import LiveEditError
-from . import checking, conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
+from . import conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
 from .arguments import spread_values
 from .console import InterruptedRunError, complain, quiet
 
@@ -27,7 +27,6 @@ app = typer.Typer(
 )
 editing.register(app)
 edits.register(app)
-checking.register(app)
 data.register(app)
 doctor.register(app)
 pretraining.register(app)

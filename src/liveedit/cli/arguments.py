@@ -1,4 +1,4 @@
-"""Options that commands share, and how arguments are rewritten before they are parsed."""
+"""What the command line looks like before the commands see it, and the options that commands share."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
         "--set",
     ),
 }
-"""By command, the options that take several values in a row (`--edits 1 10 100`). These commands have no positional
-arguments."""
+"""Options that take several values in a row, `--edits 1 10 100`, by command; no plain arguments there."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 LoadOptions = Annotated[
@@ -33,7 +32,7 @@ LoadOptions = Annotated[
     typer.Option(
         "--load",
         help="NAME=VALUE for how the backbone is loaded: dtype, device, device_map, quantization (8bit, 4bit), "
-        "offload_folder. Repeat the option for several.",
+        "offload_folder; once for each.",
     ),
 ]
 EditsLocation = Annotated[
@@ -45,21 +44,22 @@ BackboneName = Annotated[
     str, typer.Option("--backbone", help="Built-in name, folder of a transformers checkpoint, or hub name.")
 ]
 
-EditorName = Annotated[str, typer.Option("--editor", help="liveedit-refine, or liveedit without refinement.")]
+EditorName = Annotated[
+    str,
+    typer.Option("--editor", help="An editor that makes one expert per edit: liveedit-refine, liveedit, or another."),
+]
 EditorPath = Annotated[
     Path | None,
-    typer.Option("--editor-path", help="Folder of a trained editor, if the backbone has none built in."),
+    typer.Option("--editor-path", help="Folder of a trained editor; needed if none comes with the backbone."),
 ]
 ExpertsOn = Annotated[
     Literal["device", "host"],
-    typer.Option(
-        "--experts-on", help="Where experts are kept: in the device's memory, or in mapped files on the host."
-    ),
+    typer.Option("--experts-on", help="Where experts lie: in the device's memory, or in mapped files on the host."),
 ]
 
 
 def spread_values(arguments: Sequence[str]) -> list[str]:
-    """Rewrite `--edits 1 10` as `--edits 1 --edits 10`, which the parser needs, for the options in `SEVERAL_VALUES`."""
+    """`--edits 1 10` as `--edits 1 --edits 10`, which is how the parser wants it, where this is allowed."""
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     several = SEVERAL_VALUES.get(command, ())
     spread: list[str] = []
@@ -76,7 +76,7 @@ def spread_values(arguments: Sequence[str]) -> list[str]:
 
 
 def named_values(given: Sequence[str], option: str) -> dict[str, str]:
-    """Parse NAME=VALUE pairs. Raises `BadParameter` for anything else."""
+    """NAME=VALUE pairs as a mapping."""
     pairs = [item.partition("=") for item in given]
     for item, (name, _, value) in zip(given, pairs, strict=True):
         if not name or not value:
@@ -85,7 +85,7 @@ def named_values(given: Sequence[str], option: str) -> dict[str, str]:
 
 
 def setting_value(text: str) -> object:
-    """Parse the value of a setting: as JSON if it is JSON (4, 0.5, true, null), as text otherwise."""
+    """A setting's value: JSON where it is JSON (4, 0.5, true, null), text otherwise."""
     try:
         return json.loads(text)
     except ValueError:
@@ -93,13 +93,13 @@ def setting_value(text: str) -> object:
 
 
 def loading(given: Sequence[str] | None) -> dict[str, Any]:
-    """Turn `--load` into arguments of `load_backbone`."""
+    """`--load` as arguments of `load_backbone`."""
     import torch
 
     values: dict[str, Any] = dict(named_values(given or [], "--load"))
     known = ("dtype", "device", "device_map", "quantization", "offload_folder")
     if unknown := sorted(values.keys() - set(known)):
-        raise typer.BadParameter(f"--load has no option {', '.join(unknown)}. Give one of {', '.join(known)}.")
+        raise typer.BadParameter(f"--load knows no {', '.join(unknown)}. Give one of {', '.join(known)}.")
     if "dtype" in values:
         dtype = getattr(torch, values["dtype"], None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from liveedit.backbones.families.blip2 import MINIGPT4_CHAT_TEMPLATE
+from ..backbones.families.blip2 import MINIGPT4_CHAT_TEMPLATE
 
 _WORDS = ("\n\n", " the", " is", " a", " what", "What", " of", " this", " red", "The", "USER", "ASSISTANT", "user")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one family's tokenizer has besides bytes and words.
+    """The special tokens and the chat template of one family's tokenizer.
 
-    named: special tokens that the family's processor reads as attributes of the tokenizer. start: what the tokenizer
-    puts before every text by itself.
+    named: special tokens that the family's processor reads as attributes of the tokenizer. start: a token that
+    the tokenizer puts before every text.
     """
 
     pad: str
@@ -66,7 +67,7 @@ def _pairs(words: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str]
     return {token: index for index, token in enumerate(known)}, list(merges)
 
 
-_LLAMA = {"pad": "<unk>", "bos": "<s>", "eos": "</s>", "start": "<s>"}
+_LLAMA: dict[str, Any] = {"pad": "<unk>", "bos": "<s>", "eos": "</s>", "start": "<s>"}
 
 _LLAVA_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"

@@ -1,8 +1,8 @@
 """A tiny random model of each supported family, saved to a folder as transformers saves any model.
 
 `FAMILIES[name](folder)` writes weights, tokenizer, image processor, processor configuration and chat template. Weights
-are float32 and the same for every call; all have four decoder layers of width 64, so that layer 2 has some on both
-sides.
+are float32 and the same for every call. All have four decoder layers of width 64, so that there are layers on both
+sides of layer 2.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from family_tokenizers import TOKENS
 from transformers import (
     BaseImageProcessor,
     Blip2Config,
@@ -59,6 +58,8 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 
+from .family_tokenizers import TOKENS
+
 LAYERS, WIDTH, HEADS = 4, 64, 4
 EDIT_LAYER = 2
 PATCH = 8
@@ -87,9 +88,9 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
 
 
 def _build(kind: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
-    """A model whose weights keep activations alive, so that every part of it shows in the logits.
+    """A model whose weights are large enough that every part of it influences the logits.
 
-    Zero at transformers' own start, or nearly so: BLIP-2's vision tower and queries, most biases.
+    By transformers' own initialisation, BLIP-2's vision tower and queries and most biases are zero or almost zero.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -114,7 +115,7 @@ def _save(
     image_processor: BaseImageProcessor | None = None,
     processor: dict[str, object] | None = None,
 ) -> None:
-    """Everything a released folder has. stop_tokens: those of its generation_config.json, where it names its own."""
+    """Save the files of a released folder. stop_tokens: those of its generation_config.json, if it has its own."""
     folder.mkdir(parents=True, exist_ok=True)
     model = _build(kind, config, seed=sorted(TOKENS).index(name))
     if stop_tokens:
@@ -131,7 +132,7 @@ def _llama_config(tokenizer: PreTrainedTokenizerFast, **changes: object) -> Llam
 
 
 def save_llava(folder: Path) -> None:
-    """LLaVA-1.5: CLIP's vision tower, a two-layer projection, Llama. A picture is 16 tokens."""
+    """LLaVA-1.5: CLIP's vision tower, a two-layer projection, Llama. An image is 16 tokens."""
     tokenizer = TOKENS["llava"].build()
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(image_size=32, patch_size=PATCH, projection_dim=32, **_VISION),
@@ -185,7 +186,7 @@ def _blip2(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast, text: Ll
 
 
 def save_blip2_opt(folder: Path) -> None:
-    """BLIP-2 with OPT: a picture is the Q-Former's 8 queries. As released, it stops at a line break, not at `</s>`."""
+    """BLIP-2 with OPT: an image is the Q-Former's 8 queries. As released, it stops at a line break, not at `</s>`."""
     tokenizer = TOKENS["blip2-opt"].build()
     config = OPTConfig(
         word_embed_proj_dim=WIDTH,
@@ -236,7 +237,7 @@ _QWEN_ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [
 
 
 def save_qwen2_5_vl(folder: Path) -> None:
-    """Qwen2.5-VL: windowed vision tower; the number of tokens follows the picture's size."""
+    """Qwen2.5-VL: windowed vision tower; the number of tokens follows the image's size."""
     tokenizer = TOKENS["qwen2.5-vl"].build()
     config = Qwen2_5_VLConfig(
         vision_config=Qwen2_5_VLVisionConfig(**_qwen_vision(window_size=32, fullatt_block_indexes=[1])),
@@ -256,7 +257,7 @@ def save_qwen2_5_vl(folder: Path) -> None:
 
 
 def save_qwen3_vl(folder: Path) -> None:
-    """Qwen3-VL: states of the first vision layer are added again behind decoder layer 0 (deepstack)."""
+    """Qwen3-VL: states of the first vision layer are added again after decoder layer 0 (deepstack)."""
     tokenizer = TOKENS["qwen3-vl"].build()
     rope = {**_QWEN_ROPE, "mrope_interleaved": True}
     config = Qwen3VLConfig(
@@ -277,7 +278,7 @@ def save_qwen3_vl(folder: Path) -> None:
 
 
 def save_internvl(folder: Path) -> None:
-    """InternVL: a picture becomes tiles of 4 tokens, as many as fit its shape, and a thumbnail."""
+    """InternVL: an image becomes tiles of 4 tokens, their number by its shape, and a thumbnail."""
     tokenizer = TOKENS["internvl"].build()
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(image_size=[32, 32], patch_size=[PATCH, PATCH], **_VISION),
@@ -299,7 +300,7 @@ def save_internvl(folder: Path) -> None:
 
 
 def save_gemma3(folder: Path) -> None:
-    """Gemma 3: SigLIP pooled to 16 tokens that see each other both ways; sliding and full attention by turns."""
+    """Gemma 3: SigLIP pooled to 16 tokens that see each other both ways; sliding and full attention alternate."""
     tokenizer = TOKENS["gemma3"].build()
     config = Gemma3Config(
         vision_config=SiglipVisionConfig(image_size=64, patch_size=PATCH, vision_use_head=False, **_VISION),
@@ -329,7 +330,7 @@ def save_gemma3(folder: Path) -> None:
 
 
 def save_idefics3(folder: Path) -> None:
-    """Idefics3 with splitting: a picture becomes tiles of 4 tokens, row by row, and the whole of it."""
+    """Idefics3 with splitting: an image becomes tiles of 4 tokens, row by row, and a thumbnail."""
     tokenizer = TOKENS["idefics3"].build()
     config = Idefics3Config(
         vision_config={"image_size": 32, "patch_size": PATCH, **_VISION},
@@ -351,7 +352,7 @@ def save_idefics3(folder: Path) -> None:
 
 
 def save_smolvlm(folder: Path) -> None:
-    """SmolVLM without splitting: a picture is one tile of 4 tokens."""
+    """SmolVLM without splitting: an image is one tile of 4 tokens."""
     tokenizer = TOKENS["smolvlm"].build()
     config = SmolVLMConfig(
         vision_config={"image_size": 32, "patch_size": PATCH, **_VISION},
