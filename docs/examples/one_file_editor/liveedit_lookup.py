@@ -34,7 +34,7 @@ class LookupConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_threshold: float = Field(0.7, ge=-1, le=1, description="Cosine that the image keys must exceed.")
-    prompt_threshold: float = Field(0.95, ge=-1, le=1, description="Cosine that the prompt keys must exceed.")
+    prompt_threshold: float = Field(0.98, ge=-1, le=1, description="Cosine that the prompt keys must exceed.")
     bias: float = Field(1e4, gt=0, description="Added to the logit of each stored answer token.")
 
 
