@@ -56,7 +56,7 @@ bench: $(VENV)/.dev
 	$(BIN)/liveedit bench --editor $(EDITORS) --edits $(EDITS) --seeds $(SEEDS) --data $(DATA) --out $(OUT) --published
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
