@@ -186,12 +186,18 @@ def public_page() -> str:
         "`from liveedit import NAME`. These names follow the version number; everything else may move between "
         "versions. This page is made from `liveedit.__all__` and the docstrings.",
     ]
+    shown = {module for modules in _MODULES.values() for module in modules}
     for name in liveedit.__all__:
         value = getattr(liveedit, name)
-        if hasattr(value, "__qualname__"):
-            parts += [f"## {name}", f"::: {value.__module__}.{value.__qualname__}\n    options:\n      heading_level: 3"]
+        parts.append(f"## {name}")
+        if not hasattr(value, "__qualname__"):
+            parts.append(f"A `{type(value).__name__}`: the installed version.")
+            continue
+        path = f"{value.__module__}.{value.__qualname__}"
+        if value.__module__ in shown:  # Each docstring stands on one page only.
+            parts += [_summary(value), f"[`{path}`][{path}]"]
         else:
-            parts += [f"## {name}", f"A `{type(value).__name__}`: the installed version."]
+            parts.append(_members(value))
     return "\n\n".join(parts) + "\n"
 
 
@@ -204,7 +210,7 @@ def module_page(title: str) -> str:
         parts.append(f"## {name}\n\n::: {name}\n    options:\n      heading_level: 3")
         below = importlib.import_module(name)
         if hasattr(below, "__path__"):
-            parts += [_members(name, value) for value in _defined_below(below)]
+            parts += [_members(value) for value in _defined_below(below)]
     if len(parts) == 1:
         parts.append("This version has none.")
     return "\n\n".join(parts) + "\n"
@@ -214,10 +220,15 @@ def _defined_below(package: ModuleType) -> list[Any]:
     """What a package exports from modules that have no section of their own."""
     shown = {name for names in _MODULES.values() for name in names}
     exported = (getattr(package, name) for name in getattr(package, "__all__", ()))
-    return [one for one in exported if hasattr(one, "__qualname__") and one.__module__ not in shown]
+    public = {getattr(liveedit, name) for name in liveedit.__all__}  # The page of public names has these.
+    return [
+        one
+        for one in exported
+        if hasattr(one, "__qualname__") and one not in public and one.__module__ not in shown
+    ]
 
 
-def _members(package: str, value: Any) -> str:
+def _members(value: Any) -> str:
     return f"::: {value.__module__}.{value.__qualname__}\n    options:\n      heading_level: 3"
 
 
