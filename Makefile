@@ -8,6 +8,7 @@
 #   make editors train the other editors for the built-in backbones; resumes (about 10 minutes each on one core)
 #   make bench   the speed benchmarks and the standard lifelong bench; writes runs/bench/
 #   make format  bring the code into its format
+#   make docs    the documentation as a site, in site/; nothing is loaded from the network
 #   make clean   remove what was built
 
 PYTHON ?= python3
@@ -28,7 +29,7 @@ SETTINGS-tiny-llava-recipe := --set prompt_tokens=8
 SETTINGS-tiny-minigpt4-recipe := --set prompt_tokens=8
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
-.PHONY: demo test test-all torture fuzz check editors bench format clean
+.PHONY: demo test test-all torture fuzz check editors bench docs format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -60,12 +61,15 @@ bench: $(VENV)/.dev
 	set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
 	$(BIN)/liveedit bench --editor $(EDITORS) --edits $(EDITS) --seeds $(SEEDS) --data $(DATA) --out $(OUT) --published
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist demo-report .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site demo-report .pytest_cache .ruff_cache
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -81,4 +85,9 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.made pyproject.toml models/pyproject.toml constraints.txt
 	@echo "Installing LiveEdit and its development tools into $(VENV) (this happens once)"
 	$(PIP_INSTALL) -e '.[dev]' -e ./models
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing LiveEdit and the tools of its documentation into $(VENV) (this happens once)"
+	$(PIP_INSTALL) -e '.[docs,serve]'
 	@touch $@ $(VENV)/.demo
