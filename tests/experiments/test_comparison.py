@@ -215,4 +215,4 @@ def test_the_command(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     found = json.loads(out)
     assert [row["edits"] for row in found["rows"]] == [1, 2]
     assert (found["failed"], found["verdicts"]) == ([], [])
-    assert err.count("there already") == 2
+    assert err.count("done before") == 2

@@ -145,8 +145,8 @@ def test_figure_2_tells_what_is_forgotten(tmp_path: Path) -> None:
     assert (
         "conventional: reliability teacher-forced token accuracy 90.0 immediately and 40.0 finally" in found.summary[0]
     )
-    assert "50.0 % of the edits lead back" in found.summary[0]
-    assert "100.0 % of the edits lead back" in found.summary[1]
+    assert "50.0 % of the edits are routed to the expert" in found.summary[0]
+    assert "100.0 % of the edits are routed to the expert" in found.summary[1]
     assert [line[0] for line in found.tables[0].rows][:2] == ["conventional, immediate", "conventional, final"]
     batches = found.tables[2]
     assert batches.rows[0][3:] == ("3", "90.0 / 90.0", "40.0 / 40.0")
