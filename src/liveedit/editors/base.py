@@ -48,6 +48,8 @@ class Editor(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for lists."""
+    table_order: ClassVar[int] = 100
+    """Place in comparison tables, ascending; equal places by name."""
     settings_class: ClassVar[type[BaseModel] | None] = None
     """Its configuration, where that is chosen when the editor is made and not when it is trained."""
 

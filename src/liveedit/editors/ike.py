@@ -69,6 +69,7 @@ class InContext(Editor):
 
     name = "ike"
     summary = "the nearest edit told in the prompt (IKE)"
+    table_order = 80
     settings_class = InContextConfig
 
     def __init__(self, backbone: Backbone, config: InContextConfig | None = None):

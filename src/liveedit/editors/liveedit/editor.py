@@ -39,6 +39,7 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
 
     name = "liveedit"
     summary = "an expert per edit, generated in one forward pass (LiveEdit)"
+    table_order = 90
 
     config_class = LiveEditConfig
     expert_class = LowRankExpert

@@ -56,6 +56,7 @@ class LiveEditRefine(LiveEdit):
 
     name = "liveedit-refine"
     summary = "LiveEdit, with a few gradient steps on an expert whose edit did not take"
+    table_order = 91
     parts_of = "liveedit"
 
     def __init__(self, backbone: Backbone, modules: LiveEditModules, refining: RefineConfig | None = None):

@@ -44,6 +44,7 @@ class LearningToEdit(TrainedEditor):
 
     name = "lte"
     summary = "tuned to follow edits in its context, which are retrieved (LTE)"
+    table_order = 50
     config_class: ClassVar = LearningToEditConfig
 
     def __init__(self, backbone: Backbone, modules: LearningToEditModules):

@@ -37,6 +37,7 @@ class Mend(TrainedEditor):
 
     name = "mend"
     summary = "an edit's gradient, transformed into a weight change (MEND)"
+    table_order = 20
     config_class = MendConfig
 
     def __init__(self, backbone: Backbone, modules: MendModules):

@@ -35,6 +35,7 @@ class Recipe(TrainedEditor):
 
     name = "recipe"
     summary = "a continuous prompt per edit, retrieved past a sentinel (RECIPE)"
+    table_order = 60
     config_class = RecipeConfig
 
     def __init__(self, backbone: Backbone, modules: RecipeModules):

@@ -35,6 +35,7 @@ class Serac(TrainedEditor):
 
     name = "serac"
     summary = "a scope classifier and a small counterfactual model (SERAC)"
+    table_order = 30
     config_class: ClassVar = SeracConfig
     training_cases = 16_000
 

@@ -1,10 +1,10 @@
-"""Which likeness should LEMoE ask for? What its anchors alone decide, over image weights and thresholds.
+"""LEMoE's similarity threshold: which share of questions its anchors alone route correctly, by image weight.
 
-A question of an edit's scope is right where the anchor most like its own belongs to that edit and is at least as like
-as the threshold; a locality question is right where no anchor is. No expert is trained: what an expert would answer is
-not asked. The world is one that no table is measured on.
+A question in an edit's scope counts as right if the most similar anchor belongs to that edit and its similarity reaches
+the threshold; a locality question counts as right if no anchor reaches it. No expert is trained and no answer is
+generated. The world is one on which no table is measured.
 
-    python benchmarks/anchor_likeness.py --backbone tiny-llava --edits 1000
+    python benchmarks/anchor_similarity.py --backbone tiny-llava --edits 1000
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def main() -> None:
     given = parser.parse_args()
     backbone = load_backbone(given.backbone)
     cases = open_data(given.data, given.edits).cases[: given.edits]
-    print("image weight, threshold: " + ", ".join(name.replace("_", " ") for name in PROBES))
+    print("image weight, threshold: " + ", ".join(name.replace("_", " ") for name in PROBES), flush=True)
     for image_weight in given.image_weight:
         with Lemoe(backbone, LemoeConfig(image_weight=image_weight)) as editor:
             edits = editor.anchors_of([case.edit.question for case in cases])
-            likeness = {name: _nearest(editor, edits, cases, name) for name in PROBES}
+            similarity = {name: _nearest(editor, edits, cases, name) for name in PROBES}
         for threshold in given.threshold:
-            right = [100 * _right(*likeness[name], threshold, "locality" in name) for name in PROBES]
-            print(f"{image_weight}, {threshold}: " + ", ".join(f"{value:.1f}" for value in right))
+            right = [100 * _right(*similarity[name], threshold, "locality" in name) for name in PROBES]
+            print(f"{image_weight}, {threshold}: " + ", ".join(f"{value:.1f}" for value in right), flush=True)
 
 
 def _nearest(
     editor: Lemoe, edits: torch.Tensor, cases: Sequence[EditCase], name: ProbeName
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each question of a probe the largest likeness to an edit, and whether that edit is its own, (questions,)."""
+    """Of each question of a probe the largest similarity to an edit, and whether that edit is its own, (questions,)."""
     edited = {case.edit.scope for case in cases}
     asked: list[tuple[int, Question]] = [
         (number, probe.question)

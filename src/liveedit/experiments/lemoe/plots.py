@@ -1,4 +1,4 @@
-"""Figures 2 and 3 of the LEMoE paper as images, drawn from rows; see `plots` for how images are made."""
+"""Figures 2 and 3 of the LEMoE paper, drawn from rows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ...evaluation.plots import Plot, _new_figure, _panels, _percent_axis, _plain, _set_title, _style
-from .averages import SCORES
-from .figures import save
+from ...evaluation.plotting import Plot, new_figure, panels_of, percent_axis, plain, save, set_title, style
+from ..report.averages import SCORES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,61 +28,63 @@ def draw_forgetting(rows: Sequence[Row], file: Path, title: str) -> Plot:
     """
     routings = list(dict.fromkeys(row["router"] for row in rows))
     columns = max(len(SCORES), len(routings))
-    figure = _new_figure(10.5)
-    panels = _panels(figure, 2, columns)
+    figure = new_figure(10.5)
+    panels = panels_of(figure, 2, columns)
     for panel, (score, name) in zip(panels, SCORES, strict=False):
         for place, routing in enumerate(routings):
             for when, dash in (("immediate", "-"), ("final", "--")):
                 own = [row for row in rows if row["router"] == routing and row["when"] == when]
-                color, marker = _style(place)
+                color, marker = style(place)
                 at, means = _by_batch(own, score)
-                label = _plain(f"{routing}, {when}")
+                label = plain(f"{routing}, {when}")
                 face = color if when == "immediate" else "white"
                 panel.plot(at, means, dash, color=color, marker=marker, markerfacecolor=face, markersize=4, label=label)
-        _percent_axis(panel)
+        percent_axis(panel)
         panel.set_title(name, fontsize=11)
         panel.set_xlabel("Edits made when the batch was complete")
         panel.set_ylabel("Reliability of the batch, %")
-    image: Any = None
+    colors: Any = None
     for panel, routing in zip(panels[columns:], routings, strict=False):
         own = [row for row in rows if row["router"] == routing and row["when"] == "final"]
-        image = _draw_matrix(panel, min(own, key=lambda row: row["seed"]), routing)
+        colors = _draw_matrix(panel, min(own, key=lambda row: row["seed"]), routing)
     for panel in (*panels[len(SCORES) : columns], *panels[columns + len(routings) :]):
         panel.remove()
-    figure.colorbar(image, ax=panels[columns : columns + len(routings)], label="Share of the edits", shrink=0.8)
+    figure.colorbar(colors, ax=panels[columns : columns + len(routings)], label="Share of the edits", shrink=0.8)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    _set_title(figure, title)
+    set_title(figure, title)
     return save(figure, file, title)
 
 
 def draw_orders(rows: Sequence[Row], file: Path, title: str) -> Plot:
-    """Left: reliability in random orders, and in the planned one. Right: against likeness within and between batches.
+    """Left: reliability in random orders, and in the planned one. Right: against similarity within and between batches.
 
     rows: `router`, `shuffled` (share of the plan), `metrics`, `within_similarity`, `between_similarity`. A row of
     panels for each way of scoring. Raises `PlotsUnavailableError` without matplotlib.
     """
     routings = list(dict.fromkeys(row["router"] for row in rows))
-    figure = _new_figure(9.0)
-    panels = _panels(figure, len(SCORES), 2)
+    figure = new_figure(9.0)
+    panels = panels_of(figure, len(SCORES), 2)
     for number, (score, name) in enumerate(SCORES):
         left, right = panels[2 * number], panels[2 * number + 1]
         for place, routing in enumerate(routings):
-            color, marker = _style(place)
+            color, marker = style(place)
             own = [row for row in rows if row["router"] == routing]
             _draw_orders_of(left, own, score, place, color)
             for where, face in (("within", color), ("between", "white")):
                 points = [(row[f"{where}_similarity"], _reliability(row, score)) for row in own]
-                known = [(like, value) for like, value in points if like is not None and value is not None]
+                known = [
+                    (similarity, value) for similarity, value in points if similarity is not None and value is not None
+                ]
                 right.plot(
-                    [like for like, _ in known],
+                    [similarity for similarity, _ in known],
                     [value for _, value in known],
                     marker,
                     color=color,
                     markerfacecolor=face,
-                    label=_plain(f"{routing}, {where} batches"),
+                    label=plain(f"{routing}, {where} batches"),
                 )
-        left.set_xticks(range(len(routings)), [_plain(routing) for routing in routings])
+        left.set_xticks(range(len(routings)), [plain(routing) for routing in routings])
         left.set_xlim(-0.6, len(routings) - 0.4)
         for panel in (left, right):
             panel.set_ylabel("Reliability, %")
@@ -95,7 +96,7 @@ def draw_orders(rows: Sequence[Row], file: Path, title: str) -> Plot:
     extra, names = panels[0].get_legend_handles_labels()
     shown = dict(zip([*labels, *names], [*handles, *extra], strict=True))
     figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, frameon=False)
-    _set_title(figure, title)
+    set_title(figure, title)
     return save(figure, file, title)
 
 
@@ -124,7 +125,7 @@ def _by_batch(rows: Sequence[Row], score: str) -> tuple[list[int], list[float]]:
 
 def _draw_matrix(panel: Axes, row: Row, routing: str) -> Any:
     matrix = [[float("nan") if value is None else value for value in line] for line in row["consistency"]]
-    image = panel.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
+    colors = panel.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
     if len(matrix) <= _ENTRIES_WITH_NUMBERS:
         for i, line in enumerate(matrix):
             for j, value in enumerate(line):
@@ -135,11 +136,11 @@ def _draw_matrix(panel: Axes, row: Row, routing: str) -> Any:
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(10, integer=True))
     mass = row["diagonal_mass"]
-    told = "" if mass is None else f": {100 * mass:.1f} % on the diagonal"
-    panel.set_title(f"{_plain(routing)}{told}", fontsize=11)
+    on_diagonal = "" if mass is None else f": {100 * mass:.1f} % on the diagonal"
+    panel.set_title(f"{plain(routing)}{on_diagonal}", fontsize=11)
     panel.set_xlabel("Expert that is reached")
     panel.set_ylabel("Expert that processed the edit")
-    return image
+    return colors
 
 
 def _reliability(row: Row, score: str) -> float | None:

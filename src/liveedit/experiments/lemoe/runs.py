@@ -1,4 +1,4 @@
-"""One run of LEMoE, watched: every batch is asked when its expert has just been made, and again at the end."""
+"""Runs of LEMoE in which every batch of edits is asked right after its expert is trained, and again at the end."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from ..backbones import Backbone
-from ..editors.lemoe import Lemoe, LemoeConfig
-from ..editors.lemoe.planning import plan_batches
-from ..evaluation.bench import make_provenance
-from ..evaluation.lines import COMPLETE
-from ..evaluation.protocol import Measurement, UneditedAnswers, measure, probes_of, summarize_measurements
-from ..samples import LOCALITY, EditCase, edited_scopes
-from .cells import Measuring, backbone_name, loaded_backbone, opened_data, slug
-from .jobs import Done, Report
-from .report.averages import SCORES
-from .report.lemoe_analysis import consistency_matrix, diagonal_mass, within_between_similarity
+from ...backbones import Backbone
+from ...editors.lemoe import Lemoe, LemoeConfig
+from ...editors.lemoe.planning import plan_batches
+from ...evaluation.bench import backbone_name, make_provenance
+from ...evaluation.lines import COMPLETE
+from ...evaluation.protocol import Measurement, UneditedAnswers, measure, probes_of, summarize_measurements
+from ...files import write_json, written_atomically
+from ...progress import TaskProgress
+from ...samples import LOCALITY, EditCase, edited_scopes
+from ..jobs import Done
+from ..report.averages import SCORES
+from ..runs import BenchOptions, loaded_backbone, opened_data, slug
+from .analysis import consistency_matrix, diagonal_mass, within_between_similarity
 
 IMMEDIATE: Final = "immediate"
 FINAL: Final = "final"
-"""When edits are asked: right after their batch was made, or after all."""
+"""When edits are asked: right after their batch, or after all batches."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class LemoeRun:
     """An independent job: LEMoE makes some edits in one order, on one backbone.
 
     settings: of `LemoeConfig`, routing and batch size among them. shuffled: share of the edits whose places in the
-    planned order of batches are exchanged at random; 1 is a random order. order: which of the random ones.
+    planned order are exchanged at random; 1 is a random order. order: number of the random order.
     """
 
     out: Path
@@ -44,7 +46,7 @@ class LemoeRun:
     label: str
     edits: int
     seed: int
-    measuring: Measuring
+    options: BenchOptions
     settings: tuple[tuple[str, Any], ...] = ()
     shuffled: float = 1.0
     order: int = 0
@@ -58,7 +60,7 @@ class LemoeRun:
 
     @property
     def kind(self) -> str:
-        """Backbone and routing decide the time."""
+        """Backbone and routing, which determine the time."""
         return f"{self.backbone} {dict(self.settings).get('routing')}"
 
     @property
@@ -66,15 +68,15 @@ class LemoeRun:
         """Edits made."""
         return self.edits
 
-    def run(self, report: Report) -> Done:
-        """Two rows, asked immediately and finally; read where they are there with the same settings and digests."""
-        found = opened_data(self.data, self.measuring.cases)
-        backbone = loaded_backbone(self.backbone, self.measuring.load)
+    def run(self, report: TaskProgress) -> Done:
+        """Two rows, asked immediately and finally; read if they exist with the same settings and digests."""
+        found = opened_data(self.data, self.options.cases)
+        backbone = loaded_backbone(self.backbone, self.options.load)
         provenance = make_provenance(backbone.digest(), found.files)
         with Lemoe(backbone, LemoeConfig.model_validate({**dict(self.settings), "order": "given"})) as editor:
             config = {
                 **{"editor": editor.configuration(), "edits": self.edits, "seed": self.seed},
-                **{"shuffled": self.shuffled, "order": self.order, "max_new_tokens": self.measuring.max_new_tokens},
+                **{"shuffled": self.shuffled, "order": self.order, "max_new_tokens": self.options.max_new_tokens},
             }
             origin = {**vars(provenance), "config": json.loads(json.dumps(config))}
             file = self._file(config)
@@ -83,28 +85,28 @@ class LemoeRun:
             if kept is not None and all(kept[0]["provenance"][key] == origin[key] for key in same):
                 return Done(tuple({**row, "label": self.label} for row in kept), kept=True)
             named = {"backbone": backbone_name(self.backbone), "data": found.name, "edits": self.edits}
-            order = np.random.default_rng([self.seed, 77]).permutation(len(found.cases))  # As the bench chooses them.
-            cases = _asked_fairly([found.cases[index] for index in order[: self.edits]])
+            order = np.random.default_rng([self.seed, 77]).permutation(len(found.cases))  # The same as in the bench.
+            cases = _without_edited_locality([found.cases[index] for index in order[: self.edits]])
             common = {**named, "status": COMPLETE, "provenance": origin, "label": self.label, "order": self.order}
             rows = [{**common, **row} for row in self._measure(backbone, editor, cases, file, report)]
-            _write(file, rows)
+            write_json(file, rows)
             return Done(tuple(rows), kept=False)
 
     def _measure(
-        self, backbone: Backbone, editor: Lemoe, cases: Sequence[EditCase], file: Path, report: Report
+        self, backbone: Backbone, editor: Lemoe, cases: Sequence[EditCase], file: Path, report: TaskProgress
     ) -> list[dict[str, Any]]:
         anchors = editor.anchors_of_edits([case.edit for case in cases]).cpu()
         ordered = [cases[place] for place in self._order(anchors, editor.config.batch_edits)]
-        unedited = UneditedAnswers(backbone, self.measuring.max_new_tokens, self.measuring.batch)
+        unedited = UneditedAnswers(backbone, self.options.max_new_tokens, self.options.batch)
         unedited.ask(probes_of(ordered)[0])
         by_id = {case.id: case for case in ordered}
         immediate: list[Measurement] = []
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".answers.jsonl").open("w", encoding="utf-8") as raw:
+        answers = file.with_suffix(".answers.jsonl")
+        with written_atomically(answers) as temporary, temporary.open("w", encoding="utf-8") as raw:
 
             def made(done: int, total: int) -> None:
                 report(f"editing: {self.title}", done, total)
-                if len(immediate) < len(editor.experts):  # The first edit of a batch whose expert is there now.
+                if len(immediate) < len(editor.experts):  # A batch's expert has just been trained.
                     batch = [by_id[edit_id] for edit_id in editor.edits_of[-1]]
                     immediate.append(measure(backbone, editor, batch, unedited, raw=raw))
 
@@ -143,7 +145,7 @@ class LemoeRun:
 
     def _file(self, config: dict[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps([self.data, config], sort_keys=True).encode()).hexdigest()[:12]
-        return self.out / "cells" / slug(backbone_name(self.backbone)) / f"{slug(self.label)}-{digest}.json"
+        return self.out / "runs" / slug(backbone_name(self.backbone)) / f"{slug(self.label)}-{digest}.json"
 
 
 def _row(label: str, seed: int, when: str, found: Sequence[Measurement]) -> dict[str, Any]:
@@ -161,8 +163,8 @@ def _row(label: str, seed: int, when: str, found: Sequence[Measurement]) -> dict
     }
 
 
-def _asked_fairly(cases: Sequence[EditCase]) -> list[EditCase]:
-    """The cases without the locality probes that stand in the scope of any edit, made by then or later."""
+def _without_edited_locality(cases: Sequence[EditCase]) -> list[EditCase]:
+    """The cases without the locality probes in the scope of any edit, also of those made later."""
     scopes = edited_scopes(cases)
     return [
         replace(
@@ -184,9 +186,3 @@ def _read(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    beside = file.with_suffix(".tmp")
-    beside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    beside.replace(file)

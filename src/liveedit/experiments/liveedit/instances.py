@@ -1,22 +1,21 @@
-"""Instance analysis, figures 6 and 7 of the LiveEdit paper: single questions, and what routing made of them."""
+"""Instance analysis, figures 6 and 7 of the LiveEdit paper: how single questions are routed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from PIL import Image
 
-from ..editors.liveedit import LiveEdit
-from ..editors.liveedit.attribution import Candidate, LookedAt, look, met
-from ..errors import DatasetError
-from ..images import image_digest, open_image
-from ..samples import Edit, EditCase, ImageSource, ProbeName, Question
-from .report.attribution import SHOWN
-
-Report = Callable[[str, int, int], None]
-"""Called with what is going on, how much of it is done, and how much there is."""
+from ...editors import editor_class, editor_names
+from ...editors.liveedit import LiveEdit
+from ...editors.liveedit.attribution import Candidate, LookedAt, look, met
+from ...errors import DatasetError, InvalidInputError
+from ...images import image_digest, open_image
+from ...progress import TaskProgress, no_task_progress, progress_of
+from ...samples import Edit, EditCase, ImageSource, ProbeName, Question
+from .instance_report import SHOWN
 
 KINDS: Final[dict[ProbeName, str]] = {
     "reliability": "the edit itself",
@@ -27,7 +26,7 @@ KINDS: Final[dict[ProbeName, str]] = {
     "same_question_locality": "this question on another image",
     "modal_locality": "another image, another question",
 }
-"""What stands in the figures for each probe with an image."""
+"""The label in the figures of each probe with an image."""
 
 _FIGURE_6: Final[tuple[ProbeName, ...]] = (
     "reliability",
@@ -42,14 +41,14 @@ _LARGEST_SIDE: Final = 448
 
 
 @dataclass
-class Gallery:
-    """Entries of a figure as `evaluation.looked_at` takes them, and the images that they name."""
+class Entries:
+    """Entries of a figure as `instance_report` takes them, and the images that they name."""
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     images: dict[str, Image.Image] = field(default_factory=dict)
 
     def add(self, backbone: str, kind: str, question: Question, found: LookedAt, edits: dict[str, Edit]) -> None:
-        """Hang up one question."""
+        """Add one question."""
         entry = {"backbone": backbone, "kind": kind, "image": self._keep(question.image), **found.to_dict()}
         for one in entry["candidates"][:SHOWN]:
             one["image"] = self._keep(edits[one["edit_id"]].question.image)
@@ -67,36 +66,36 @@ class Gallery:
 def figure_6(
     editor: LiveEdit,
     cases: Sequence[EditCase],
-    gallery: Gallery,
+    shown: Entries,
     own: Question | None = None,
-    report: Report = lambda what, done, total: None,
+    report: TaskProgress = no_task_progress,
 ) -> None:
     """Make the cases' edits, and ask about the first of them: itself, redrawn, a near-duplicate, another question.
 
-    With `own`, that question is asked instead. Raises `DatasetError` where no case has an image.
+    With `own`, that question is asked instead. Raises `DatasetError` if no case has an image.
     """
     edits = _with_images(cases)
     _make(editor, edits, report)
     asked = [("own question", own)] if own is not None else _questions_of(cases)
     for done, (kind, question) in enumerate(asked, 1):
-        gallery.add(editor.backbone.name, kind, question, look(editor, question, edits, SHOWN), edits)
-        report(f"looking: {editor.backbone.name}", done, len(asked))
+        shown.add(editor.backbone.name, kind, question, look(editor, question, edits, SHOWN), edits)
+        report(f"attribution: {editor.backbone.name}", done, len(asked))
 
 
 def figure_7(
     editor: LiveEdit,
     cases: Sequence[EditCase],
-    gallery: Gallery,
+    shown: Entries,
     crowded: int = 12,
-    shown: int = 2,
-    report: Report = lambda what, done, total: None,
+    most: int = 2,
+    report: TaskProgress = no_task_progress,
 ) -> str:
-    """The hardest questions for the router, with edits in force that share much of what they see.
+    """The hardest questions for the router, with active edits on the same or nearly the same images.
 
-    To the cases' edits come, for the first `crowded` of them, edits of another question on the same image and of the
-    same question on a near-duplicate (their answers are the data set's). Of the questions about these cases, those are
-    shown that hard or soft routing alone would have sent to another edit, both before either; see `difficulty`.
-    Returns one sentence that counts them.
+    For the first `crowded` cases, edits of another question on the same image and of the same question on a
+    near-duplicate are made as well (with the data set's answers). Of the questions about these cases, at most `most`
+    are shown: first those that need both hard and soft routing to reach their own edit, then those that need one; see
+    `difficulty`. Returns one sentence with the counts.
     """
     edits = _with_images(cases)
     for case in cases[:crowded]:
@@ -113,15 +112,15 @@ def figure_7(
         _, candidates = met(editor, question, edits)
         found.append((*difficulty(candidates, own), place))
         report(f"searching: {editor.backbone.name}", place + 1, len(tried))
-    for place in _hardest(found, [own for own, _, _ in tried])[:shown]:
+    for place in _hardest(found, [own for own, _, _ in tried])[:most]:
         _, kind, question = tried[place]
-        gallery.add(editor.backbone.name, kind, question, look(editor, question, edits, SHOWN), edits)
+        shown.add(editor.backbone.name, kind, question, look(editor, question, edits, SHOWN), edits)
     ranks = [rank for rank, _, _ in found]
     return (
         f"{editor.backbone.name}, {len(tried)} questions against {len(edits)} edits: without hard routing another edit "
-        f"would have weighed most for {sum(rank in (2, 3) for rank in ranks)}; another edit's image was nearest, and "
-        f"soft routing put that right, for {sum(rank in (1, 3) for rank in ranks)}; both for {ranks.count(3)}. "
-        f"Both routers together did not send {ranks.count(-1)} to the right edit."
+        f"would have the largest weight for {sum(rank in (2, 3) for rank in ranks)}; another edit's image was nearest, "
+        f"and soft routing corrected this, for {sum(rank in (1, 3) for rank in ranks)}; both for {ranks.count(3)}. "
+        f"For {ranks.count(-1)} the right edit did not get the largest weight."
     )
 
 
@@ -134,10 +133,10 @@ def _hardest(found: Sequence[tuple[int, float, int]], cases: Sequence[str]) -> l
 
 
 def difficulty(candidates: Sequence[Candidate], own: str) -> tuple[int, float]:
-    """(what had to come together for the own edit to get most of the weight, most weight that another would have had).
+    """(what was needed for the question's own edit to get the largest weight, largest weight of another without it).
 
-    3: both routers; 2: hard routing, without which another edit would have got most; 1: soft routing, for another
-    edit's image was nearer; 0: either would have done. -1: the own edit did not get most of the weight.
+    3: both routers; 2: hard routing, without which another edit would have the largest weight; 1: soft routing, since
+    another edit's image was nearer; 0: either would suffice. -1: the own edit did not get the largest weight.
     """
     by_id = {one.edit_id: one for one in candidates}
     others = [one for one in candidates if one.edit_id != own]
@@ -149,21 +148,30 @@ def difficulty(candidates: Sequence[Candidate], own: str) -> tuple[int, float]:
     return hard + soft, weight
 
 
-def _make(editor: LiveEdit, edits: dict[str, Edit], report: Report) -> None:
+def attributable_editor(name: str) -> type[LiveEdit]:
+    """The editor of this name. Raises `InvalidInputError` if it does not route by images."""
+    kind = editor_class(name)
+    if not issubclass(kind, LiveEdit):
+        allowed = [other for other in editor_names() if issubclass(editor_class(other), LiveEdit)]
+        raise InvalidInputError(f"The editor {name!r} does not route by images. Give one of {', '.join(allowed)}.")
+    return kind
+
+
+def _make(editor: LiveEdit, edits: dict[str, Edit], report: TaskProgress) -> None:
     editor.reset()
     name = editor.backbone.name
-    editor.edit(list(edits.items()), lambda done, total: report(f"editing: {name}", done, total))
+    editor.edit(list(edits.items()), progress_of(report, f"editing: {name}"))
 
 
 def _with_images(cases: Sequence[EditCase]) -> dict[str, Edit]:
     edits = {case.id: case.edit for case in cases if case.edit.question.image is not None}
     if not edits:
-        raise DatasetError("None of the cases has an image: there is nothing to look at. Give data with images.")
+        raise DatasetError("None of the cases has an image: there is nothing to attribute. Give data with images.")
     return edits
 
 
 def _questions_of(cases: Sequence[EditCase]) -> list[tuple[str, Question]]:
-    """The questions of figure 6 about the first case that has them all, or else about the one with most of them."""
+    """The questions of figure 6 about the first case that has them all, or else about the case with most of them."""
 
     def of(case: EditCase) -> list[tuple[str, Question]]:
         probes = {probe.name: probe.question for probe in (*reversed(case.probes), case.reliability)}
@@ -173,7 +181,7 @@ def _questions_of(cases: Sequence[EditCase]) -> list[tuple[str, Question]]:
 
 
 def _related(case: EditCase) -> Iterator[tuple[str, Edit]]:
-    """Edits that see what this case's edit sees, or nearly."""
+    """Edits on this case's image, and on its near-duplicates."""
     for probe in case.named(*_RELATED):
         if probe.answer and probe.question.image is not None:
             yield probe.name, Edit(probe.question, probe.answer)

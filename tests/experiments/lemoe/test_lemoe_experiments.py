@@ -13,12 +13,14 @@ from liveedit.backbones import Backbone
 from liveedit.cli import main
 from liveedit.editors.lemoe import Lemoe
 from liveedit.errors import ConfigError
-from liveedit.experiments import cells, lemoe, lemoe_runs
-from liveedit.experiments.cells import Measuring
+from liveedit.experiments import runs
 from liveedit.experiments.jobs import Workers, run_jobs
-from liveedit.experiments.lemoe_runs import LemoeRun
+from liveedit.experiments.lemoe import figures as lemoe
+from liveedit.experiments.lemoe import runs as lemoe_runs
+from liveedit.experiments.lemoe.runs import LemoeRun
+from liveedit.experiments.runs import BenchOptions
 
-MEASURING = Measuring(cases=5, max_new_tokens=2)
+MEASURING = BenchOptions(cases=5, max_new_tokens=2)
 QUICK = {"batch_edits": 2, "steps": 2, "routing_steps": 2}
 
 Row = dict[str, Any]
@@ -26,9 +28,9 @@ Row = dict[str, Any]
 
 @pytest.fixture
 def loaded(tiny_llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    monkeypatch.setattr(cells, "load_backbone", lambda name, **load: tiny_llava)
-    cells.loaded_backbone.cache_clear()
-    cells.opened_data.cache_clear()
+    monkeypatch.setattr(runs, "load_backbone", lambda name, **load: tiny_llava)
+    runs.loaded_backbone.cache_clear()
+    runs.opened_data.cache_clear()
     return tiny_llava
 
 
@@ -70,7 +72,7 @@ def test_every_batch_is_asked_when_made_and_at_the_end(
         weighted = sum(a * b for a, b in zip(shares, row["batch_sizes"], strict=True)) / 5
         assert weighted == pytest.approx(row["metrics"]["reliability"]["teacher_forced"])
     assert -1 <= final["between_similarity"] <= 1
-    answers = next((tmp_path / "cells").rglob("*.answers.jsonl")).read_text(encoding="utf-8").splitlines()
+    answers = next((tmp_path / "runs").rglob("*.answers.jsonl")).read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["case"] for line in answers} == {edit for _, ids in asked for edit in ids}
 
     asked.clear()
@@ -139,12 +141,12 @@ def test_figure_2_tells_what_is_forgotten(tmp_path: Path) -> None:
         *(row("conventional", "immediate", 90), row("conventional", "final", 40)),
         *(row("kv_anchor", "immediate", 95), row("kv_anchor", "final", 94, diagonal_mass=1.0)),
     ]
-    found = lemoe._conclude_2(rows, [])
+    found = lemoe._summarize_2(rows, [])
     assert (
         "conventional: reliability teacher-forced token accuracy 90.0 immediately and 40.0 finally" in found.summary[0]
     )
-    assert "50.0 % of the edits lead back" in found.summary[0]
-    assert "100.0 % of the edits lead back" in found.summary[1]
+    assert "50.0 % of the edits are routed to the expert" in found.summary[0]
+    assert "100.0 % of the edits are routed to the expert" in found.summary[1]
     assert [line[0] for line in found.tables[0].rows][:2] == ["conventional, immediate", "conventional, final"]
     batches = found.tables[2]
     assert batches.rows[0][3:] == ("3", "90.0 / 90.0", "40.0 / 40.0")
@@ -162,7 +164,7 @@ def test_figure_3_tells_the_spread_over_orders(tmp_path: Path) -> None:
         return row("kv_anchor", "final", reliability, order, label=label, shuffled=share, within_similarity=within)
 
     rows = [final(1.0, 50, 0, 0.1), final(1.0, 60, 1, 0.2), final(1.0, 70, 2, 0.3), final(0.0, 80, 0, 0.4)]
-    found = lemoe._conclude_3([*rows, {**rows[0], "when": "immediate"}], [])
+    found = lemoe._summarize_3([*rows, {**rows[0], "when": "immediate"}], [])
     assert "random orders 60.0 (50.0 to 70.0 over 3, standard deviation 10.0); planned order 80.0" in found.summary[0]
     assert "correlate by +1.00" in found.summary[1]
     assert "exact match: reliability in random orders 55.0 (45.0 to 65.0" in found.summary[2]

@@ -1,4 +1,4 @@
-"""Table 2 of the LiveEdit paper: the editor without one of its parts, each trained for itself."""
+"""Table 2 of the LiveEdit paper: the editor without one of its parts, each trained separately."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import InvalidInputError
-from ..evaluation.lines import Line, at_largest, lines_of
-from ..evaluation.published import published_ablation_table
-from ..evaluation.report_tables import cost_table
-from ..evaluation.scoring import Spread
-from .cells import Cell, EditorChoice, Measuring
-from .experiment import Experiment
-from .jobs import Row
-from .report.averages import SCORES, averages, in_order
-from .report.figures import draw_bars
-from .report.report import Findings
-from .report.tables import harder_table, paper_table
-from .trained_cells import TrainedCell, Training
+from ...errors import InvalidInputError
+from ...evaluation.lines import Line, at_largest, lines_of
+from ...evaluation.published import published_ablation_table
+from ...evaluation.report_tables import cost_table
+from ...evaluation.scoring import Spread
+from ..experiment import Experiment
+from ..jobs import Row
+from ..papers import OWN, UNEDITED
+from ..report.averages import SCORES, averages, in_order
+from ..report.figures import draw_bars
+from ..report.report import Findings
+from ..report.tables import harder_table, paper_table
+from ..runs import BenchOptions, EditorChoice, Run
+from .trained_runs import TrainedRun, Training
 
 TITLE: Final = "Ablation of LiveEdit (LiveEdit paper, table 2)"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A line of the table: its name here, the paper's for it, what it leaves out, and the settings that do so."""
+    """A line of the table: its name here and in the paper, its meaning, and the settings that it changes."""
 
     name: str
     paper_name: str
@@ -35,8 +36,8 @@ class Setting:
     settings: tuple[tuple[str, Any], ...] = ()
 
 
-UNEDITED: Final = Setting("none", "N/A", "the unedited model")
-FULL: Final = Setting("liveedit", "LiveEdit", "everything")
+_UNEDITED: Final = Setting(UNEDITED, "N/A", "the unedited model")
+FULL: Final = Setting(OWN, "LiveEdit", "everything")
 WITHOUT: Final = (
     Setting(
         "liveedit-without-sr1",
@@ -63,7 +64,7 @@ WITHOUT: Final = (
 """Losses and weights go together: the paper describes "- l_sr1" as weights that always sum to 1, and "- l_sr2" as
 absolute weights whose sum may exceed 1 (section 5.4)."""
 
-SETTINGS: Final = (UNEDITED, FULL, *WITHOUT)
+SETTINGS: Final = (_UNEDITED, FULL, *WITHOUT)
 
 
 def ablation(
@@ -74,9 +75,9 @@ def ablation(
     edits: Sequence[int] = (1000,),
     seeds: Sequence[int] = (0, 1, 2),
     training: Training | None = None,
-    measuring: Measuring | None = None,
+    options: BenchOptions | None = None,
 ) -> Experiment:
-    """A cell for each setting, and the report. names: of `SETTINGS`; all where none are given.
+    """A run for each setting, and the report. names: names in `SETTINGS`; empty for all.
 
     Raises `InvalidInputError` for a name that is not among them.
     """
@@ -85,22 +86,22 @@ def ablation(
         raise InvalidInputError(f"There is no setting {', '.join(unknown)}. Give some of {', '.join(known)}.")
     chosen = [known[name] for name in names or known]
     numbers, orders = tuple(sorted(set(edits))), tuple(dict.fromkeys(seeds))
-    general = measuring or Measuring(cases=max(numbers))
+    general = options or BenchOptions(cases=max(numbers))
     how = training or Training()
 
-    def cell(setting: Setting, stage: int) -> Cell:
-        name = setting.name if setting == UNEDITED else FULL.name
-        plain = Cell(out, backbone, data, EditorChoice(setting.name, name), numbers, orders, general, stage)
-        if setting == UNEDITED:
+    def run(setting: Setting, stage: int) -> Run:
+        name = setting.name if setting == _UNEDITED else FULL.name
+        plain = Run(out, backbone, data, EditorChoice(setting.name, name), numbers, orders, general, stage)
+        if setting == _UNEDITED:
             return plain
-        return TrainedCell(**vars(plain), settings=setting.settings, training=how)
+        return TrainedRun(**vars(plain), settings=setting.settings, training=how)
 
-    jobs = tuple(cell(setting, stage) for stage, setting in enumerate(chosen))
-    return Experiment("table2", jobs, partial(conclude, how))
+    jobs = tuple(run(setting, stage) for stage, setting in enumerate(chosen))
+    return Experiment("table2", jobs, partial(summarize, how))
 
 
-def conclude(training: Training, rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
-    """The table in the paper's words, what each part is worth, and the paper's own values."""
+def summarize(training: Training, rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+    """The table with the paper's names, the effect of each part, and the published values."""
     published = (published_ablation_table(),)
     if not rows:
         return Findings(TITLE, (), (), ("Nothing could be measured.",), (), published, failed)
@@ -140,11 +141,11 @@ def _worth(lines: Sequence[Line], score: str) -> list[str]:
         return []
     where = f"{whole.edits:,} edits, {dict(SCORES)[score].lower()}"
     own, sentences = averages(whole, score), []
-    gained = _fall(own, largest.get(UNEDITED.name), score)
+    gained = _fall(own, largest.get(_UNEDITED.name), score)
     if gained is not None and gained.mean <= 0:
         sentences.append(
-            f"{where}: {FULL.paper_name} is no better than the unedited model. What its parts are worth cannot be told "
-            "from this; train longer."
+            f"{where}: {FULL.paper_name} is no better than the unedited model. The effect of its parts cannot be "
+            "measured here; train longer."
         )
     for setting in WITHOUT:
         fall = _fall(own, largest.get(setting.name), score)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from liveedit.evaluation.plots import PlotsUnavailableError
-from liveedit.experiments.report import attribution as looked_at
-from liveedit.experiments.report.attribution import write_looked_at
+from liveedit.evaluation.plotting import PlotsUnavailableError
+from liveedit.experiments.liveedit import instance_report
+from liveedit.experiments.liveedit.instance_report import write_attribution
 from liveedit.images import open_image
 
 
@@ -59,22 +59,22 @@ IMAGES = {
 
 def test_everything_is_written(tmp_path: Path) -> None:
     entries = [entry(), entry("tokens", count=1), entry(count=0)]
-    report = write_looked_at(entries, IMAGES, tmp_path, "A title", ["A remark."])
-    kept = json.loads((tmp_path / "looked_at.json").read_text())
+    report = write_attribution(entries, IMAGES, tmp_path, "A title", ["A remark."])
+    kept = json.loads((tmp_path / "attribution.json").read_text())
     assert kept == {"title": "A title", "remarks": ["A remark."], "questions": entries}
     for name, picture in IMAGES.items():
         assert open_image(tmp_path / "images" / name).tobytes() == picture.tobytes()
-    drawn = open_image(tmp_path / "looked-at.png")
+    drawn = open_image(tmp_path / "attribution.png")
     assert drawn.size == (1200, 850)
     assert len(np.unique(np.asarray(drawn).reshape(-1, 3), axis=0)) > 100
     text = report.read_text()
     assert text.startswith("# A title\n\nA remark.\n\n![")
-    assert text.count("(looked-at.png)") == 1
+    assert text.count("(attribution.png)") == 1
     assert text.count("## ") == 3
 
 
 def test_the_table_tells_who_passed_and_who_came_near(tmp_path: Path) -> None:
-    lines = write_looked_at([entry()], IMAGES, tmp_path, "A title").read_text().splitlines()
+    lines = write_attribution([entry()], IMAGES, tmp_path, "A title").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split(" | ")] for line in lines if line.startswith("| edit-")]
     assert [(row[0], row[3]) for row in rows] == [
         ("| edit-0", "passed"),
@@ -89,21 +89,21 @@ def test_the_table_tells_who_passed_and_who_came_near(tmp_path: Path) -> None:
     assert "Largest change: 0.400 at row 2, column 2 of 2" in maps
 
 
-def test_pictures_are_bright_where_they_were_looked_at(tmp_path: Path) -> None:
-    shade = np.array(looked_at._shade([[0.0, 0.1], [0.4, 0.2]]))
+def test_images_are_bright_where_attention_is_high(tmp_path: Path) -> None:
+    shade = np.array(instance_report._shade([[0.0, 0.1], [0.4, 0.2]]))
     darkness = shade[..., 3]
     assert darkness[1, 0] == 0
     assert darkness[0, 0] == darkness.max() > 0.8
     assert darkness[0, 1] == pytest.approx(0.75 * darkness[0, 0])
     assert not shade[..., :3].any()
-    assert np.isfinite(looked_at._shade([[0.0, 0.0]])).all()
+    assert np.isfinite(instance_report._shade([[0.0, 0.0]])).all()
 
 
 def test_without_matplotlib_there_are_numbers_and_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(height: float) -> None:
         raise PlotsUnavailableError("matplotlib is missing")
 
-    monkeypatch.setattr(looked_at, "_new_figure", refuse)
-    report = write_looked_at([entry()], IMAGES, tmp_path, "A title")
-    assert "No image: matplotlib is missing" in report.read_text()
-    assert (tmp_path / "looked_at.json").exists() and not (tmp_path / "looked-at.png").exists()
+    monkeypatch.setattr(instance_report, "new_figure", refuse)
+    report = write_attribution([entry()], IMAGES, tmp_path, "A title")
+    assert "No figure: matplotlib is missing" in report.read_text()
+    assert (tmp_path / "attribution.json").exists() and not (tmp_path / "attribution.png").exists()

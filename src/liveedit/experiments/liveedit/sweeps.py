@@ -1,4 +1,4 @@
-"""Figures 3, 4 and 5 of the LiveEdit paper: editors of other sizes, and at other layers, each trained for itself."""
+"""Figures 3, 4 and 5 of the LiveEdit paper: editors of other sizes and at other layers, each trained separately."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from ..backbones import Backbone
-from ..editors.liveedit import LiveEdit
-from ..errors import InvalidInputError
-from ..evaluation.lines import Line, at_largest, lines_of
-from .cells import EditorChoice, Measuring
-from .experiment import Experiment
-from .jobs import Row
-from .report.averages import SCORES, average_spread, in_order
-from .report.figures import Circle, draw_circles, draw_lines
-from .report.report import Drawing, Findings
-from .report.tables import paper_table
-from .trained_cells import TrainedCell, Training
+from ...backbones import Backbone
+from ...editors.liveedit import LiveEdit
+from ...errors import InvalidInputError
+from ...evaluation.lines import Line, at_largest, lines_of
+from ..experiment import Experiment
+from ..jobs import Row
+from ..report.averages import SCORES, average_spread, in_order
+from ..report.figures import Circle, draw_circles, draw_lines
+from ..report.report import Drawing, Findings
+from ..report.tables import paper_table
+from ..runs import BenchOptions, EditorChoice
+from .trained_runs import TrainedRun, Training
 
 Grid = Mapping[str, Sequence[int]]
 """Values by setting of the editor; every combination is trained."""
@@ -28,14 +28,14 @@ Grid = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A figure: which settings it varies, over which values, and what the paper found."""
+    """A figure: the settings that it varies, their values, and the paper's result."""
 
     name: str
     title: str
     letters: Mapping[str, str]
     """The paper's letter for each setting that varies."""
     grid: Grid
-    """The default values; empty where the backbone decides."""
+    """The default values; empty if the backbone determines them."""
     paper: str
 
 
@@ -62,7 +62,7 @@ FIGURE_5: Final = Sweep(
     {"layer": "l_e"},
     {},
     "The paper (BLIP2-OPT of 32 layers, E-VQA, 1,000 edits): the deeper the better up to layer 21, two thirds of the "
-    "depth, and a little worse behind it. Layers are counted from 0 here.",
+    "depth, and a little worse after it. Layers are counted from 0 here.",
 )
 
 SWEEPS: Final = {figure.name: figure for figure in (FIGURE_3, FIGURE_4, FIGURE_5)}
@@ -78,9 +78,9 @@ def sweep(
     edits: Sequence[int] = (1000,),
     seeds: Sequence[int] = (0, 1, 2),
     training: Training | None = None,
-    measuring: Measuring | None = None,
+    options: BenchOptions | None = None,
 ) -> Experiment:
-    """A cell for each combination of the grid. `backbone` is that of this name: it decides which layers there are.
+    """A run for each combination of the grid. backbone: the loaded backbone of this name, which has the layers.
 
     Raises `InvalidInputError` for a grid of other settings than the figure's, `ConfigError` for values that the
     editor does not take, before anything is trained.
@@ -89,26 +89,26 @@ def sweep(
     if unknown := sorted(values.keys() - figure.letters.keys()):
         raise InvalidInputError(f"{figure.name} does not vary {', '.join(unknown)}. Give {', '.join(figure.letters)}.")
     numbers, orders = tuple(sorted(set(edits))), tuple(dict.fromkeys(seeds))
-    general, how = measuring or Measuring(cases=max(numbers)), training or Training()
-    cells = []
+    general, how = options or BenchOptions(cases=max(numbers)), training or Training()
+    runs = []
     for combination in product(*(dict.fromkeys(values[setting]) for setting in figure.letters)):
         settings = dict(zip(figure.letters, combination, strict=True))
         how.recipe(backbone, LiveEdit.training_cases, settings)
         choice = EditorChoice(_label(settings), LiveEdit.name)
-        cells.append(TrainedCell(out, name, data, choice, numbers, orders, general, 0, tuple(settings.items()), how))
-    # The middle of the grid first: it shows early whether the rest is worth the time.
-    middle = len(cells) // 2
-    jobs = sorted(range(len(cells)), key=lambda place: abs(place - middle))
-    return Experiment(figure.name, tuple(cells[place] for place in jobs), partial(conclude, figure, how))
+        runs.append(TrainedRun(out, name, data, choice, numbers, orders, general, 0, tuple(settings.items()), how))
+    # The middle of the grid runs first: it shows early whether the others are worth the time.
+    middle = len(runs) // 2
+    jobs = sorted(range(len(runs)), key=lambda place: abs(place - middle))
+    return Experiment(figure.name, tuple(runs[place] for place in jobs), partial(summarize, figure, how))
 
 
 def layers_of(backbone: Backbone) -> tuple[int, ...]:
-    """The layers that LiveEdit can edit: those with another behind them, from the first that can be resumed at."""
+    """The layers that LiveEdit can edit: those with another layer after them, from the first resumable one."""
     return tuple(range(backbone.first_edit_layer, len(backbone.layers) - 1))
 
 
-def conclude(figure: Sweep, training: Training, rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
-    """Table and image of a sweep, and where its best average stands."""
+def summarize(figure: Sweep, training: Training, rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+    """Table and figure of a sweep, and the settings of its best average."""
     if not rows:
         return Findings(figure.title, (), (), ("Nothing could be measured.", figure.paper), failed=failed)
     settings = {row["editor"]: row["settings"] for row in rows}

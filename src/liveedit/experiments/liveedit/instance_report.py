@@ -1,10 +1,10 @@
-"""Figures 6 and 7 of the LiveEdit paper: what questions looked at, beside the edits that came nearest.
+"""The report of figures 6 and 7 of the LiveEdit paper: the attribution of questions, beside the nearest edits.
 
-report.md       to read: the image, and a table of the edits in force for each question
-looked_at.json  everything as numbers: maps of the images, margins, scores and weights of all edits
-looked-at.png   the image, where matplotlib is installed; images/ has what it was drawn from
+report.md         to read: the figure, and a table of the active edits for each question
+attribution.json  all numbers: maps of the images, margins, scores and weights of all edits
+attribution.png   the figure, if matplotlib is installed; images/ has the images that it shows
 
-Drawn from plain data, which any editor with a router may give: a list of entries as `looked_at.json` holds them.
+Drawn from plain data, which any editor with a router can give: a list of entries as in `attribution.json`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
 
-from ...evaluation.plots import COLORS, PlotsUnavailableError, _new_figure, _plain, _set_title
+from ...evaluation.plotting import COLORS, PlotsUnavailableError, new_figure, plain, save, set_title
 from ...evaluation.table import Table, markdown_text
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Entry = Mapping[str, Any]
 """One question: backbone, kind, image, prompt, unedited_answer, answer, sentinel, attention, change (maps with
 `kind`, `over`, `values`, `note`) and candidates (edit_id, prompt, answer, image, margin, passed, score, weight,
-weight_of_all, attention), the nearest first. `image` is a name in `images`."""
+weight_of_all, attention), the nearest first. `image` is a key of `images`."""
 
 SHOWN: Final = 3
 """Edits beside each question, as in the paper."""
@@ -36,28 +36,28 @@ _PASSED, _FILTERED = COLORS[2], "#888888"
 _HEADS: Final = ("Image", "Attention", "Change when covered")
 
 
-def write_looked_at(
+def write_attribution(
     entries: Sequence[Entry], images: Mapping[str, Image.Image], folder: Path, title: str, remarks: Sequence[str] = ()
 ) -> Path:
     """Write figure, numbers and images into `folder`; returns the path of its report.md.
 
-    Without matplotlib there is no figure, and the report says so.
+    Without matplotlib there is no figure; the report then says so.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
         image.save(folder / "images" / name)
     content = {"title": title, "remarks": list(remarks), "questions": list(entries)}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "looked_at.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "attribution.json").write_text(text + "\n", encoding="utf-8")
     caption = (
-        "Each row is a question: its image, bright where it was looked at, and the edits whose images came "
-        "nearest, with their margins over the sentinel, bright where they were looked at when they were made."
+        "Each row is a question: its image, bright where attention is high, and the edits with the most similar "
+        "images, with their margins over the sentinel, bright where attention was high when the edit was made."
     )
     try:
-        draw_looked_at(entries, images, folder / "looked-at.png", title)
-        shown = f"![{caption}](looked-at.png)\n\n*{caption}*"
+        draw_attribution(entries, images, folder / "attribution.png", title)
+        shown = f"![{caption}](attribution.png)\n\n*{caption}*"
     except PlotsUnavailableError as error:
-        shown = f"No image: {error}"
+        shown = f"No figure: {error}"
     tables = [_table(number, entry).markdown().rstrip() for number, entry in enumerate(entries, 1)]
     parts = [f"# {markdown_text(title)}", *map(markdown_text, remarks), shown, *tables]
     report = folder / "report.md"
@@ -66,9 +66,9 @@ def write_looked_at(
 
 
 def _table(number: int, entry: Entry) -> Table:
-    """The edits in force as this question met them: those that passed, and the nearest of those filtered."""
-    met = entry["candidates"]
-    listed = [one for place, one in enumerate(met) if one["passed"] or place < SHOWN]
+    """The active edits for this question: those that passed hard routing, and the nearest of those filtered."""
+    candidates = entry["candidates"]
+    listed = [one for place, one in enumerate(candidates) if one["passed"] or place < SHOWN]
     rows = tuple(
         (
             one["edit_id"],
@@ -82,7 +82,7 @@ def _table(number: int, entry: Entry) -> Table:
         )
         for one in listed
     )
-    passed = sum(one["passed"] for one in met)
+    passed = sum(one["passed"] for one in candidates)
     said = entry["answer"] or "(nothing)"
     return Table(
         title=f"{number}. {entry['backbone']}, {entry['kind']}: {entry['prompt']}",
@@ -90,7 +90,7 @@ def _table(number: int, entry: Entry) -> Table:
         rows=rows,
         notes=(
             f"The model says {said!r}; unedited it says {entry['unedited_answer']!r}.",
-            f"{passed} of {len(met)} edits passed hard routing; filtered ones are listed where they are among the "
+            f"{passed} of {len(candidates)} edits passed hard routing; filtered edits are listed if they are among the "
             f"{SHOWN} nearest.",
             f"Attention: {entry['attention']['note']}. Largest change: {_largest(entry['change'])}.",
         ),
@@ -117,12 +117,12 @@ def _largest(change: Mapping[str, Any]) -> str:
 # -- the figure ------------------------------------------------------------------------------------------
 
 
-def draw_looked_at(entries: Sequence[Entry], images: Mapping[str, Image.Image], file: Path, title: str) -> None:
+def draw_attribution(entries: Sequence[Entry], images: Mapping[str, Image.Image], file: Path, title: str) -> None:
     """A row per question: its image, the two maps, the nearest edits with their own maps, and the soft weights.
 
     Raises `PlotsUnavailableError` without matplotlib.
     """
-    figure = _new_figure(1.0 + 2.5 * len(entries))
+    figure = new_figure(1.0 + 2.5 * len(entries))
     ratios = [1.0] * (len(_HEADS) + SHOWN) + [1.5]
     grid = figure.subplots(len(entries), len(ratios), squeeze=False, width_ratios=ratios)
     for number, (entry, panels) in enumerate(zip(entries, grid, strict=True), 1):
@@ -135,9 +135,8 @@ def draw_looked_at(entries: Sequence[Entry], images: Mapping[str, Image.Image], 
             else:
                 panel.remove()
         _draw_weights(panels[-1], nearest, headed=number == 1)
-    _set_title(figure, title)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, format="png", dpi=100)
+    set_title(figure, title)
+    save(figure, file, title)
 
 
 def _draw_query(panels: Sequence[Axes], entry: Entry, image: Image.Image, number: int, heads: Sequence[str]) -> None:
@@ -156,12 +155,12 @@ def _draw_edit(panel: Axes, one: Mapping[str, Any], images: Mapping[str, Image.I
     color = _PASSED if one["passed"] else _FILTERED
     panel.spines[:].set(color=color, linewidth=3, visible=True)
     panel.set_title(f"{_fate(one)}, {one['margin']:+.2f}", fontsize=8, color=color)
-    told = f"({place + 1}) {one['prompt']} {one['answer']}"
-    panel.set_xlabel(_wrapped(told), fontsize=7.5)
+    label = f"({place + 1}) {one['prompt']} {one['answer']}"
+    panel.set_xlabel(_wrapped(label), fontsize=7.5)
 
 
 def _draw_map(panel: Axes, image: Image.Image, found: Mapping[str, Any] | None) -> None:
-    """The image with a map over it, or, where the map is over tokens, bars."""
+    """The image with a map over it, or bars if the map is over tokens."""
     panel.set_xticks([])
     panel.set_yticks([])
     if found is not None and found["over"] == "tokens":
@@ -176,7 +175,7 @@ def _draw_map(panel: Axes, image: Image.Image, found: Mapping[str, Any] | None) 
 
 
 def _shade(values: Sequence[Sequence[float]]) -> list[list[tuple[float, float, float, float]]]:
-    """Black that hides what was not looked at: a coloured map would be read as colours of the image."""
+    """Black over cells of low attention: a coloured map could be taken for colours of the image."""
     top = max(max(row) for row in values) or 1.0
     return [[(0.0, 0.0, 0.0, _DARKEST * (1 - value / top)) for value in row] for row in values]
 
@@ -197,4 +196,4 @@ def _draw_weights(panel: Axes, nearest: Sequence[Mapping[str, Any]], *, headed: 
 
 
 def _wrapped(text: str) -> str:
-    return _plain(textwrap.fill(text, 24))
+    return plain(textwrap.fill(text, 24))

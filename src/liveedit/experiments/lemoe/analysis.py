@@ -1,4 +1,4 @@
-"""The paper's analyses: does a question come back to the expert that learned it, and how alike are batches."""
+"""The paper's analyses: routing consistency, and the similarity of edits within and between batches."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ...samples import Edit
 
 
 def consistency_matrix(editor: Lemoe, edits: Sequence[tuple[str, Edit]]) -> Tensor:
-    """C, (experts, experts): C_ij is the share of the edits processed by expert i in training that i leads to j now.
+    """C, (experts, experts): C_ij is the share of the edits processed by expert i in training that are routed to j now.
 
-    A row sums to less than 1 where questions reach no expert at all, and is nan where an expert processed none of
-    these edits (figure 2, right). Raises `InvalidInputError` for edits that are not in force.
+    A row sums to less than 1 if some questions reach no expert, and is nan if an expert processed none of
+    these edits (figure 2, right). Raises `InvalidInputError` for edits that are not active.
     """
     processed = editor.trained_by()
     unknown = [edit_id for edit_id, _ in edits if edit_id not in processed]
     if unknown:
-        raise InvalidInputError(f"The edits {', '.join(unknown[:3])} are not in force. Give edits that are.")
+        raise InvalidInputError(f"The edits {', '.join(unknown[:3])} are not active. Give active edits.")
     counts = torch.zeros(len(editor.experts), len(editor.experts))
     for (edit_id, _), expert in zip(edits, editor.route_of([edit.question for _, edit in edits]), strict=True):
         if expert >= 0:
@@ -41,7 +41,7 @@ def diagonal_mass(matrix: Tensor) -> float:
 def within_between_similarity(embeddings: Tensor, batches: Sequence[Sequence[int]]) -> tuple[float, float]:
     """Mean cosine of two edits of one batch, and of two edits of different batches (figure 3, right).
 
-    embeddings: (edits, width); batches: numbers of edits. nan where there is no such pair.
+    embeddings: (edits, width); batches: numbers of edits. nan if there is no such pair.
     """
     unit = F.normalize(embeddings.float(), dim=1)
     cosines = unit @ unit.T

@@ -12,11 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from liveedit.backbones import Backbone
-from liveedit.cli import paper_figure6
+from liveedit.cli import paper
 from liveedit.editors.liveedit import LiveEdit
 from liveedit.editors.liveedit.attribution import Candidate, met
 from liveedit.errors import DatasetError, InvalidInputError
-from liveedit.experiments.instances import KINDS, Gallery, _hardest, difficulty, figure_6, figure_7
+from liveedit.experiments.liveedit.instances import KINDS, Entries, _hardest, difficulty, figure_6, figure_7
 from liveedit.images import open_image
 from liveedit.samples import Edit, EditCase, Question
 
@@ -58,35 +58,35 @@ def test_the_hardest_question_of_each_case_is_shown() -> None:
 
 
 def test_figure_6_asks_about_an_edit_in_four_ways(editor: LiveEdit, eval_cases: tuple[EditCase, ...]) -> None:
-    gallery = Gallery()
-    figure_6(editor, eval_cases, gallery)
+    shown = Entries()
+    figure_6(editor, eval_cases, shown)
     assert sorted(editor.repository.ids) == sorted(case.id for case in eval_cases)
     names = ("reliability", "modal_generality", "near_duplicate_locality", "same_image_locality")
-    assert [entry["kind"] for entry in gallery.entries] == [KINDS[name] for name in names]
+    assert [entry["kind"] for entry in shown.entries] == [KINDS[name] for name in names]
     case = eval_cases[0]
     asked = {probe.name: probe.question for probe in (case.reliability, *case.probes)}
-    for name, entry in zip(names, gallery.entries, strict=True):
+    for name, entry in zip(names, shown.entries, strict=True):
         assert entry["backbone"] == "tiny-llava"
         assert entry["prompt"] == asked[name].prompt
         source = asked[name].image
         assert source is not None
-        assert gallery.images[entry["image"]].tobytes() == open_image(source).tobytes()
+        assert shown.images[entry["image"]].tobytes() == open_image(source).tobytes()
         assert len(entry["candidates"]) == len(eval_cases)
-        shown = ["picture" in one for one in entry["candidates"]]
-        assert shown == [True] * 3 + [False] * (len(shown) - 3)
-    own, redrawn, near, another = (entry["candidates"][0] for entry in gallery.entries)
+        with_image = ["image" in one for one in entry["candidates"]]
+        assert with_image == [True] * 3 + [False] * (len(with_image) - 3)
+    own, redrawn, near, another = (entry["candidates"][0] for entry in shown.entries)
     assert own["edit_id"] == redrawn["edit_id"] == case.id
     assert own["passed"] and redrawn["passed"] and not near["passed"] and not another["passed"]
-    json.dumps(gallery.entries, allow_nan=False)
+    json.dumps(shown.entries, allow_nan=False)
 
 
 def test_figure_7_counts_what_it_searched(editor: LiveEdit, eval_cases: tuple[EditCase, ...]) -> None:
-    gallery = Gallery()
+    shown = Entries()
     cases = eval_cases[:4]
-    sentence = figure_7(editor, cases, gallery, crowded=2, shown=1)
+    sentence = figure_7(editor, cases, shown, crowded=2, most=1)
     related = {f"{case.id}/{name}" for case in cases[:2] for name in ("same_image_locality", "near_duplicate_locality")}
     assert set(editor.repository.ids) == {case.id for case in cases} | related
-    assert len(gallery.entries) == 1
+    assert len(shown.entries) == 1
     assert sentence.startswith("tiny-llava, 6 questions against 8 edits: ")
     near = next(name for name in related if name.endswith("near_duplicate_locality"))
     probe = {case.id: case for case in cases}[near.split("/")[0]].named("near_duplicate_locality")[0]
@@ -98,7 +98,7 @@ def test_figure_7_counts_what_it_searched(editor: LiveEdit, eval_cases: tuple[Ed
 def test_cases_without_pictures_are_refused(editor: LiveEdit) -> None:
     case = EditCase("text", Edit(Question("What is the capital of Coraland?"), "Reef"))
     with pytest.raises(DatasetError, match="has an image"):
-        figure_6(editor, [case], Gallery())
+        figure_6(editor, [case], Entries())
 
 
 # -- commands ----------------------------------------------------------------------------------------
@@ -106,8 +106,8 @@ def test_cases_without_pictures_are_refused(editor: LiveEdit) -> None:
 
 def run(*arguments: str) -> str:
     app = typer.Typer()
-    app.command()(paper_figure6.figure6)
-    app.command()(paper_figure6.figure7)
+    app.command()(paper.figure6)
+    app.command()(paper.figure7)
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     if result.exit_code:
         raise AssertionError(result.output)
@@ -118,20 +118,20 @@ def test_the_command_draws_figure_6_of_an_own_question(world: Path, tmp_path: Pa
     picture = tmp_path / "own.png"
     Image.new("RGB", (64, 64), (200, 30, 30)).save(picture)
     asked = ("--image", str(picture), "--prompt", "What color is the hat?", "--data", str(world))
-    told = json.loads(run("figure6", "--out", str(tmp_path / "figure"), "--edits", "2", *asked, "--json"))
-    kept = json.loads((tmp_path / "figure" / "looked_at.json").read_text())
-    assert kept["questions"] == told["questions"]
-    (entry,) = told["questions"]
+    found = json.loads(run("figure6", "--out", str(tmp_path / "figure"), "--edits", "2", *asked, "--json"))
+    kept = json.loads((tmp_path / "figure" / "attribution.json").read_text())
+    assert kept["questions"] == found["questions"]
+    (entry,) = found["questions"]
     assert (entry["kind"], entry["prompt"]) == ("own question", "What color is the hat?")
     assert len(entry["candidates"]) == 2
-    assert Path(told["report"]).exists()
-    with Image.open(tmp_path / "figure" / "looked-at.png") as drawn:
+    assert Path(found["report"]).exists()
+    with Image.open(tmp_path / "figure" / "attribution.png") as drawn:
         assert drawn.size == (1200, 350)
 
 
 def test_options_that_do_not_fit_are_refused(world: Path, tmp_path: Path) -> None:
     out = ("--out", str(tmp_path), "--data", str(world))
-    with pytest.raises(InvalidInputError, match="routes nothing by images"):
+    with pytest.raises(InvalidInputError, match=r"does not route by images\. Give one of liveedit, liveedit-refine"):
         run("figure6", *out, "--editor", "ft-l")
     with pytest.raises(InvalidInputError, match="names tiny-blip2"):
         run("figure7", *out, "--backbone", "tiny-llava", "--editor-path", "tiny-blip2=here")

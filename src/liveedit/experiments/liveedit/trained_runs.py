@@ -1,4 +1,4 @@
-"""Cells that train a LiveEdit editor of their own settings before they measure it."""
+"""Runs that train a LiveEdit editor with their own settings before they measure it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from ..backbones import Backbone
-from ..datasets import read
-from ..datasets.sources import NamedData, cache_folder, open_data, world_seed
-from ..datasets.world.kept import kept_world
-from ..editors.liveedit import LiveEdit, LiveEditConfig
-from ..editors.liveedit.recipe import TrainingRecipe, train_liveedit
-from ..editors.liveedit.task import LiveEditLosses
-from ..errors import ConfigError, DatasetError
-from ..training.trainer import StageConfig, TrainingConfig
-from .cells import Cell, EditorChoice, loaded_backbone, measure_cell, slug
-from .jobs import Done, Report
+from ...backbones import Backbone
+from ...datasets import read
+from ...datasets.sources import NamedData, open_data, world_seed
+from ...datasets.world.kept import kept_world
+from ...editors.liveedit import LiveEdit, LiveEditConfig
+from ...editors.liveedit.recipe import TrainingRecipe, train_liveedit
+from ...editors.liveedit.task import LiveEditLosses
+from ...errors import ConfigError, DatasetError
+from ...files import cache_folder, write_json
+from ...progress import Progress, TaskProgress, no_progress
+from ...training.trainer import StageConfig, TrainingConfig
+from ..jobs import Done
+from ..runs import EditorChoice, Run, loaded_backbone, measure_run, slug
 
 Form = Literal["improved", "paper"]
 
@@ -32,11 +34,11 @@ _LEAST_STEPS_BETWEEN_VALIDATIONS: Final = 10
 
 @dataclass(frozen=True)
 class Training:
-    """How the editor of a cell is trained, whatever it is that the cell varies apart.
+    """How the editor of a run is trained, apart from the settings that the runs vary.
 
-    data: "world", "world:SEED" (the part that is made for training), a folder with train.json, or
-    FORMAT:FILE[:IMAGES]. cases: how many; None is LiveEdit's own number of the world, and all of files.
-    steps_share: share of the steps of every stage, for a quick look.
+    data: "world", "world:SEED" (its training part), a folder with train.json, or FORMAT:FILE[:IMAGES]. cases: number
+    of cases; None for LiveEdit's default number of the world, and for all cases of files. steps_share: share of the
+    steps of every stage, for a quick trial.
     """
 
     data: str = "world"
@@ -47,10 +49,10 @@ class Training:
     seed: int = 0
     stages: tuple[StageConfig, ...] = ()
     settings: tuple[tuple[str, Any], ...] = ()
-    """Settings of editor and losses that are the same in every cell."""
+    """Settings of editor and losses that are the same in every run."""
 
     def recipe(self, backbone: Backbone, cases: int, settings: Mapping[str, Any]) -> TrainingRecipe:
-        """The recipe with these settings of editor and losses. Raises `ConfigError` for settings that neither has."""
+        """The training configuration with these settings. Raises `ConfigError` for settings that do not exist."""
         settings, kinds = {**dict(self.settings), **settings}, (LiveEditConfig, LiveEditLosses)
         known = {name for kind in kinds for name in kind.model_fields}
         if unknown := sorted(settings.keys() - known):
@@ -69,7 +71,7 @@ class Training:
 
     def _schedule(self, cases: int) -> TrainingConfig:
         if not 0 < self.steps_share <= 1:
-            raise ConfigError(f"A share of {self.steps_share} of the steps was asked for. Give more than 0, at most 1.")
+            raise ConfigError(f"A share of {self.steps_share} of the steps was given. Give more than 0, at most 1.")
         usual = LiveEdit.paper_stages() if self.form == "paper" else LiveEdit.default_stages()
         whole = TrainingConfig(stages=self.stages or usual)
         share = self.steps_share
@@ -91,28 +93,28 @@ class Training:
 
 
 @dataclass(frozen=True)
-class TrainedCell(Cell):
-    """A cell whose editor is trained first, into a folder of its own settings; a finished training is kept."""
+class TrainedRun(Run):
+    """A run whose editor is trained first, into a folder for its settings; a finished training is reused."""
 
     settings: tuple[tuple[str, Any], ...] = ()
     training: Training = field(default_factory=Training)
 
     @property
     def title(self) -> str:
-        """As of other cells, and that it is trained."""
+        """The title of the run, and that its editor is trained."""
         return f"{super().title}, trained"
 
-    def run(self, report: Report) -> Done:
-        """The rows, each with what the training gave."""
+    def run(self, report: TaskProgress) -> Done:
+        """The rows, each with the results of the training."""
         note, trained_now = self._train(report)
         source = str(self._folder() / "editor")
-        done = measure_cell(self, EditorChoice(self.editor.label, self.editor.name, source), report)
+        done = measure_run(self, EditorChoice(self.editor.label, self.editor.name, source), report)
         rows = tuple({**row, "settings": dict(self.settings), "training": note} for row in done.rows)
         return Done(rows, done.kept and not trained_now)
 
-    def _train(self, report: Report) -> tuple[dict[str, Any], bool]:
-        """What the training gave, and whether it ran now."""
-        backbone = loaded_backbone(self.backbone, self.measuring.load)
+    def _train(self, report: TaskProgress) -> tuple[dict[str, Any], bool]:
+        """The results of the training, and whether it ran now."""
+        backbone = loaded_backbone(self.backbone, self.options.load)
         found = training_cases(self.training)
         recipe = self.training.recipe(backbone, len(found.cases), dict(self.settings))
         digests = {"backbone_digest": backbone.digest(), "data_digest": _digest(found.files)}
@@ -122,24 +124,24 @@ class TrainedCell(Cell):
         if kept is not None and kept["settings"] == wanted and (folder / "editor").is_dir():
             return kept["training"], False
 
-        def trained(what: str, done: int, total: int, _: dict[str, float]) -> None:
-            report(f"{self.editor.label}: {what}", done, total)
+        def trained(task: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
+            report(f"{self.editor.label}: {task}", done, total)
 
         result = train_liveedit(backbone, found.cases, recipe, folder, trained)
         shutil.rmtree(folder / "states", ignore_errors=True)
         note = {"parameters": result.parameters, "validation": result.validation, **self.training.to_dict()}
-        _write(folder / _NOTE, {"settings": wanted, "training": note})
-        return _read(folder / _NOTE)["training"], True  # As it will be found again: JSON knows no tuples.
+        write_json(folder / _NOTE, {"settings": wanted, "training": note})
+        return _read(folder / _NOTE)["training"], True  # As read in later runs: JSON has no tuples.
 
     def _folder(self) -> Path:
-        """One for each backbone, settings and way of training, so that none meets the checkpoints of another."""
+        """A folder for each backbone, settings and way of training: checkpoints of others are never continued."""
         parts = [self.backbone, sorted(self.settings, key=str), self.training.to_dict()]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:8]
         return self.out / "trained" / f"{slug(self.editor.label)}-{digest}"
 
 
-def training_cases(training: Training, progress: Callable[[int, int], None] = lambda done, total: None) -> NamedData:
-    """The cases to train on; a world is drawn into the cache, once for all cells."""
+def training_cases(training: Training, progress: Progress = no_progress) -> NamedData:
+    """The cases to train on; a world is drawn once, into the cache."""
     seed = world_seed(training.data)
     if seed is not None:
         count = training.cases or LiveEdit.training_cases
@@ -148,13 +150,13 @@ def training_cases(training: Training, progress: Callable[[int, int], None] = la
     folder = Path(training.data)
     if folder.is_dir():
         if not (folder / "train.json").is_file():
-            raise DatasetError(f"The folder {training.data!r} has no train.json. Draw one with `liveedit data draw`.")
+            raise DatasetError(f"The folder {training.data!r} has no train.json. Create it with `liveedit data draw`.")
         found = NamedData(folder.name, read("mmedit", folder / "train.json"), (folder / "train.json",))
     else:
         found = open_data(training.data)
     if training.cases is not None and training.cases > len(found.cases):
         raise ConfigError(
-            f"{training.cases} cases to train on were asked for and the data holds {len(found.cases)}. Ask for fewer."
+            f"{training.cases} training cases were requested and the data has {len(found.cases)}. Request fewer."
         )
     return NamedData(found.name, tuple(found.cases[: training.cases]), found.files)
 
@@ -168,9 +170,3 @@ def _read(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write(file: Path, content: Any) -> None:
-    beside = file.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(file)

@@ -1,4 +1,4 @@
-"""Figures 2 and 3 of the LEMoE paper: forgetting and routing, and what the order of edits is worth."""
+"""Figures 2 and 3 of the LEMoE paper: forgetting and routing, and the effect of the order of edits."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from ..editors.lemoe import LemoeConfig
-from ..errors import ConfigError, issues_of
-from ..evaluation.lines import lines_of
-from ..evaluation.report_tables import MISSING, main_table
-from ..evaluation.scoring import Spread
-from ..evaluation.table import Table
-from .cells import Measuring
-from .experiment import Experiment
-from .jobs import Row
-from .lemoe_runs import FINAL, IMMEDIATE, LemoeRun
-from .report.averages import SCORES, in_order
-from .report.lemoe_figures import draw_forgetting, draw_orders
-from .report.report import Findings
+from ...editors.lemoe import LemoeConfig
+from ...errors import ConfigError, issues_of
+from ...evaluation.lines import lines_of
+from ...evaluation.report_tables import MISSING, main_table
+from ...evaluation.scoring import Spread
+from ...evaluation.table import Table
+from ..experiment import Experiment
+from ..jobs import Row
+from ..report.averages import SCORES, in_order
+from ..report.report import Findings
+from ..runs import BenchOptions
+from .plots import draw_forgetting, draw_orders
+from .runs import FINAL, IMMEDIATE, LemoeRun
 
 BACKBONES: Final = ("tiny-llama-lm", "tiny-mistral-lm")
 ROUTINGS: Final = ("conventional", "kv_anchor")
 SHARES: Final = (0.0, 0.25, 0.5, 0.75)
-"""Shares of the planned order that are shuffled, between none and all; the paper's own orders are not known."""
+"""Shares of the planned order that are shuffled, between none and all; the paper's orders are not known."""
 
 _TITLE_2: Final = "Immediate and final evaluation, and routing consistency (LEMoE paper, figure 2)"
 _TITLE_3: Final = "The order of edits (LEMoE paper, figure 3)"
 _SOURCE: Final = (
-    "LEMoE (Wang and Li 2024) shows this on LLaMA2-7B with ZsRE, as an image without figures: nothing published "
-    "stands beside. Its full text was not at hand: what LEMoE is here is partly reconstructed, as its settings say."
+    "LEMoE (Wang and Li 2024) shows this on LLaMA2-7B with ZsRE, as figures without numbers: there are no published "
+    "values to compare with. Its full text was not available: LEMoE is partly reconstructed here, as its settings say."
 )
 
 Settings = Mapping[str, Any]
@@ -45,20 +45,20 @@ def figure_2(
     edits: int = 200,
     seeds: Sequence[int] = (0,),
     settings: Settings | None = None,
-    measuring: Measuring | None = None,
+    options: BenchOptions | None = None,
 ) -> Experiment:
     """Runs of both kinds of routing over the same edits in the same random order, and the report.
 
     Raises `ConfigError` for settings that LEMoE does not have or take.
     """
-    general = measuring or Measuring(cases=edits)
+    general = options or BenchOptions(cases=edits)
     jobs = [
         LemoeRun(out, name, data, routing, edits, seed, general, _settings(settings, routing), stage=stage)
         for stage, seed in enumerate(dict.fromkeys(seeds))
         for name in backbones
         for routing in ROUTINGS
     ]
-    return Experiment("lemoe-figure2", tuple(jobs), _conclude_2)
+    return Experiment("lemoe-figure2", tuple(jobs), _summarize_2)
 
 
 def figure_3(
@@ -69,10 +69,10 @@ def figure_3(
     orders: int = 6,
     seed: int = 0,
     settings: Settings | None = None,
-    measuring: Measuring | None = None,
+    options: BenchOptions | None = None,
 ) -> Experiment:
     """Runs of both kinds of routing over the same edits in many orders: planned, shuffled in part, and random."""
-    general = measuring or Measuring(cases=edits)
+    general = options or BenchOptions(cases=edits)
 
     def run(name: str, routing: str, share: float, order: int) -> LemoeRun:
         parts = (out, name, data, _label(routing, share), edits, seed, general, _settings(settings, routing))
@@ -85,7 +85,7 @@ def figure_3(
         for share, count in ((1.0, orders), *((share, 1) for share in SHARES))
         for order in range(count)
     ]
-    return Experiment("lemoe-figure3", tuple(jobs), _conclude_3)
+    return Experiment("lemoe-figure3", tuple(jobs), _summarize_3)
 
 
 def _settings(given: Settings | None, routing: str) -> tuple[tuple[str, Any], ...]:
@@ -108,7 +108,7 @@ def _named(share: float) -> str:
 # -- figure 2 --------------------------------------------------------------------------------------------
 
 
-def _conclude_2(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+def _summarize_2(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
     if not rows:
         return Findings(_TITLE_2, (), (), ("Nothing could be measured.",), failed=failed)
     lines = in_order(lines_of(rows), [f"{routing}, {when}" for routing in ROUTINGS for when in _WHEN])
@@ -123,7 +123,7 @@ def _conclude_2(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findi
 
 
 def _forgetting(backbone: str, data: str, rows: Sequence[Row]) -> list[str]:
-    """One sentence per routing: what of it is left at the end, and how much comes back to its expert."""
+    """One sentence per routing: what is left at the end, and how often a question reaches its expert."""
     sentences = []
     for routing in _routings(rows):
         own = [row for row in rows if row["router"] == routing]
@@ -134,7 +134,7 @@ def _forgetting(backbone: str, data: str, rows: Sequence[Row]) -> list[str]:
         mass = 100 * _mean([row["diagonal_mass"] for row in own if row["when"] == FINAL])
         sentences.append(
             f"{backbone}, {data}, {own[0]['edits']:,} edits, {routing}: reliability {'; '.join(parts)}. {mass:.1f} % "
-            "of the edits lead back to the expert that processed them (mean of the diagonal)."
+            "of the edits are routed to the expert that processed them (mean of the diagonal)."
         )
     return sentences
 
@@ -150,7 +150,7 @@ def _consistency_table(rows: Sequence[Row]) -> Table:
         for row in final
     )
     header = ("Backbone", "Data", "Routing", "Seed", "Edits", "Experts", "Diagonal mass, %")
-    note = "Diagonal mass: mean over experts of the share of their edits that lead to them at the end (C_ii)."
+    note = "Diagonal mass: mean over experts of the share of their edits that are routed to them at the end (C_ii)."
     return Table("Routing consistency", header, cells, (note,), text_columns=4)
 
 
@@ -165,14 +165,16 @@ def _batch_table(rows: Sequence[Row]) -> Table:
             found = [" / ".join(_one(which["batches"][score][number]) for score, _ in SCORES) for which in (row, last)]
             cells.append((row["backbone"], row["router"], str(row["seed"]), f"{edits:,}", *found))
     header = ("Backbone", "Routing", "Seed", "Edits made", "Immediately", "Finally")
-    note = "Reliability of the batch that ends with so many edits: teacher-forced token accuracy / exact match, in %."
+    note = (
+        "Reliability of the batch that ends at this number of edits: teacher-forced token accuracy / exact match, in %."
+    )
     return Table("Reliability batch by batch", header, tuple(cells), (note,), text_columns=3)
 
 
 # -- figure 3 --------------------------------------------------------------------------------------------
 
 
-def _conclude_3(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+def _summarize_3(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
     if not rows:
         return Findings(_TITLE_3, (), (), ("Nothing could be measured.",), failed=failed)
     final = [row for row in rows if row["when"] == FINAL]
@@ -191,7 +193,7 @@ def _conclude_3(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findi
 
 
 def _orders(backbone: str, data: str, rows: Sequence[Row]) -> list[str]:
-    """Two sentences per routing: the spread of random orders beside the plan, and whether likeness goes with it."""
+    """Two sentences per routing: the spread of random orders beside the plan, and the correlation with similarity."""
     sentences = []
     for routing in _routings(rows):
         own = [row for row in rows if row["router"] == routing]
@@ -219,7 +221,7 @@ def _orders(backbone: str, data: str, rows: Sequence[Row]) -> list[str]:
             correlation = _correlation(pairs)
             if correlation is not None:
                 sentences.append(
-                    f"{where}: over {len(pairs)} orders, reliability and likeness within batches correlate by "
+                    f"{where}: over {len(pairs)} orders, reliability and similarity within batches correlate by "
                     f"{correlation:+.2f} (Pearson)."
                 )
     return sentences
@@ -234,12 +236,12 @@ def _similarity_table(rows: Sequence[Row]) -> Table:
         )
         for row in sorted(rows, key=lambda row: (row["backbone"], row["router"], row["shuffled"], row["order"]))
     )
-    header = ("Backbone", "Routing", "Order", "Number", "Likeness within", "Likeness between", "Reliability")
+    header = ("Backbone", "Routing", "Order", "Number", "Similarity within", "Similarity between", "Reliability")
     note = (
-        "Likeness: mean cosine of the anchors of two edits of one batch, and of different batches. Reliability after "
+        "Similarity: mean cosine of the anchors of two edits of one batch, and of different batches. Reliability after "
         "all edits: teacher-forced token accuracy / exact match, in %."
     )
-    return Table("Likeness of batches and reliability", header, cells, (note,), text_columns=4)
+    return Table("Similarity of batches and reliability", header, cells, (note,), text_columns=4)
 
 
 # -- both ------------------------------------------------------------------------------------------------
@@ -250,18 +252,20 @@ _WHEN: Final = (IMMEDIATE, FINAL)
 def _draw(
     rows: Sequence[Row], name: str, draw: Callable[[Sequence[Row], Path, str], Any], title: str, folder: Path
 ) -> list[Any]:
-    """An image for each backbone."""
+    """A figure for each backbone."""
     return [
         draw(own, folder / f"{name}-{backbone}.png", f"{title}: {backbone}, {data}")
-        for (backbone, data), own in _apart(rows).items()
+        for (backbone, data), own in _by_setting(rows).items()
     ]
 
 
-def _each(rows: Sequence[Row], tell: Callable[[str, str, Sequence[Row]], list[str]]) -> list[str]:
-    return [sentence for (backbone, data), own in _apart(rows).items() for sentence in tell(backbone, data, own)]
+def _each(rows: Sequence[Row], describe: Callable[[str, str, Sequence[Row]], list[str]]) -> list[str]:
+    return [
+        sentence for (backbone, data), own in _by_setting(rows).items() for sentence in describe(backbone, data, own)
+    ]
 
 
-def _apart(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+def _by_setting(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row["backbone"], row["data"]), []).append(row)
@@ -286,7 +290,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Pearson's; None for fewer than three pairs, or where one side does not vary."""
+    """Pearson's; None for fewer than three pairs, or if one side does not vary."""
     if len(pairs) < 3:
         return None
     first, second = ([pair[side] - _mean([pair[side] for pair in pairs]) for pair in pairs] for side in (0, 1))

@@ -1,4 +1,4 @@
-"""Table 2 and figures 3 to 5: cells that train their editor first, and what is concluded from their rows."""
+"""Table 2 and figures 3 to 5: runs that train their editor first, and what is concluded from their rows."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ from liveedit.backbones import Backbone
 from liveedit.cli import main
 from liveedit.cli.arguments import spread_values
 from liveedit.errors import ConfigError, DatasetError, InvalidInputError
-from liveedit.experiments import cells, trained_cells
-from liveedit.experiments.ablation import SETTINGS, ablation
-from liveedit.experiments.ablation import conclude as conclude_ablation
-from liveedit.experiments.cells import EditorChoice, Measuring
+from liveedit.experiments import runs
 from liveedit.experiments.jobs import Workers, run_jobs
+from liveedit.experiments.liveedit import trained_runs
+from liveedit.experiments.liveedit.ablation import SETTINGS, ablation
+from liveedit.experiments.liveedit.ablation import summarize as summarize_ablation
+from liveedit.experiments.liveedit.sweeps import FIGURE_3, FIGURE_4, FIGURE_5, layers_of, sweep
+from liveedit.experiments.liveedit.sweeps import summarize as summarize_sweep
+from liveedit.experiments.liveedit.trained_runs import TrainedRun, Training, training_cases
 from liveedit.experiments.report.averages import PAPER_METRICS
-from liveedit.experiments.sweeps import FIGURE_3, FIGURE_4, FIGURE_5, layers_of, sweep
-from liveedit.experiments.sweeps import conclude as conclude_sweep
-from liveedit.experiments.trained_cells import TrainedCell, Training, training_cases
+from liveedit.experiments.runs import BenchOptions, EditorChoice
 from liveedit.training.trainer import StageConfig
 
 SMALL = (("module_width", 32), ("rank", 2), ("heads", 4), ("feature_parts", 2), ("same_subject", "ignored"))
-MEASURING = Measuring(cases=2, few_edits_cases=1, max_new_tokens=2)
+MEASURING = BenchOptions(cases=2, few_edits_cases=1, max_new_tokens=2)
 
 Row = dict[str, Any]
 
 
 @pytest.fixture
 def loaded(tiny_llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    monkeypatch.setattr(cells, "load_backbone", lambda name, **load: tiny_llava)
-    cells.loaded_backbone.cache_clear()
-    cells.opened_data.cache_clear()
+    monkeypatch.setattr(runs, "load_backbone", lambda name, **load: tiny_llava)
+    runs.loaded_backbone.cache_clear()
+    runs.opened_data.cache_clear()
     return tiny_llava
 
 
-def trained_cell(out: Path, world: Path, settings: tuple[tuple[str, Any], ...] = ()) -> TrainedCell:
+def trained_cell(out: Path, world: Path, settings: tuple[tuple[str, Any], ...] = ()) -> TrainedRun:
     stages = (
         StageConfig(name="routing", steps=2, batch=4, rate=1e-3),
         StageConfig(name="joint", steps=1, batch=4, rate=1e-3),
     )
     training = Training(str(world), validation=4, stages=stages, settings=SMALL)
     data, choice = f"mmedit:{world / 'eval.json'}", EditorChoice("small", "liveedit")
-    return TrainedCell(out, "tiny-llava", data, choice, (1,), (0,), MEASURING, 0, settings, training)
+    return TrainedRun(out, "tiny-llava", data, choice, (1,), (0,), MEASURING, 0, settings, training)
 
 
-# -- training and measuring ------------------------------------------------------------------------------
+# -- training and options ------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("loaded")
@@ -65,7 +66,7 @@ def test_an_editor_is_trained_once_and_then_measured(
     assert row["provenance"]["config"]["editor"]["module_width"] == 32
     assert not list((tmp_path / "trained").glob("*/states*"))
 
-    monkeypatch.setattr(trained_cells, "train_liveedit", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr(trained_runs, "train_liveedit", lambda *_, **__: pytest.fail("it was trained again"))
     (again,) = run_jobs([given], Workers())
     assert again.done is not None
     assert (again.done.kept, again.done.rows) == (True, first.done.rows)
@@ -79,7 +80,7 @@ def test_other_settings_are_another_training(world: Path, tmp_path: Path, monkey
         folders.append(folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trained_cells, "train_liveedit", train)
+    monkeypatch.setattr(trained_runs, "train_liveedit", train)
     for settings in ((), (("rank", 1),), ()):
         with pytest.raises(KeyboardInterrupt):
             trained_cell(tmp_path, world, settings).run(lambda *_: None)
@@ -145,7 +146,7 @@ def test_the_ablation_switches_off_one_part_at_a_time(tmp_path: Path, loaded: Ba
     }
     assert recipes["liveedit-without-sr1"].losses.soft_terms == "relative"
     assert recipes["liveedit-without-sr2"].editor.soft_factors == "absolute"
-    assert type(jobs[0]) is not TrainedCell and jobs[0].editor.name == "none"
+    assert type(jobs[0]) is not TrainedRun and jobs[0].editor.name == "none"
     with pytest.raises(InvalidInputError, match="no setting liveedit-with"):
         ablation(tmp_path, ["liveedit-with"])
 
@@ -177,7 +178,7 @@ def row(editor: str, average: float, seed: int = 0, **changes: Any) -> Row:
 def test_the_ablation_says_what_each_part_is_worth() -> None:
     rows = [row(name, average, seed) for seed in (0, 1) for name, average in
             (("none", 40), ("liveedit", 95), ("liveedit-without-sr1", 85), ("liveedit-hr-star", 96))]  # fmt: skip
-    found = conclude_ablation(Training(steps_share=0.1), rows, [("liveedit-without-sr", "too hot")])
+    found = summarize_ablation(Training(steps_share=0.1), rows, [("liveedit-without-sr", "too hot")])
     assert [line[0] for line in found.tables[0].rows] == ["N/A", "LiveEdit", "- l_sr1", "HR*"]
     assert "10% of the steps" in found.tables[0].notes[-1]
     assert (
@@ -194,7 +195,7 @@ def test_the_ablation_says_what_each_part_is_worth() -> None:
 
 def test_an_ablation_of_what_learned_nothing_says_so() -> None:
     rows = [row("none", 40), row("liveedit", 39), row("liveedit-without-sr", 38)]
-    found = conclude_ablation(Training(), rows, [])
+    found = summarize_ablation(Training(), rows, [])
     assert "LiveEdit is no better than the unedited model" in found.summary[0]
     assert found.summary[1].endswith("costs 1.0 points of the average (one seed).")
 
@@ -214,7 +215,7 @@ def sweep_rows(names: Sequence[str], averages: dict[tuple[int, ...], float]) -> 
 def test_a_sweep_says_where_it_is_best_and_draws(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = sweep_rows(["module_width", "rank"], {(64, 1): 60, (32, 1): 50, (32, 2): 55, (64, 2): 71.5})
-    found = conclude_sweep(FIGURE_3, Training(), rows, [])
+    found = summarize_sweep(FIGURE_3, Training(), rows, [])
     assert [line[0] for line in found.tables[0].rows] == [
         *("module_width=32 rank=1", "module_width=32 rank=2", "module_width=64 rank=1", "module_width=64 rank=2"),
     ]
@@ -232,16 +233,16 @@ def test_a_sweep_of_one_setting_is_drawn_as_lines(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = sweep_rows(["feature_parts"], {(16,): 60, (1,): 50, (4,): 75})
     rows += [{**entry, "seed": 1} for entry in rows]
-    found = conclude_sweep(FIGURE_4, Training(), rows, [])
+    found = summarize_sweep(FIGURE_4, Training(), rows, [])
     assert "k = 4 (75.0±0.0), the worst at k = 1 (50.0±0.0)" in found.summary[0]
     (plot,) = found.drawings[0](tmp_path)
     assert plot.path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_nothing_measured_is_said(tmp_path: Path) -> None:
-    failed = [("a cell", "an error")]
-    assert conclude_sweep(FIGURE_5, Training(), [], failed).summary[0] == "Nothing could be measured."
-    assert conclude_ablation(Training(), [], failed).failed == failed
+    failed = [("a run", "an error")]
+    assert summarize_sweep(FIGURE_5, Training(), [], failed).summary[0] == "Nothing could be measured."
+    assert summarize_ablation(Training(), [], failed).failed == failed
 
 
 # -- the commands ----------------------------------------------------------------------------------------
@@ -250,11 +251,11 @@ def test_nothing_measured_is_said(tmp_path: Path) -> None:
 def test_grids_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: Backbone, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from liveedit.cli import paper_trained
+    from liveedit.cli import paper
 
     seen: list[Any] = []
     ran: Callable[..., None] = lambda experiment, *_: seen.append(experiment)  # noqa: E731
-    monkeypatch.setattr(paper_trained, "_run", ran)
+    monkeypatch.setattr(paper, "_run_trained", ran)
     common = ("--out", str(tmp_path), "--backbone", "tiny-llava", "--steps-share", "0.1", "--edits", "5")
     assert main(["paper", "figure3", *common, "--grid", "module_width=32,64", "rank=1"]) == 0
     assert main(["paper", "figure4", *common, "--grid", "1", "2", "4", "--set", "prompt_dropout=0.3", "rank=2"]) == 0
