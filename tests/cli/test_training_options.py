@@ -15,7 +15,7 @@ import torch
 from liveedit.backbones import Backbone
 from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.cli import main
-from liveedit.cli.training_estimate import print_estimate
+from liveedit.cli.training import print_estimate
 from liveedit.datasets import read
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules

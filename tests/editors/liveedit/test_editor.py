@@ -243,7 +243,7 @@ def test_kept_edits_that_do_not_fit_change_nothing(editor: LiveEdit, questions: 
         del tensors["v"]
     else:
         note = {"ids": {"ids": ["edit", "other"], "twice": ["edit", "edit"]}.get(damage)}
-    with pytest.raises(CheckpointError, match="Kept edits"):
+    with pytest.raises(CheckpointError, match="Saved edits"):
         editor.restore(tensors, note)
     assert torch.equal(logits_of(editor, questions), before)
     assert fired_ids(editor)[0] == ["edit"]
