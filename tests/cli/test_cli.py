@@ -444,7 +444,7 @@ def test_train_goes_on_after_an_interruption(
     assert stages == ["routing"] * 4 + ["joint"]
     assert (tmp_path / "whole" / "curves.png").read_bytes().startswith(b"\x89PNG")
     settings = json.loads((tmp_path / "whole" / "training.json").read_text())
-    assert settings["losses"]["same_subject"] == "ignored"
+    assert settings["options"]["same_subject"] == "ignored"
 
     save = training.save_training
 
@@ -471,7 +471,7 @@ def test_train_in_the_papers_form(answer_of: Callable[..., dict[str, Any]], tmp_
     trained = answer_of("train", "--data", "mmedit", "--annotations", world / "train.json", "--out", tmp_path, *own)
     config = json.loads((Path(trained["editor"]) / "editor.json").read_text())
     assert (config["similarity"], config["heads"], config["residual_tokens"]) == ("dot", 1, "all")
-    assert json.loads((tmp_path / "training.json").read_text())["losses"]["hard_loss"] == "paper"
+    assert json.loads((tmp_path / "training.json").read_text())["options"]["hard_loss"] == "paper"
 
 
 def test_bad_trainings_are_refused(run: Run, tmp_path: Path, world: Path) -> None:

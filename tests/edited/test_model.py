@@ -15,7 +15,6 @@ from liveedit.backbones import Backbone, built_in_folder, load_backbone
 from liveedit.edited.model import EditedModel, backbone_digest
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
 from liveedit.experts import LowRankExpert
 from liveedit.experts.expert import expert_to_bytes
@@ -403,7 +402,7 @@ def test_a_language_model_is_edited_asked_and_undone(tmp_path: Path) -> None:
     FAMILIES["mistral"](tmp_path / "model")
     backbone = load_backbone(tmp_path / "model", device="cpu")
     sizes = {"module_width": 32, "heads": 4, "rank": 2, "feature_parts": 2}
-    config = LiveEditConfig.create(**{**default_shape(backbone), **sizes})
+    config = LiveEditConfig.create(**{**LiveEdit.backbone_settings(backbone), **sizes})
     with LiveEdit.untrained(backbone, config) as editor:
         editor.save_pretrained(tmp_path / "editor", torch.float32)
     prompt, edits = "Who holds the office now?", tmp_path / "edits.db"

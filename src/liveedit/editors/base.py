@@ -21,7 +21,6 @@ from ..experts.blocks import ExpertsOn
 from ..experts.expert import AnyExpert
 from ..progress import Progress, no_progress
 from ..samples import Edit
-from ..training.checkpoints import load_tensors, save_tensors
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -55,7 +54,6 @@ class Editor(ABC):
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
-        self._unedited_digest = backbone.digest()
 
     @classmethod
     def load(cls, backbone: Backbone, source: str | None = None) -> Self:
@@ -137,7 +135,7 @@ class Editor(ABC):
         finally:
             self.restore(tensors, note)
 
-    # -- keeping what edits left behind ------------------------------------------------------------------
+    # -- saving and restoring the active edits -----------------------------------------------------------
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the edits made so far have left, as tensors by name and a JSON object."""
@@ -146,26 +144,6 @@ class Editor(ABC):
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
         """Put what `edited_state` gave in place of the edits made so far: answers are the same again."""
         raise NotImplementedError
-
-    def save_edits(self, file: Path) -> None:
-        """Write the edits in force to one safetensors file."""
-        tensors, note = self.edited_state()
-        save_tensors(file, tensors, {"made_by": self._maker(), "note": note})
-
-    def load_edits(self, file: Path) -> None:
-        """Put saved edits in place of those in force.
-
-        Raises `CheckpointError` for a damaged file and for edits of another editor, settings or backbone, and
-        changes nothing then.
-        """
-        tensors, metadata = load_tensors(file)
-        made_by, mine = metadata.get("made_by"), self._maker()
-        if made_by != mine:
-            raise CheckpointError(f"The edits in {file} were made by {made_by}, and this is {mine}. Use the same.")
-        self.restore(tensors, metadata["note"])
-
-    def _maker(self) -> dict[str, Any]:
-        return {"editor": self.name, "editor_digest": self.digest(), "backbone_digest": self._unedited_digest}
 
     def detach(self) -> None:
         """Leave the backbone as it was before this editor."""

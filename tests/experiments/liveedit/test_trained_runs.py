@@ -40,8 +40,8 @@ def loaded(tiny_llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> Backbone:
 
 def trained_cell(out: Path, world: Path, settings: tuple[tuple[str, Any], ...] = ()) -> TrainedRun:
     stages = (
-        StageConfig(name="routing", steps=2, batch=4, rate=1e-3),
-        StageConfig(name="joint", steps=1, batch=4, rate=1e-3),
+        StageConfig(name="routing", steps=2, batch=4, learning_rate=1e-3),
+        StageConfig(name="joint", steps=1, batch=4, learning_rate=1e-3),
     )
     training = Training(str(world), validation=4, stages=stages, settings=SMALL)
     data, choice = f"mmedit:{world / 'eval.json'}", EditorChoice("small", "liveedit")
@@ -66,7 +66,7 @@ def test_an_editor_is_trained_once_and_then_measured(
     assert row["provenance"]["config"]["editor"]["module_width"] == 32
     assert not list((tmp_path / "trained").glob("*/states*"))
 
-    monkeypatch.setattr(trained_runs, "train_liveedit", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr(trained_runs, "train_editor", lambda *_, **__: pytest.fail("it was trained again"))
     (again,) = run_jobs([given], Workers())
     assert again.done is not None
     assert (again.done.kept, again.done.rows) == (True, first.done.rows)
@@ -76,11 +76,11 @@ def test_an_editor_is_trained_once_and_then_measured(
 def test_other_settings_are_another_training(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
 
-    def train(backbone: Any, found: Any, recipe: Any, folder: Path, report: Any) -> Any:
+    def train(setup: Any, backbone: Any, found: Any, folder: Path, report: Any) -> Any:
         folders.append(folder)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trained_runs, "train_liveedit", train)
+    monkeypatch.setattr(trained_runs, "train_editor", train)
     for settings in ((), (("rank", 1),), ()):
         with pytest.raises(KeyboardInterrupt):
             trained_cell(tmp_path, world, settings).run(lambda *_: None)
@@ -88,27 +88,27 @@ def test_other_settings_are_another_training(world: Path, tmp_path: Path, monkey
 
 
 def test_a_share_of_the_steps_shortens_every_stage(loaded: Backbone) -> None:
-    whole = Training().recipe(loaded, 8000, {}).training
-    tenth = Training(steps_share=0.1, settings=(("prompt_dropout", 0.3),)).recipe(loaded, 8000, {"rank": 2})
+    whole = Training().setup(loaded, 8000, {}).training
+    tenth = Training(steps_share=0.1, settings=(("prompt_dropout", 0.3),)).setup(loaded, 8000, {"rank": 2})
     assert [stage.steps for stage in tenth.training.stages] == [stage.steps // 10 for stage in whole.stages]
     assert (tenth.training.warmup, tenth.training.validate_every) == (whole.warmup // 10, whole.validate_every // 10)
-    assert (tenth.editor.rank, tenth.losses.prompt_dropout) == (2, 0.3)
-    least = Training(steps_share=0.0001).recipe(loaded, 40, {}).training
+    assert (tenth.config.rank, tenth.options.prompt_dropout) == (2, 0.3)
+    least = Training(steps_share=0.0001).setup(loaded, 40, {}).training
     assert [stage.steps for stage in least.stages] == [1, 1, 0]  # What has no steps gets none.
     assert least.validation == 10
-    paper = Training(form="paper").recipe(loaded, 8000, {"rank": 2})
-    assert (paper.editor.heads, paper.editor.rank, paper.losses.soft_loss) == (1, 2, "paper")
-    assert paper.losses.prompt_dropout == 0
+    paper = Training(form="paper").setup(loaded, 8000, {"rank": 2})
+    assert (paper.config.heads, paper.config.rank, paper.options.soft_loss) == (1, 2, "paper")
+    assert paper.options.prompt_dropout == 0
     assert paper.training.stages[-1].name == "joint" and paper.training.stages[-1].steps > 0
 
 
 def test_impossible_trainings_are_refused(loaded: Backbone, world: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="There is no setting ranks"):
-        Training().recipe(loaded, 100, {"ranks": 2})
+        Training().setup(loaded, 100, {"ranks": 2})
     with pytest.raises(ConfigError, match="rank"):
-        Training().recipe(loaded, 100, {"rank": 0})
+        Training().setup(loaded, 100, {"rank": 0})
     with pytest.raises(ConfigError, match="share of 0"):
-        Training(steps_share=0).recipe(loaded, 100, {})
+        Training(steps_share=0).setup(loaded, 100, {})
     with pytest.raises(DatasetError, match=r"no train\.json"):
         training_cases(Training(str(tmp_path)))
     with pytest.raises(ConfigError, match="the data holds 12"):
@@ -126,7 +126,7 @@ def test_the_ablation_switches_off_one_part_at_a_time(tmp_path: Path, loaded: Ba
     assert [job.editor.label for job in jobs] == [setting.name for setting in SETTINGS]
     assert [setting.paper_name for setting in SETTINGS] == ["N/A", "LiveEdit", "- l_sr1", "- l_sr2", "- SR", "HR*"]
     assert all((job.backbone, job.edits, job.seeds) == ("tiny-blip2", (1000,), (0, 1, 2)) for job in jobs)
-    recipes = {job.editor.label: job.training.recipe(loaded, 100, dict(job.settings)) for job in jobs[1:]}
+    recipes = {job.editor.label: job.training.setup(loaded, 100, dict(job.settings)) for job in jobs[1:]}
     whole = recipes.pop("liveedit").to_dict()
     changed = {
         label: {
@@ -137,15 +137,15 @@ def test_the_ablation_switches_off_one_part_at_a_time(tmp_path: Path, loaded: Ba
         }
         for label, recipe in recipes.items()
     }
-    soft = {("losses", "soft_terms"), ("editor", "soft_factors")}
+    soft = {("options", "soft_terms"), ("editor", "soft_factors")}
     assert changed == {
         "liveedit-without-sr1": soft,
         "liveedit-without-sr2": soft,
         "liveedit-without-sr": {("editor", "soft_routing")},
         "liveedit-hr-star": {("editor", "hard_prompt")},
     }
-    assert recipes["liveedit-without-sr1"].losses.soft_terms == "relative"
-    assert recipes["liveedit-without-sr2"].editor.soft_factors == "absolute"
+    assert recipes["liveedit-without-sr1"].options.soft_terms == "relative"
+    assert recipes["liveedit-without-sr2"].config.soft_factors == "absolute"
     assert type(jobs[0]) is not TrainedRun and jobs[0].editor.name == "none"
     with pytest.raises(InvalidInputError, match="no setting liveedit-with"):
         ablation(tmp_path, ["liveedit-with"])

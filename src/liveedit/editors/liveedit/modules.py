@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...experts import LowRankExpert
 from .config import LiveEditConfig
 
 Source = tuple[Tensor, Tensor]
@@ -192,6 +193,12 @@ class EditFeatures:
     v: Tensor
     visual: Tensor
     prompt: Tensor
+
+
+def split_experts(features: EditFeatures) -> list[LowRankExpert]:
+    """One expert for each edit of a batch."""
+    parts: tuple[Tensor, ...] = (features.u, features.v, features.visual, features.prompt)
+    return [LowRankExpert(*(part[row].clone() for part in parts)) for row in range(len(features.u))]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
 from ..shared import EditMemory, EncoderConfig, read_questions
-from ..trained import Report, TrainedEditor
+from ..trained import TrainedEditor
 from .config import LearningToEditConfig
 from .context import fitting_templates, with_edits
 from .modules import LearningToEditModules
@@ -57,10 +58,14 @@ class LearningToEdit(TrainedEditor):
     # -- how it is trained -------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """Width, layer, and templates that the tokenizer has words for."""
         edit_template, query_template = fitting_templates(backbone)
-        return {**EncoderConfig.shape(backbone), "edit_template": edit_template, "query_template": query_template}
+        return {
+            **EncoderConfig.backbone_settings(backbone),
+            "edit_template": edit_template,
+            "query_template": query_template,
+        }
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: LearningToEditConfig) -> LearningToEditModules:
@@ -76,9 +81,9 @@ class LearningToEdit(TrainedEditor):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The retriever; then the model learns to follow an edit, and to do so where it concerns the query alone."""
         return (
-            StageConfig(name="retriever", steps=700, batch=48, rate=1e-3),
-            StageConfig(name="following", steps=400, batch=32, rate=1e-3),
-            StageConfig(name="alignment", steps=400, batch=16, rate=1e-3),
+            StageConfig(name="retriever", steps=700, batch=48, learning_rate=1e-3),
+            StageConfig(name="following", steps=400, batch=32, learning_rate=1e-3),
+            StageConfig(name="alignment", steps=400, batch=16, learning_rate=1e-3),
         )
 
     @classmethod
@@ -88,8 +93,9 @@ class LearningToEdit(TrainedEditor):
         config: LearningToEditConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> LearningToEditTask:
         """Cases with their states at the retriever's layer and the base model's own answers."""
         store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")

@@ -14,11 +14,12 @@ from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
 from ..shared import FeatureMemory, read_questions
-from ..trained import Report, TrainedEditor
+from ..trained import TrainedEditor
 from .config import RecipeConfig
 from .modules import RecipeModules
 from .task import RecipeTask
@@ -48,10 +49,10 @@ class Recipe(TrainedEditor):
     # -- training ----------------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """Width, the layer that is read, and the scale of word embeddings."""
         deviation = float(backbone.word_embeddings.weight.detach().float().std())
-        return {**RecipeConfig.shape(backbone), "embedding_scale": round(deviation, 6)}
+        return {**RecipeConfig.backbone_settings(backbone), "embedding_scale": round(deviation, 6)}
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: RecipeConfig) -> RecipeModules:
@@ -67,8 +68,8 @@ class Recipe(TrainedEditor):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The retriever, then the prompts."""
         return (
-            StageConfig(name="retrieval", steps=600, batch=48, rate=1e-3),
-            StageConfig(name="prompts", steps=1000, batch=32, rate=3e-3),
+            StageConfig(name="retrieval", steps=600, batch=48, learning_rate=1e-3),
+            StageConfig(name="prompts", steps=1000, batch=32, learning_rate=3e-3),
         )
 
     @classmethod
@@ -78,8 +79,9 @@ class Recipe(TrainedEditor):
         config: RecipeConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> RecipeTask:
         """The cases with the states of all their inputs."""
         store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")

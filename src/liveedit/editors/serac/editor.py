@@ -14,11 +14,12 @@ from ...backbones import Backbone, Inputs
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
 from ..shared import EditMemory, EncoderConfig, read_questions
-from ..trained import Report, TrainedEditor
+from ..trained import TrainedEditor
 from .config import SeracConfig
 from .counterfactual import Counterfactual, Rewrite
 from .modules import SeracModules
@@ -48,9 +49,9 @@ class Serac(TrainedEditor):
     # -- how it is trained -------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """Width, layer and vocabulary."""
-        return {**EncoderConfig.shape(backbone), "vocabulary": backbone.word_embeddings.num_embeddings}
+        return {**EncoderConfig.backbone_settings(backbone), "vocabulary": backbone.word_embeddings.num_embeddings}
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: SeracConfig) -> SeracModules:
@@ -68,8 +69,8 @@ class Serac(TrainedEditor):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The counterfactual model and the classifier, each by itself, as in the paper."""
         return (
-            StageConfig(name="counterfactual", steps=400, batch=48, rate=1e-3),
-            StageConfig(name="classifier", steps=1400, batch=48, rate=1e-3),
+            StageConfig(name="counterfactual", steps=400, batch=48, learning_rate=1e-3),
+            StageConfig(name="classifier", steps=1400, batch=48, learning_rate=1e-3),
         )
 
     @classmethod
@@ -79,8 +80,9 @@ class Serac(TrainedEditor):
         config: SeracConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> SeracTask:
         """Cases with their states at the classifier's layer."""
         store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")

@@ -93,7 +93,7 @@ def sweep(
     runs = []
     for combination in product(*(dict.fromkeys(values[setting]) for setting in figure.letters)):
         settings = dict(zip(figure.letters, combination, strict=True))
-        how.recipe(backbone, LiveEdit.training_cases, settings)
+        how.setup(backbone, LiveEdit.training_cases, settings)
         choice = EditorChoice(_label(settings), LiveEdit.name)
         runs.append(TrainedRun(out, name, data, choice, numbers, orders, general, 0, tuple(settings.items()), how))
     # The middle of the grid runs first: it shows early whether the others are worth the time.

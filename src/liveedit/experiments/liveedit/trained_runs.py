@@ -5,28 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
-
-from pydantic import ValidationError
+from typing import Any, Final
 
 from ...backbones import Backbone
 from ...datasets import read
 from ...datasets.sources import NamedData, open_data, world_seed
 from ...datasets.world.kept import kept_world
-from ...editors.liveedit import LiveEdit, LiveEditConfig
-from ...editors.liveedit.recipe import TrainingRecipe, train_liveedit
-from ...editors.liveedit.task import LiveEditLosses
+from ...editors.liveedit import LiveEdit
+from ...editors.trained import Form, TrainingSetup, train_editor, training_setup
 from ...errors import ConfigError, DatasetError
 from ...files import cache_folder, write_json
 from ...progress import Progress, TaskProgress, no_progress
-from ...training.trainer import StageConfig, TrainingConfig
+from ...training.trainer import StageConfig, TrainingConfig, usual_validation
 from ..jobs import Done
 from ..runs import EditorChoice, Run, loaded_backbone, measure_run, slug
-
-Form = Literal["improved", "paper"]
 
 _NOTE: Final = "trained.json"
 _LEAST_STEPS_BETWEEN_VALIDATIONS: Final = 10
@@ -51,29 +46,15 @@ class Training:
     settings: tuple[tuple[str, Any], ...] = ()
     """Settings of editor and losses that are the same in every run."""
 
-    def recipe(self, backbone: Backbone, cases: int, settings: Mapping[str, Any]) -> TrainingRecipe:
-        """The training configuration with these settings. Raises `ConfigError` for settings that do not exist."""
-        settings, kinds = {**dict(self.settings), **settings}, (LiveEditConfig, LiveEditLosses)
-        known = {name for kind in kinds for name in kind.model_fields}
-        if unknown := sorted(settings.keys() - known):
-            raise ConfigError(f"There is no setting {', '.join(unknown)}. Give one of {', '.join(sorted(known))}.")
-        editor, losses = ({k: v for k, v in settings.items() if k in kind.model_fields} for kind in kinds)
-        make: Callable[..., LiveEditConfig] = LiveEditConfig.paper if self.form == "paper" else LiveEditConfig.create
-        general = LiveEditLosses.paper() if self.form == "paper" else LiveEditLosses.model_validate({})
-        try:
-            return TrainingRecipe(
-                make(**{**LiveEdit.shape(backbone), **editor}),
-                LiveEditLosses.model_validate({**general.model_dump(), **losses}),
-                self._schedule(cases),
-            )
-        except ValidationError as error:
-            raise ConfigError(f"The settings {settings} cannot be used: {error}.") from error
+    def setup(self, backbone: Backbone, cases: int, settings: Mapping[str, Any]) -> TrainingSetup:
+        """The training configuration with these settings. Raises `ConfigError` for unknown ones."""
+        given = {**dict(self.settings), **settings}
+        return training_setup(LiveEdit, backbone, given, self.form, self._schedule(cases))
 
     def _schedule(self, cases: int) -> TrainingConfig:
         if not 0 < self.steps_share <= 1:
-            raise ConfigError(f"A share of {self.steps_share} of the steps was given. Give more than 0, at most 1.")
-        usual = LiveEdit.paper_stages() if self.form == "paper" else LiveEdit.default_stages()
-        whole = TrainingConfig(stages=self.stages or usual)
+            raise ConfigError(f"A share of {self.steps_share} of the steps was asked for. Give more than 0, at most 1.")
+        whole = TrainingConfig(stages=self.stages or LiveEdit.stages(self.form))
         share = self.steps_share
         shortened = [
             stage.model_copy(update={"steps": max(min(stage.steps, 1), round(stage.steps * share))})
@@ -83,7 +64,7 @@ class Training:
             stages=tuple(shortened),
             seed=self.seed,
             warmup=round(whole.warmup * share),
-            validation=self.validation or min(whole.validation, max(1, cases // 4)),
+            validation=self.validation or usual_validation(cases),
             validate_every=max(_LEAST_STEPS_BETWEEN_VALIDATIONS, round(whole.validate_every * share)),
         )
 
@@ -116,9 +97,9 @@ class TrainedRun(Run):
         """The results of the training, and whether it ran now."""
         backbone = loaded_backbone(self.backbone, self.options.load)
         found = training_cases(self.training)
-        recipe = self.training.recipe(backbone, len(found.cases), dict(self.settings))
+        setup = self.training.setup(backbone, len(found.cases), dict(self.settings))
         digests = {"backbone_digest": backbone.digest(), "data_digest": _digest(found.files)}
-        wanted = {**recipe.to_dict(), "cases": len(found.cases), **digests}
+        wanted = {**setup.to_dict(), "cases": len(found.cases), **digests}
         folder = self._folder()
         kept = _read(folder / _NOTE)
         if kept is not None and kept["settings"] == wanted and (folder / "editor").is_dir():
@@ -127,7 +108,7 @@ class TrainedRun(Run):
         def trained(task: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
             report(f"{self.editor.label}: {task}", done, total)
 
-        result = train_liveedit(backbone, found.cases, recipe, folder, trained)
+        result = train_editor(setup, backbone, found.cases, folder, trained)
         shutil.rmtree(folder / "states", ignore_errors=True)
         note = {"parameters": result.parameters, "validation": result.validation, **self.training.to_dict()}
         write_json(folder / _NOTE, {"settings": wanted, "training": note})
