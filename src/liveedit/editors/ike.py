@@ -17,8 +17,8 @@ from ..backbones import Backbone
 from ..backbones.prompt_transforms import PreparedQuestion
 from ..samples import Edit, Question
 from .base import Editor
-from .liveedit.modules import TokenStates
 from .shared import EditMemory, latest_of_nearest, read_questions
+from .shared.question_encoder import TokenStates
 
 _FIELDS = {"prompt", "answer", "question"}
 

@@ -14,8 +14,8 @@ from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache, Item
 from ...samples import Edit, EditCase, ProbeName, Question
 from ...training.distributed import ALONE, Processes
-from ..serac.counterfactual import random_answer, words_of
 from ..shared import ScopeTask, scope_loss
+from ..shared.random_answers import random_answer, words_of
 from .config import LearningToEditConfig
 from .context import with_edits
 from .modules import LearningToEditModules

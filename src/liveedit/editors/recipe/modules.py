@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..liveedit.modules import left_pack
 from ..shared import QuestionEncoder, QuestionTokens
+from ..shared.attention import left_pack
 from ..shared.question_encoder import Block
 from .config import RecipeConfig
 

@@ -14,8 +14,8 @@ from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...samples import GENERALITY, LOCALITY, EditCase
 from ...training.distributed import ALONE, Processes
-from ..liveedit.losses import answer_nll, locality_kl
 from ..shared import FeatureMemory, ScopeRows, ScopeTask
+from ..shared.losses import answer_nll, locality_kl
 from ..shared.scope_task import IN_SCOPE
 from .config import RecipeConfig
 from .modules import RecipeModules

@@ -15,8 +15,9 @@ from ...backbones.hidden_states import HiddenStateCache
 from ...samples import EditCase
 from ...training.distributed import ALONE, Processes
 from ..shared import ScopeTask
+from ..shared.random_answers import random_answer, words_of
 from .config import SeracConfig
-from .counterfactual import Rewrite, random_answer, words_of
+from .counterfactual import Rewrite
 from .modules import SeracModules
 
 _ROWS = 128
