@@ -115,11 +115,11 @@ class RecipeTask(ScopeTask):
         teacher-forced accuracy of generality behind the own prompt, whatever is found: either is judged before the
         other is trained.
         """
-        memory, prompts = FeatureMemory(self.device), {}
+        memory, prompts = FeatureMemory(), {}
         for part in _parts(chosen, group):
             tokens = self.rows(part, [["reliability"]] * len(part)).tokens
             for case, key, prompt in zip(part, modules.keys(tokens), modules.generator(tokens), strict=True):
-                memory.add_feature(str(case), key)
+                memory.add(str(case), key)
                 prompts[case] = prompt
         edited = {self._scopes[self.places[case]["reliability"]] for case in chosen}
         figures = {}

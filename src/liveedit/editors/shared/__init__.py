@@ -1,20 +1,23 @@
-"""What retrieving editors share: an encoder of questions, how it is trained, and a memory of the edits."""
+"""What several editing methods use: attention, losses, a question encoder, a memory of edits, a training task."""
 
-from .memory import EditMemory, FeatureMemory, latest_of_nearest
+from .memory import FeatureMemory, nearest
 from .question_encoder import EncoderConfig, QuestionEncoder, QuestionTokens, ScopeSimilarity, read_questions
+from .retrieval_editor import RetrievalEditor, RetrievedExpert, TextExpert
 from .scope_task import ScopePairs, ScopeRows, ScopeTask, scope_loss
 
 __all__ = [
-    "EditMemory",
     "EncoderConfig",
     "FeatureMemory",
     "QuestionEncoder",
     "QuestionTokens",
+    "RetrievalEditor",
+    "RetrievedExpert",
     "ScopePairs",
     "ScopeRows",
     "ScopeSimilarity",
     "ScopeTask",
-    "latest_of_nearest",
+    "TextExpert",
+    "nearest",
     "read_questions",
     "scope_loss",
 ]
