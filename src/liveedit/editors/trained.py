@@ -52,7 +52,7 @@ class TrainedEditor(Editor):
     # -- what a kind of editor gives ---------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """The settings that the backbone decides."""
         return {}
 
@@ -89,7 +89,7 @@ class TrainedEditor(Editor):
     @classmethod
     def new_config(cls, backbone: Backbone, **settings: Any) -> Any:
         """The configuration for a backbone. Raises `ConfigError` for settings that it does not know or take."""
-        return checked_config(cls.config_class, {**cls.shape(backbone), **settings}, cls.name)
+        return checked_config(cls.config_class, {**cls.backbone_settings(backbone), **settings}, cls.name)
 
     @classmethod
     def untrained(cls, backbone: Backbone, config: Any = None, seed: int = 0) -> Self:

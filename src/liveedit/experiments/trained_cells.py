@@ -60,7 +60,7 @@ class Training:
         general = LiveEditLosses.paper() if self.form == "paper" else LiveEditLosses.model_validate({})
         try:
             return TrainingRecipe(
-                make(**{**LiveEdit.shape(backbone), **editor}),
+                make(**{**LiveEdit.backbone_settings(backbone), **editor}),
                 LiveEditLosses.model_validate({**general.model_dump(), **losses}),
                 self._schedule(cases),
             )

@@ -187,7 +187,7 @@ def test_small_changes_add_up_in_half_precision(picture: Callable[[int], Image.I
 @pytest.mark.parametrize(("layers", "first", "edited"), [(32, 0, 3), (6, 0, 3), (3, 0, 2), (2, 0, 1), (6, 3, 2)])
 def test_as_many_layers_are_edited_as_the_backbone_allows(layers: int, first: int, edited: int) -> None:
     shallow: Any = SimpleNamespace(layers=[None] * layers, first_edit_layer=first)
-    assert Mend.shape(shallow) == {"layers": edited}
+    assert Mend.backbone_settings(shallow) == {"layers": edited}
 
 
 @pytest.mark.parametrize("spoilt", [float("inf"), float("nan")])

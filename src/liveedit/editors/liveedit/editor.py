@@ -56,7 +56,7 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
     # -- its trained parts -------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """Width, edit layer, length of the sentinel, scope."""
         return {
             "width": backbone.width,

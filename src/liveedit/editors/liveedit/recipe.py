@@ -20,7 +20,7 @@ from .task import LiveEditLosses
 TRAINING_CASES = LiveEdit.training_cases
 """Cases of the drawn world that a training draws."""
 default_stages = LiveEdit.default_stages
-default_shape = LiveEdit.shape
+default_shape = LiveEdit.backbone_settings
 
 
 @dataclass(frozen=True)

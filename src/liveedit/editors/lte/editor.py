@@ -51,10 +51,14 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
     # -- how it is trained -------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """Width, layer, and templates that the tokenizer has words for."""
         edit_template, query_template = fitting_templates(backbone)
-        return {**EncoderConfig.shape(backbone), "edit_template": edit_template, "query_template": query_template}
+        return {
+            **EncoderConfig.backbone_settings(backbone),
+            "edit_template": edit_template,
+            "query_template": query_template,
+        }
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: LearningToEditConfig) -> LearningToEditModules:

@@ -57,7 +57,7 @@ class Mend(TrainedEditor):
     # -- making and training -----------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """As many of the last layers as the paper edits, fewer where the backbone is too shallow."""
         editable = len(backbone.layers) - 1 - backbone.first_edit_layer
         return {"layers": max(1, min(MendConfig().layers, editable))}

@@ -43,10 +43,10 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
     # -- training ----------------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """Width, the layer that is read, and the scale of word embeddings."""
         deviation = float(backbone.word_embeddings.weight.detach().float().std())
-        return {**RecipeConfig.shape(backbone), "embedding_scale": round(deviation, 6)}
+        return {**RecipeConfig.backbone_settings(backbone), "embedding_scale": round(deviation, 6)}
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: RecipeConfig) -> RecipeModules:

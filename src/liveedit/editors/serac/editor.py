@@ -42,9 +42,9 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
     # -- how it is trained -------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """Width, layer and vocabulary."""
-        return {**EncoderConfig.shape(backbone), "vocabulary": backbone.word_embeddings.num_embeddings}
+        return {**EncoderConfig.backbone_settings(backbone), "vocabulary": backbone.word_embeddings.num_embeddings}
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: SeracConfig) -> SeracModules:

@@ -3,9 +3,11 @@
 from .memory import FeatureMemory, nearest
 from .question_encoder import EncoderConfig, QuestionEncoder, QuestionTokens, ScopeSimilarity, read_questions
 from .retrieval_editor import RetrievalEditor, RetrievedExpert, TextExpert
-from .scope_task import ScopePairs, ScopeRows, ScopeTask, scope_loss
+from .scope_task import IN_SCOPE, CaseInputs, ScopePairs, ScopeRows, ScopeTask, StagedScopeTask, scope_loss
 
 __all__ = [
+    "IN_SCOPE",
+    "CaseInputs",
     "EncoderConfig",
     "FeatureMemory",
     "QuestionEncoder",
@@ -16,6 +18,7 @@ __all__ = [
     "ScopeRows",
     "ScopeSimilarity",
     "ScopeTask",
+    "StagedScopeTask",
     "TextExpert",
     "nearest",
     "read_questions",

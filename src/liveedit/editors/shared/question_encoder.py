@@ -42,7 +42,7 @@ class EncoderConfig(BaseModel):
         return self
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """The settings that the backbone decides."""
         return {"width": backbone.width, "layer": backbone.default_edit_layer()}
 
