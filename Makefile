@@ -25,8 +25,6 @@ DATA ?= world
 OUT ?= runs/bench
 BACKBONES ?= tiny-llava tiny-blip2 tiny-minigpt4
 TRAINED ?= mend serac lte recipe
-SETTINGS-tiny-llava-recipe := --set prompt_tokens=8
-SETTINGS-tiny-minigpt4-recipe := --set prompt_tokens=8
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
 .PHONY: demo test test-all torture fuzz check editors bench docs format clean
@@ -55,7 +53,7 @@ check: $(VENV)/.dev
 
 editors: $(VENV)/.dev
 	set -e; $(foreach backbone,$(BACKBONES),$(foreach editor,$(TRAINED),$(BIN)/liveedit train --editor $(editor) \
-		--backbone $(backbone) --out $(CACHE)/editors/$(backbone)-$(editor) $(SETTINGS-$(backbone)-$(editor));))
+		--backbone $(backbone) --out $(CACHE)/editors/$(backbone)-$(editor);))
 
 bench: $(VENV)/.dev
 	set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done

@@ -116,6 +116,21 @@ def test_the_probability_is_that_of_a_slow_reference(
         assert probability == pytest.approx(1 / (1 + math.exp(-logits[best])), abs=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("log_odds", "answers"), [(-0.8, False), (-0.05, False), (0.05, True), (0.8, True)])
+def test_the_border_of_a_scope_is_a_probability_of_one_half(
+    editor: Serac, edits: list[tuple[str, Edit]], others: list[Question], log_odds: float, answers: bool
+) -> None:
+    encoder, asked = editor.modules.classifier.encoder, others[0]
+    one, other = encoder(read_questions(editor.backbone, [asked, edits[0][1].question], editor.config.layer))
+    narrow(editor, temperature=0.0, offset=float(one @ other) - log_odds)
+    editor.edit(edits[:1])
+    editor.backbone.encode([asked])
+    (row,) = editor.fired() or []
+    assert bool(row) is answers
+    assert [fired.margin for fired in row] == pytest.approx([1 / (1 + math.exp(-log_odds)) - 0.5] * answers, abs=1e-3)
+
+
 def test_the_latest_of_two_edits_of_the_same_thing_answers_until_it_is_taken_back(
     editor: Serac, edits: list[tuple[str, Edit]]
 ) -> None:
