@@ -16,7 +16,7 @@ from torch import Tensor
 
 from liveedit.backbones import Backbone
 from liveedit.backbones.families.blip2 import Blip2Backbone
-from liveedit.backbones.tokens import Inputs
+from liveedit.backbones.tokens import TokenBatch
 from liveedit.datasets.world import catalog
 from liveedit.datasets.world.drawing import draw, draw_pose
 from liveedit.datasets.world.questions import ask, topics
@@ -58,7 +58,9 @@ def slow_shares(editor: LiveEdit, question: Question, side: str) -> list[float]:
     tokens = editor.read(editor.backbone.encode([question]))
     config = editor.config
     weights = reference.part_of(editor.modules.state_dict(), side)
-    prompt, image = (tokens.states[0][mask[0]].double().tolist() for mask in (tokens.prompt, tokens.image))
+    prompt, image = (
+        tokens.hidden_states[0][mask[0]].double().tolist() for mask in (tokens.prompt_mask, tokens.image_mask)
+    )
     phi0 = reference.matrix(weights["phi0"])
     asked = reference.cross_attention(phi0, [prompt], reference.part_of(weights, "attend_phi1"), config.heads)
     own = reference.part_of(weights, "attend_phi2")
@@ -87,14 +89,14 @@ def test_weights_of_cross_attention_are_those_it_reads_with(editor: LiveEdit, qu
     """values weighted by `weights` are what `forward` gives, before the output projection; padding reads nothing."""
     attend = editor.modules.bar.attend_phi2
     tokens = editor.read(editor.backbone.encode(questions))
-    image = (tokens.states, tokens.image)
-    asked = editor.modules.bar.asked(left_pack(tokens.states, tokens.prompt))
+    image = (tokens.hidden_states, tokens.image_mask)
+    asked = editor.modules.bar.asked(left_pack(tokens.hidden_states, tokens.prompt_mask))
     with torch.no_grad():
         weights = attend.weights(asked, [image])
-        values = attend._split(attend.values[0](attend.source_norms[0](tokens.states)))
+        values = attend._split(attend.values[0](attend.source_norms[0](tokens.hidden_states)))
         read = attend.output((weights @ values).transpose(1, 2).flatten(2))
         torch.testing.assert_close(read, attend(asked, [image]))
-    assert not weights[..., ~tokens.image[0]][0].any()
+    assert not weights[..., ~tokens.image_mask[0]][0].any()
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
 
 
@@ -119,7 +121,7 @@ def slow_cross_attention(backbone: Backbone, question: Question) -> Tensor:
         for it in modules
     ]
     with torch.no_grad():
-        backbone.states(backbone.encode([question]), 3)
+        backbone.hidden_states(backbone.encode([question]), 3)
     for handle in handles:
         handle.remove()
     layers = []
@@ -178,9 +180,8 @@ def test_tokens_without_places_are_told_as_tokens() -> None:
     found = _through_queries(shares, cross)
     assert found.over == "tokens" and found.values == ((0.75, 0.25),)
     ids = torch.zeros(1, 1, dtype=torch.long)
-    mask = ids.bool()
     for shape, square in (((1, 3, 8, 8), True), ((1, 3, 8, 6), False), ((2, 3, 8, 8), False), ((1, 2, 3, 8, 8), False)):
-        inputs = Inputs(ids, ids, mask, mask, mask, {"pixel_values": torch.zeros(shape)})
+        inputs = TokenBatch(ids, ids, extras={"pixel_values": torch.zeros(shape)})
         assert _one_square_image(inputs) is square
 
 

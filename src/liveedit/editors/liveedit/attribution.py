@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, TokenBatch
 from ...errors import InvalidInputError
 from ...images import open_image
 from ...samples import Edit, Question
@@ -121,7 +121,7 @@ def met(editor: LiveEdit, question: Question, edits: Mapping[str, Edit]) -> tupl
     """The sentinel's similarity, and how each edit in force fared: by margin, the largest first, then by id."""
     tokens = editor.read(editor.backbone.encode([question], padding="left"))
     modules, repository = editor.modules, editor.repository
-    query, reachable = modules.query(tokens), tokens.image.any(1)
+    query, reachable = modules.query(tokens), tokens.has_image
     sentinel = modules.visual_score(query.visual, query.sentinel)[0]
     if not len(repository):
         return float(sentinel), []
@@ -167,8 +167,8 @@ def attention_map(editor: LiveEdit, question: Question, side: Literal["hat", "ba
     inputs = editor.backbone.encode([question], padding="left")
     with _cross_attention(editor.backbone) as seen:
         tokens = editor.read(inputs)
-    asked = extractor.asked(left_pack(tokens.states, tokens.prompt))
-    shares = extractor.looked_at(asked, left_pack(tokens.states, tokens.image))[0].cpu()
+    asked = extractor.asked(left_pack(tokens.hidden_states, tokens.prompt_mask))
+    shares = extractor.attribution(asked, left_pack(tokens.hidden_states, tokens.image_mask))[0].cpu()
     if seen:
         return _through_queries(shares, torch.stack(seen).mean(0))
     side_length = math.isqrt(len(shares))
@@ -177,7 +177,7 @@ def attention_map(editor: LiveEdit, question: Question, side: Literal["hat", "ba
     return HeatMap("attention", "tokens", _rows(shares[None]), "attention over image tokens, which are no places")
 
 
-def _one_square_image(inputs: Inputs) -> bool:
+def _one_square_image(inputs: TokenBatch) -> bool:
     """Whether the model saw the image as one square: not in tiles, and not as a list of patches."""
     pixels = inputs.pixel_values
     return pixels is not None and pixels.ndim == 4 and len(pixels) == 1 and pixels.shape[-1] == pixels.shape[-2]
