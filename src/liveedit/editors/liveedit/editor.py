@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
 from ...experts import ExpertRepository, LowRankExpert
 from ...experts.blocks import Place
-from ...samples import Edit, EditCase
+from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig, Task
 from ..base import ExpertEditor, Neighbour
+from ..heat_map import HeatMap
 from ..trained import Report, TrainedEditor
+from .attention import attention_map
 from .config import LiveEditConfig
 from .hook import RoutingHook
 from .modules import EditFeatures, LiveEditModules
@@ -171,6 +173,17 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
     def estimated_weights(self, expert: LowRankExpert, margin: float) -> dict[str, float]:
         """As `neighbours.estimated_weights` computes them from the keys alone."""
         return estimated_weights(self.modules, expert, margin, self.repository)
+
+    def attention_map(self, question: Question, side: Literal["edit", "query"] = "query") -> HeatMap:
+        """Where in its image phi is read from, by the extractor of queries or that of edits; see `attention`."""
+        extractor = self.modules.bar if side == "query" else self.modules.hat
+        return attention_map(self.backbone, extractor, self.read, question)
+
+    occlusion_feature = "visual feature"
+
+    def occlusion_features(self, questions: Sequence[Question]) -> Tensor:
+        """phi of the queries, (questions, k d_m)."""
+        return self.modules.query(self.read(self.backbone.encode(questions, padding="left"))).visual
 
     def reset(self) -> None:
         """Take every edit out."""
