@@ -192,7 +192,7 @@ class _Scratch:
         tokens: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         for place, (question, _) in enumerate(items):
             kept = store.batch([place])
-            tokens[question.image is not None].append((kept.ids.shape[1], int(kept.answer.sum())))
+            tokens[question.image is not None].append((kept.roles.shape[1], int(kept.answer_mask.sum())))
         has_image = [question.image is not None for question, _ in self._task(known).items]
         inputs, rows = 0, 0.0
         for kind, found in tokens.items():
