@@ -1,6 +1,22 @@
 """Models, pictures and data that many tests share. All are small, seeded, and made once."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    [
+        "liveedit.backbones.tokens",
+        "liveedit.editors.liveedit.losses",
+        "liveedit.editors.liveedit.modules",
+        "liveedit.editors.liveedit.routing",
+        "liveedit.editors.shared",
+        "liveedit.experts.repository",
+    ],
+    "shape_checks.checked",
+)
+"""Shapes in signatures are checked in the tests. The hook has to be installed before these modules are imported."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

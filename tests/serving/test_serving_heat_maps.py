@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from liveedit.backbones import Backbone
 from liveedit.edited.model import EditedModel
-from liveedit.editors.liveedit.attribution import attention_map, change_map
+from liveedit.editors.occlusion import change_map
 from liveedit.images import open_image
 from liveedit.samples import EditCase, Question
 from liveedit.serving.api_keys import KeyFile
@@ -59,7 +59,7 @@ def test_the_maps_are_those_of_the_editor(
     assert (found["object"], found["change"], found["edits"]) == ("heat_maps", None, [])
     assert found["attention"]["over"] == "cells" and len(found["attention"]["values"]) == 4
     assert sum(sum(row) for row in found["attention"]["values"]) == pytest.approx(1, abs=1e-5)
-    assert found["attention"]["values"] == listed(attention_map(model.editor, question).values)
+    assert found["attention"]["values"] == listed(model.editor.attention_map(question).values)
     assert found["attention"]["area"] == {"left": 0, "top": 0, "width": 1, "height": 1}
 
     for cells in (2, 2.0):  # JSON does not tell one from the other.

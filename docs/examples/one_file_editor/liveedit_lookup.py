@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from liveedit.answers import Fired
-from liveedit.backbones import Backbone, Inputs
+from liveedit.backbones import Backbone, TokenBatch
 from liveedit.editors.base import ExpertEditor, Neighbour
 from liveedit.errors import InvalidInputError, NotFoundError
 from liveedit.experts import Expert
@@ -92,7 +92,7 @@ class Lookup(ExpertEditor[LookupExpert]):
     def make_expert(self, edit: Edit) -> tuple[LookupExpert, int]:
         """The keys of the question and the tokens of the answer. No gradient step is taken."""
         inputs = self.backbone.encode([edit.question])
-        images, prompts = _keys(self.backbone.states(inputs, self.layer), inputs)
+        images, prompts = _keys(self.backbone.hidden_states(inputs, self.layer), inputs)
         (answer,) = self.backbone.answer_tokens([edit.question], [edit.answer])
         return LookupExpert(images[0].cpu(), prompts[0].cpu(), torch.tensor(answer, dtype=torch.float32)), 0
 
@@ -192,7 +192,7 @@ class Lookup(ExpertEditor[LookupExpert]):
         return margins.round(decimals=9).tolist()  # Equal keys have equal margins, whatever the shape of the product.
 
 
-def _keys(states: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _keys(states: Tensor, inputs: TokenBatch) -> tuple[Tensor, Tensor]:
     """(batch, width) each, of unit length: the mean of the image tokens, zero without an image, and of the prompt."""
     normed = F.layer_norm(states.float(), states.shape[-1:])
     masks = (inputs.image_mask, inputs.prompt_mask)

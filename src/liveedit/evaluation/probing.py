@@ -8,7 +8,7 @@ import torch
 
 from ..answering import Answering
 from ..answers import Answer
-from ..backbones import Backbone, Inputs
+from ..backbones import Backbone, TokenBatch
 from ..samples import Probe, Question
 
 Tokens = tuple[int, ...]
@@ -69,7 +69,7 @@ def token_accuracy(chosen: Sequence[int], expected: Sequence[int]) -> float:
     return 100 * sum(a == b for a, b in zip(chosen, expected, strict=True)) / len(expected)
 
 
-def _along(inputs: Inputs, chosen: torch.Tensor, row: int) -> tuple[Tokens, Tokens]:
+def _along(inputs: TokenBatch, chosen: torch.Tensor, row: int) -> tuple[Tokens, Tokens]:
     """The answer's tokens of a row, and the tokens chosen at the positions that predict them."""
     positions = inputs.answer_mask[row].nonzero().flatten()
     if len(positions) > 1:

@@ -10,7 +10,8 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from ..backbones import Backbone
-from ..editors.liveedit.attribution import HeatMap, attention_map, change_map
+from ..editors.heat_map import HeatMap
+from ..editors.occlusion import change_map
 from ..samples import Question
 from .chat import FiredEdit, shown_edits
 from .chat_messages import RequestModel, Text, Whole, is_empty
@@ -91,7 +92,8 @@ def _look(served: ServedModel, query: Query, change_cells: int | None) -> HeatMa
     assert image is not None
     model.refresh()
     question = Question(query.prompt, image)
-    attention = attention_map(editor, question)
+    attention = editor.attention_map(question)
+    assert attention is not None
     change = None if change_cells is None else change_map(editor, question, change_cells)
     with torch.inference_mode():
         model.backbone.logits(model.backbone.encode([question]))

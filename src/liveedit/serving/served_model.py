@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..answers import Fired
-from ..backbones import Inputs
+from ..backbones import TokenBatch
 from ..edited.model import EditedModel, Receipt
 from ..edited.recheck import CheckedEdit
 from ..errors import EditPurgedError, InvalidInputError, NotFoundError
@@ -161,7 +161,7 @@ class ServedModel:
         """
         return self._written(*self._prepared(queries, deadline))
 
-    def _prepared(self, queries: Sequence[Query], deadline: float) -> tuple[Inputs, list[Writing]]:
+    def _prepared(self, queries: Sequence[Query], deadline: float) -> tuple[TokenBatch, list[Writing]]:
         backbone = self.model.backbone
         inputs = backbone.encode([Question(query.prompt, query.image) for query in queries], padding="left")
         rows = [
@@ -170,7 +170,7 @@ class ServedModel:
         ]
         return inputs, rows
 
-    def _written(self, inputs: Inputs, rows: Sequence[Writing]) -> list[Reply | Exception]:
+    def _written(self, inputs: TokenBatch, rows: Sequence[Writing]) -> list[Reply | Exception]:
         self.model.backbone.generate_tokens(
             inputs,
             max(row.style.new_tokens for row in rows),
@@ -275,7 +275,7 @@ class ServedModel:
         return edit.id
 
 
-def _lengths(inputs: Inputs) -> list[int]:
+def _lengths(inputs: TokenBatch) -> list[int]:
     """Tokens of each question."""
     return inputs.attention_mask.sum(1).tolist()
 

@@ -38,7 +38,7 @@ class BackboneChecks:
         """Logits of the answer tokens by prefix and suffix, and by the whole forward."""
         inputs = self.backbone.encode(self.questions, ANSWERS)
         whole = self.backbone.logits(inputs)[inputs.answer_mask]
-        states = self.backbone.states(inputs, self.layer)
+        states = self.backbone.hidden_states(inputs, self.layer)
         return self.backbone.logits_from(states, inputs, self.layer, inputs.answer_mask), whole
 
     def split_gradients(self, rows: int | None = None) -> Pair:
@@ -48,7 +48,7 @@ class BackboneChecks:
         """
         inputs = self.backbone.encode(self.questions[:rows], ANSWERS[:rows])
         with torch.no_grad():
-            states = self.backbone.states(inputs, self.layer)
+            states = self.backbone.hidden_states(inputs, self.layer)
         change = torch.zeros_like(states, requires_grad=True)
         handle = self.backbone.layers[self.layer].register_forward_hook(lambda _, __, output: _plus(output, change))
         try:

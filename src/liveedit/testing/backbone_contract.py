@@ -98,7 +98,7 @@ class BackboneContract:
             rows = []
             for row in (2, 0, 1):
                 inputs = backbone.encode([questions[row]], [ANSWERS[row]])
-                states = backbone.states(inputs, layer).bfloat16().float()
+                states = backbone.hidden_states(inputs, layer).bfloat16().float()
                 rows.append(backbone.logits_from(states, inputs, layer, inputs.predicting))
         # The cache runs the prefix in bfloat16, which moves hidden states by a few thousandths.
         torch.testing.assert_close(kept, torch.cat(rows), atol=0.15, rtol=0.05)

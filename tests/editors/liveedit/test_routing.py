@@ -12,7 +12,14 @@ import torch
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.config import Weighting
 from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
-from liveedit.editors.liveedit.routing import Routing, expert_residual, hard_routed, route, soft_weights
+from liveedit.editors.liveedit.routing import (
+    Routing,
+    changed_tokens,
+    expert_residual,
+    hard_routed,
+    route,
+    soft_weights,
+)
 from liveedit.experts import ExpertRepository, LowRankExpert, blocks
 from liveedit.experts.blocks import ExpertsOn
 
@@ -405,3 +412,18 @@ def test_a_row_with_fewer_experts_is_not_disturbed_by_the_others() -> None:
         assert [fired.edit_id for fired in alone.fired[0]] == [f.edit_id for f in together.fired[row]]
         residual = expert_residual(states[row, None], alone.u, alone.v, alone.weights, modules.config)
         torch.testing.assert_close(residual[0], whole[row], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("residual_tokens", "expected"),
+    [
+        # text, image, image, text, image, text, text, padding
+        ("text", [[0, 0, 0, 0, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]]),
+        ("all", [[1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]]),
+    ],
+)
+def test_text_before_the_image_is_changed_only_with_all_tokens(residual_tokens: str, expected: list[list[int]]) -> None:
+    image = torch.tensor([[0, 1, 1, 0, 1, 0, 0, 0], [0] * 8]).bool()
+    text = torch.tensor([[1, 0, 0, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]]).bool()
+    changed = changed_tokens(image, text, modules_of(residual_tokens=residual_tokens).config)
+    assert changed.int().tolist() == expected

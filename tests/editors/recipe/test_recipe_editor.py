@@ -107,7 +107,7 @@ def test_undo_and_reset_leave_no_trace(editor: Recipe, edits: list[tuple[str, Ed
     with pytest.raises(InvalidInputError, match="already there"):
         editor.edit(edits[:1])
     editor.undo("first")
-    assert backbone.encode(questions).asked == ()
+    assert backbone.encode(questions).prepared == ()
     assert torch.equal(logits(), unedited)
     editor.edit(edits)
     editor.reset()
