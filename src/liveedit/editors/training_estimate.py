@@ -264,7 +264,7 @@ class _Sample:
 def _lengths(store: HiddenStateCache, place: int) -> tuple[int, int]:
     """The tokens of an input, and its answer tokens, for which a second hidden state is kept."""
     kept = store.batch([place])
-    return kept.ids.shape[1], int(kept.answer.sum())
+    return kept.input_ids.shape[1], int(kept.answer_mask.sum())
 
 
 def _inputs_of(cases: Sequence[EditCase], with_image: bool) -> int:

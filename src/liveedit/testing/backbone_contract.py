@@ -94,7 +94,7 @@ class BackboneContract:
         store.fill(list(zip(questions, ANSWERS, strict=True)), batch=2)
         batch = store.batch([2, 0, 1])
         with torch.no_grad():
-            kept = backbone.logits_from(batch.states, batch, layer, batch.predicting)
+            kept = backbone.logits_from(batch.hidden_states, batch, layer, batch.predicting)
             rows = []
             for row in (2, 0, 1):
                 inputs = backbone.encode([questions[row]], [ANSWERS[row]])

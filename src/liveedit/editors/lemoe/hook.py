@@ -25,7 +25,7 @@ class ExpertHook(PrefillHook):
 
     `router` is called at prefill and sees image and prompt, never the answer. Without a router, each token is routed
     separately. `by_state`: the router is called when the FFN reads the sequence, instead of before the decoder does.
-    Inside `recording()` the model runs unedited, and `query_embedding` holds the pooled query embedding of each question.
+    Inside `recording()` the model runs unedited, and `query_embedding` holds each question's pooled embedding.
     """
 
     def __init__(
