@@ -12,7 +12,7 @@ from forced_experts import AlwaysFires
 from PIL import Image
 
 from liveedit.backbones import Backbone, built_in_folder, load_backbone
-from liveedit.edited.model import EditedModel, backbone_digest
+from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
@@ -247,7 +247,7 @@ def test_a_replica_takes_in_the_changes_of_others(
         unedited = logits_of(tiny_llava, image)
         own = model.edit(image, PROMPT, "teal").id
         edited = logits_of(tiny_llava, image)
-        other.bind(backbone_digest(tiny_llava), model.editor.digest(), backbone="x", editor="y")
+        other.bind(tiny_llava.digest(), model.editor.digest(), backbone="x", editor="y")
         theirs = other.add(NewEdit(prompt="?", answer="!", editor="y"), expert_to_bytes(random_expert(3))).id
         other.undo(own)
         assert model.refresh().added == (theirs,)
@@ -370,8 +370,8 @@ def test_loading_from_a_folder(tiny_llava: Backbone, modules: LiveEditModules, i
 
 
 def test_digests_tell_backbones_apart(tiny_llava: Backbone, random_backbone: Backbone) -> None:
-    digest = backbone_digest(tiny_llava)
-    assert digest == backbone_digest(tiny_llava) != backbone_digest(random_backbone)
+    digest = tiny_llava.digest()
+    assert digest == tiny_llava.digest() != random_backbone.digest()
 
 
 @pytest.mark.skipif(

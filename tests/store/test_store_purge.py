@@ -140,7 +140,7 @@ def test_a_reader_that_holds_the_log_is_told(path: Path) -> None:
         gone = opened.add(secret_edit(), make_expert(77))
         with reader._database.reading() as connection:
             connection.exec_driver_sql("SELECT count(*) FROM edits").scalar_one()
-            with pytest.raises(StoreError, match=r"read by another process.*Purge the same edit again"):
+            with pytest.raises(StoreError, match=r"read by another process.*purge the same edit again"):
                 opened.purge(gone.id)
         opened.purge(gone.id)
         assert traces(path.parent, secrets_of(b"nothing" * 100)) == set()

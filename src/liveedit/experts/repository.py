@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import InvalidInputError, NotFoundError
@@ -115,7 +116,7 @@ class ExpertRepository:
         row = self._row(edit_id)
         return LowRankExpert(**{name: column.read(row).to(self.device) for name, column in self._columns.items()})
 
-    def parts(self, name: Part, largest: int | None = None) -> Iterator[Tensor]:
+    def parts(self, name: Part, largest: int | None = None) -> Iterator[Float[Tensor, "rows ..."]]:
         """One part of all experts, in the order of their rows, as views of at most `largest` rows: (rows, ...).
 
         The views are valid until the next change.
@@ -123,7 +124,7 @@ class ExpertRepository:
         for part in self._column(name).parts(len(self)):
             yield from part.split(largest or len(part))
 
-    def gather(self, rows: Tensor | Sequence[int], *names: Part) -> list[Tensor]:
+    def gather(self, rows: Int64[Tensor, "*wanted"] | Sequence[int], *names: Part) -> list[Float[Tensor, "*part"]]:
         """Copies of parts of the experts in these rows, on the device: (*shape of rows, ...) each."""
         wanted = torch.as_tensor(rows, dtype=torch.long, device="cpu")
         flat = wanted.flatten()
@@ -136,23 +137,23 @@ class ExpertRepository:
         return [part.to(self.device).unflatten(0, wanted.shape) for part in found]
 
     @property
-    def u(self) -> Tensor:
-        """(edits, rank, width), a copy."""
+    def u(self) -> Float[Tensor, "edits rank width"]:
+        """The matrices U of all experts, a copy."""
         return self._whole("u")
 
     @property
-    def v(self) -> Tensor:
-        """(edits, rank, width), a copy."""
+    def v(self) -> Float[Tensor, "edits rank width"]:
+        """The matrices V of all experts, a copy."""
         return self._whole("v")
 
     @property
-    def visual_features(self) -> Tensor:
-        """(edits, k * d_m): phi_hat, a copy."""
+    def visual_features(self) -> Float[Tensor, "edits feature"]:
+        """phi_hat of all experts, a copy."""
         return self._whole("visual_feature")
 
     @property
-    def prompt_features(self) -> Tensor:
-        """(edits, k * d_m): psi_hat, a copy."""
+    def prompt_features(self) -> Float[Tensor, "edits feature"]:
+        """psi_hat of all experts, a copy."""
         return self._whole("prompt_feature")
 
     # -- inside ------------------------------------------------------------------------------------------

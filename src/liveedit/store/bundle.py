@@ -199,7 +199,7 @@ class Bundle:
     def blobs(self, edit: StoredEdit) -> dict[BlobKind, bytes]:
         """The expert of an edit, and its thumbnail and image if it has them. Raises `StoreError` for damage."""
         entries = self.contents.blobs.get(edit.id, {})
-        found = {kind: self._read(edit, kind, *entry) for kind, entry in entries.items()}
+        found: dict[BlobKind, bytes] = {kind: self._read(edit, kind, *entry) for kind, entry in entries.items()}
         if "expert" not in found:
             raise self._damaged(f"the edit {edit.id!r} has no expert")
         if entries["expert"][1] != edit.expert_digest:
