@@ -64,7 +64,7 @@ class PerplexityFigures:
     def of(cls, likelihoods: Sequence[AnswerLikelihood]) -> Self:
         """The figures of these answers. Raises `InvalidInputError` if there are none."""
         if not likelihoods:
-            raise InvalidInputError("The perplexity of no answers was asked for. Give at least one.")
+            raise InvalidInputError("The perplexity of no answers was requested. Give at least one.")
         single = sorted(likelihood.perplexity for likelihood in likelihoods)
         tokens = sum(likelihood.tokens for likelihood in likelihoods)
         middle = len(single) // 2
@@ -184,7 +184,7 @@ def _along(
 
 
 def _counted(inputs: Inputs, row: int) -> Tensor:
-    """Positions of the answer's tokens, without the end token unless it stands alone."""
+    """Positions of the answer's tokens, without the end token unless it is the only one."""
     positions = inputs.answer_mask[row].nonzero().flatten()
     return positions[:-1] if len(positions) > 1 else positions
 
