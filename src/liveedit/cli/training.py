@@ -287,7 +287,7 @@ def _reporting(processes: Processes) -> Iterator[Report]:
 def _draw(out: Path) -> Path | None:
     """The learning curves so far as an image; None where there are none, or no matplotlib."""
     from ..evaluation.learning_curves import draw_curves
-    from ..evaluation.plots import PlotsUnavailableError
+    from ..evaluation.plotting import PlotsUnavailableError
 
     curves = out / "curves.json"
     if not curves.is_file():
