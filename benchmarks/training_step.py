@@ -8,12 +8,12 @@ locality. Both sides run on the same machine in the same process, in the mixed p
 
 `step_over_minimum`: a step from scratch: `LiveEditTask.prepare` (encode the questions, states at the edit
 layer and final states of all 40 inputs), then generator, features, mixing and losses (`LiveEditTask.loss`,
-stage "joint"), the layers behind the edit layer forward and backward, and the optimiser; over one batched
+stage "joint"), the layers after the edit layer forward and backward, and the optimiser; over one batched
 forward of the whole model (vision tower and all layers) on the same 40 inputs, already encoded, plus one
-batched forward and backward of the layers behind the edit layer on the same 40 inputs.
+batched forward and backward of the layers after the edit layer on the same 40 inputs.
 
 `step_over_suffix_cached`: the same step with states kept from before, as in all steps of a real training
-after the first pass over the data; over one batched forward and backward of the layers behind the edit
+after the first pass over the data; over one batched forward and backward of the layers after the edit
 layer.
 
 The baseline's backward is that of `Backbone.logits_from` and a mean NLL on the answers, with gradients into

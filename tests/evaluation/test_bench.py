@@ -104,7 +104,7 @@ def test_rows_are_measured_once_and_again_where_anything_differs(
 def test_more_edits_than_cases_are_refused(
     random_backbone: Backbone, eval_cases: tuple[EditCase, ...], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="13 edits were asked for and the data holds 12"):
+    with pytest.raises(ConfigError, match="13 edits were requested and the data holds 12"):
         bench_of(random_backbone, eval_cases, tmp_path, edits=(13,))
 
 

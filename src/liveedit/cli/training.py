@@ -262,7 +262,7 @@ def _reporting(processes: Processes) -> Iterator[TaskProgress]:
 def _plot_curves(out: Path) -> Path | None:
     """Plot the learning curves so far; None if there are none, or if matplotlib is not installed."""
     from ..evaluation.learning_curves import draw_curves
-    from ..evaluation.plots import PlotsUnavailableError
+    from ..evaluation.plotting import PlotsUnavailableError
 
     curves = out / "curves.json"
     if not curves.is_file():

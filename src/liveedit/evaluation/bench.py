@@ -38,7 +38,7 @@ class BenchConfig(BaseModel):
     few_edits_cases: int = Field(
         default=100,
         ge=1,
-        description="For small T: groups of T edits, each on a fresh model, until so many cases are measured.",
+        description="For small T: groups of T edits, each on a fresh model, until this many cases are measured.",
     )
     batch: int = Field(default=128, ge=1, description="Questions per forward pass.")
     max_new_tokens: int = Field(default=16, ge=1, description="Longest free answer, in tokens.")
@@ -93,8 +93,8 @@ class Bench:
         """unedited: a folder in which runs of the same backbone share the unedited model's answers."""
         if max(config.edits) > len(cases):
             raise ConfigError(
-                f"{max(config.edits)} edits were asked for and the data holds {len(cases)}. "
-                "Ask for fewer or give more data."
+                f"{max(config.edits)} edits were requested and the data holds {len(cases)}. "
+                "Request fewer, or give more data."
             )
         self.backbone, self.cases, self.config, self.folder = backbone, tuple(cases), config, folder
         self.provenance, self.report = provenance, report

@@ -64,7 +64,7 @@ class PerplexityFigures:
     def of(cls, likelihoods: Sequence[AnswerLikelihood]) -> Self:
         """The figures of these answers. Raises `InvalidInputError` if there are none."""
         if not likelihoods:
-            raise InvalidInputError("The perplexity of no answers was asked for. Give at least one.")
+            raise InvalidInputError("The perplexity of no answers was requested. Give at least one.")
         single = sorted(likelihood.perplexity for likelihood in likelihoods)
         tokens = sum(likelihood.tokens for likelihood in likelihoods)
         middle = len(single) // 2

@@ -174,7 +174,7 @@ class Spread:
         """The spread of one value per seed."""
         count = len(values)
         if not count:
-            raise InvalidInputError("A spread of no values was asked for. Give one value per seed.")
+            raise InvalidInputError("A spread of no values was requested. Give one value per seed.")
         mean = math.fsum(values) / count
         if count == 1:
             return cls(mean, None, None, None, 1)

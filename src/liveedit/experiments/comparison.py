@@ -45,7 +45,7 @@ def comparison(
         editor_class(name)
     labels = [label for label, _ in named]
     if len(set(labels)) < len(labels):
-        raise InvalidInputError(f"An editor was given twice ({', '.join(labels)}). Give LABEL=NAME to tell two apart.")
+        raise InvalidInputError(f"An editor was given twice ({', '.join(labels)}). Give LABEL=NAME to distinguish two.")
     chosen = tuple(backbones or table.backbones)
     numbers, orders = sorted(set(edits or table.edits)), tuple(dict.fromkeys(seeds or table.seeds))
     folders = dict(sources or {})

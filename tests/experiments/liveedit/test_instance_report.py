@@ -84,7 +84,7 @@ def test_the_table_tells_who_passed_and_who_came_near(tmp_path: Path) -> None:
     ]
     assert rows[0][2:] == ["red \\| blue", "passed", "+2.500", "1.25", "0.900", "2.0e-07 |"]
     (said, counted, maps) = [line for line in lines if line.startswith("- ")]
-    assert "says '(nothing)'; unedited it says 'green'" in said
+    assert "answers '(nothing)'; unedited it answers 'green'" in said
     assert "3 of 5 edits passed" in counted
     assert "Largest change: 0.400 at row 2, column 2 of 2" in maps
 

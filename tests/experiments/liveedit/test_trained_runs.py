@@ -111,7 +111,7 @@ def test_impossible_trainings_are_refused(loaded: Backbone, world: Path, tmp_pat
         Training(steps_share=0).setup(loaded, 100, {})
     with pytest.raises(DatasetError, match=r"no train\.json"):
         training_cases(Training(str(tmp_path)))
-    with pytest.raises(ConfigError, match="the data holds 12"):
+    with pytest.raises(ConfigError, match="the data has 12"):
         training_cases(Training(str(world), cases=13))
     assert len(training_cases(Training(str(world), cases=5)).cases) == 5
     assert len(training_cases(Training(f"mmedit:{world / 'train.json'}")).cases) == 12

@@ -83,13 +83,13 @@ def _table(number: int, entry: Entry) -> Table:
         for one in listed
     )
     passed = sum(one["passed"] for one in candidates)
-    said = entry["answer"] or "(nothing)"
+    answer = entry["answer"] or "(nothing)"
     return Table(
         title=f"{number}. {entry['backbone']}, {entry['kind']}: {entry['prompt']}",
         header=("Edit", "Asks", "Answer", "Hard routing", "Margin", "Score", "Weight", "Had all passed"),
         rows=rows,
         notes=(
-            f"The model says {said!r}; unedited it says {entry['unedited_answer']!r}.",
+            f"The model answers {answer!r}; unedited it answers {entry['unedited_answer']!r}.",
             f"{passed} of {len(candidates)} edits passed hard routing; filtered edits are listed if they are among the "
             f"{SHOWN} nearest.",
             f"Attention: {entry['attention']['note']}. Largest change: {_largest(entry['change'])}.",
@@ -146,8 +146,8 @@ def _draw_query(panels: Sequence[Axes], entry: Entry, image: Image.Image, number
     for panel, head in zip(panels, heads, strict=True):
         panel.set_title(head, fontsize=9)
     asked = f"{number}. {entry['backbone']}, {entry['kind']}: {entry['prompt']}"
-    said = f"{entry['unedited_answer'] or '(nothing)'} → {entry['answer'] or '(nothing)'}"
-    panels[0].set_xlabel(f"{_wrapped(asked)}\n{_wrapped(said)}", fontsize=7.5)
+    answers = f"{entry['unedited_answer'] or '(nothing)'} → {entry['answer'] or '(nothing)'}"
+    panels[0].set_xlabel(f"{_wrapped(asked)}\n{_wrapped(answers)}", fontsize=7.5)
 
 
 def _draw_edit(panel: Axes, one: Mapping[str, Any], images: Mapping[str, Image.Image], place: int) -> None:
