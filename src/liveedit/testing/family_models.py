@@ -337,7 +337,7 @@ def save_idefics3(folder: Path) -> None:
         vision_config={"image_size": 32, "patch_size": PATCH, **_VISION},
         text_config=_llama_config(tokenizer),
         image_token_id=_id(tokenizer, "<image>"),
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportCallIssue]  # Taken by the base class.
         scale_factor=2,
     )
     _save(
@@ -359,7 +359,7 @@ def save_smolvlm(folder: Path) -> None:
         vision_config={"image_size": 32, "patch_size": PATCH, **_VISION},
         text_config=_llama_config(tokenizer),
         image_token_id=_id(tokenizer, "<image>"),
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportCallIssue]  # Taken by the base class.
         scale_factor=2,
     )
     _save(
