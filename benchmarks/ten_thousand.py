@@ -38,6 +38,7 @@ from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEdit
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.experts import LowRankExpert
+from liveedit.experts.expert import expert_to_bytes
 from liveedit.samples import Edit, Question
 from liveedit.store.store import EditStore, NewEdit
 
@@ -160,7 +161,7 @@ def fill(backbone: Backbone, path: Path, count: int, asked: int, seed: int) -> t
             rival = choice.choice(sorted(ledger.active)) if ledger.active and choice.random() < 0.04 else None
             said = NewEdit(prompt=case.edit.prompt, answer=case.edit.answer, editor=editor.name, author="benchmark")
             started = time.perf_counter()
-            edit_id = store.add(said, expert, supersedes=() if rival is None else (rival,)).id
+            edit_id = store.add(said, expert_to_bytes(expert), supersedes=() if rival is None else (rival,)).id
             add_s.append(time.perf_counter() - started)
             experts[edit_id] = expert
             ledger.added(edit_id, rival)

@@ -1,4 +1,6 @@
-"""What a training step of 8 edits costs over the least that an ordinary implementation would do.
+"""The cost of a training step of 8 edits, relative to the least that an ordinary implementation would do.
+
+Runs on the shape `small` with 5 repetitions; `--long` runs all CPU shapes.
 
 The step's inputs are 40: of each edit the edit itself, a text and a modal generality, a text and a modal
 locality. Both sides run on the same machine in the same process, in the mixed precision of the trainer
@@ -160,7 +162,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and report."""
-    settings = read_settings(__doc__ or "", repeats=5)
+    settings = read_settings(__doc__ or "", repeats=5, short=(5, ("small",)))
     report(
         "training_step",
         settings,

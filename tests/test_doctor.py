@@ -16,9 +16,8 @@ from torch import nn
 from liveedit.backbones import load_backbone
 from liveedit.backbones.loading import DeviceMap, Quantization
 from liveedit.doctor import examine
-from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.testing.family_models import FAMILIES
 
 
@@ -31,7 +30,7 @@ def test_every_family_is_healthy(family: str, tmp_path: Path) -> None:
     assert "covered by the contract tests" in diagnosis.found["family"]
     plan = diagnosis.plan
     assert plan["edit_layer"] == 2  # Two thirds of four, counted from 0.
-    config = LiveEditConfig.create(**default_shape(backbone))
+    config = LiveEditConfig.create(**LiveEdit.backbone_settings(backbone))
     modules = LiveEditModules(config)
     assert plan["editor_parameters"] == sum(value.numel() for value in modules.parameters())
     assert plan["model_bytes"] == sum(4 * value.numel() for value in backbone.model.parameters())

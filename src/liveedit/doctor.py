@@ -14,7 +14,6 @@ from .backbones import Backbone
 from .backbones.families import known_model_types
 from .editors.liveedit import LiveEdit, LiveEditConfig
 from .editors.liveedit.modules import LiveEditModules
-from .editors.liveedit.recipe import default_shape
 from .errors import LiveEditError
 from .progress import Progress, no_progress
 from .samples import Edit, Question
@@ -153,7 +152,9 @@ class _Examination:
 
     def _editor(self) -> LiveEdit:
         small = {"module_width": 32, "heads": 1, "rank": 2, "feature_parts": 1}
-        return LiveEdit.untrained(self.backbone, LiveEditConfig.create(**{**default_shape(self.backbone), **small}))
+        return LiveEdit.untrained(
+            self.backbone, LiveEditConfig.create(**{**LiveEdit.backbone_settings(self.backbone), **small})
+        )
 
     def _force(self, editor: LiveEdit, zero: bool) -> None:
         """Add an expert that both routers pass for the first question."""
@@ -217,7 +218,7 @@ def _image_tokens(backbone: Backbone) -> str:
 
 
 def _plan(backbone: Backbone, layer: int) -> dict[str, Any]:
-    config = LiveEditConfig.create(**default_shape(backbone))
+    config = LiveEditConfig.create(**LiveEdit.backbone_settings(backbone))
     with torch.device("meta"):
         parameters = sum(value.numel() for value in LiveEditModules(config).parameters())
     features = config.feature_parts * config.module_width

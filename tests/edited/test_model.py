@@ -15,9 +15,9 @@ from liveedit.backbones import Backbone, built_in_folder, load_backbone
 from liveedit.edited.model import EditedModel, backbone_digest
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.editors.liveedit.recipe import default_shape
 from liveedit.errors import ImageError, InvalidInputError, LiveEditError, NotFoundError, StoreError
 from liveedit.experts import LowRankExpert
+from liveedit.experts.expert import expert_to_bytes
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase, Question
 from liveedit.store.store import EditStore, NewEdit
@@ -248,7 +248,7 @@ def test_a_replica_takes_in_the_changes_of_others(
         own = model.edit(image, PROMPT, "teal").id
         edited = logits_of(tiny_llava, image)
         other.bind(backbone_digest(tiny_llava), model.editor.digest(), backbone="x", editor="y")
-        theirs = other.add(NewEdit(prompt="?", answer="!", editor="y"), random_expert(3)).id
+        theirs = other.add(NewEdit(prompt="?", answer="!", editor="y"), expert_to_bytes(random_expert(3))).id
         other.undo(own)
         assert model.refresh().added == (theirs,)
         assert model.editor.repository.ids == (theirs,) and model.revision == 3
@@ -402,7 +402,7 @@ def test_a_language_model_is_edited_asked_and_undone(tmp_path: Path) -> None:
     FAMILIES["mistral"](tmp_path / "model")
     backbone = load_backbone(tmp_path / "model", device="cpu")
     sizes = {"module_width": 32, "heads": 4, "rank": 2, "feature_parts": 2}
-    config = LiveEditConfig.create(**{**default_shape(backbone), **sizes})
+    config = LiveEditConfig.create(**{**LiveEdit.backbone_settings(backbone), **sizes})
     with LiveEdit.untrained(backbone, config) as editor:
         editor.save_pretrained(tmp_path / "editor", torch.float32)
     prompt, edits = "Who holds the office now?", tmp_path / "edits.db"

@@ -25,8 +25,7 @@ from liveedit.serving.served_model import Correction, Query, Reply, ServedModel
 from liveedit.serving.server import Server
 from liveedit.serving.settings import ServingSettings
 from liveedit.store.idempotency import ChangeRequest
-from liveedit.store.paging import EditPage
-from liveedit.store.records import StoredEdit
+from liveedit.store.records import EditPage, StoredEdit
 
 
 class FakeModel:

@@ -16,8 +16,7 @@ from serving_fakes import FakeModel, fake_app, listening
 from liveedit.answers import Fired
 from liveedit.edited.recheck import CheckedEdit
 from liveedit.serving.example_images import QUESTIONS
-from liveedit.store.paging import EditPage
-from liveedit.store.records import StoredEdit
+from liveedit.store.records import EditPage, StoredEdit
 
 _REASON = why_no_browser()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]

@@ -19,13 +19,13 @@ from torch import nn
 
 from liveedit.edited.model import EditedModel
 from liveedit.experts import LowRankExpert
+from liveedit.experts.expert import expert_to_bytes
 from liveedit.images import image_digest
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
-from liveedit.store.records import NewEdit, thumbnail_png
-from liveedit.store.store import EditStore
+from liveedit.store.store import EditStore, NewEdit, thumbnail_png
 
 
 class KeptModel:
@@ -62,7 +62,7 @@ def add(store: EditStore, random_expert: Callable[..., LowRankExpert]) -> Callab
         thumbnail = None if image is None else thumbnail_png(image)
         digest = None if image is None else image_digest(image)
         new = NewEdit(prompt="What?", answer=answer, editor="liveedit", image_sha256=digest, **said)
-        return store.add(new, random_expert(1, width=8), thumbnail).id
+        return store.add(new, expert_to_bytes(random_expert(1, width=8)), thumbnail).id
 
     return make
 

@@ -114,7 +114,7 @@ class HiddenStateCache:
         chunks = [items[start : start + batch] for start in range(0, len(items), batch)]
         states_found: list[Tensor] = []
         final_found: list[Tensor] = []
-        spill = _Spill(self._spill_file) if self._estimate(items) > IN_MEMORY_BYTES else None
+        spill = _Spill(self._spill_file) if self.estimated_bytes(len(items)) > IN_MEMORY_BYTES else None
         for done, chunk in enumerate(chunks, 1):
             inputs = self.backbone.encode([question for question, _ in chunk], [answer for _, answer in chunk])
             states, final = self._run(inputs)
@@ -187,9 +187,10 @@ class HiddenStateCache:
             self._positions = self._positions or []
             self._positions += [_positions_of(inputs, row) for row in range(len(inputs))]
 
-    def _estimate(self, items: Sequence[Item]) -> int:
+    def estimated_bytes(self, items: int) -> int:
+        """Estimated size of the hidden states of this many items; beyond `IN_MEMORY_BYTES` they go to a file."""
         tokens_each = self.backbone.image_tokens + 32
-        return len(items) * tokens_each * self.backbone.width * 2
+        return items * tokens_each * self.backbone.width * 2
 
     @property
     def _spill_file(self) -> Path:

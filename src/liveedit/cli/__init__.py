@@ -1,4 +1,7 @@
-"""`liveedit`: thin commands. Results go to standard output, progress and errors to standard error."""
+"""`liveedit`: the commands. Results go to standard output, progress and errors to standard error.
+
+Command modules import the library inside their commands, so that `liveedit edits` starts without torch.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Correct a frozen vision-language model, and take any correction back.",
+    help="Correct a frozen vision-language model, and undo any correction exactly.",
 )
 editing.register(app)
 edits.register(app)
@@ -51,7 +54,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0, 1 for an error (reported in one line), 130 for Ctrl-C."""
+    """Run a command and return its exit code: 0, 1 for an error (printed in one line), 130 for Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = spread_values([argument for argument in given if argument != "--debug"])
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    """The message for an error, in one sentence."""
+    """The message for an error."""
     describe_usage = getattr(error, "format_message", None)  # Errors of the option parser have this.
     if describe_usage is not None:
         return f"{describe_usage().rstrip('. ')}. See `liveedit --help`, or --help after a command."

@@ -22,9 +22,7 @@ def convert_minigpt4(
     blip2: Annotated[Path, typer.Option(help="A BLIP-2 folder of transformers, or LAVIS's blip2_pretrained_*.pth.")],
     language_model: Annotated[Path, typer.Option(help="The folder of the Vicuna that the projection was made for.")],
     out: Annotated[Path, typer.Option(help="Folder for the model; must be new or empty.")],
-    vision_tower: Annotated[
-        Path | None, typer.Option(help="LAVIS's eva_vit_g.pth, if --blip2 is a .pth file.")
-    ] = None,
+    vision_tower: Annotated[Path | None, typer.Option(help="LAVIS's eva_vit_g.pth, if --blip2 is a .pth file.")] = None,
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"], typer.Option(help="Precision of the file.")
     ] = "float16",

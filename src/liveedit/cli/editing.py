@@ -143,7 +143,7 @@ def ask(
     from ..edited.model import EditedModel
     from ..editors import editor_class
     from ..samples import Question
-    from ..store.opening import is_absent
+    from ..store.locations import is_absent
 
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking must not create the file.
     editor_class(editor)
@@ -179,7 +179,7 @@ def check(
     """Ask all active edits again and list those that no longer hold; the exit code is then 1."""
     load_quietly()
     from ..edited.model import EditedModel
-    from ..store.opening import is_absent
+    from ..store.locations import is_absent
     from ..store.store import EditStore
 
     if is_absent(edits):

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from .. import registry
-from ..errors import ExtensionError
+from ..errors import ConfigError, ExtensionError
 from ..registry import EDITORS
 from .base import Editor, EditRecord, ExpertEditor
+from .trained import TrainedEditor
 
-__all__ = ["EditRecord", "Editor", "ExpertEditor", "editor_class", "editor_names", "expert_editor_names"]
+__all__ = [
+    "EditRecord",
+    "Editor",
+    "ExpertEditor",
+    "TrainedEditor",
+    "editor_class",
+    "editor_names",
+    "expert_editor_names",
+    "trained_editor_class",
+]
 
 
 def editor_names() -> tuple[str, ...]:
@@ -33,3 +43,12 @@ def _makes_experts(name: str) -> bool:
         return issubclass(editor_class(name), ExpertEditor)
     except ExtensionError:
         return False
+
+
+def trained_editor_class(name: str) -> type[TrainedEditor]:
+    """The editor of this name. Raises `ConfigError` if it has nothing to train, `NotFoundError` if there is none."""
+    kind = editor_class(name)
+    if not issubclass(kind, TrainedEditor):
+        trained = [other for other in editor_names() if issubclass(editor_class(other), TrainedEditor)]
+        raise ConfigError(f"The editor {name!r} has nothing to train. Give one of {', '.join(trained)}.")
+    return kind

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
@@ -17,10 +17,10 @@ from torch import Tensor
 from ..answers import Fired
 from ..backbones import Backbone
 from ..errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError, issues_of
+from ..experts.blocks import ExpertsOn
 from ..experts.expert import AnyExpert
 from ..progress import Progress, no_progress
 from ..samples import Edit
-from ..training.checkpoints import load_tensors, save_tensors
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -47,12 +47,13 @@ class Editor(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for lists."""
+    table_order: ClassVar[int] = 100
+    """Place in comparison tables, ascending; equal places by name."""
     settings_class: ClassVar[type[BaseModel] | None] = None
     """Its configuration, where that is chosen when the editor is made and not when it is trained."""
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
-        self._unedited_digest = backbone.digest()
 
     @classmethod
     def load(cls, backbone: Backbone, source: str | None = None) -> Self:
@@ -134,7 +135,7 @@ class Editor(ABC):
         finally:
             self.restore(tensors, note)
 
-    # -- keeping what edits left behind ------------------------------------------------------------------
+    # -- saving and restoring the active edits -----------------------------------------------------------
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the edits made so far have left, as tensors by name and a JSON object."""
@@ -143,26 +144,6 @@ class Editor(ABC):
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
         """Put what `edited_state` gave in place of the edits made so far: answers are the same again."""
         raise NotImplementedError
-
-    def save_edits(self, file: Path) -> None:
-        """Write the edits in force to one safetensors file."""
-        tensors, note = self.edited_state()
-        save_tensors(file, tensors, {"made_by": self._maker(), "note": note})
-
-    def load_edits(self, file: Path) -> None:
-        """Put saved edits in place of those in force.
-
-        Raises `CheckpointError` for a damaged file and for edits of another editor, settings or backbone, and
-        changes nothing then.
-        """
-        tensors, metadata = load_tensors(file)
-        made_by, mine = metadata.get("made_by"), self._maker()
-        if made_by != mine:
-            raise CheckpointError(f"The edits in {file} were made by {made_by}, and this is {mine}. Use the same.")
-        self.restore(tensors, metadata["note"])
-
-    def _maker(self) -> dict[str, Any]:
-        return {"editor": self.name, "editor_digest": self.digest(), "backbone_digest": self._unedited_digest}
 
     def detach(self) -> None:
         """Leave the backbone as it was before this editor."""
@@ -183,10 +164,6 @@ class Neighbour:
 
     edit_id: str
     similarity: float
-
-
-ExpertsOn = Literal["device", "host"]
-"""Where experts are kept: on the model's device, or in memory-mapped files on the host."""
 
 
 class ExpertEditor(Editor, Generic[AnyExpert]):

@@ -124,6 +124,7 @@ class FineTuneLast(FineTune):
 
     name = "ft-l"
     summary = "fine-tuning of the last language layer (FT-L)"
+    table_order = 10
     settings_class = FineTuneConfig
 
     def __init__(self, backbone: Backbone, config: FineTuneConfig | None = None):
@@ -146,6 +147,7 @@ class FineTuneMultimodal(FineTune):
 
     name = "ft-m"
     summary = "fine-tuning of the part between vision tower and language model (FT-M)"
+    table_order = 11
     settings_class = FineTuneMultimodalConfig
 
     def __init__(self, backbone: Backbone, config: FineTuneMultimodalConfig | None = None):

@@ -10,8 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from ..edited.model import Receipt
-from ..store.paging import EditPage, State
-from ..store.records import EventKind, StoredEdit
+from ..store.records import EditPage, EventKind, State, StoredEdit
 from .evidence import EditEvidence, evidence_of
 from .service import Service
 

@@ -18,8 +18,7 @@ from ..edited.recheck import CheckedEdit
 from ..errors import EditPurgedError, InvalidInputError, NotFoundError
 from ..samples import Question
 from ..store.idempotency import ChangeRequest
-from ..store.paging import EditPage, State
-from ..store.records import Event, StoredEdit
+from ..store.records import EditPage, Event, State, StoredEdit
 from .decoding import Finish, Listener, Sampling, Stopping, Style, Writing
 from .settings import ServingSettings
 from .workers import default_workers

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ...backbones import Backbone
 from ..liveedit.hook import RoutingHook
-from .anchors import Gist
+from .anchors import QueryEmbedding
 from .config import LemoeConfig
 from .experts import FeedForward
 from .routing import Route
 
-Router = Callable[[Gist], Route]
+Router = Callable[[QueryEmbedding], Route]
 Mixer = Callable[[Route | None, Tensor, Tensor | None], Tensor]
 """From the route of the sequence (None where tokens are routed), what the FFN reads, (batch, length, d), and at
 prefill which tokens are image and prompt, (batch, length): what is added."""
@@ -47,8 +47,8 @@ class ExpertHook(RoutingHook):
     ):
         self._key_router, self._mixer, self._by_state = router, mixer, by_state
         self.route: Route | None = None
-        self.gist: Gist | None = None
-        self._unread: tuple[Gist, Tensor] | None = None
+        self.gist: QueryEmbedding | None = None
+        self._unread: tuple[QueryEmbedding, Tensor] | None = None
         """What is known of the questions while their states are yet to be read, and which tokens are the prompt's."""
         self._question: Tensor | None = None
         self._listening = False
@@ -89,13 +89,13 @@ class ExpertHook(RoutingHook):
         kinds = call(*embeddings.shape[:2])
         self._rows = len(embeddings)
         self._question = kinds.image | kinds.prompt
-        gist = Gist.of(embeddings, kinds.image.to(embeddings.device), kinds.prompt.to(embeddings.device))
+        gist = QueryEmbedding.of(embeddings, kinds.image.to(embeddings.device), kinds.prompt.to(embeddings.device))
         if self._by_state:
             self._unread = gist, kinds.prompt
         else:
             self._hear(gist)
 
-    def _hear(self, gist: Gist) -> None:
+    def _hear(self, gist: QueryEmbedding) -> None:
         if self._listening:
             self.gist = gist
         elif self._key_router is not None:

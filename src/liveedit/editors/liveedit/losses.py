@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..shared.losses import answer_nll as answer_nll
+from ..shared.losses import locality_kl as locality_kl
+
 SoftTerms = Literal["both", "absolute", "relative"]
 """Terms of the soft-routing loss: equation 15 is the absolute one, equation 16 the relative one."""
 
@@ -27,18 +30,6 @@ class PairKinds:
 
     own: Tensor
     asks_same: Tensor
-
-
-def answer_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """`-log f(o | v, p)`, averaged over answer tokens (equations 9 and 10), in nats."""
-    return F.cross_entropy(logits.float(), targets)
-
-
-def locality_kl(base_logits: Tensor, edited_logits: Tensor, exchanged: bool = False) -> Tensor:
-    """`KL(f || f_edited)` per answer token (equation 11), in nats; `exchanged` as in the released code."""
-    base, edited = base_logits.float().log_softmax(-1), edited_logits.float().log_softmax(-1)
-    first, second = (edited, base) if exchanged else (base, edited)
-    return F.kl_div(second, first, log_target=True, reduction="batchmean")
 
 
 def hard_routing_paper(visual: Tensor, sentinel: Tensor, own: Tensor) -> Tensor:

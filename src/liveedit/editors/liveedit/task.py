@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ...backbones import Backbone
@@ -23,8 +22,8 @@ from ...experts import ExpertRepository
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
 from . import losses
-from .editor import split_experts
-from .modules import EditFeatures, LiveEditModules, QueryFeatures, TokenStates
+from .config import LiveEditLosses
+from .modules import EditFeatures, LiveEditModules, QueryFeatures, TokenStates, split_experts
 from .routing import changed_tokens, expert_residual, route, soft_weights
 
 _DRAWS_PER_ROW = 64
@@ -33,51 +32,6 @@ _DRAWS_PER_ROW = 64
 _IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
 
 Stage = Literal["routing", "generator", "joint"]
-
-
-class LiveEditLosses(BaseModel):
-    """How LiveEdit is trained. The defaults are the improved form; `LiveEditLosses.paper()` is the paper's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hard_loss: Literal["paper", "margin"] = Field(
-        default="margin", description="Hard-routing loss: equation 13, or margins."
-    )
-    soft_loss: Literal["paper", "masked"] = Field(
-        default="masked", description="Soft-routing loss: equations 15, 16, or masked."
-    )
-    soft_terms: losses.SoftTerms = Field(
-        default="both",
-        description="Terms of the soft-routing loss, in either form: both, the absolute alone (equation 15; table 2: "
-        "- l_sr2) or the relative alone (equation 16; table 2: - l_sr1).",
-    )
-    mixing: Literal["batch", "prefix", "routed"] = Field(
-        default="routed",
-        description="Experts mixed in a step: the batch's (paper), a random prefix and the own one (released code), or "
-        "those that pass hard routing, as at query time.",
-    )
-    kl_exchanged: bool = Field(default=False, description="KL(edited || base) as in the released code.")
-    text_locality: bool = Field(default=True, description="Text-only locality in the losses (released code: no).")
-    same_subject: Literal["negative", "ignored"] = Field(
-        default="negative",
-        description="Edits of the same subject that ask something else, in hard routing with margins.",
-    )
-    prompt_dropout: float = Field(
-        default=0.3,
-        ge=0,
-        lt=1,
-        description="Share of the prompt's tokens hidden from both extractors in the routing stage, so that no single "
-        "word decides.",
-    )
-    margin: float = Field(default=2.0, ge=0, description="Margin of hard routing with margins.")
-    negative_weight: float = Field(
-        default=2.0, gt=0, description="Weight of the negatives in margin and masked losses."
-    )
-
-    @classmethod
-    def paper(cls) -> LiveEditLosses:
-        """The losses of section 4.3 as they stand."""
-        return cls(hard_loss="paper", soft_loss="paper", mixing="batch", prompt_dropout=0.0)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class TunedWeights:
         return bool(self._own)
 
     @torch.no_grad()
-    def put(self) -> None:
+    def activate(self) -> None:
         """Put the tuned weights in force; they are computed the first time."""
         if self.active:
             return
@@ -91,7 +91,7 @@ class TunedWeights:
         self._own = {name: _weight(layer) for name, layer in self.layers.items()}
         _place(self.layers, self._made)
 
-    def take_back(self) -> None:
+    def deactivate(self) -> None:
         """Put the backbone's own weights back."""
         own, self._own = self._own, {}
         _place({name: self.layers[name] for name in own}, own)
@@ -100,12 +100,12 @@ class TunedWeights:
     def paused(self) -> Iterator[None]:
         """The backbone's own weights are in force inside."""
         was_active = self.active
-        self.take_back()
+        self.deactivate()
         try:
             yield
         finally:
             if was_active:
-                self.put()
+                self.activate()
 
     @contextmanager
     def training(self) -> Iterator[None]:

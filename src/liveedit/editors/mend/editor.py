@@ -12,11 +12,12 @@ from torch import Tensor
 from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase
 from ...training.checkpoints import save_tensors
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..trained import Report, TrainedEditor
+from ..trained import TrainedEditor
 from .config import MendConfig
 from .factors import edit_gradients, layer_before, mlp_matrices
 from .modules import MendModules
@@ -37,6 +38,7 @@ class Mend(TrainedEditor):
 
     name = "mend"
     summary = "an edit's gradient, transformed into a weight change (MEND)"
+    table_order = 20
     config_class = MendConfig
 
     def __init__(self, backbone: Backbone, modules: MendModules):
@@ -57,7 +59,7 @@ class Mend(TrainedEditor):
     # -- making and training -----------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """As many of the last layers as the paper edits, fewer where the backbone is too shallow."""
         editable = len(backbone.layers) - 1 - backbone.first_edit_layer
         return {"layers": max(1, min(MendConfig().layers, editable))}
@@ -71,7 +73,7 @@ class Mend(TrainedEditor):
     @classmethod
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """One stage."""
-        return (StageConfig(name="edit", steps=1400, batch=12, rate=3e-3),)
+        return (StageConfig(name="edit", steps=1400, batch=12, learning_rate=3e-3),)
 
     @classmethod
     def make_task(
@@ -80,8 +82,9 @@ class Mend(TrainedEditor):
         config: MendConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> MendTask:
         """The cases with their states before the first edited layer."""
         before = layer_before(mlp_matrices(backbone, config.layers))

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..liveedit.modules import left_pack
-from ..shared import QuestionEncoder, QuestionTokens
+from ..shared import QuestionEncoder, QuestionTokens, RetrievedExpert
+from ..shared.attention import left_pack
 from ..shared.question_encoder import Block
 from .config import RecipeConfig
+
+
+@dataclass(frozen=True, eq=False)
+class PromptExpert(RetrievedExpert):
+    """An edit as a key, `feature`, and its continuous prompt, (prompt tokens, width)."""
+
+    prompt: Tensor
 
 
 class RecipeModules(nn.Module):

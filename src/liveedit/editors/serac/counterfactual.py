@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -118,22 +117,6 @@ class Counterfactual(nn.Module):
         """As wide as the backbone's: vocabularies are padded differently, by tokens that are never an answer."""
         missing = self.vocabulary - logits.shape[-1]
         return F.pad(logits, (0, missing), value=torch.finfo(logits.dtype).min) if missing else logits
-
-
-def words_of(tokenizer: Any) -> tuple[str, ...]:
-    """What the tokenizer has a token of its own for, of letters alone and at least two of them."""
-    special = set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer)) if token not in special])
-    return tuple(sorted({text for text in texts if len(text) > 1 and text.strip().isalpha()}))
-
-
-def random_answer(words: Sequence[str], rng: np.random.Generator, longest: int = 4) -> str:
-    """One to `longest` random words, or parts of words, as one text: what no training edit answers."""
-    while True:
-        chosen = rng.integers(len(words), size=int(rng.integers(1, longest + 1))).tolist()
-        text = "".join(words[int(index)] for index in chosen).strip()
-        if text:
-            return text
 
 
 def _small(backbone: Backbone, config: SeracConfig) -> Any:

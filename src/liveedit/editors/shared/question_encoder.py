@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...backbones import Backbone
 from ...errors import BackboneError
 from ...samples import Question
-from ..liveedit.modules import CrossAttention, TokenStates, left_pack
+from .attention import CrossAttention, left_pack
 
 
 class EncoderConfig(BaseModel):
@@ -42,9 +42,32 @@ class EncoderConfig(BaseModel):
         return self
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """The settings that the backbone decides."""
         return {"width": backbone.width, "layer": backbone.default_edit_layer()}
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """States at the edit layer with the kinds of their tokens.
+
+    states: (batch, length, d). image, prompt, answer: (batch, length) booleans. embeddings: (batch, length, d), the
+    word embeddings of the same tokens.
+    """
+
+    states: Tensor
+    image: Tensor
+    prompt: Tensor
+    answer: Tensor
+    embeddings: Tensor
+
+    @property
+    def text(self) -> Tensor:
+        """Prompt and answer."""
+        return self.prompt | self.answer
+
+    def __len__(self) -> int:
+        return len(self.states)
 
 
 @dataclass(frozen=True)
