@@ -52,6 +52,7 @@ class Untrained(Contract):
 
 class TestNone(Contract):
     editor_name = "none"
+    edits_change_answers = False
 
 
 class TestFineTuneLast(Contract):
