@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import outside_packages
 import pytest
+from outside_packages import EntryPoints
 
 from liveedit import registry
 from liveedit.backbones.families import backbone_class, known_model_types
@@ -47,15 +49,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a distribution with one module, `NAME_module`, and entry points, for the time of a test."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def call(name: str, entry_points: dict[str, dict[str, str]], module: str = MODULE) -> None:
-        (tmp_path / f"{name}_module.py").write_text(module)
-        info = tmp_path / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        lines = []
-        for group, points in entry_points.items():
-            lines += [f"[{group}]", *(f"{key} = {value}" for key, value in points.items())]
-        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    def call(name: str, entry_points: EntryPoints, module: str = MODULE) -> None:
+        outside_packages.install(tmp_path, name, entry_points, module)
         monkeypatch.delitem(sys.modules, f"{name}_module", raising=False)
 
     return call

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outside_packages import install
 
 from liveedit.answering import Answering
 from liveedit.backbones import Backbone
@@ -168,3 +169,28 @@ def test_there_is_nothing_to_check(run: Run, tmp_path: Path, asked: tuple[object
     code, _, err = run("check", *asked)
     assert code == 1 and "does not exist" in err
     assert not (tmp_path / "edits.db").exists()
+
+
+def test_an_editor_of_another_package_edits_and_is_checked(
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", "outside", {"liveedit.editors": {"shift": "shift_editor:ShiftEditor"}})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    chosen = ("--edits", tmp_path / "edits.db", "--editor", "shift")
+    asked = ("--image", pictures[0], "--prompt", PROMPT)
+    before = json.loads(run("ask", *asked, "--json")[1])["text"]
+    code, out, err = run("edit", *chosen, *asked, "--answer", "forest", "--json")
+    assert code == 0, err
+    receipt = json.loads(out)
+    assert receipt["answer_before"] == before
+    answer = json.loads(run("ask", *chosen, *asked, "--json")[1])
+    assert answer["text"] == receipt["answer_after"]
+    assert [fired["edit_id"] for fired in answer["fired"]] == [receipt["id"]]
+    code, out, err = run("check", *chosen, "--json")
+    (result,) = json.loads(out)["results"]
+    assert result["answer_now"] == receipt["answer_after"] and code == (0 if receipt["took"] else 1), err
+    assert run("edits", "undo", "--edits", tmp_path / "edits.db", receipt["id"])[0] == 0
+    undone = json.loads(run("ask", *chosen, *asked, "--json")[1])
+    assert (undone["text"], undone["fired"]) == (before, [])
+    code, _, err = run("ask", *asked, "--edits", tmp_path / "edits.db")
+    assert code == 1 and "shift" in err, "the file belongs to the other editor"

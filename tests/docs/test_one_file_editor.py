@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from model_traces import hooks_of
 from serving_fakes import data_uri
 from starlette.testclient import TestClient
 
@@ -25,6 +24,7 @@ from liveedit.edited.model import EditedModel
 from liveedit.errors import InvalidInputError, NotFoundError
 from liveedit.images import open_image
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.model_traces import hooks_of
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "one_file_editor"
 PROMPT = "What is this creature called?"

@@ -52,6 +52,7 @@ class Untrained(Contract):
 
 class TestNone(Contract):
     editor_name = "none"
+    edits_change_answers = False
 
 
 class TestFineTuneLast(Contract):
@@ -72,15 +73,15 @@ class TestMend(Untrained):
     editor_name = "mend"
 
 
-class TestSerac(Untrained):
+class TestSerac(Untrained, ExpertEditorContract):
     editor_name = "serac"
 
 
-class TestLearningToEdit(Untrained):
+class TestLearningToEdit(Untrained, ExpertEditorContract):
     editor_name = "lte"
 
 
-class TestRecipe(Untrained):
+class TestRecipe(Untrained, ExpertEditorContract):
     editor_name = "recipe"
 
 
@@ -91,7 +92,7 @@ class TestLemoe(Contract):
         return Lemoe(backbone, LemoeConfig(steps=3, routing_steps=3))  # type: ignore[call-arg]
 
 
-class TestInContext(Contract):
+class TestInContext(Contract, ExpertEditorContract):
     editor_name = "ike"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -64,12 +65,12 @@ LAYERS, WIDTH, HEADS = 4, 64, 4
 EDIT_LAYER = 2
 PATCH = 8
 
-_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-_TEXT = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-_GROUPED = {**_TEXT, "intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+_VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_TEXT: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+_GROUPED: dict[str, Any] = {**_TEXT, "intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 1024}
 
 
-def _square(side: int) -> dict[str, int]:
+def _square(side: int) -> Any:
     return {"height": side, "width": side}
 
 
@@ -77,7 +78,7 @@ def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
     return int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]
 
 
-def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Special ids, and more embeddings than tokens, as in most released models."""
     return {
         "vocab_size": (len(tokenizer) // 64 + 1) * 64,
@@ -127,7 +128,7 @@ def _save(
         (folder / "processor_config.json").write_text(json.dumps(processor, indent=2))
 
 
-def _llama_config(tokenizer: PreTrainedTokenizerFast, **changes: object) -> LlamaConfig:
+def _llama_config(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> LlamaConfig:
     return LlamaConfig(**{**_GROUPED, "tie_word_embeddings": False, **_vocabulary(tokenizer), **changes})
 
 
@@ -204,7 +205,7 @@ def save_minigpt4(folder: Path) -> None:
     _blip2("minigpt4", folder, tokenizer, _llama_config(tokenizer, num_key_value_heads=HEADS))
 
 
-def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
         "image_token_id": _id(tokenizer, "<|image_pad|>"),
         "video_token_id": _id(tokenizer, "<|video_pad|>"),
@@ -213,7 +214,7 @@ def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     }
 
 
-def _qwen_vision(**changes: object) -> dict[str, object]:
+def _qwen_vision(**changes: Any) -> dict[str, Any]:
     return {
         "depth": 2,
         "hidden_size": 32,
@@ -233,7 +234,7 @@ def _qwen_images() -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(size=size, patch_size=PATCH, merge_size=2, temporal_patch_size=2)
 
 
-_QWEN_ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+_QWEN_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
 
 
 def save_qwen2_5_vl(folder: Path) -> None:
@@ -336,7 +337,7 @@ def save_idefics3(folder: Path) -> None:
         vision_config={"image_size": 32, "patch_size": PATCH, **_VISION},
         text_config=_llama_config(tokenizer),
         image_token_id=_id(tokenizer, "<image>"),
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportCallIssue]  # Taken by the base class.
         scale_factor=2,
     )
     _save(
@@ -358,7 +359,7 @@ def save_smolvlm(folder: Path) -> None:
         vision_config={"image_size": 32, "patch_size": PATCH, **_VISION},
         text_config=_llama_config(tokenizer),
         image_token_id=_id(tokenizer, "<image>"),
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportCallIssue]  # Taken by the base class.
         scale_factor=2,
     )
     _save(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FAMILIES
 from PIL import Image
 
 from liveedit.backbones import Backbone, load_backbone
@@ -18,6 +17,7 @@ from liveedit.editors.shared import read_questions
 from liveedit.editors.trained import TrainingSetup, train_editor
 from liveedit.errors import BackboneError, InvalidInputError, NotFoundError
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.family_models import FAMILIES
 from liveedit.training.trainer import StageConfig, TrainingConfig
 
 SIZES = {"features": 32, "generator_width": 32, "prompt_tokens": 3}
