@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,7 +82,7 @@ class QuestionTokens(TokenStates):
 def read_questions(
     backbone: Backbone, questions: Sequence[Question], layer: int, answers: Sequence[str] | None = None
 ) -> QuestionTokens:
-    """Questions, and their answers behind them where given, as the unedited backbone reads them."""
+    """Questions, followed by their answers if given, as the unedited backbone reads them."""
     with backbone.transformed(None):
         inputs = backbone.encode(questions, answers)
         states = backbone.states(inputs, layer).float()
@@ -95,8 +96,8 @@ class QuestionEncoder(nn.Module):
     """A small transformer encoder over [image tokens; prompt tokens], read off at a trained [CLS] token.
 
     It reads the states of the unedited backbone at a layer, where the backbone has understood image and wording
-    already. The answer is never read: a query has none. The editors that the LiveEdit paper compares with read the
-    prompt alone in their released code, and so cannot tell two images apart; this one sees both.
+    already. The answer is never read, since a query has none. The editors that the LiveEdit paper compares with read the
+    prompt alone in their released code, and so cannot distinguish two images; this one reads both.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -105,21 +106,21 @@ class QuestionEncoder(nn.Module):
         reader = _SmallReader if config.text_encoder is None else _PretrainedReader
         self.reader: nn.Module = reader(config)
 
-    def forward(self, tokens: QuestionTokens) -> Tensor:
-        """(batch, features) float32, of unit length."""
+    def forward(self, tokens: QuestionTokens) -> Float[Tensor, "batch features"]:
+        """One vector per question, float32, of unit length."""
         return F.normalize(self.reader(tokens).float(), dim=-1)
 
 
 class ScopeSimilarity(nn.Module):
-    """`s = exp(t) cos(query, edit) - b`, t and b trained: a query is in an edit's scope where s > 0."""
+    """`s = exp(t) cos(query, edit) - b`, t and b trained: a query is in an edit's scope if s > 0."""
 
     def __init__(self, temperature: float = 3.0, border: float = 0.5):
         super().__init__()
         self.temperature = nn.Parameter(torch.tensor(temperature))
         self.offset = nn.Parameter(torch.tensor(border * math.exp(temperature)))
 
-    def forward(self, cosines: Tensor) -> Tensor:
-        """s of cosines of any shape."""
+    def forward(self, cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """s of each cosine."""
         return cosines * self.temperature.exp() - self.offset
 
 
@@ -146,7 +147,7 @@ class _SmallReader(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each behind a LayerNorm."""
+    """Self-attention and a feed-forward layer, each after a LayerNorm."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -155,8 +156,13 @@ class Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
-        """x: those of the tokens, (batch, wanted, width), that are wanted; present: (batch, length) booleans."""
+    def forward(
+        self,
+        x: Float[Tensor, "batch wanted width"],
+        tokens: Float[Tensor, "batch length width"],
+        present: Bool[Tensor, "batch length"],
+    ) -> Float[Tensor, "batch wanted width"]:
+        """The output for those of the tokens that are wanted, x; `present` masks padding."""
         x = x + self.attend(x, [(tokens, present)])
         return x + self.feed(x)
 
