@@ -20,13 +20,13 @@ from .attention import CrossAttention, left_pack
 
 
 class EncoderConfig(BaseModel):
-    """The shape of a `QuestionEncoder`."""
+    """Sizes of a `QuestionEncoder`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(gt=0, description="Width d of the backbone's hidden states.")
     layer: int = Field(ge=0, description="Decoder layer whose states are read, counted from 0.")
-    features: int = Field(default=128, gt=0, description="Length of the vector that stands for a question.")
+    features: int = Field(default=128, gt=0, description="Length of the vector of a question.")
     layers: int = Field(default=2, gt=0, description="Layers of the small encoder that is trained here.")
     heads: int = Field(default=4, gt=0, description="Attention heads.")
     text_encoder: str | None = Field(
@@ -96,8 +96,8 @@ class QuestionEncoder(nn.Module):
     """A small transformer encoder over [image tokens; prompt tokens], read off at a trained [CLS] token.
 
     It reads the states of the unedited backbone at a layer, where the backbone has understood image and wording
-    already. The answer is never read, since a query has none. The editors that the LiveEdit paper compares with read the
-    prompt alone in their released code, and so cannot distinguish two images; this one reads both.
+    already. The answer is never read, since a query has none. In their released code, the editors that the LiveEdit
+    paper compares with read the prompt alone and so cannot distinguish two images; this encoder reads both.
     """
 
     def __init__(self, config: EncoderConfig):
