@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,7 +37,7 @@ class EncoderConfig(BaseModel):
     image_slots: int = Field(default=32, gt=0, description="Tokens that an image takes in a named text encoder.")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _heads_divide(self) -> EncoderConfig:
         if self.features % self.heads:
             raise ValueError(f"heads = {self.heads} must divide features = {self.features}")
         return self

@@ -38,8 +38,8 @@ class _MadeEdit:
 class TPatcher(Editor):
     """The editor of "Transformer-Patcher: One Mistake worth One Neuron" (https://arxiv.org/abs/2301.09785).
 
-    For each token of the edit's answer that the model predicts wrongly, one patch (k_p, b_p, v_p) is added to the FFN of
-    the last layer: FFN'(q) = FFN(q) + relu(q . k_p + b_p) v_p. The patches of an edit are trained together on
+    For each token of the edit's answer that the model predicts wrongly, one patch (k_p, b_p, v_p) is added to the FFN
+    of the last layer: FFN'(q) = FFN(q) + relu(q . k_p + b_p) v_p. The patches of an edit are trained together on
     l_e + a l_a + m l_m: the answer is likely, each patch is active on its own query, and silent on the
     queries of a memory. If all tokens are right, no patch is made. Patches of earlier edits stay as they are.
 

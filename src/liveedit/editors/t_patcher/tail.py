@@ -39,7 +39,7 @@ class Tail:
     """The end of a model, from the last FFN on.
 
     In most families the FFN's output is the last thing that a layer adds to the states: then the output of patches is
-    added to the states after the layer, and nothing but the final norm and the head runs, for the answer's tokens alone.
+    added to the states after the layer, and nothing but the final norm and the head runs, for the answer's tokens.
     If more follows the FFN (a norm in Gemma and OPT-350m), which a trial shows, the last layer runs as a whole.
     """
 
