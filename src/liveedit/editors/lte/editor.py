@@ -14,11 +14,12 @@ from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
 from ..shared import EncoderConfig, RetrievalEditor, TextExpert, read_questions
-from ..trained import Report, TrainedEditor
+from ..trained import TrainedEditor
 from .config import LearningToEditConfig
 from .context import fitting_templates, with_edits
 from .modules import LearningToEditModules
@@ -85,7 +86,7 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
         config: LearningToEditConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
     ) -> LearningToEditTask:
         """Cases with their states at the retriever's layer and the base model's own answers."""

@@ -12,11 +12,12 @@ from torch import Tensor
 from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase
 from ...training.checkpoints import save_tensors
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..trained import Report, TrainedEditor
+from ..trained import TrainedEditor
 from .config import MendConfig
 from .factors import edit_gradients, layer_before, mlp_matrices
 from .modules import MendModules
@@ -80,7 +81,7 @@ class Mend(TrainedEditor):
         config: MendConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
     ) -> MendTask:
         """The cases with their states before the first edited layer."""

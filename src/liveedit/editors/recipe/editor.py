@@ -14,11 +14,12 @@ from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
 from ..shared import RetrievalEditor, read_questions
-from ..trained import Report, TrainedEditor
+from ..trained import TrainedEditor
 from .config import RecipeConfig
 from .modules import PromptExpert, RecipeModules
 from .task import RecipeTask
@@ -78,7 +79,7 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
         config: RecipeConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
     ) -> RecipeTask:
         """The cases with the states of all their inputs."""

@@ -14,11 +14,12 @@ from ...backbones import Backbone, Inputs
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
 from ..shared import EncoderConfig, RetrievalEditor, TextExpert, read_questions
-from ..trained import Report, TrainedEditor
+from ..trained import TrainedEditor
 from .config import SeracConfig
 from .counterfactual import Counterfactual, Rewrite
 from .modules import SeracModules
@@ -73,7 +74,7 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
         config: SeracConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
     ) -> SeracTask:
         """Cases with their states at the classifier's layer."""
