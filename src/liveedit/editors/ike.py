@@ -22,7 +22,7 @@ _FIELDS = {"prompt", "answer", "question"}
 
 
 class InContextConfig(BaseModel):
-    """How an edit is found, and how it is told."""
+    """How an edit is found, and how it is put into the prompt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,17 +57,17 @@ class InContextConfig(BaseModel):
 class InContext(RetrievalEditor[TextExpert]):
     """Retrieval into the prompt, after "Can We Edit Factual Knowledge by In-Context Learning?" (IKE).
 
-    Zheng et al., EMNLP 2023 (https://arxiv.org/abs/2305.12740). The model is asked "New fact: ... Prompt: ..." where a
-    stored edit is near enough, and the bare question where none is. Nothing is trained: image and prompt are
+    Zheng et al., EMNLP 2023 (https://arxiv.org/abs/2305.12740). The model is asked "New fact: ... Prompt: ..." if a
+    stored edit is near enough, and the bare question if none is. Nothing is trained: image and prompt are
     compared by the cosine of their mean-pooled states in the unedited backbone, and both must exceed a threshold. The
-    paper finds its demonstrations by a sentence encoder and is always told the right fact; what finds it is ours.
+    paper finds its demonstrations by a sentence encoder and is always given the right fact; the retrieval is ours.
 
     It works as well as the backbone reads a context: the tiny built-in ones have never seen one.
     """
 
     name = "ike"
-    summary = "the nearest edit told in the prompt (IKE)"
     table_order = 80
+    summary = "the nearest edit in the prompt (IKE)"
     settings_class = InContextConfig
     expert_class = TextExpert
 
@@ -102,7 +102,7 @@ class InContext(RetrievalEditor[TextExpert]):
 
     @torch.no_grad()
     def _prepare(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
-        """Each question behind the nearest edit, if both similarities exceed their thresholds.
+        """Each question after the nearest edit, if both similarities exceed their thresholds.
 
         The edit's margin is the smaller of the two leads over the thresholds.
         """
@@ -112,10 +112,10 @@ class InContext(RetrievalEditor[TextExpert]):
             edit_id = ids[place]
             near = margin > 0
             self._fired.append((Fired(edit_id, 1.0, margin),) if near else ())
-            asked.append(PreparedQuestion(self._behind(self.get(edit_id).edit, question) if near else question))
+            asked.append(PreparedQuestion(self._after(self.get(edit_id).edit, question) if near else question))
         return asked
 
-    def _behind(self, edit: Edit, question: Question) -> Question:
+    def _after(self, edit: Edit, question: Question) -> Question:
         text = self.config.template.format(
             prompt=edit.question.prompt.strip(), answer=edit.answer.strip(), question=question.prompt.strip()
         )
@@ -128,17 +128,17 @@ class InContext(RetrievalEditor[TextExpert]):
         with torch.autocast(queries.device.type, enabled=False):  # bfloat16 products would blur similarities.
             images, prompts = queries[:, :width] @ edits[:, :width].T, queries[:, width:] @ edits[:, width:].T
         has = [rows[:, :width].any(1) for rows in (queries, edits)]
-        images = torch.where(~has[0][:, None] & ~has[1][None], 1.0, images)  # No image is like no image,
-        images = torch.where(has[0][:, None] != has[1][None], -1.0, images)  # and unlike any.
+        images = torch.where(~has[0][:, None] & ~has[1][None], 1.0, images)  # No image is the same as no image,
+        images = torch.where(has[0][:, None] != has[1][None], -1.0, images)  # and unlike any image.
         return torch.minimum(images - self.config.image_threshold, prompts - self.config.prompt_threshold)
 
     def _features(self, questions: Sequence[Question]) -> Tensor:
-        """(questions, 2 width): pooled states of image, zero where there is none, and prompt, each of unit length."""
+        """(questions, 2 width): pooled states of image, zero if there is none, and prompt, each of unit length."""
         tokens = read_questions(self.backbone, questions, self.layer)
         return torch.cat([_pooled(tokens, mask) for mask in (tokens.image_mask, tokens.prompt_mask)], 1)
 
 
 def _pooled(tokens: HiddenTokens, mask: Tensor) -> Tensor:
-    # Each token counts alike: without LayerNorm the few that gather attention, which are longest, would decide.
+    # Without LayerNorm the few tokens that gather attention, which are longest, would decide.
     states = F.layer_norm(tokens.hidden_states, tokens.hidden_states.shape[-1:]) * mask[..., None]
     return F.normalize(states.sum(1), dim=-1)

@@ -1,4 +1,4 @@
-"""The unedited model: every edit is accepted and nothing is done."""
+"""The unedited model: every edit is accepted and changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NoEditor(Editor):
         return {}
 
     def reset(self) -> None:
-        """There is nothing to take back."""
+        """There is nothing to undo."""
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Nothing."""

@@ -30,14 +30,13 @@ from .tuning import TunedWeights
 class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
     """Learning to Edit (Jiang et al. 2024, arXiv:2402.11905).
 
-    Once, the model is tuned to follow an edit in its context where that concerns the query, and to ignore it where not
+    The model is tuned once to follow an edit in its context if that concerns the query, and to ignore it if not
     (section 3.2). Then an edit is a row in a memory: the nearest to a query are put before it (section 3.3).
 
-    The tuned weights are in force only while there is an edit, so that "before" always means the untouched model, and
-    locality pays for all that tuning changed. Deviations: the retriever sees the image too, and an edit that is not
-    near enough is not put before a query (`threshold`), for an edit's image does not stand in the context, and the
-    model cannot tell which image it is about; what tuning asks of the model out of scope is the base model's own
-    distribution.
+    The tuned weights are active only while there is an edit, so that "before" always means the unedited model, and
+    locality counts all that tuning changed. Deviations: the retriever sees the image too, and an edit that is not
+    near enough is not put before a query (`threshold`), since the context holds no image of an edit and the model
+    cannot know which image it is about; out of scope, tuning keeps the base model's own distribution.
     """
 
     name = "lte"
@@ -64,7 +63,7 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: LearningToEditConfig) -> LearningToEditModules:
-        """Untrained modules. Raises `BackboneError` where they do not fit the backbone."""
+        """Untrained modules. Raises `BackboneError` if they do not fit the backbone."""
         if config.width != backbone.width or config.layer >= len(backbone.layers):
             raise BackboneError(
                 f"These settings are for width {config.width} and layer {config.layer}; {backbone.name} has width "
@@ -74,7 +73,7 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
 
     @classmethod
     def default_stages(cls) -> tuple[StageConfig, ...]:
-        """The retriever; then the model learns to follow an edit, and to do so where it concerns the query alone."""
+        """The retriever; then the model learns to follow an edit, and then to do so only if it concerns the query."""
         return (
             StageConfig(name="retriever", steps=700, batch=48, learning_rate=1e-3),
             StageConfig(name="following", steps=400, batch=32, learning_rate=1e-3),
@@ -128,7 +127,7 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
         return self.memory.retrieve(self._features(questions), self.config.top_k, self.modules.threshold())
 
     def _prepare(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
-        """Each question behind its edits; their margins are cosines, less the threshold if there is one."""
+        """Each question after its edits; their margins are cosines, less the threshold if there is one."""
         found = self.retrieve(questions)
         border = self.modules.threshold() or 0.0
         self._fired = [tuple(Fired(edit_id, 1 / len(row), near - border) for edit_id, near in row) for row in found]
@@ -137,6 +136,6 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
 
     @torch.no_grad()
     def _features(self, questions: Sequence[Question], answers: Sequence[str] | None = None) -> Tensor:
-        """As the untouched model reads them: the retriever was trained on that."""
+        """Features of questions as the unedited model reads them, which the retriever was trained on."""
         with self.weights.paused():
             return self.modules.retriever(read_questions(self.backbone, questions, self.config.layer, answers))

@@ -19,11 +19,11 @@ from .context import with_edits
 from .modules import LearningToEditModules
 from .tuning import TunedWeights
 
-_TOLD_APART: tuple[ProbeName, ...] = ("text_locality", "modal_locality", "same_image_locality")
-"""Locality inputs of which the text says that the edit does not concern them.
+_DISTINCT_BY_TEXT: tuple[ProbeName, ...] = ("text_locality", "modal_locality", "same_image_locality")
+"""Locality inputs whose text shows that the edit does not concern them.
 
-The edit stands in the context without its image: that the same question is asked of another image the model cannot
-see. To ask it to ignore such an edit would be to ask it to ignore edits of redrawn images as well.
+The context holds the edit without its image, so the model cannot see that the same question is asked about another
+image. Trained to ignore such an edit, it would ignore edits of redrawn images as well.
 """
 
 
@@ -63,7 +63,7 @@ class LearningToEditTask(StagedScopeTask):
     ) -> tuple[Tensor, dict[str, float]]:
         """`NLL(answer | edits, query in scope)` alone.
 
-        A small model has never copied from its context; asked to stay as it is meanwhile, it learns that much later.
+        A small model has never copied from its context; with the second loss from the start, it learns that much later.
         """
         logits, targets, _ = self._predict(modules, self._followed(chosen, rng))
         followed = 100 * (logits.argmax(-1) == targets).float().mean().item()
@@ -92,7 +92,7 @@ class LearningToEditTask(StagedScopeTask):
         return follow + self.config.keep_weight * keep, figures
 
     def _followed(self, chosen: Sequence[int], rng: np.random.Generator) -> _Asked:
-        """A query in scope of each case, behind its edit."""
+        """A query in scope of each case, after its edit."""
         questions, answers = [], []
         for case in chosen:
             asked, _ = self._item(case, self.one_inside(case, rng))
@@ -105,15 +105,15 @@ class LearningToEditTask(StagedScopeTask):
         return _Asked(tuple(questions), tuple(answers))
 
     def _kept(self, chosen: Sequence[int], rng: np.random.Generator) -> _Asked:
-        """For each case a locality input behind its edit, and one of its inputs without any."""
+        """For each case a locality input after its edit, and one of its inputs without any."""
         questions, answers, places = [], [], []
         for case in chosen:
             edit = self.cases[case].edit
-            told_apart = [name for name in _TOLD_APART if name in self.places[case]]
+            distinct = [name for name in _DISTINCT_BY_TEXT if name in self.places[case]]
             every = [*self.locality_names(case), "reliability"]
             drawn = [(every[rng.integers(len(every))], [])]
-            if told_apart:
-                name = told_apart[rng.integers(len(told_apart))]
+            if distinct:
+                name = distinct[rng.integers(len(distinct))]
                 drawn.append((name, self._among_others(edit, chosen, rng)))
             for name, edits in drawn:
                 question, answer = self._item(case, name)
@@ -123,7 +123,7 @@ class LearningToEditTask(StagedScopeTask):
         return _Asked(tuple(questions), tuple(answers), tuple(places))
 
     def _among_others(self, edit: Edit, chosen: Sequence[int], rng: np.random.Generator) -> list[Edit]:
-        """The edit at any place among others, as many as a query has before it."""
+        """The edit at a random place among others, as many as a query has before it."""
         others = [self.cases[case].edit for case in rng.permutation(chosen)]
         found = [other for other in others if other.question.prompt != edit.question.prompt][: self.config.top_k - 1]
         found.insert(int(rng.integers(len(found) + 1)), edit)
@@ -151,7 +151,7 @@ class LearningToEditTask(StagedScopeTask):
     # -- validation --------------------------------------------------------------------------------------
 
     def _retriever_figures(self, modules: LearningToEditModules, chosen: Sequence[int]) -> dict[str, float]:
-        """How often the own edit is the nearest of all, and scores above 0; how often none does where none should."""
+        """How often the own edit is the nearest, and scores above 0; how often none does if none should."""
         found: list[Tensor] = []
         for queries, edits, own in self.validated_features(modules.retriever, chosen):
             cosines = queries.float() @ edits.float().T

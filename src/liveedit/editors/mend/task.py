@@ -31,7 +31,7 @@ _GATHERED_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class _Answers:
-    """What edited models said to some probes.
+    """Logits of edited models for some probes.
 
     logits: (answer tokens, vocabulary), row by row. batch: the probes. names: the probe of each row.
     """
@@ -102,7 +102,7 @@ class MendTask:
         }
 
     def _gather(self, modules: MendModules) -> None:
-        """Take the statistics of gradients, alike in every process."""
+        """Gather the statistics of gradients, the same in every process."""
         cases = range(min(self.config.statistics_cases, len(self.cases)))
         for start in cases[::_GATHERED_AT_ONCE]:
             modules.gather(self._gradients(cases[start : start + _GATHERED_AT_ONCE]))
@@ -113,7 +113,7 @@ class MendTask:
             return edit_gradients(self.backbone, self.matrices, batch.hidden_states, batch)
 
     def _edited(self, modules: MendModules, cases: Sequence[int], together: int = 1) -> _Answers:
-        """All probes of these cases, answered with the edits of as many neighbouring cases in force."""
+        """All probes of these cases, answered with the edits of `together` neighbouring cases active."""
         changes = [change.together(together) for change in modules(self._gradients(cases))]
         rows = [(number, name) for number, case in enumerate(cases) for name in self._places[case]]
         batch = self.store.batch([self._places[cases[number]][name] for number, name in rows])
@@ -160,7 +160,7 @@ class MendTask:
         return {name: 100 * right / total for name, (right, total) in found.items() if total}
 
     def _right(self, answers: _Answers) -> tuple[Tensor, Tensor]:
-        """(answer tokens,) booleans: which are right, and which count."""
+        """(answer tokens,) booleans: which are right, and which are counted."""
         batch = answers.batch
         outside = answers.tokens_of(LOCALITY)
         wanted = torch.where(outside, self._base_logits(batch.final).argmax(-1), batch.targets)

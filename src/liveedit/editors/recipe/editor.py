@@ -28,8 +28,8 @@ from .task import RecipeTask
 class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
     """The editor of "Lifelong Knowledge Editing for LLMs with Retrieval-Augmented Continuous Prompt Learning".
 
-    Chen et al., EMNLP 2024 (https://arxiv.org/abs/2405.03279). A generator turns an edit into three vectors that stand
-    before the word embeddings of every query which is nearer to the edit than to the knowledge sentinel; the model
+    Chen et al., EMNLP 2024 (https://arxiv.org/abs/2405.03279). A generator turns an edit into a few vectors. They are
+    put before the word embeddings of every query that is nearer to the edit than to the knowledge sentinel; the model
     itself is never changed. `RecipeModules` says where we differ from the paper. The image is read at query time,
     and the answer is no part of what a query is found by: in the released adaptation to images both are wrong.
     """
@@ -57,7 +57,7 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: RecipeConfig) -> RecipeModules:
-        """Untrained modules. Raises `BackboneError` where they do not fit the backbone."""
+        """Untrained modules. Raises `BackboneError` if they do not fit the backbone."""
         if config.width != backbone.width or config.layer >= len(backbone.layers):
             raise BackboneError(
                 f"This editor was made for width {config.width} and layer {config.layer}; {backbone.name} has width "
@@ -111,12 +111,12 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
 
     @torch.no_grad()
     def _prepare(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
-        """Each question behind the prompt of its nearest edit, if that is nearer than the sentinel.
+        """Each question after the prompt of its nearest edit, if that is nearer than the sentinel.
 
         The edit's margin is its lead over the sentinel (cosine).
         """
         tokens = read_questions(self.backbone, questions, self.config.layer)
-        with torch.autocast(self.device.type, enabled=False):  # What is measured in bfloat16 is routed in float32.
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 would blur similarities.
             queries = self.modules.queries(tokens)
             ids, similarity = self.memory.nearest(queries)
             margins = (similarity - queries @ self.modules.border).tolist()

@@ -106,10 +106,10 @@ class RecipeTask(ScopeTask):
 
     @torch.no_grad()
     def validate(self, modules: RecipeModules, chosen: Sequence[int], group: int = 64) -> dict[str, float]:
-        """All these edits in force at once, in percent.
+        """Figures in percent with all these edits active at once.
 
         By probe, whether an in-scope query finds its own edit and a locality query none (`..._retrieval`); and
-        teacher-forced accuracy of generality behind the own prompt, whatever is found: either is judged before the
+        teacher-forced accuracy of generality after the own prompt, whatever is found: each is measured before the
         other is trained.
         """
         memory, prompts = FeatureMemory(), {}

@@ -30,7 +30,7 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
     """Semi-Parametric Editing with a Retrieval-Augmented Counterfactual (Mitchell et al. 2022, arXiv:2206.06520).
 
     `beta = max_i g(edit_i, query)`; where beta > 0.5 the counterfactual model answers, with the edit of the largest g
-    as its context, and else the backbone, which is not touched (equation 2). The backbone's weights never change, and
+    as its context, and otherwise the backbone (equation 2). The backbone's weights never change, and
     a query out of every scope gets its logits bit for bit.
     """
 
@@ -50,7 +50,7 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: SeracConfig) -> SeracModules:
-        """Untrained modules. Raises `BackboneError` where they do not fit the backbone."""
+        """Untrained modules. Raises `BackboneError` if they do not fit the backbone."""
         vocabulary = backbone.word_embeddings.num_embeddings
         if (config.width, config.vocabulary) != (backbone.width, vocabulary) or config.layer >= len(backbone.layers):
             raise BackboneError(
@@ -104,7 +104,7 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
 
     @torch.no_grad()
     def in_scope(self, questions: Sequence[Question]) -> list[tuple[str, float]]:
-        """The edit with the largest g for each question, and that g. Raises `NotFoundError` where there is no edit."""
+        """The edit with the largest g for each question, and that g. Raises `NotFoundError` if there is no edit."""
         ids, cosines = self.memory.nearest(self._features(questions))
         probabilities = self.modules.classifier.similarity(cosines).sigmoid()
         return list(zip(ids, probabilities.tolist(), strict=True))

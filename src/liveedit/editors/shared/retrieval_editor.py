@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class TextExpert(RetrievedExpert):
     answer: Tensor
 
     @classmethod
-    def of(cls, edit: Edit, feature: Tensor) -> Self:
+    def of(cls, edit: Edit, feature: Tensor) -> TextExpert:
         """The expert of an edit that is found by `feature`."""
         return cls(feature.detach().float(), _encoded(edit.question.prompt), _encoded(edit.answer))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -275,10 +276,15 @@ def parts(cases: Sequence[int], size: int) -> list[Sequence[int]]:
     return [cases[start : start + size] for start in range(0, len(cases), size)]
 
 
-def scope_loss(scores: Tensor, own: Tensor, margin: float = 2.0, negative_weight: float = 2.0) -> Tensor:
+def scope_loss(
+    scores: Float[Tensor, "queries edits"],
+    own: Bool[Tensor, "queries edits"],
+    margin: float = 2.0,
+    negative_weight: float = 2.0,
+) -> Float[Tensor, ""]:
     """The comparisons that retrieval makes, in nats: own edits above 0, others below, by a margin, own ones first.
 
-    scores: (queries, edits), s > 0 meaning "in scope"; own: (queries, edits) booleans. The sum is of
+    scores: s > 0 means "in scope"; own: the edits that reach each query. The sum is of
     `log(1 + exp(m - s_own))`, `log(1 + sum_others exp(s + m))`, which bounds the worst of the others, and InfoNCE over
     the edits for queries that have an own one; each is averaged over its queries.
     """
