@@ -29,7 +29,9 @@ class RefineConfig(BaseModel):
         default=0.15, gt=0, description="Learning rate of Adam on U and V, relative to their standard deviations."
     )
     image_noise: float = Field(
-        default=0.05, ge=0, description="Noise on the image tokens' hidden states, relative to their standard deviation."
+        default=0.05,
+        ge=0,
+        description="Noise on the image tokens' hidden states, relative to their standard deviation.",
     )
     carrier: str = Field(
         default="Please answer: {}", description="A second wording of the prompt, on which the expert is refined too."
@@ -41,9 +43,7 @@ class RefineConfig(BaseModel):
         default=1.0,
         description="The edit's own query must exceed the sentinel by this margin, in units of visual similarity.",
     )
-    prompt_score: float = Field(
-        default=4.0, description="The edit's own query must reach this prompt similarity s."
-    )
+    prompt_score: float = Field(default=4.0, description="The edit's own query must reach this prompt similarity s.")
 
 
 @dataclass(frozen=True)
