@@ -22,7 +22,7 @@ from transformers import (
 
 from ..datasets.facts import catalog, questions
 from .tokenizer import tokenizer_of
-from .train import Report, optimize
+from .train import PretrainingRun, Report, optimize
 
 LONGEST = 4096
 """Tokens that a text may take: real passages, spelt out in bytes, take some 600."""
@@ -59,17 +59,15 @@ class BuiltInLanguageModel:
 
 
 @dataclass(frozen=True)
-class LanguageModelConfig:
+class LanguageModelConfig(PretrainingRun):
     """How a built-in language model is pretrained. `batch` and `long_rows` are rows of a step, see `draw_rows`."""
 
     backbone: str = "tiny-llama-lm"
-    seed: int = 0
     language_steps: int = 600
     batch: int = 192
     long_rows: int = 2
     long_turns: int = 24
     rate: float = 2e-3
-    save_every: int = 200
 
 
 def train_language_model(folder: Path, config: LanguageModelConfig, report: Report = lambda *_: None) -> None:
