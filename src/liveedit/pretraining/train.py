@@ -14,14 +14,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ..backbones.built_in import built_in_folder
 from ..errors import CheckpointError
+from ..progress import TaskProgress, no_task_progress, progress_of
 from ..training.checkpoints import load_tensors, resume_training, save_tensors, save_training
 from .images import ImagePool
 from .language_stage import LanguageStage, RowPacker, alignment_words, image_turns, text_turns
 from .models import BUILT_INS, BuiltIn, VisionPart
 from .vision_stage import VisionHeads, VisionTargets, use_convolved_patches, use_linear_patches
-
-Report = Callable[[str, int, int, dict[str, float]], None]
-"""Called with stage, step, steps and figures."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class PretrainingConfig(PretrainingRun):
 
 
 def train_backbone(
-    folder: Path, config: PretrainingConfig, report: Report = lambda *_: None, vision_source: Path | None = None
+    folder: Path, config: PretrainingConfig, report: TaskProgress = no_task_progress, vision_source: Path | None = None
 ) -> None:
     """Pretrain a built-in backbone into `folder`/model, and resume an earlier run in `folder`.
 
@@ -60,7 +58,7 @@ def train_backbone(
     """
     folder.mkdir(parents=True, exist_ok=True)
     built_in = BUILT_INS[config.backbone]
-    pool = ImagePool(folder, config.images, config.seed, lambda done, total: report("images", done, total, {}))
+    pool = ImagePool(folder, config.images, config.seed, progress_of(report, "images"))
     model = built_in.build(config.seed)
     vision = VisionPart(model)
     if built_in.vision_from is None:
@@ -92,7 +90,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _vision_stage(vision: VisionPart, pool: ImagePool, folder: Path, config: PretrainingConfig, report: Report) -> None:
+def _vision_stage(
+    vision: VisionPart, pool: ImagePool, folder: Path, config: PretrainingConfig, report: TaskProgress
+) -> None:
     stage = nn.ModuleDict({"vision": vision, "heads": VisionHeads(vision.width)})
     use_linear_patches(vision.tower)
 
@@ -115,7 +115,7 @@ def _language_stage(
     pool: ImagePool,
     folder: Path,
     config: PretrainingConfig,
-    report: Report,
+    report: TaskProgress,
 ) -> None:
     features = _features(vision, pool, folder / "features.safetensors", report)
     stage, packer = LanguageStage(model), RowPacker(built_in)
@@ -129,7 +129,7 @@ def _language_stage(
         rows = [(True, image_turns(pool.scenes[index], rng)) for index in indices]
         rows += [(False, text_turns(tokenizer, rng)) for _ in range(config.text_rows)]
         picked = features[torch.from_numpy(indices)].float()
-        # Vision is frozen here: noise on its features stands in for fresh drawings.
+        # Vision is frozen here: noise on its features replaces new drawings.
         picked += 0.05 * picked.std() * torch.randn(picked.shape, generator=torch.Generator().manual_seed(step))
         with torch.autocast("cpu", torch.bfloat16):
             return stage(
@@ -148,7 +148,7 @@ def optimize(
     steps: int,
     peak_rate: float,
     config: PretrainingRun,
-    report: Report,
+    report: TaskProgress,
 ) -> None:
     """Run AdamW from the last checkpoint on. A step depends only on the weights and its number."""
     decayed = [value for value in module.parameters() if value.ndim > 1]
@@ -184,7 +184,7 @@ def _identity(config: PretrainingRun) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _features(vision: VisionPart, pool: ImagePool, file: Path, report: Report) -> Tensor:
+def _features(vision: VisionPart, pool: ImagePool, file: Path, report: TaskProgress) -> Tensor:
     """Output of the trained vision part for every image, (images, 16, width) in half precision."""
     if file.exists():
         return load_tensors(file)[0]["features"]
@@ -193,7 +193,7 @@ def _features(vision: VisionPart, pool: ImagePool, file: Path, report: Report) -
         pixels = pool.normalized(range(start, min(start + 500, pool.count)))
         with torch.autocast("cpu", torch.bfloat16):
             found.append(vision(pixels).half())
-        report("features", start + len(pixels), pool.count, {})
+        report("features", start + len(pixels), pool.count)
     features = torch.cat(found)
     save_tensors(file, {"features": features}, {"images": pool.count})
     return features
