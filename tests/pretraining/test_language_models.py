@@ -20,7 +20,7 @@ from liveedit.datasets import read
 from liveedit.datasets.facts import catalog, questions
 from liveedit.editors.ft import FineTuneLast
 from liveedit.errors import CheckpointError, NotFoundError
-from liveedit.pretraining.language_card import measure_language_model
+from liveedit.pretraining.cards import measure_language_model
 from liveedit.pretraining.language_models import (
     LANGUAGE_MODELS,
     WINDOW,
@@ -163,7 +163,7 @@ def test_the_command_trains_one_and_refuses_what_belongs_to_pictures(
         progress(1, 1)
         return {"home": {"train": 1.0, "unseen_by_editor": 2.0, "unseen": 3.0}}
 
-    monkeypatch.setattr("liveedit.pretraining.language_card.measure_language_model", few_facts)
+    monkeypatch.setattr("liveedit.pretraining.cards.measure_language_model", few_facts)
     command = ["train-backbone", "tiny-mistral-lm", "--out", str(tmp_path), "--language-steps", "1", "--card", "--json"]
     assert main(command) == 0
     printed = json.loads(capsys.readouterr().out)

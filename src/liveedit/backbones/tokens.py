@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import IntEnum
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -167,6 +167,7 @@ class HiddenTokens(TokenBatch):
         )
 
 
+@runtime_checkable
 class SubstituteModel(Protocol):
     """Another model, which answers in place of the backbone."""
 

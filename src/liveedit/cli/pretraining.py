@@ -17,7 +17,7 @@ from .console import Progress, load_quietly, print_fields, print_json, resumable
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
-    from ..pretraining.vision_card import Accuracy
+    from ..pretraining.cards import Accuracy
 
 
 def register(app: typer.Typer) -> None:
@@ -97,10 +97,10 @@ def _train_with_vision(
     progress: Progress,
 ) -> Accuracy | None:
     from ..backbones import load_backbone
+    from ..pretraining.cards import CARD_SEED, measure_backbone, write_card
     from ..pretraining.models import BUILT_INS
     from ..pretraining.train import PretrainingConfig
     from ..pretraining.train import train_backbone as pretrain
-    from ..pretraining.vision_card import CARD_SEED, measure_backbone, write_card
 
     config = PretrainingConfig(**settings)
     pretrain(out, config, progress.report, vision_from)
@@ -116,7 +116,7 @@ def _train_with_vision(
 
 def _train_language_model(settings: dict[str, Any], out: Path, card: bool, progress: Progress) -> Accuracy | None:
     from ..backbones import load_backbone
-    from ..pretraining.language_card import CARD_SEED, measure_language_model, write_language_card
+    from ..pretraining.cards import LANGUAGE_CARD_SEED, measure_language_model, write_language_card
     from ..pretraining.language_models import LANGUAGE_MODELS, LanguageModelConfig, train_language_model
 
     config = LanguageModelConfig(**settings)
@@ -125,7 +125,7 @@ def _train_language_model(settings: dict[str, Any], out: Path, card: bool, progr
         return None
     backbone = load_backbone(out / "model")
     accuracy = measure_language_model(backbone, progress=progress.of("model card"))
-    facts = _facts(backbone, config, card_seed=CARD_SEED)
+    facts = _facts(backbone, config, card_seed=LANGUAGE_CARD_SEED)
     write_language_card(LANGUAGE_MODELS[config.backbone], accuracy, facts, out / "model")
     return accuracy
 

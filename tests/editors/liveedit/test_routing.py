@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import reference
 import torch
+from jaxtyping import TypeCheckError
 
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.config import Weighting
@@ -427,3 +428,8 @@ def test_text_before_the_image_is_changed_only_with_all_tokens(residual_tokens: 
     text = torch.tensor([[1, 0, 0, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]]).bool()
     changed = changed_tokens(image, text, modules_of(residual_tokens=residual_tokens).config)
     assert changed.int().tolist() == expected
+
+
+def test_shapes_in_signatures_are_checked_while_the_tests_run() -> None:
+    with pytest.raises(TypeCheckError):
+        changed_tokens(torch.ones(2, 3).bool(), torch.ones(2, 4).bool(), modules_of().config)
