@@ -4,7 +4,7 @@ A question of an edit's scope is right where the anchor most like its own belong
 as the threshold; a locality question is right where no anchor is. No expert is trained: what an expert would answer is
 not asked. The world is one that no table is measured on.
 
-    python benchmarks/anchor_likeness.py --backbone tiny-llava --edits 1000
+    python benchmarks/anchor_similarity.py --backbone tiny-llava --edits 1000
 """
 
 from __future__ import annotations
