@@ -73,7 +73,7 @@ def running_browser(folder: Path) -> Iterator[Any]:
 class Visitor:
     """A person at the page: looks for things by CSS selector, waits until something is so, uses mouse and keys.
 
-    screenshots: a folder that `shot` writes to; None for no pictures.
+    screenshots: a folder that `shot` writes to; None for no images.
     """
 
     def __init__(self, driver: Any, url: str, screenshots: Path | None = None):
@@ -159,7 +159,7 @@ class Visitor:
         """Ask by mouse and keyboard, and wait for the whole answer."""
         if picture is not None:
             self.find("#file").send_keys(str(picture))
-            self.until(lambda: picture.name in self.text("#picture-name"))
+            self.until(lambda: picture.name in self.text("#image-name"))
         self.write("#prompt", prompt)
         asked = self.count("#log li")
         self.click("#ask")
@@ -197,7 +197,7 @@ class Visitor:
         return len(self.all(selector))
 
     def shot(self, name: str, *, whole: bool = False) -> None:
-        """A picture of the screen, or of the whole page, if pictures are wanted."""
+        """An image of the screen, or of the whole page, if images are wanted."""
         if self.screenshots is None:
             return
         width, full = self.script("return [innerWidth, document.documentElement.scrollHeight]")

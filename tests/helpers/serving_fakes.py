@@ -220,7 +220,7 @@ def listening(engine: Engine[ServedModel], app: FastAPI, port: int = 0) -> Itera
 
 
 def data_uri(image: Image.Image, kind: str = "PNG") -> str:
-    """A picture as a data URI."""
+    """An image as a data URI."""
     stream = io.BytesIO()
     image.save(stream, format=kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -68,7 +68,7 @@ def visitor(driver: Any, page_server: str) -> Iterator[Visitor]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A creature, the same one elsewhere, and another one."""
     folder = tmp_path_factory.mktemp("images")
     for example in EXAMPLES:

@@ -105,7 +105,7 @@ def test_the_model_is_listed(client: TestClient) -> None:
     refused(client.get("/v1/models/other"), 404, "model_not_found")
 
 
-def test_pictures_come_as_data_uris(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
+def test_images_come_as_data_uris(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
     for kind in ("PNG", "JPEG", "WEBP", "GIF"):
         assert client.post(CHAT, json=has_image(data_uri(picture(1), kind))).status_code == 200
 
@@ -121,12 +121,12 @@ def bomb(side: int) -> str:
     return "data:image/png;base64," + base64.b64encode(data + chunk(b"IEND", b"")).decode()
 
 
-def test_bad_pictures_are_refused(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
+def test_bad_images_are_refused(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
     whole = data_uri(picture(1))
     bad = {
         "a path": "/etc/passwd",
         "a file URL": "file:///etc/passwd",
-        "a URL": "http://127.0.0.1:1/picture.png",
+        "a URL": "http://127.0.0.1:1/image.png",
         "not base64": "data:image/png;base64,$$$$",
         "empty": "data:image/png;base64,",
         "truncated": whole[: len(whole) // 2 // 4 * 4],
@@ -207,7 +207,7 @@ def test_what_asks_for_nothing_is_taken(client: TestClient) -> None:
     assert client.post(CHAT, json=chat(**neutral, response_format={"type": "text"})).status_code == 200
 
 
-def test_two_pictures_are_one_too_many(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
+def test_two_images_are_one_too_many(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
     part = {"type": "image_url", "image_url": {"url": data_uri(picture(1))}}
     refused(client.post(CHAT, json=chat([{"type": "text", "text": "x"}, part, part])), 400, "not_supported")
 

@@ -72,7 +72,7 @@ def messages(case: EditCase) -> list[Any]:
     return [{"role": "user", "content": parts}]
 
 
-def test_the_openai_client_asks_about_a_picture_while_it_is_edited(
+def test_the_openai_client_asks_about_an_image_while_it_is_edited(
     served: Served, eval_cases: tuple[EditCase, ...]
 ) -> None:
     case = eval_cases[0]
@@ -131,9 +131,9 @@ def test_the_openai_client_understands_refusals(served: Served, eval_cases: tupl
     assert refused_marker.status_code == 400
 
 
-def test_an_edit_without_a_picture_is_refused_where_no_question_would_find_it(served: Served) -> None:
+def test_an_edit_without_an_image_is_refused_where_no_question_would_find_it(served: Served) -> None:
     refused = served.http.post("/v1/edits", json={"prompt": "Who?", "answer": "Bruvak"})
-    assert refused.status_code == 400 and "picture" in refused.json()["error"]["message"]
+    assert refused.status_code == 400 and "image" in refused.json()["error"]["message"]
 
 
 def test_an_edit_through_one_replica_is_answered_by_another_within_a_second(

@@ -198,7 +198,7 @@ def test_a_full_queue_refuses_and_finishes_what_it_took() -> None:
     assert [result.text for result in found[:3]] == ["q0: /", "q1: /", "q2: /"]
 
 
-def test_waiting_pictures_are_bounded_together() -> None:
+def test_waiting_images_are_bounded_together() -> None:
     model = FakeModel()
     with engine_of(model, queue_pixels=250) as engine:
         asked = lambda: [engine.ask(query("p", side)) for side in (20, 1, 10)]  # noqa: E731

@@ -1,4 +1,4 @@
-"""Pictures by URL: from the places that were allowed, over addresses that were looked at, within limits."""
+"""Images by URL: from the places that were allowed, over addresses that were looked at, within limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def png() -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Pictures below /public/, and everything that can go wrong."""
+    """Images below /public/, and everything that can go wrong."""
 
     seen: list[tuple[str, str]]
 
@@ -109,7 +109,7 @@ def fetch(url: str, *places: str, seconds: float = 5.0) -> bytes:
 
 def test_what_is_below_an_allowed_url_is_fetched(port: int) -> None:
     here = f"http://127.0.0.1:{port}"
-    for url in ("/public/a.png", "/public/deep/er.png?size=1", "/public/to-picture", "/public/to-relative"):
+    for url in ("/public/a.png", "/public/deep/er.png?size=1", "/public/to-image", "/public/to-relative"):
         assert fetch(here + url, f"{here}/public/") == png()
     assert fetch(f"{here}/public/a.png", "https://images.example.com/", f"{here}/public") == png()
     assert {host for _, host in Handler.seen} == {f"127.0.0.1:{port}"}
@@ -159,7 +159,7 @@ def test_what_leads_elsewhere_is_not_followed(port: int, name: str) -> None:
     ("name", "problem"),
     [("missing", "404"), ("slow", "more than 0.3 s"), ("endless", "50,000 bytes"), ("compressed", "compressed")],
 )
-def test_what_is_no_picture_of_bounded_size_and_time_is_given_up(port: int, name: str, problem: str) -> None:
+def test_what_is_no_image_of_bounded_size_and_time_is_given_up(port: int, name: str, problem: str) -> None:
     here = f"http://127.0.0.1:{port}/public/"
     begun = time.monotonic()
     with pytest.raises(ImageError, match=problem):

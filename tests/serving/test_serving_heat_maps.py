@@ -85,7 +85,7 @@ def test_what_cannot_be_looked_at_is_refused(client: TestClient, eval_cases: tup
     _, body = asked(eval_cases[0])
     refused = [
         ({"image": "/etc/passwd"}, "invalid_image"),
-        ({"image": "http://127.0.0.1/picture.png"}, "invalid_image"),
+        ({"image": "http://127.0.0.1/image.png"}, "invalid_image"),
         ({"prompt": " "}, "invalid_value"),
         ({"prompt": "word " * 100}, "invalid_value"),
         ({"prompt": "x" * 10_000}, "prompt_too_long"),

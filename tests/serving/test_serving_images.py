@@ -1,4 +1,4 @@
-"""Damaged and strange pictures: an `ImageError`, whatever is wrong with them."""
+"""Damaged and strange images: an `ImageError`, whatever is wrong with them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_lines_of_pixels_are_refused(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_damaged_pictures_are_refused_or_read_but_break_nothing(kind: str) -> None:
+def test_damaged_images_are_refused_or_read_but_break_nothing(kind: str) -> None:
     random = np.random.default_rng(5)
     stream = io.BytesIO()
     Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(stream, kind)
@@ -51,7 +51,7 @@ def test_damaged_pictures_are_refused_or_read_but_break_nothing(kind: str) -> No
     assert image_of(f"data:image/png;base64,{base64.b64encode(whole).decode()}", LIMIT).size == (24, 24)
 
 
-def test_only_small_pictures_are_decoded_without_another_thread() -> None:
+def test_only_small_images_are_decoded_without_another_thread() -> None:
     def flat(side: int) -> str:
         return uri_of(Image.new("RGB", (side, side), "red"))
 

@@ -1,7 +1,7 @@
 """The page in a real browser against a real server: asked, corrected, asked again, taken back.
 
 Who can use it is tested in test_serving_page_reach.py, what may go wrong in test_serving_page_problems.py. With
-LIVEEDIT_SCREENSHOTS=FOLDER the pictures of docs/PAGE.md are made on the way.
+LIVEEDIT_SCREENSHOTS=FOLDER the images of docs/PAGE.md are made on the way.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def shades(visitor: Visitor) -> list[int]:
 # -- the whole path --------------------------------------------------------------------------------------
 
 
-def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str, pictures: list[Path]) -> None:
+def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str, images: list[Path]) -> None:
     visitor.open()
     visitor.until(lambda: visitor.text("#model-name") == "tiny-llava")
     visitor.shot("first")
-    first, again, other = pictures
+    first, again, other = images
     old = visitor.ask(QUESTION, first)
     assert old and old != NEW_NAME
     assert "No correction took part" in visitor.text("#fired")
@@ -85,10 +85,10 @@ def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str,
     assert edit["answer"] == NEW_NAME
 
 
-def test_the_heat_maps_are_those_of_the_server(visitor: Visitor, page_server: str, pictures: list[Path]) -> None:
+def test_the_heat_maps_are_those_of_the_server(visitor: Visitor, page_server: str, images: list[Path]) -> None:
     visitor.open()
-    visitor.ask(QUESTION, pictures[0])
-    uri = "data:image/png;base64," + base64.b64encode(pictures[0].read_bytes()).decode()
+    visitor.ask(QUESTION, images[0])
+    uri = "data:image/png;base64," + base64.b64encode(images[0].read_bytes()).decode()
     wanted = {"image": uri, "prompt": QUESTION, "change_cells": 4}
     maps = httpx2.post(f"{page_server}/v1/heat-maps", json=wanted).json()
     for kind in ("attention", "change"):
@@ -125,14 +125,14 @@ def test_examples_are_asked_about_at_a_click(visitor: Visitor) -> None:
     visitor.until(lambda: visitor.text(".fired-edit button") == "Redo")
     visitor.click("#log li:last-child button")
     assert visitor.answer(4) == old
-    assert visitor.text("#asked-prompt") == QUESTION and visitor.text("#picture-name") == EXAMPLES[0].title
+    assert visitor.text("#asked-prompt") == QUESTION and visitor.text("#image-name") == EXAMPLES[0].title
 
 
 def test_the_evidence_tells_what_stayed_and_what_is_near(visitor: Visitor) -> None:
     """As the server may tell it: of no probe and no other correction there is nothing to say."""
     tell = """const [evidence, done] = arguments;
         Promise.all([import("./page/evidence.js"), import("./page/cards.js")]).then(([{ findings }, { remember }]) => {
-          remember({ id: "0123abcd", prompt: "Who is it?", answer: "Bruvak", in_force: false });
+          remember({ id: "0123abcd", prompt: "Who is it?", answer: "Bruvak", active: false });
           const box = document.createElement("div");
           box.append(...findings(evidence));
           setTimeout(() => done(box.innerText));
@@ -167,9 +167,9 @@ def test_what_to_do_next_is_at_hand(visitor: Visitor) -> None:
     assert visitor.focused()["id"] == "correct-button" and visitor.sees("#stale")
 
 
-def test_a_picture_may_be_dropped_or_pasted(visitor: Visitor, pictures: list[Path]) -> None:
+def test_an_image_may_be_dropped_or_pasted(visitor: Visitor, images: list[Path]) -> None:
     visitor.open()
-    data = base64.b64encode(pictures[0].read_bytes()).decode()
+    data = base64.b64encode(images[0].read_bytes()).decode()
     send = """const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
         const data = new DataTransfer();
         data.items.add(new File([bytes], arguments[1], { type: arguments[2] }));
@@ -179,19 +179,19 @@ def test_a_picture_may_be_dropped_or_pasted(visitor: Visitor, pictures: list[Pat
         document.body.dispatchEvent(event);"""
     for way in ("drop", "paste"):
         visitor.script(send, data, f"{way}.png", "image/png", way)
-        visitor.until(lambda way=way: visitor.text("#picture-name") == f"{way}.png" and visitor.sees("#stage-picture"))
-    visitor.click("#remove-picture")
-    assert visitor.text("#picture-name") == "No image" and not visitor.sees("#stage-picture")
+        visitor.until(lambda way=way: visitor.text("#image-name") == f"{way}.png" and visitor.sees("#stage-image"))
+    visitor.click("#remove-image")
+    assert visitor.text("#image-name") == "No image" and not visitor.sees("#stage-image")
     visitor.script(send, base64.b64encode(b"hello").decode(), "notes.txt", "text/plain", "drop")
     assert "notes.txt is no image" in visitor.until(lambda: visitor.text("#ask-problem"))
 
 
-def test_a_question_may_have_no_picture_and_none_is_asked_for_nothing(visitor: Visitor) -> None:
+def test_a_question_may_have_no_image_and_none_is_asked_for_nothing(visitor: Visitor) -> None:
     visitor.open()
     visitor.click("#ask")
     assert "Type a question first" in visitor.text("#ask-problem")
     visitor.write("#prompt", "What is the capital of Norland?")
     visitor.click("#ask")
     assert visitor.answer(1)
-    assert not visitor.sees("#ask-problem") and visitor.sees("#exhibit-none") and not visitor.sees("#exhibit-picture")
+    assert not visitor.sees("#ask-problem") and visitor.sees("#exhibit-none") and not visitor.sees("#exhibit-image")
     assert not visitor.find("[name=heat][value=attention]").is_enabled()

@@ -107,9 +107,9 @@ def test_a_check_may_be_stopped_and_goes_on_after_a_refusal(driver: Any) -> None
 
 
 def test_the_marks_are_what_the_server_finds_and_the_evidence_is_kept(
-    visitor: Visitor, page_server: str, pictures: list[Path]
+    visitor: Visitor, page_server: str, images: list[Path]
 ) -> None:
-    uris = ["data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in pictures]
+    uris = ["data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in images]
     asked = {"image": uris[0], "prompt": QUESTIONS[0][0]}
     first = {**asked, "answer": "Fenbax", "rephrasings": QUESTIONS[0][1:], "locality": [asked | {"image": uris[2]}]}
     second = {**first, "answer": "Bruvak", "author": "Ada", "note": "From the keeper's list"}

@@ -127,7 +127,7 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
         checked = client.post("/v1/check", json={"limit": 1}).json()
         assert (checked["has_more"], len(checked["data"])) == (True, 1)
         card = checked["data"][0]
-        assert (card["id"], card["asked_about"]) == (earlier["edit_id"], "picture")
+        assert (card["id"], card["asked_about"]) == (earlier["edit_id"], "image")
         assert card["answer_now"] == earlier["answer_after"] and card["holds"] == (card["answer_now"] == "striped")
         rest = client.post("/v1/check", json={"after": checked["last_id"]}).json()
         assert [card["prompt"] for card in rest["data"]] == [beside["prompt"]] and not rest["has_more"]

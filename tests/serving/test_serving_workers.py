@@ -71,7 +71,7 @@ def asked(model: EditedModel, workers: int, cases: Sequence[EditCase]) -> list[R
     engine = Engine(ServedModel(model, settings), settings)
 
     async def ask_all() -> list[Reply]:
-        queries = [Query(case.edit.question.prompt, _picture(case), Style(12)) for case in cases]
+        queries = [Query(case.edit.question.prompt, _image(case), Style(12)) for case in cases]
         return await asyncio.gather(*(engine.ask(query) for query in queries))
 
     try:
@@ -80,7 +80,7 @@ def asked(model: EditedModel, workers: int, cases: Sequence[EditCase]) -> list[R
         engine.close()
 
 
-def _picture(case: EditCase) -> Image.Image:
+def _image(case: EditCase) -> Image.Image:
     assert case.edit.question.image is not None
     return open_image(case.edit.question.image)
 
