@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from browsers import Visitor, running_browser
 
-from liveedit.serving.example_images import EXAMPLES, example_png
+from liveedit.serving.page_files import EXAMPLES, example_png
 
 
 @pytest.fixture(scope="session")

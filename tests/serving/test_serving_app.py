@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -190,6 +191,20 @@ def test_what_the_model_cannot_take_is_refused_not_ignored(client: TestClient, c
 def test_a_body_that_is_no_json_has_no_field_to_name(client: TestClient) -> None:
     error = refused(client.post(CHAT, content=b"not json", headers={"content-type": "application/json"}), 400)
     assert error["param"] is None and error["message"].startswith("The body: ")
+
+
+def test_a_prompt_over_the_limit_names_its_field(fake: FakeModel) -> None:
+    with client_of(fake, prompt_tokens=2) as client:
+        for path, body, param in (
+            (CHAT, chat("x" * 65), "messages.0.content"),
+            ("/v1/edits", {**EDIT, "prompt": "x" * 65}, "prompt"),
+            ("/v1/edits", {**EDIT, "answer": "x" * 65}, "answer"),
+            ("/v1/edits", {**EDIT, "rephrasings": ["x", "x" * 65]}, "rephrasings"),
+            ("/v1/edits", {**EDIT, "locality": [{"prompt": "x" * 65}]}, "locality"),
+            ("/v1/heat-maps", {"image": "data:", "prompt": "x" * 65}, "prompt"),
+        ):
+            assert refused(client.post(path, json=body), 400, "prompt_too_long")["param"] == param
+        assert client.post(CHAT, json=chat("x" * 64)).status_code == 200
 
 
 def test_what_asks_for_nothing_is_taken(client: TestClient) -> None:
@@ -406,6 +421,24 @@ def test_a_full_queue_is_answered_with_429(fake: FakeModel) -> None:
     for response in full:
         assert refused(response, 429, "queue_full")["type"] == "rate_limit_error"
         assert int(response.headers["retry-after"]) >= 1
+
+
+def test_more_requests_in_progress_than_allowed_are_answered_with_429(fake: FakeModel) -> None:
+    engine, app = fake_app(fake, ServingSettings.model_validate({"requests": 2}))
+    with listening(engine, app) as (url, _), ThreadPoolExecutor(2) as pool:
+        fake.gate.clear()
+        waiting = [pool.submit(httpx2.post, url + CHAT, json=chat(), timeout=30)]
+        fake.entered.wait(10)
+        waiting.append(pool.submit(httpx2.post, url + CHAT, json=chat(), timeout=30))
+        while not engine._jobs:
+            time.sleep(0.01)
+        over = httpx2.get(f"{url}/v1/models")
+        assert httpx2.get(f"{url}/healthz").status_code == 200, "health checks do not count"
+        fake.gate.set()
+        assert [future.result().status_code for future in waiting] == [200, 200]
+        assert httpx2.get(f"{url}/v1/models").status_code == 200, "room again"
+    assert refused(over, 429, "too_many_requests")["type"] == "rate_limit_error"
+    assert int(over.headers["retry-after"]) >= 1
 
 
 def test_waiting_too_long_is_answered_with_503(fake: FakeModel) -> None:

@@ -17,6 +17,7 @@ import httpx2
 import openai
 import pytest
 from serving_fakes import data_uri, listening
+from typer import Context
 from typer.main import get_command
 
 from liveedit.backbones import Backbone, load_backbone
@@ -182,25 +183,43 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path, capsys: pytest.Capture
     assert main(["keys", "list", "--keys", str(tmp_path / "none.json")]) == 1
 
 
-def test_help_says_of_limits_what_the_settings_say() -> None:
-    shown = {option.name: option.help for option in get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
-    limits = {name: field for name, field in ServingSettings.model_fields.items() if name in shown}
-    assert limits.pop("allow_images_from").default == (), "said in other words, and without a default to show"
-    assert {"queue", "queue_seconds", "batch", "workers", "body_bytes", "new_tokens"} <= limits.keys()
-    for name, field in limits.items():
-        default = "" if field.default is None else f"  [default: {field.default}]"
-        assert shown[name] == f"{field.description}{default}"
+def test_every_limit_is_an_option_with_the_words_of_the_settings() -> None:
+    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    shown = {option.name: option for option in command.get_params(Context(command))}
+    for name, field in ServingSettings.model_fields.items():
+        assert shown[name].help == field.description
+        assert shown[name].default == (None if name == "allow_images_from" else field.default)
 
 
-def test_help_of_serving_loads_neither_settings_nor_model() -> None:
+def test_help_of_serving_loads_the_settings_but_no_model() -> None:
     code = (
         "import sys; from liveedit.cli import main; main(['serve', '--help']); "
-        "sys.exit(bool({'torch', 'fastapi', 'liveedit.serving.settings'} & sys.modules.keys()))"
+        "sys.exit(bool({'torch', 'fastapi', 'transformers'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
-    assert "[default: 256]" in shown and "[default: 8388608]" in shown
+    assert "[default: 256]" in shown and "[default: 8388608]" in shown and "--kept-idempotency-keys" in shown
+
+
+def test_other_commands_do_not_load_the_settings() -> None:
+    code = (
+        "import sys; from liveedit.cli import main; main(['--help']); "
+        "sys.exit('liveedit.serving.settings' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_limits_reach_the_settings() -> None:
+    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    given = ["--edits", "e.db", "--queue", "3", "--answer-seconds", "1.5", "--workers", "2"]
+    given += ["--allow-images-from", "https://a.example/", "--allow-images-from", "https://b.example/x"]
+    context = command.make_context("serve", given)
+    limits = {option.name: context.params[option.name] for option in limit_options()}
+    assert settings_of(limits) == ServingSettings(
+        queue=3, answer_seconds=1.5, workers=2, allow_images_from=("https://a.example/", "https://b.example/x")
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,4 +289,4 @@ def test_a_taken_port_is_told_before_anything_is_loaded(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         status, out, err = run("serve", "--edits", str(tmp_path / "edits.db"), "--no-auth", "--port", port)
-    assert status == 1 and "cannot be listened at" in err and "--port" in err and "Serving" not in out + err
+    assert status == 1 and "cannot listen at" in err and "--port" in err and "Serving" not in out + err

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from liveedit.errors import ImageError
-from liveedit.serving.images import FORMATS, image_of, is_quick
+from liveedit.serving.images import FORMATS, bytes_of, image_of, is_long, is_small
 
 LIMIT = 10_000
 
@@ -52,12 +52,14 @@ def test_damaged_images_are_refused_or_read_but_break_nothing(kind: str) -> None
 
 
 def test_only_small_images_are_decoded_without_another_thread() -> None:
-    def flat(side: int) -> str:
-        return uri_of(Image.new("RGB", (side, side), "red"))
+    def flat(side: int) -> bytes:
+        return bytes_of(uri_of(Image.new("RGB", (side, side), "red")))
 
-    assert is_quick(flat(256)) and not is_quick(flat(257))
-    assert not is_quick(flat(3000)), "few bytes, many pixels"
+    assert is_small(flat(256)) and not is_small(flat(257))
+    assert not is_small(flat(3000)), "few bytes, many pixels"
     noise = Image.frombytes("RGB", (250, 250), random.Random(0).randbytes(250 * 250 * 3))
-    assert not is_quick(uri_of(noise)), "few pixels, many bytes"
-    assert is_quick("/etc/passwd"), "refused at once"
-    assert not is_quick("data:image/png;base64,?") and not is_quick("data:image/png;base64,AAAA")
+    assert is_long(uri_of(noise)) and not is_long(uri_of(Image.new("RGB", (257, 257), "red")))
+    assert not is_small(b"") and not is_small(b"\0\0\0"), "damaged"
+    for uri in ("/etc/passwd", "data:image/png;base64,?"):
+        with pytest.raises(ImageError):
+            bytes_of(uri)

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from browsers import Visitor, why_no_browser
 
-from liveedit.serving.example_images import EXAMPLES, QUESTIONS
+from liveedit.serving.page_files import EXAMPLES, QUESTIONS
 
 _REASON = why_no_browser()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]

@@ -15,7 +15,7 @@ from serving_fakes import FakeModel, fake_app, listening
 
 from liveedit.answers import Fired
 from liveedit.edited.recheck import CheckedEdit
-from liveedit.serving.example_images import QUESTIONS
+from liveedit.serving.page_files import QUESTIONS
 from liveedit.store.paging import EditPage
 from liveedit.store.records import StoredEdit
 
