@@ -22,6 +22,7 @@ from typer.main import get_command
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.cli import app, main
+from liveedit.cli.serving import limit_options, settings_of
 from liveedit.edited.model import EditedModel
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase

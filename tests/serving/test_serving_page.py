@@ -45,7 +45,7 @@ def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str,
     first, again, other = images
     old = visitor.ask(QUESTION, first)
     assert old and old != NEW_NAME
-    assert "No correction took part" in visitor.text("#fired")
+    assert "No correction fired" in visitor.text("#fired")
     own = visitor.ask(QUESTION, other)
 
     assert visitor.ask(QUESTION, first) == old
@@ -55,7 +55,7 @@ def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str,
     assert "2 of 2 follow" in evidence
     visitor.shot("correction")
     newest = visitor.until(lambda: visitor.all("#history-list .edit"))[0].text
-    assert all(text in newest for text in (QUESTION, old, NEW_NAME, "in force", "Ada", "From the keeper's list"))
+    assert all(text in newest for text in (QUESTION, old, NEW_NAME, "active", "Ada", "From the keeper's list"))
 
     assert visitor.ask(REWORDED, first) == NEW_NAME
     assert visitor.ask(REWORDED, again) == NEW_NAME
@@ -70,16 +70,16 @@ def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str,
     visitor.until(lambda: "undone" in visitor.text("#history-list .edit") and not visitor.sees("[aria-disabled=true]"))
     assert visitor.sees("#stale")
     assert visitor.ask(QUESTION, first) == old
-    assert "No correction took part" in visitor.text("#fired")
+    assert "No correction fired" in visitor.text("#fired")
 
     visitor.click("#history-list .edit button")
-    visitor.until(lambda: "in force" in visitor.text("#history-list .edit"))
+    visitor.until(lambda: "active" in visitor.text("#history-list .edit"))
     visitor.click("#ask-again")
     assert visitor.answer(8) == NEW_NAME
     visitor.click("#history-list .edit summary")
     visitor.until(lambda: visitor.count("#history-list .edit:first-child .events li") == 3)
     happened = visitor.text("#history-list .edit .events")
-    assert happened.index("made") < happened.index("undone") < happened.index("put back")
+    assert happened.index("made") < happened.index("undone") < happened.index("redone")
     visitor.shot("history")
     (edit,) = httpx2.get(f"{page_server}/v1/edits").json()["data"]
     assert edit["answer"] == NEW_NAME
@@ -146,9 +146,9 @@ def test_the_evidence_tells_what_stayed_and_what_is_near(visitor: Visitor) -> No
     assert "3 unrelated questions asked again: 1 changed" in said
     assert "Who?: nobody → (nothing)" in said and "Where?" not in said
     assert "1 earlier correction asked again: the answer stayed" in said
-    assert "took the place of an earlier correction: Who is it? Bruvak" in said
+    assert "replaced an earlier correction: Who is it? Bruvak" in said
     met = {"edit_id": "0123abcd", "weight_here": 0.4, "weight_there": 0.2, "is_estimate": True, "answers_differ": True}
-    assert "another correction, whose answer differs: Who is it? Bruvak" in told(collisions=[met])
+    assert "another correction that has another answer: Who is it? Bruvak" in told(collisions=[met])
     assert "(weight 40% here, about 20% there)" in told(collisions=[met])
 
 

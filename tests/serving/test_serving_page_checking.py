@@ -64,7 +64,7 @@ def test_all_are_checked_slice_by_slice_and_marked(driver: Any) -> None:
         marked = lambda number: visitor.text(f"#history-list [data-id='{number:08x}'] .verdict")  # noqa: E731
         assert marked(8) == marked(23) == "✓ Holds"
         assert "image was not kept" in marked(24) and marked(24).startswith("? Unknown")
-        visitor.until(lambda: "Also took part: Who is this? Name 2 (weight 25%)" in marked(25))
+        visitor.until(lambda: "Also fired: Who is this? Name 2 (weight 25%)" in marked(25))
         assert marked(25).startswith("✗ Fails: it now says Another") and "smaller copy of its image" in marked(25)
         elsewhere = visitor.text("#check-elsewhere")
         assert all(f"Name {number}\n" in elsewhere for number in (1, 3, 4)) and "Name 2\n" not in elsewhere
@@ -130,7 +130,7 @@ def test_the_marks_are_what_the_server_finds_and_the_evidence_is_kept(
         mark = visitor.text(f"#edit-{card['id']} .verdict")
         assert ("✓ Holds" in mark) is (card["holds"] is True) and ("Fails" in mark) is (card["holds"] is False)
         if not card["holds"]:
-            assert f"it now says {card['answer_now'] or 'nothing'}" in mark and ("Also took part" in mark) is bool(
+            assert f"it now says {card['answer_now'] or 'nothing'}" in mark and ("Also fired" in mark) is bool(
                 card["others"]
             )
     assert visitor.text(f"#edit-{made[0]['id']} .verdict") == ""
@@ -146,5 +146,5 @@ def test_the_marks_are_what_the_server_finds_and_the_evidence_is_kept(
     visitor.shot("check")
     visitor.click(f"{place} .edit-actions button")
     visitor.until(lambda: "undone" in visitor.text(place) and visitor.sees("#check-outdated"))
-    visitor.until(lambda: "in force" in visitor.text(f"#edit-{made[0]['id']}"))
+    visitor.until(lambda: "active" in visitor.text(f"#edit-{made[0]['id']}"))
     assert visitor.text(f"{place} .verdict") == ""
