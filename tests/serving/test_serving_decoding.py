@@ -15,7 +15,7 @@ from liveedit.backbones import Backbone
 from liveedit.edited.model import EditedModel
 from liveedit.errors import InvalidInputError, WaitedTooLongError
 from liveedit.samples import EditCase, Question
-from liveedit.serving.decoding import SamplingParams, DecodingState
+from liveedit.serving.decoding import DecodingState, SamplingParams
 from liveedit.serving.served_model import GenerationRequest, GenerationResult, ServedModel
 from liveedit.serving.settings import ServingSettings
 
@@ -136,7 +136,14 @@ def test_greedy_answers_are_the_backbones_own_and_tokens_are_counted(
 
 def test_every_row_is_written_in_its_own_way(served: ServedModel, picture: Callable[[int], Image.Image]) -> None:
     """Alone and in company the same, whatever seed, temperature, length and stop strings the others have."""
-    styles = [SamplingParams(1), SamplingParams(12, 8.0, 1), SamplingParams(12, 8.0, 2), SamplingParams(12, 8.0, 1), SamplingParams(5, 1.0, 3, ("e",)), SamplingParams(12)]
+    styles = [
+        SamplingParams(1),
+        SamplingParams(12, 8.0, 1),
+        SamplingParams(12, 8.0, 2),
+        SamplingParams(12, 8.0, 1),
+        SamplingParams(5, 1.0, 3, ("e",)),
+        SamplingParams(12),
+    ]
     queries = [GenerationRequest("What color is the hat?", picture(3), style) for style in styles]
     together = texts(served.answer(queries))
     assert together == [texts(served.answer([query]))[0] for query in queries]
@@ -147,7 +154,10 @@ def test_every_row_is_written_in_its_own_way(served: ServedModel, picture: Calla
 def test_a_stream_says_what_the_answer_says(served: ServedModel, picture: Callable[[int], Image.Image]) -> None:
     heard: list[str] = []
     style = SamplingParams(24, 8.0, 4)
-    asked = [GenerationRequest("What is this?", picture(1), style, heard.append), GenerationRequest("What is this?", picture(1), style)]
+    asked = [
+        GenerationRequest("What is this?", picture(1), style, heard.append),
+        GenerationRequest("What is this?", picture(1), style),
+    ]
     first, second = texts(served.answer(asked))
     assert first == second == "".join(heard)
     assert len(heard) > 1
@@ -182,9 +192,13 @@ def test_an_answer_never_outgrows_the_models_places(served: ServedModel) -> None
     config = served.model.backbone.decoder.config
     before, config.max_position_embeddings = config.max_position_embeddings, 16
     try:
-        (reply,) = served.answer([GenerationRequest("What is the capital of Coraland?", None, SamplingParams(200, 2.0, 1))])
+        (reply,) = served.answer(
+            [GenerationRequest("What is the capital of Coraland?", None, SamplingParams(200, 2.0, 1))]
+        )
         with pytest.raises(InvalidInputError):
-            served.answer([GenerationRequest("What is the capital of the land of Coraland, if any?", None, SamplingParams(200))])
+            served.answer(
+                [GenerationRequest("What is the capital of the land of Coraland, if any?", None, SamplingParams(200))]
+            )
     finally:
         config.max_position_embeddings = before
     assert isinstance(reply, GenerationResult) and reply.prompt_tokens + reply.answer_tokens <= 16

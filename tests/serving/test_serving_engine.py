@@ -126,7 +126,9 @@ def test_workers_answer_beside_each_other_and_an_action_waits_for_all_of_them() 
     inside: list[int] = []
     most = 0
 
-    def answer(model: FakeModel, queries: Sequence[GenerationRequest], deadline: float) -> list[GenerationResult | Exception]:
+    def answer(
+        model: FakeModel, queries: Sequence[GenerationRequest], deadline: float
+    ) -> list[GenerationResult | Exception]:
         nonlocal most
         inside.append(len(queries))
         most = max(most, len(inside))

@@ -66,11 +66,11 @@ def test_the_maps_are_those_of_the_editor(
 
 
 def first_token(backbone: Backbone, prompt: str, image: Image.Image) -> torch.Tensor:
-    """The distribution of the first token of the answer, by teacher forcing. An image's token is never generated."""
+    """The distribution of the answer's first token from the logits. The image token is never generated."""
     with torch.inference_mode():
         scores = backbone.logits(backbone.encode([Question(prompt, image)]))[0, -1].double()
-    scores[backbone.image_token_id] = -torch.inf
-    return scores.softmax(0)
+        scores[backbone.image_token_id] = -torch.inf
+        return scores.softmax(0)
 
 
 def test_occlusion_is_the_change_of_the_first_token(

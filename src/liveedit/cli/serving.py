@@ -128,7 +128,8 @@ def settings_of(limits: dict[str, Any]) -> ServingSettings:
 def add_key(
     keys: KeysFile,
     role: Annotated[
-        Literal["ask", "edit", "admin"], typer.Option(help="ask; edit (includes ask); admin (includes edit, and reads the metrics).")
+        Literal["ask", "edit", "admin"],
+        typer.Option(help="ask; edit (includes ask); admin (includes edit, and reads the metrics)."),
     ] = "ask",
     name: Annotated[str | None, typer.Option(help="The owner, for the list.")] = None,
     json: Json = False,
@@ -186,7 +187,7 @@ def _check_extra() -> None:
 
 
 def _key_file(host: str, keys: Path | None, no_auth: bool) -> KeyFile | None:
-    """The API keys, or None for --no-auth. Raises `ConfigError` if the service would be open to other machines."""
+    """The API keys; None for --no-auth. Raises `ConfigError` if other machines could use the service without a key."""
     from ..serving.api_keys import KeyFile
     from ..serving.middleware import is_loopback
 
@@ -195,8 +196,8 @@ def _key_file(host: str, keys: Path | None, no_auth: bool) -> KeyFile | None:
     if no_auth:
         if not is_loopback(host):
             raise ConfigError(
-                f"--no-auth was given with the address {host!r}, which other machines can reach. Use 127.0.0.1, or make "
-                "keys (`liveedit keys add --role edit --keys FILE`) and give --keys FILE."
+                f"--no-auth was given with the address {host!r}, which other machines can reach. Use 127.0.0.1, or "
+                "make keys (`liveedit keys add --role edit --keys FILE`) and give --keys FILE."
             )
         return None
     if keys is None:

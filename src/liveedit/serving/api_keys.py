@@ -116,7 +116,9 @@ class KeyFile:
         try:
             return _KeysOfFile.model_validate_json(self.path.read_bytes()).keys
         except ValidationError as error:
-            raise ConfigError(f"{str(self.path)!r} is not a file of keys: {issues_of(error)}. Restore it, or make new keys.") from error
+            raise ConfigError(
+                f"{str(self.path)!r} is not a file of keys: {issues_of(error)}. Restore it, or make new keys."
+            ) from error
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         """Replace the file. Only its owner can read it, and it is on disk when this returns."""

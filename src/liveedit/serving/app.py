@@ -29,11 +29,11 @@ from .metrics import CONTENT_TYPE
 from .middleware import AccessMiddleware
 from .openapi import schema_of
 from .page_files import page_router
-from .stored_edits import stored_edits_router
 from .recheck import checking_router
 from .served_model import ServedModel
 from .service import Service
 from .settings import ServingSettings
+from .stored_edits import stored_edits_router
 
 
 def _fetcher(settings: ServingSettings) -> Fetcher | None:
@@ -47,7 +47,9 @@ class ServiceState(BaseModel):
     status: str
 
 
-_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ServiceState, "description": "`status` names the reason."}}
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {
+    503: {"model": ServiceState, "description": "`status` names the reason."}
+}
 
 
 def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel, keys: KeyFile | None) -> FastAPI:

@@ -95,7 +95,9 @@ class ModelList(BaseModel):
 _EVENT = {
     "type": "object",
     "description": "One event of a stream.",
-    "properties": {"data": {"type": "string", "description": "A chat.completion.chunk as JSON. The last event is [DONE]."}},
+    "properties": {
+        "data": {"type": "string", "description": "A chat.completion.chunk as JSON. The last event is [DONE]."}
+    },
     "required": ["data"],
 }
 

@@ -30,9 +30,7 @@ NONEMPTY_PATTERN: Final = r"[^\s\x00-\x1f\x85]"
 """Matches any text that is not blank. Python and JSON schemas read this pattern alike."""
 
 
-def checked_prompt(
-    text: str, settings: ServingSettings, param: str, *, empty_code: str = "invalid_value"
-) -> str:
+def checked_prompt(text: str, settings: ServingSettings, param: str, *, empty_code: str = "invalid_value") -> str:
     """The text, after the checks that need no tokenizer; `ServedModel.check` counts its tokens later.
 
     param: the field of the request, for the message. Raises `RefusalError` if the text is blank, or longer than any
@@ -145,7 +143,7 @@ class ChatRequest(RequestModel):
     service_tier: Literal["auto", "default"] | None = None
 
     def question(self) -> tuple[str, str | None]:
-        """The prompt, and the image's URI or None. Raises `RefusalError` for messages that the model does not support."""
+        """The prompt, and the image's URI or None. Raises `RefusalError` for unsupported messages."""
         for place, message in enumerate(self.messages):
             if message.role != "user":
                 raise _refused(
@@ -166,7 +164,9 @@ class ChatRequest(RequestModel):
             raise InvalidInputError("max_tokens and max_completion_tokens differ. Give one of them.")
         tokens = asked[0] if asked else settings.new_tokens
         if tokens > settings.new_tokens:
-            raise InvalidInputError(f"max_tokens is {tokens:,}; at most {settings.new_tokens:,} are allowed. Ask for fewer.")
+            raise InvalidInputError(
+                f"max_tokens is {tokens:,}; at most {settings.new_tokens:,} are allowed. Ask for fewer."
+            )
         stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         seed = secrets.randbits(63) if self.seed is None else self.seed
         return SamplingParams(tokens, self.temperature or 0.0, seed, stop)
@@ -188,7 +188,9 @@ def _split(message: ChatMessage) -> tuple[str, str | None]:
         given = {"text": part.text, "image_url": part.image_url}
         param = f"messages.0.content.{place}"
         if field is None:
-            raise _refused(param, f"A part of the type {part.type!r} was given. Give parts of the types text and image_url.")
+            raise _refused(
+                param, f"A part of the type {part.type!r} was given. Give parts of the types text and image_url."
+            )
         if given.pop(field) is None or any(value is not None for value in given.values()):
             raise _refused(param, f"A part of the type {part.type!r} has the field {field!r} and no other. Give that.")
         if part.image_url is not None:
@@ -196,7 +198,9 @@ def _split(message: ChatMessage) -> tuple[str, str | None]:
         elif part.text is not None:
             texts.append(part.text)
     if len(images) > 1:
-        raise _refused("messages.0.content", f"{len(images)} images were given; this model takes at most one. Send one.")
+        raise _refused(
+            "messages.0.content", f"{len(images)} images were given; this model takes at most one. Send one."
+        )
     return "\n".join(texts), images[0] if images else None
 
 

@@ -174,9 +174,7 @@ async def _change(service: Service, change: Callable[[EditedModel], StoredEdit])
     return ChangeResult(card_of(changed, with_thumbnail), changed.is_replay)
 
 
-async def _create(
-    correction: Correction, sent: ChangeRequest | None, service: Service
-) -> ChangeResult[CreatedEdit]:
+async def _create(correction: Correction, sent: ChangeRequest | None, service: Service) -> ChangeResult[CreatedEdit]:
     started = time.monotonic()
     receipt = await service.engine.act(lambda served: served.edit(correction, sent), correction.pixels)
     service.engine.metrics.edit_seconds.observe(time.monotonic() - started)

@@ -51,9 +51,7 @@ class AnsweringModel(Protocol):
         """Raise if this prompt cannot be answered."""
         ...
 
-    def answer(
-        self, requests: Sequence[GenerationRequest], deadline: float
-    ) -> list[GenerationResult | Exception]:
+    def answer(self, requests: Sequence[GenerationRequest], deadline: float) -> list[GenerationResult | Exception]:
         """Answers in the order of the requests."""
         ...
 

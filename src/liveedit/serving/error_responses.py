@@ -87,7 +87,9 @@ class RefusalError(LiveEditError):
     def body(self) -> dict[str, Any]:
         """The JSON body."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": _valid_unicode(self.message), "type": kind, "code": self.code, "param": self.param}}
+        return {
+            "error": {"message": _valid_unicode(self.message), "type": kind, "code": self.code, "param": self.param}
+        }
 
     @property
     def response(self) -> JSONResponse:

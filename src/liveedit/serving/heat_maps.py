@@ -116,7 +116,8 @@ def _attention_map(editor: ExpertEditor[Any], question: Question) -> Any:
     """The editor's attention map of a question, or None if it has none."""
     if hasattr(editor, "attention_map"):
         return editor.attention_map(question)  # pyright: ignore[reportAttributeAccessIssue]
-    from ..editors.liveedit import attribution, editor as liveedit
+    from ..editors.liveedit import attribution
+    from ..editors.liveedit import editor as liveedit
 
     return attribution.attention_map(editor, question) if isinstance(editor, liveedit.LiveEdit) else None
 

@@ -50,9 +50,7 @@ class Metrics:
             f"Edits that fired in answers (weight >= {FIRING_THRESHOLD}).",
             registry=registry,
         )
-        self.answers = Counter(
-            "liveedit_answers", "Answers, by whether an edit fired.", ["edited"], registry=registry
-        )
+        self.answers = Counter("liveedit_answers", "Answers, by whether an edit fired.", ["edited"], registry=registry)
         self.tokens = Counter("liveedit_tokens", "Tokens of prompts and answers.", ["kind"], registry=registry)
         self.requests = Counter(
             "liveedit_requests", "Requests, by route and status.", ["method", "route", "status"], registry=registry

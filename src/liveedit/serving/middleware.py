@@ -112,10 +112,14 @@ class AccessMiddleware:
             )
         key = self.keys.holder(presented.strip())
         if key is None:
-            raise RefusalError(401, "This API key is not known. Ask the operator for one.", "invalid_api_key", headers=challenge)
+            raise RefusalError(
+                401, "This API key is not known. Ask the operator for one.", "invalid_api_key", headers=challenge
+            )
         if not key.allows(role):
             raise RefusalError(
-                403, f"This needs a key with the role {role!r}; yours has {key.role!r}. Use another key.", "insufficient_role"
+                403,
+                f"This needs a key with the role {role!r}; yours has {key.role!r}.",
+                "insufficient_role",
             )
         return key
 
@@ -196,11 +200,19 @@ def _check_local(headers: Headers) -> None:
     name = urlsplit(f"//{host}").hostname or ""
     if not is_loopback(name):
         raise RefusalError(
-            403, f"Without API keys only requests to this machine are served; this one is to {name!r}. Use 127.0.0.1.", "foreign_host", "Host"
+            403,
+            f"Without API keys only requests to this machine are served; this one is to {name!r}. Use 127.0.0.1.",
+            "foreign_host",
+            "Host",
         )
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != host:
-        raise RefusalError(403, f"Without API keys no page of another origin is served; this one is from {origin!r}.", "foreign_origin", "Origin")
+        raise RefusalError(
+            403,
+            f"Without API keys no page of another origin is served; this one is from {origin!r}.",
+            "foreign_origin",
+            "Origin",
+        )
 
 
 def _known_method(method: str) -> str:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from PIL import Image
 
-from .chat_messages import SEEDS, NONEMPTY_PATTERN
+from .chat_messages import NONEMPTY_PATTERN, SEEDS
 from .error_responses import ErrorBody
 from .images import image_pattern
 from .middleware import role_for
@@ -31,7 +31,7 @@ _ERRORS: Final[dict[int, str]] = {
     429: "Too many requests; see Retry-After.",
     500: "The server failed.",
     501: "The editor has no attention map.",
-    503: "The server is shutting down, the stored edits are unreachable, or the request waited too long; see Retry-After.",
+    503: "The server is shutting down, the edits are unreachable, or the request waited too long; see Retry-After.",
 }
 _ALWAYS: Final = frozenset({400, 401, 403, 429, 500, 503})
 _OF_CHANGES: Final = frozenset({404, 408, 409, 413, 415})

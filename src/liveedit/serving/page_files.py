@@ -73,7 +73,16 @@ EXAMPLES: Final = (
         "A creature",
         "a pink creature with a yellow hat, on light blue with dots",
         Scene(
-            "page-1", _UNKNOWN_CREATURE, "pink", "bucket", "yellow", 5, "left", "sky", "dotted", (Thing("cross", "purple", 3),)
+            "page-1",
+            _UNKNOWN_CREATURE,
+            "pink",
+            "bucket",
+            "yellow",
+            5,
+            "left",
+            "sky",
+            "dotted",
+            (Thing("cross", "purple", 3),),
         ),
         Pose(),
     ),

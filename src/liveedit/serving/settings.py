@@ -22,7 +22,9 @@ class ServingSettings(BaseModel):
     probe_edits: int = Field(8, ge=0, description="Most active edits that are asked again when an edit is made.")
     batch: int = Field(64, ge=1, description="Most questions answered at once, by all workers together.")
     workers: int | None = Field(
-        None, ge=1, description="Worker threads, each with its own batch; by default 1, more for a small model on a CPU."
+        None,
+        ge=1,
+        description="Worker threads, each with its own batch; by default 1, more for a small model on a CPU.",
     )
     queue: int = Field(256, ge=1, description="Most requests waiting for the model.")
     queue_pixels: int = Field(

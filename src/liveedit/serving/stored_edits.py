@@ -110,7 +110,9 @@ def stored_edits_router(service: Service) -> APIRouter:
 
     @router.get("/v1/edits")
     async def list_edits(
-        state: Annotated[State, Query(description="Active edits, undone ones, or all including purged ones.")] = "active",
+        state: Annotated[
+            State, Query(description="Active edits, undone ones, or all including purged ones.")
+        ] = "active",
         order: Annotated[Literal["asc", "desc"], Query(description="Oldest or newest first.")] = "asc",
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
         after: After = None,
