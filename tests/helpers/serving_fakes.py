@@ -1,4 +1,4 @@
-"""A model without weights behind the service, and a real server on a free port."""
+"""A model without weights for the service, and a real server on a free port."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class FakeModel:
 
     def redo(self, edit_id: str, *, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
         if self.get(edit_id).is_active:
-            raise EditStateError("In force.")
+            raise EditStateError("Active.")
         self.change(edit_id)
         self.stored[edit_id] = replace(self.undone.pop(edit_id), undone_at=None)
         return self.stored[edit_id]
@@ -215,7 +215,7 @@ def fake_app(
 
 @contextmanager
 def listening(engine: Engine[ServedModel], app: FastAPI, port: int = 0) -> Iterator[tuple[str, Server]]:
-    """A server in a thread, and its URL; at the end it is told to stop and finishes. port: 0 for a free one."""
+    """A server in a thread, and its URL; at the end it is stopped and finishes its work. port: 0 for a free one."""
     server = Server(engine, app, "127.0.0.1", port)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -37,8 +37,8 @@ class UrlPrefix:
         url = _url(text)
         if url is None or url.scheme not in _PORTS or not url.host or url.userinfo or url.query or url.fragment:
             raise ConfigError(
-                f"Images cannot be allowed from {text!r}. Give the beginning of a URL, without query and password, such "
-                "as https://images.example.com/public/."
+                f"Images cannot be allowed from {text!r}. Give the beginning of a URL without query and password, "
+                "such as https://images.example.com/public/."
             )
         return cls(url.scheme, url.host, url.port or _PORTS[url.scheme], url.path)
 

@@ -135,7 +135,7 @@ class AccessMiddleware:
         except TimeoutError as error:
             raise RefusalError(
                 408,
-                f"The body did not arrive within {self.settings.body_seconds:g} s. Send it faster, or send a smaller one.",
+                f"The body did not arrive within {self.settings.body_seconds:g} s. Send a smaller one.",
                 "body_timeout",
                 headers={"Connection": "close"},
             ) from error

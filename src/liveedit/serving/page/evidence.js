@@ -15,7 +15,7 @@ export function findings(evidence, { changerOf = null, narrow = false } = {}) {
     supersedes.length ? superseded(supersedes) : null,
     kept("unrelated question", locality, (one) => make("q", {}, one.prompt)),
     kept("earlier correction", earlier, (one) => named(one.edit_id)),
-    ...collisions.map((met) => collision(met, changerOf)),
+    ...collisions.map((one) => collision(one, changerOf)),
   ].filter(Boolean);
 }
 
