@@ -183,7 +183,7 @@ def test_an_image_may_be_dropped_or_pasted(visitor: Visitor, images: list[Path])
     visitor.click("#remove-image")
     assert visitor.text("#image-name") == "No image" and not visitor.sees("#stage-image")
     visitor.script(send, base64.b64encode(b"hello").decode(), "notes.txt", "text/plain", "drop")
-    assert "notes.txt is no image" in visitor.until(lambda: visitor.text("#ask-problem"))
+    assert "notes.txt is not an image" in visitor.until(lambda: visitor.text("#ask-problem"))
 
 
 def test_a_question_may_have_no_image_and_none_is_asked_for_nothing(visitor: Visitor) -> None:
