@@ -37,7 +37,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
     @torch.no_grad()
     def prefix() -> None:
         with editor.paused():
-            backbone.states(backbone.encode([edit.question], [edit.answer]), shape.edit_layer)
+            backbone.hidden_states(backbone.encode([edit.question], [edit.answer]), shape.edit_layer)
 
     def edit_once(repository: ExpertRepository) -> None:
         editor.repository = repository

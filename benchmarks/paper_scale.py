@@ -58,7 +58,7 @@ def measure_edit(editor: LiveEdit, shape: Shape, repeats: int) -> dict[str, Any]
     edit = make_cases(shape, 1)[0].edit
     inputs = backbone.encode([edit.question], [edit.answer])
     with torch.no_grad():
-        prefix = milliseconds(device, lambda: backbone.states(inputs, shape.edit_layer), repeats)
+        prefix = milliseconds(device, lambda: backbone.hidden_states(inputs, shape.edit_layer), repeats)
     encoding = milliseconds(device, lambda: backbone.encode([edit.question], [edit.answer]), repeats)
     whole = milliseconds(device, lambda: editor.make_experts([edit]), repeats)
     (expert,) = editor.make_experts([edit])

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from liveedit.backbones import Backbone, Inputs
+from liveedit.backbones import Backbone, TokenBatch
 from liveedit.editors.liveedit import LiveEdit
 from liveedit.editors.liveedit.modules import QueryFeatures
 from liveedit.experts import ExpertRepository
@@ -51,7 +51,7 @@ class Bench:
     backbone: Backbone
     editor: LiveEdit
     repositories: dict[str, ExpertRepository]
-    inputs: Inputs
+    inputs: TokenBatch
 
     def use(self, repository: str, exact: bool = False) -> None:
         self.editor.repository = self.repositories[repository]

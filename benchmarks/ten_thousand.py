@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liveedit.backbones import Backbone, Inputs, load_backbone
+from liveedit.backbones import Backbone, TokenBatch, load_backbone
 from liveedit.datasets.world import WorldCase, world_cases
 from liveedit.datasets.world.drawing import draw
 from liveedit.edited.model import EditedModel
@@ -107,7 +107,7 @@ class Edited:
     path: Path
     ledger: Ledger
     experts: dict[str, LowRankExpert]
-    asked: Inputs
+    asked: TokenBatch
     logits: Tensor
 
     def model(self, store: EditStore | None, **options: Any) -> EditedModel:

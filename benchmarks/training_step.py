@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from liveedit.backbones import Backbone, Inputs
+from liveedit.backbones import Backbone, TokenBatch
 from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask
@@ -54,12 +54,12 @@ class Baseline:
         pairs = [(case.edit.question, case.edit.answer) for case in cases]
         if with_probes:
             pairs += [(probe.question, probe.answer or case.edit.answer) for case in cases for probe in case.probes]
-        self.inputs: Inputs = backbone.encode([question for question, _ in pairs], [answer for _, answer in pairs])
+        self.inputs: TokenBatch = backbone.encode([question for question, _ in pairs], [answer for _, answer in pairs])
         self.targets = self.inputs.input_ids[self.inputs.answer_mask]
         answer = self.inputs.answer_mask
         self.predicting = torch.cat([answer[:, 1:], torch.zeros_like(answer[:, :1])], 1)
         with torch.no_grad():
-            self.states = backbone.states(self.inputs, layer)
+            self.states = backbone.hidden_states(self.inputs, layer)
 
     @torch.no_grad()
     def forward(self) -> None:

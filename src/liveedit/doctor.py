@@ -111,13 +111,13 @@ class _Examination:
     def halves(self) -> str:
         inputs = self.backbone.encode(self.questions, _ANSWERS)
         whole = self.backbone.logits(inputs)[inputs.answer_mask]
-        states = self.backbone.states(inputs, self.layer)
+        states = self.backbone.hidden_states(inputs, self.layer)
         return self._close(self.backbone.logits_from(states, inputs, self.layer, inputs.answer_mask), whole)
 
     def gradients(self) -> str:
         inputs = self.backbone.encode(self.questions[:1], _ANSWERS[:1])
         with torch.no_grad():
-            states = self.backbone.states(inputs, self.layer)
+            states = self.backbone.hidden_states(inputs, self.layer)
         change = torch.zeros_like(states, requires_grad=True)
         handle = self.backbone.layers[self.layer].register_forward_hook(lambda _, __, output: _plus(output, change))
         try:

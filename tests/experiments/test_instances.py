@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from liveedit.backbones import Backbone
 from liveedit.cli import paper_figure6
 from liveedit.editors.liveedit import LiveEdit
-from liveedit.editors.liveedit.attribution import Candidate, met
+from liveedit.editors.liveedit.attribution import Candidate
+from liveedit.editors.liveedit.attribution import candidates as candidates_of
 from liveedit.errors import DatasetError, InvalidInputError
 from liveedit.experiments.instances import KINDS, Gallery, _hardest, difficulty, figure_6, figure_7
 from liveedit.images import open_image
@@ -91,7 +92,7 @@ def test_figure_7_counts_what_it_searched(editor: LiveEdit, eval_cases: tuple[Ed
     near = next(name for name in related if name.endswith("near_duplicate_locality"))
     probe = {case.id: case for case in cases}[near.split("/")[0]].named("near_duplicate_locality")[0]
     edits = {edit_id: Edit(probe.question, probe.answer or "") for edit_id in editor.repository.ids}
-    _, found = met(editor, probe.question, edits)
+    _, found = candidates_of(editor, probe.question, edits)
     assert found[0].edit_id == near and found[0].passed
 
 

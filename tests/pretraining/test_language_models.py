@@ -120,7 +120,7 @@ def test_states_and_the_layers_behind_them_make_the_logits_of_long_texts(built_i
     assert inputs.input_ids.shape[1] > 2 * WINDOW
     with torch.no_grad():
         whole = backbone.logits(inputs)[inputs.predicting]
-        states = backbone.states(inputs, 3)
+        states = backbone.hidden_states(inputs, 3)
         resumed = backbone.logits_from(states, inputs, 3, inputs.predicting)
     torch.testing.assert_close(resumed, whole, atol=1e-4, rtol=1e-4)
 

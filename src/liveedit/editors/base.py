@@ -19,8 +19,9 @@ from ..backbones import Backbone
 from ..errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError, issues_of
 from ..experts.expert import AnyExpert
 from ..progress import Progress, no_progress
-from ..samples import Edit
+from ..samples import Edit, Question
 from ..training.checkpoints import load_tensors, save_tensors
+from .heat_map import HeatMap
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -229,6 +230,18 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
         """Estimated weight of a new expert in the answers of active edits, by their ids; at least
         `FIRING_THRESHOLD` each. margin: its `Fired.margin` for its own question."""
         return {}
+
+    def attention_map(self, question: Question) -> HeatMap | None:
+        """Where in its image the editor reads what it finds edits by. None if the editor has no such map."""
+        return None
+
+    occlusion_feature: ClassVar[str] = "probabilities of the first answer token"
+    """What `occlusion_features` returns, for notes and figures."""
+
+    def occlusion_features(self, questions: Sequence[Question]) -> Tensor:
+        """(questions, width): what `occlusion.change_map` compares. Probabilities of the first answer token here."""
+        inputs = self.backbone.encode(questions, padding="left")
+        return self.backbone.logits(inputs)[:, -1].float().softmax(-1)
 
     def keep_experts_on(self, place: ExpertsOn, folder: str | Path | None = None) -> None:
         """Move experts to the device or the host. Raises `InvalidInputError` if the editor has no choice."""

@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..answers import Fired
-from ..backbones import Backbone
+from ..backbones import Backbone, HiddenTokens
 from ..backbones.prompt_transforms import PreparedQuestion
 from ..samples import Edit, Question
 from .base import Editor
-from .liveedit.modules import TokenStates
 from .shared import EditMemory, latest_of_nearest, read_questions
 
 _FIELDS = {"prompt", "answer", "question"}
@@ -159,10 +158,10 @@ class InContext(Editor):
     def _features(self, questions: Sequence[Question]) -> Tensor:
         """(questions, 2 width): pooled states of image, zero where there is none, and prompt, each of unit length."""
         tokens = read_questions(self.backbone, questions, self.layer)
-        return torch.cat([_pooled(tokens, mask) for mask in (tokens.image, tokens.prompt)], 1)
+        return torch.cat([_pooled(tokens, mask) for mask in (tokens.image_mask, tokens.prompt_mask)], 1)
 
 
-def _pooled(tokens: TokenStates, mask: Tensor) -> Tensor:
+def _pooled(tokens: HiddenTokens, mask: Tensor) -> Tensor:
     # Each token counts alike: without LayerNorm the few that gather attention, which are longest, would decide.
-    states = F.layer_norm(tokens.states, tokens.states.shape[-1:]) * mask[..., None]
+    states = F.layer_norm(tokens.hidden_states, tokens.hidden_states.shape[-1:]) * mask[..., None]
     return F.normalize(states.sum(1), dim=-1)

@@ -201,7 +201,7 @@ class _Scratch:
             rows += count * statistics.mean(map(sum, found)) if found else 0
         means = [statistics.mean(length for length, _ in found) if found else None for found in tokens.values()]
         size = round(rows * self.backbone.width * _STATE_BYTES)
-        on_disk = store._estimate(items[:1] * inputs) > IN_MEMORY_BYTES
+        on_disk = store.estimated_bytes(inputs) > IN_MEMORY_BYTES
         return _States(inputs, means[0], means[1], size, on_disk, inputs * seconds)
 
     def batch(self, stage: StageConfig) -> int:

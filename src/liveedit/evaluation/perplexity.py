@@ -22,7 +22,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone, Inputs
+from ..backbones import Backbone, TokenBatch
 from ..errors import InvalidInputError
 from ..samples import EditCase, Question
 
@@ -162,7 +162,7 @@ def _along(
     return [found[index] for index in range(len(questions))]
 
 
-def _counted(inputs: Inputs, row: int) -> Tensor:
+def _counted(inputs: TokenBatch, row: int) -> Tensor:
     """Positions of the answer's tokens, without the end token unless it stands alone."""
     positions = inputs.answer_mask[row].nonzero().flatten()
     return positions[:-1] if len(positions) > 1 else positions

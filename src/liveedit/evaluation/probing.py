@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..answers import Fired
-from ..backbones import Backbone, Inputs
+from ..backbones import Backbone, TokenBatch
 from ..editors.base import Editor
 from ..samples import Probe, Question
 
@@ -102,7 +102,7 @@ def token_accuracy(chosen: Sequence[int], wanted: Sequence[int]) -> float:
     return 100 * sum(a == b for a, b in zip(chosen, wanted, strict=True)) / len(wanted)
 
 
-def _along(inputs: Inputs, chosen: torch.Tensor, row: int) -> tuple[Tokens, Tokens]:
+def _along(inputs: TokenBatch, chosen: torch.Tensor, row: int) -> tuple[Tokens, Tokens]:
     positions = inputs.answer_mask[row].nonzero().flatten()
     if len(positions) > 1:
         positions = positions[:-1]

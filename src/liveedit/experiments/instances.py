@@ -9,7 +9,7 @@ from typing import Any, Final
 from PIL import Image
 
 from ..editors.liveedit import LiveEdit
-from ..editors.liveedit.attribution import Candidate, LookedAt, look, met
+from ..editors.liveedit.attribution import Attribution, Candidate, attribution, candidates
 from ..errors import DatasetError
 from ..images import image_digest, open_image
 from ..samples import Edit, EditCase, ImageSource, ProbeName, Question
@@ -48,7 +48,7 @@ class Gallery:
     entries: list[dict[str, Any]] = field(default_factory=list)
     images: dict[str, Image.Image] = field(default_factory=dict)
 
-    def add(self, backbone: str, kind: str, question: Question, found: LookedAt, edits: dict[str, Edit]) -> None:
+    def add(self, backbone: str, kind: str, question: Question, found: Attribution, edits: dict[str, Edit]) -> None:
         """Hang up one question."""
         entry = {"backbone": backbone, "kind": kind, "image": self._keep(question.image), **found.to_dict()}
         for one in entry["candidates"][:SHOWN]:
@@ -79,7 +79,7 @@ def figure_6(
     _make(editor, edits, report)
     asked = [("own question", own)] if own is not None else _questions_of(cases)
     for done, (kind, question) in enumerate(asked, 1):
-        gallery.add(editor.backbone.name, kind, question, look(editor, question, edits, SHOWN), edits)
+        gallery.add(editor.backbone.name, kind, question, attribution(editor, question, edits, SHOWN), edits)
         report(f"looking: {editor.backbone.name}", done, len(asked))
 
 
@@ -110,12 +110,12 @@ def figure_7(
     ]
     found: list[tuple[int, float, int]] = []
     for place, (own, _, question) in enumerate(tried):
-        _, candidates = met(editor, question, edits)
-        found.append((*difficulty(candidates, own), place))
+        _, ranked = candidates(editor, question, edits)
+        found.append((*difficulty(ranked, own), place))
         report(f"searching: {editor.backbone.name}", place + 1, len(tried))
     for place in _hardest(found, [own for own, _, _ in tried])[:shown]:
         _, kind, question = tried[place]
-        gallery.add(editor.backbone.name, kind, question, look(editor, question, edits, SHOWN), edits)
+        gallery.add(editor.backbone.name, kind, question, attribution(editor, question, edits, SHOWN), edits)
     ranks = [rank for rank, _, _ in found]
     return (
         f"{editor.backbone.name}, {len(tried)} questions against {len(edits)} edits: without hard routing another edit "

@@ -107,7 +107,7 @@ def test_an_expert_with_the_layers_weights_doubles_its_ffn(families: dict[str, B
     before = place.exit.register_forward_hook(keep)
     with torch.no_grad(), place.beside(lambda x: expert_output(expert, x, place.activation) + bias):
         after = place.exit.register_forward_hook(keep)
-        families[family].states(families[family].encode([Question("What color is the hat?")]), 1)
+        families[family].hidden_states(families[family].encode([Question("What color is the hat?")]), 1)
     before.remove()
     after.remove()
     plain, changed = outputs

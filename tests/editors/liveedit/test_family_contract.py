@@ -136,7 +136,7 @@ def test_prefix_and_suffix_are_the_whole(backbone: Backbone, questions: list[Que
     finally:
         handle.remove()
     with torch.no_grad():
-        states = backbone.states(inputs, EDIT_LAYER)
+        states = backbone.hidden_states(inputs, EDIT_LAYER)
     states.requires_grad_()
     parts = backbone.logits_from(states, inputs, EDIT_LAYER, inputs.answer_mask)
     (found,) = torch.autograd.grad(parts.logsumexp(-1).sum(), states)
@@ -151,11 +151,11 @@ def test_kept_states_give_the_same_logits_in_any_batch(backbone: Backbone, quest
     store.fill(list(zip(questions, ANSWERS, strict=True)), batch=2)
     batch = store.batch([2, 0, 1])
     with torch.no_grad():
-        kept = backbone.logits_from(batch.states, batch, EDIT_LAYER, batch.predicting)
+        kept = backbone.logits_from(batch.hidden_states, batch, EDIT_LAYER, batch.predicting)
         rows = []
         for row in (2, 0, 1):
             inputs = backbone.encode([questions[row]], [ANSWERS[row]])
-            states = backbone.states(inputs, EDIT_LAYER).bfloat16().float()
+            states = backbone.hidden_states(inputs, EDIT_LAYER).bfloat16().float()
             rows.append(backbone.logits_from(states, inputs, EDIT_LAYER, inputs.predicting))
     # The store ran the first layers in bfloat16, which moves states by a few thousandths.
     torch.testing.assert_close(kept, torch.cat(rows), atol=0.15, rtol=0.05)
@@ -348,7 +348,7 @@ def test_a_compiled_model_is_edited(backbone: Backbone, editor: LiveEdit, questi
     assert likeliest(editor) == ["edit-0"]
     torch.testing.assert_close(found, eager, atol=1e-4, rtol=1e-3)
     torch.compiler.reset()
-    with pytest.raises(Exception, match="LiveEdit finds experts"), torch.no_grad():
+    with pytest.raises(Exception, match="Editors find experts"), torch.no_grad():
         torch.compile(backbone.model, backend="eager", fullgraph=True)(**inputs.model_inputs())
     torch.compiler.reset()
 

@@ -136,12 +136,12 @@ def test_thinned_prompts_lose_tokens_but_never_the_last(task_of: TaskMaker) -> N
     task, rng = task_of(LiveEditLosses(prompt_dropout=0.5)), np.random.default_rng(0)
     rows = task._rows(BATCH, [["reliability", "text_generality"]] * len(BATCH))
     thinned = task._thinned(rows, rng)
-    before, after = rows.batch.prompt, thinned.batch.prompt
+    before, after = rows.batch.prompt_mask, thinned.batch.prompt_mask
     assert not bool((after & ~before).any())
     assert 0.3 < float(after.sum() / before.sum()) < 0.8
     last = before.long().cumsum(1).argmax(1)  # The first place where the count is full.
     assert bool(after[torch.arange(len(after)), last].all())
-    assert torch.equal(thinned.batch.states, rows.batch.states)
+    assert torch.equal(thinned.batch.hidden_states, rows.batch.hidden_states)
     untouched = task_of(LiveEditLosses.paper())._thinned(rows, rng)
     assert untouched is rows
 

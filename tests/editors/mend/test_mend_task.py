@@ -79,7 +79,7 @@ def answers_under(task: MendTask, changes: list[Tensor], case: int, names: list[
             matrix.module.weight += change
         for name in names:
             batch = task.store.batch([task._places[case][name]])
-            found.append(backbone.logits_from(batch.states, batch, 3, batch.predicting))
+            found.append(backbone.logits_from(batch.hidden_states, batch, 3, batch.predicting))
     finally:
         for matrix, weight in zip(task.matrices, kept, strict=True):
             matrix.module.weight.copy_(weight)

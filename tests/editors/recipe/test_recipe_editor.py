@@ -105,7 +105,7 @@ def test_undo_and_reset_leave_no_trace(editor: Recipe, edits: list[tuple[str, Ed
     with pytest.raises(InvalidInputError, match="already there"):
         editor.edit(edits[:1])
     editor.undo("first")
-    assert backbone.encode(questions).asked == ()
+    assert backbone.encode(questions).prepared == ()
     assert torch.equal(logits(), unedited)
     editor.edit(edits)
     editor.reset()
@@ -129,7 +129,7 @@ def test_kept_edits_answer_the_same_elsewhere(editor: Recipe, edits: list[tuple[
         again.undo("second")
         again.save_edits(tmp_path / "none.safetensors")
         again.load_edits(tmp_path / "none.safetensors")
-        assert backbone.encode(questions).asked == ()
+        assert backbone.encode(questions).prepared == ()
     with Recipe.untrained(backbone, editor.config, seed=1) as other, pytest.raises(CheckpointError, match="made by"):
         other.load_edits(tmp_path / "edits.safetensors")
 

@@ -1,4 +1,4 @@
-"""What differs between families of models: one small file for each. Where a model is of none, the rule holds."""
+"""Families of models that differ from `Backbone`, one small file for each."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ __all__ = ["KNOWN_MODEL_TYPES", "backbone_class"]
 
 
 def backbone_class(model_type: str, reads_images: bool) -> type[Backbone]:
-    """The class for a model type; for one that is not known, the rule for models with or without images."""
+    """The class for a model type. An unknown one gets the general class for models with or without images."""
     return _BY_MODEL_TYPE.get(model_type, Backbone if reads_images else TextBackbone)

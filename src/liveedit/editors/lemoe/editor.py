@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, TokenBatch
 from ...errors import BackboneError, CheckpointError, ConfigError
 from ...progress import Progress, no_progress
 from ...samples import Edit, Question
@@ -109,7 +109,7 @@ class Lemoe(Editor):
         questions = [edit.question for _, edit in edits]
         inputs = self.backbone.encode(questions, [edit.answer for _, edit in edits])
         with torch.no_grad(), self._hook.listening():
-            states = self.backbone.states(inputs, self.layer - 1)
+            states = self.backbone.hidden_states(inputs, self.layer - 1)
             gist = self._listen(inputs)
         number = len(self.experts)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
@@ -290,7 +290,7 @@ class Lemoe(Editor):
         found: list[int] = []
         for start in range(0, len(questions), _READ_AT_ONCE):
             inputs = self.backbone.encode(questions[start : start + _READ_AT_ONCE])
-            self.backbone.states(inputs, self.layer)
+            self.backbone.hidden_states(inputs, self.layer)
             route, usage = self._hook.route, self._usage
             chosen = route.experts[:, 0] if route is not None else usage.argmax(1) if usage is not None else None
             assert chosen is not None
@@ -332,9 +332,9 @@ class Lemoe(Editor):
                 found.append(self._listen(self.backbone.encode(questions[start : start + _READ_AT_ONCE])))
         return found
 
-    def _listen(self, inputs: Inputs) -> Gist:
+    def _listen(self, inputs: TokenBatch) -> Gist:
         """What the hook, which is listening, hears of these."""
-        self.backbone.states(inputs, self.layer if self.config.by_state else 0)
+        self.backbone.hidden_states(inputs, self.layer if self.config.by_state else 0)
         assert self._hook.gist is not None
         return self._hook.gist
 

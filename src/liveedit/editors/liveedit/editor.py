@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...answers import Fired
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, HiddenTokens, TokenBatch
 from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
 from ...experts import ExpertRepository, LowRankExpert
 from ...experts.blocks import Place
-from ...samples import Edit, EditCase
+from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig, Task
 from ..base import ExpertEditor, Neighbour
+from ..heat_map import HeatMap
 from ..trained import Report, TrainedEditor
+from .attention import attention_map
 from .config import LiveEditConfig
 from .hook import RoutingHook
-from .modules import EditFeatures, LiveEditModules, TokenStates
+from .modules import EditFeatures, LiveEditModules
 from .neighbours import estimated_weights, neighbours
 from .routing import Routing, route
 
@@ -125,13 +128,11 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         with torch.no_grad():
             return split_experts(self.modules.edit(self.read(inputs)))
 
-    def read(self, inputs: Inputs) -> TokenStates:
-        """States at the edit layer of the unedited model, with the kinds of their tokens."""
+    def read(self, inputs: TokenBatch) -> HiddenTokens:
+        """Hidden states at the edit layer of the unedited model."""
         with self.paused():
-            states = self.backbone.states(inputs, self.config.layer).float()
-        embeddings = self.backbone.embeddings(inputs).float()
-        parts = (inputs.image_mask, inputs.prompt_mask, inputs.answer_mask, embeddings)
-        return TokenStates(states.to(self.device), *(part.to(self.device) for part in parts))
+            hidden_states = self.backbone.hidden_states(inputs, self.config.layer).float()
+        return HiddenTokens.of(inputs, hidden_states.to(self.device), self.backbone.embeddings(inputs).float())
 
     def add(self, edit_id: str, expert: LowRankExpert) -> None:
         """Put an expert into force."""
@@ -172,6 +173,17 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
     def estimated_weights(self, expert: LowRankExpert, margin: float) -> dict[str, float]:
         """As `neighbours.estimated_weights` computes them from the keys alone."""
         return estimated_weights(self.modules, expert, margin, self.repository)
+
+    def attention_map(self, question: Question, side: Literal["edit", "query"] = "query") -> HeatMap:
+        """Where in its image phi is read from, by the extractor of queries or that of edits; see `attention`."""
+        extractor = self.modules.bar if side == "query" else self.modules.hat
+        return attention_map(self.backbone, extractor, self.read, question)
+
+    occlusion_feature = "visual feature"
+
+    def occlusion_features(self, questions: Sequence[Question]) -> Tensor:
+        """phi of the queries, (questions, k d_m)."""
+        return self.modules.query(self.read(self.backbone.encode(questions, padding="left"))).visual
 
     def reset(self) -> None:
         """Take every edit out."""
@@ -228,12 +240,11 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         return self._hook.routing_seconds
 
     @torch.no_grad()
-    def _route(self, tokens: TokenStates) -> Routing | None:
+    def _route(self, tokens: HiddenTokens) -> Routing | None:
         if not len(self.repository):
             return None
-        precise = TokenStates(tokens.states.float(), tokens.image, tokens.prompt, tokens.answer, tokens.embeddings)
-        has_image = tokens.image.any(1)
-        reachable = has_image if self.config.scope == "image" else torch.ones_like(has_image)
+        precise = replace(tokens, hidden_states=tokens.hidden_states.float())
+        reachable = tokens.has_image if self.config.scope == "image" else torch.ones_like(tokens.has_image)
         return route(self.modules, self.modules.query(precise), reachable, self.repository)
 
 

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, HiddenTokens, TokenBatch
 from ...experts import LowRankExpert
 from ...samples import Edit, Question
 from .editor import LiveEdit
-from .modules import LiveEditModules, TokenStates
+from .modules import LiveEditModules
 from .routing import changed_tokens, expert_residual
 
 
@@ -39,10 +39,10 @@ class RefineConfig(BaseModel):
 
 @dataclass(frozen=True)
 class _Passage:
-    """Inputs with an answer, and their states at the edit layer."""
+    """TokenBatch with an answer, and their states at the edit layer."""
 
-    inputs: Inputs
-    tokens: TokenStates
+    inputs: TokenBatch
+    tokens: HiddenTokens
 
 
 class LiveEditRefine(LiveEdit):
@@ -131,15 +131,15 @@ class LiveEditRefine(LiveEdit):
             return _Passage(inputs, self.read(inputs))
 
     def _loss(self, passage: _Passage, u: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
-        states = passage.tokens.states
+        states = passage.tokens.hidden_states
         noise = torch.randn(states.shape, generator=generator, device=states.device) * states.std()
-        noisy = states + self.refining.image_noise * noise * passage.tokens.image[..., None]
+        noisy = states + self.refining.image_noise * noise * passage.tokens.image_mask[..., None]
         logits = self._logits(passage, noisy, u, v)
         return F.cross_entropy(logits, _targets(passage, logits.device))
 
     @torch.no_grad()
     def _is_right(self, passage: _Passage, u: Tensor, v: Tensor) -> bool:
-        probabilities = self._logits(passage, passage.tokens.states, u, v).softmax(-1)
+        probabilities = self._logits(passage, passage.tokens.hidden_states, u, v).softmax(-1)
         targets = _targets(passage, probabilities.device)
         return bool((probabilities.gather(1, targets[:, None]) >= self.refining.confidence).all())
 
@@ -148,7 +148,7 @@ class LiveEditRefine(LiveEdit):
         weights = torch.ones(len(states), 1, device=states.device)
         residual = expert_residual(states, u[None], v[None], weights, self.config)
         inputs, tokens = passage.inputs, passage.tokens
-        changed = changed_tokens(tokens.image, tokens.text, self.config)
+        changed = changed_tokens(tokens.image_mask, tokens.text_mask, self.config)
         edited = (states + residual * changed[..., None]).to(self.backbone.dtype)
         return self.backbone.logits_from(edited, inputs, self.config.layer, inputs.predicting).float()
 

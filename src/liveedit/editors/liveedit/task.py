@@ -17,14 +17,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ...backbones import Backbone
+from ...backbones import Backbone, HiddenTokens, TokenRole
 from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
 from ...experts import ExpertRepository
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
 from . import losses
 from .editor import split_experts
-from .modules import EditFeatures, LiveEditModules, QueryFeatures, TokenStates
+from .modules import EditFeatures, LiveEditModules, QueryFeatures
 from .routing import changed_tokens, expert_residual, route, soft_weights
 
 _DRAWS_PER_ROW = 64
@@ -220,7 +220,7 @@ class LiveEditTask:
         rows = self._rows(own, [self._in_scope_names(case) for case in own], shared=False)
         edits = self._rows(own, [["reliability"]] * len(own), shared=False)
         tokens = self._tokens(edits.batch)
-        u, v = modules.generator(tokens.states, tokens.image, tokens.prompt, tokens.answer, tokens.embeddings)
+        u, v = modules.generator(tokens)
         weights = torch.ones(len(rows.case), 1, device=self.device)
         logits = self._edited_logits(modules, rows.batch, u[rows.case, None], v[rows.case, None], weights)
         (share,) = self._shares(len(logits))
@@ -260,8 +260,8 @@ class LiveEditTask:
         run = inside | (weights > 0).any(1)
         batch, asked_here = rows.batch.select(run), inside[run]
         logits = self._edited_logits(modules, batch, made.u, made.v, weights[run])
-        edited = asked_here[batch.answer.nonzero()[:, 0]]
-        outside = int(rows.batch.answer[~inside].sum())
+        edited = asked_here[batch.answer_mask.nonzero()[:, 0]]
+        outside = int(rows.batch.answer_mask[~inside].sum())
         share, outside_share = self._shares(int(edited.sum()), outside)
         edit_loss = share * losses.answer_nll(logits[edited], batch.targets[edited])
         base = self._base_logits(batch.final[~edited])
@@ -300,9 +300,9 @@ class LiveEditTask:
         self, modules: LiveEditModules, batch: HiddenStateBatch, u: Tensor, v: Tensor, weights: Tensor
     ) -> Tensor:
         """Logits that predict the answer tokens, with these experts in force."""
-        residual = expert_residual(batch.states, u, v, weights, modules.config)
-        changed = changed_tokens(batch.image, batch.prompt | batch.answer, modules.config)
-        states = batch.states + residual * changed[..., None]
+        residual = expert_residual(batch.hidden_states, u, v, weights, modules.config)
+        changed = changed_tokens(batch.image_mask, batch.text_mask, modules.config)
+        states = batch.hidden_states + residual * changed[..., None]
         logits = self.backbone.logits_from(states.to(self.backbone.dtype), batch, self.layer, batch.predicting)
         return logits.to(self.device)
 
@@ -388,16 +388,19 @@ class LiveEditTask:
         if not share:
             return rows
         hidden = torch.from_numpy(rng.random((len(rows.case), _DRAWS_PER_ROW)) < share)[rows.own].to(self.device)
-        prompt = rows.batch.prompt
+        prompt = rows.batch.prompt_mask
         place = prompt.long().cumsum(1) - 1
         last = place == place[:, -1:]
         kept = prompt & (last | ~hidden.gather(1, place.clamp(min=0) % _DRAWS_PER_ROW))
-        return replace(rows, batch=replace(rows.batch, prompt=kept))
+        roles = rows.batch.roles.masked_fill(prompt & ~kept, TokenRole.PADDING)
+        return replace(rows, batch=replace(rows.batch, roles=roles))
 
-    def _tokens(self, batch: HiddenStateBatch) -> TokenStates:
-        ids = batch.ids.masked_fill(batch.image, self.backbone.pad_token_id)  # Some families have no embedding of it.
+    def _tokens(self, batch: HiddenStateBatch) -> HiddenTokens:
+        ids = batch.input_ids.masked_fill(
+            batch.image_mask, self.backbone.pad_token_id
+        )  # Some families have no embedding of it.
         embeddings = self.backbone.word_embeddings(ids.to(self.backbone.device)).float().to(self.device)
-        return TokenStates(batch.states, batch.image, batch.prompt, batch.answer, embeddings)
+        return HiddenTokens.of(batch, batch.hidden_states, embeddings)
 
     def _gathered_query(self, modules: LiveEditModules, rows: _Rows) -> QueryFeatures:
         """Query-time features of the rows of all processes."""

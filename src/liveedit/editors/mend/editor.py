@@ -117,10 +117,8 @@ class Mend(TrainedEditor):
         """What this edit would add to each weight by name, (out, in) in float32, as the model now is."""
         inputs = self.backbone.encode([edit.question], [edit.answer])
         with torch.no_grad():
-            states = self.backbone.states(inputs, self._before)
-            gradients = edit_gradients(
-                self.backbone, self._matrices, states, inputs, inputs.input_ids, inputs.answer_mask
-            )
+            states = self.backbone.hidden_states(inputs, self._before)
+            gradients = edit_gradients(self.backbone, self._matrices, states, inputs)
             found = self.modules(gradients)
         changes = [(matrix.name, change.dense()[0]) for matrix, change in zip(self._matrices, found, strict=True)]
         return {name: change.to(self._original[name].device) for name, change in changes}

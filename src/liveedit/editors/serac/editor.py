@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...answers import Fired
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, TokenBatch
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
@@ -163,7 +163,7 @@ class _EditAnswerer:
         return self.model.generate(self._rewrites(questions), max_new_tokens)
 
     @torch.no_grad()
-    def logits(self, questions: Sequence[Question], inputs: Inputs, rows: Sequence[int]) -> Tensor:
+    def logits(self, questions: Sequence[Question], inputs: TokenBatch, rows: Sequence[int]) -> Tensor:
         """(rows, length, vocabulary): its logits where an answer's token is predicted, 0 elsewhere."""
         chosen = torch.tensor(rows, device=inputs.input_ids.device)
         answer, predicting = inputs.answer_mask[chosen], inputs.predicting[chosen]

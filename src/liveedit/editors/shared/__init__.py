@@ -1,7 +1,7 @@
 """What retrieving editors share: an encoder of questions, how it is trained, and a memory of the edits."""
 
 from .memory import EditMemory, FeatureMemory, latest_of_nearest
-from .question_encoder import EncoderConfig, QuestionEncoder, QuestionTokens, ScopeSimilarity, read_questions
+from .question_encoder import EncoderConfig, QuestionEncoder, ScopeSimilarity, read_questions
 from .scope_task import ScopePairs, ScopeRows, ScopeTask, scope_loss
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "EncoderConfig",
     "FeatureMemory",
     "QuestionEncoder",
-    "QuestionTokens",
     "ScopePairs",
     "ScopeRows",
     "ScopeSimilarity",

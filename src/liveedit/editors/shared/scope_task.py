@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import Backbone
+from ...backbones import Backbone, HiddenTokens
 from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
-from .question_encoder import QuestionTokens
 
 IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
 """What an edit must reach: itself, its rephrasings, its redrawn images."""
@@ -30,7 +29,7 @@ class ScopeRows:
     """
 
     batch: HiddenStateBatch
-    tokens: QuestionTokens
+    tokens: HiddenTokens
     items: tuple[Item, ...]
     case: Tensor
     scope: Tensor
@@ -148,11 +147,13 @@ class ScopeTask:
         drawn = rng.permutation(len(easier))[: count - len(near)]
         return near + [easier[index] for index in drawn]
 
-    def _tokens(self, batch: HiddenStateBatch, items: Sequence[Item]) -> QuestionTokens:
-        ids = batch.ids.masked_fill(batch.image, self.backbone.pad_token_id)  # Some families have no embedding of it.
+    def _tokens(self, batch: HiddenStateBatch, items: Sequence[Item]) -> HiddenTokens:
+        ids = batch.input_ids.masked_fill(
+            batch.image_mask, self.backbone.pad_token_id
+        )  # Some families have no embedding of it.
         embeddings = self.backbone.word_embeddings(ids.to(self.backbone.device)).float().to(self.device)
         prompts = tuple(question.prompt for question, _ in items)
-        return QuestionTokens(batch.states, batch.image, batch.prompt, batch.answer, embeddings, prompts)
+        return HiddenTokens.of(batch, batch.hidden_states, embeddings, prompts)
 
 
 def scope_loss(scores: Tensor, own: Tensor, margin: float = 2.0, negative_weight: float = 2.0) -> Tensor:

@@ -73,8 +73,8 @@ export function describeHeat(map, kind) {
     const most = `Most of its attention, ${percent(value)}, is on one part: ${place}.`;
     return `${most} Spread evenly, each part would have ${percent(even)}.${cut}`;
   }
-  if (value < 0.005) return "Occluding any single part hardly changes the answer.";
-  return `Occluding one part changes the answer the most: ${place} (${value.toFixed(2)}, where 0 is no change and 1 the most).`;
+  if (value < 0.005) return "Occluding any single part has hardly any effect.";
+  return `Occluding one part has the largest effect: ${place} (${value.toFixed(2)}, where 0 is no change).`;
 }
 
 /** The map as a table. */
