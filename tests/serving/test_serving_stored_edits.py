@@ -33,8 +33,7 @@ class KeptModel:
 
     def __init__(self, store: EditStore):
         self.store, self.undo, self.redo = store, store.undo, store.redo
-        self.backbone = SimpleNamespace(model=nn.Module())
-        self.editor = SimpleNamespace(device=torch.device("cpu"))
+        self.backbone = SimpleNamespace(model=nn.Module(), device=torch.device("cpu"))
 
     def __len__(self) -> int:
         return len(self.store)

@@ -1,4 +1,4 @@
-"""Pictures of every kind, whole and broken, from a seed."""
+"""Images of every kind, whole and broken, from a seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIZES = ((1, 1), (7, 5), (64, 64), (33, 200), (1, 3000), (500, 400))
 
 
 def fuzzed_uri(chance: Random) -> str:
-    """A data URI, mostly of something like a picture."""
+    """A data URI, mostly of something like an image."""
     data = fuzzed_image(chance)
     kind = chance.choice([*map(str.lower, KINDS), "svg+xml", "tiff", "x"])
     encoded = base64.b64encode(data).decode()
@@ -37,7 +37,7 @@ def fuzzed_uri(chance: Random) -> str:
 
 
 def fuzzed_image(chance: Random) -> bytes:
-    """A picture's file, which may be broken in several ways."""
+    """An image's file, which may be broken in several ways."""
     if chance.random() < 0.15:
         return chance.choice(BOMBS)(chance)
     data = bytearray(whole_image(chance))
@@ -47,7 +47,7 @@ def fuzzed_image(chance: Random) -> bytes:
 
 
 def whole_image(chance: Random) -> bytes:
-    """A picture that is as it should be, however odd."""
+    """An image that is as it should be, however odd."""
     kind = chance.choice(KINDS)
     mode = chance.choice(_MODES[kind])
     size = chance.choice(_SIZES)
