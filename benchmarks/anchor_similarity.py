@@ -10,6 +10,7 @@ generated. The world is one on which no table is measured.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.84, 0.85, 0.86, 0.87])
     given = parser.parse_args()
     backbone = load_backbone(given.backbone)
-    cases = open_data(given.data, given.edits).cases[: given.edits]
+    cases = open_data(given.data, given.edits, _drawing).cases[: given.edits]
     print("image weight, threshold: " + ", ".join(name.replace("_", " ") for name in PROBES), flush=True)
     for image_weight in given.image_weight:
         with Lemoe(backbone, LemoeConfig(image_weight=image_weight)) as editor:
@@ -45,6 +46,12 @@ def main() -> None:
         for threshold in given.threshold:
             right = [100 * _right(*similarity[name], threshold, "locality" in name) for name in PROBES]
             print(f"{image_weight}, {threshold}: " + ", ".join(f"{value:.1f}" for value in right), flush=True)
+
+
+def _drawing(done: int, total: int) -> None:
+    """Drawing the world takes longest, once; later runs find it in the cache."""
+    if done % 2_000 == 0 or done == total:
+        print(f"drawing: {done} of {total}", file=sys.stderr, flush=True)
 
 
 def _nearest(

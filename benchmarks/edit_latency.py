@@ -66,7 +66,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and report."""
-    settings = read_settings(__doc__ or "", repeats=15)
+    settings = read_settings(__doc__ or "", repeats=15, short=(7, ("small", "large")))
     report("edit_latency", settings, {shape.name: measure(shape, settings) for shape in settings.shapes}, TARGETS)
 
 

@@ -145,7 +145,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and report."""
-    settings = read_settings(__doc__ or "", repeats=21)
+    settings = read_settings(__doc__ or "", repeats=21, short=(9, ("small", "large")))
     report(
         "query_overhead",
         settings,
