@@ -98,15 +98,18 @@ def limits_page() -> str:
         (f"`{options[name]}`" if name in options else f"`{name}` (no option)", *field_words(field))
         for name, field in ServingSettings.model_fields.items()
     ]
-    return "\n\n".join(
-        (
-            "# Limits of the service",
-            "This page is made from the code (`liveedit.serving.settings.ServingSettings`). A request that exceeds a "
-            "limit is refused, and the message names the limit. [Serving](../SERVING.md#limits) says which status "
-            "each refusal has.",
-            _table(("option of `liveedit serve`", "takes", "default", "meaning"), rows),
+    return (
+        "\n\n".join(
+            (
+                "# Limits of the service",
+                "This page is made from the code (`liveedit.serving.settings.ServingSettings`). A request that exceeds a "
+                "limit is refused, and the message names the limit. [Serving](../SERVING.md#limits) says which status "
+                "each refusal has.",
+                _table(("option of `liveedit serve`", "takes", "default", "meaning"), rows),
+            )
         )
-    ) + "\n"
+        + "\n"
+    )
 
 
 def settings_page() -> str:
@@ -222,9 +225,7 @@ def _defined_below(package: ModuleType) -> list[Any]:
     exported = (getattr(package, name) for name in getattr(package, "__all__", ()))
     public = {getattr(liveedit, name) for name in liveedit.__all__}  # The page of public names has these.
     return [
-        one
-        for one in exported
-        if hasattr(one, "__qualname__") and one not in public and one.__module__ not in shown
+        one for one in exported if hasattr(one, "__qualname__") and one not in public and one.__module__ not in shown
     ]
 
 
@@ -243,9 +244,7 @@ def exists(module: str) -> bool:
 def error_classes() -> list[type[errors.LiveEditError]]:
     """Every error class, the base first."""
     return [
-        value
-        for value in vars(errors).values()
-        if inspect.isclass(value) and issubclass(value, errors.LiveEditError)
+        value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.LiveEditError)
     ]
 
 
@@ -308,9 +307,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/limits.md": limits_page,
     "reference/settings.md": settings_page,
     "reference/public.md": public_page,
-    **{
-        f"reference/{title.lower().replace(' ', '-')}.md": lambda title=title: module_page(title) for title in _MODULES
-    },
+    **{f"reference/{title.lower().replace(' ', '-')}.md": lambda title=title: module_page(title) for title in _MODULES},
 }
 
 if __name__ == "__main__":

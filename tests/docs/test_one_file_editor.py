@@ -140,9 +140,7 @@ def test_an_edits_file_keeps_its_experts_to_the_bit(
         assert len(model) == 0
 
 
-def test_it_serves(
-    module: ModuleType, tiny_llava: Backbone, eval_cases: tuple[EditCase, ...], tmp_path: Path
-) -> None:
+def test_it_serves(module: ModuleType, tiny_llava: Backbone, eval_cases: tuple[EditCase, ...], tmp_path: Path) -> None:
     from liveedit.serving.app import create_app
     from liveedit.serving.engine import Engine
     from liveedit.serving.served_model import ServedModel
