@@ -103,8 +103,8 @@ def limits_page() -> str:
             (
                 "# Limits of the service",
                 "This page is made from the code (`liveedit.serving.settings.ServingSettings`). A request that exceeds "
-                "a limit is refused, and the message names the limit. [Serving](../SERVING.md#limits) says which status "
-                "each refusal has.",
+                "a limit is refused, and the message names the limit. [Serving](../SERVING.md#limits) says which "
+                "status each refusal has.",
                 _table(("option of `liveedit serve`", "takes", "default", "meaning"), rows),
             )
         )
