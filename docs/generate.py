@@ -102,9 +102,9 @@ def limits_page() -> str:
         "\n\n".join(
             (
                 "# Limits of the service",
-                "This page is made from the code (`liveedit.serving.settings.ServingSettings`). A request that exceeds a "
-                "limit is refused, and the message names the limit. [Serving](../SERVING.md#limits) says which status "
-                "each refusal has.",
+                "This page is made from the code (`liveedit.serving.settings.ServingSettings`). A request that exceeds "
+                "a limit is refused, and the message names the limit. [Serving](../SERVING.md#limits) says which "
+                "status each refusal has.",
                 _table(("option of `liveedit serve`", "takes", "default", "meaning"), rows),
             )
         )

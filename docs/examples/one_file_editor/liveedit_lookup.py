@@ -123,9 +123,8 @@ class Lookup(ExpertEditor[LookupExpert]):
     def neighbours(self, expert: LookupExpert, most: int) -> list[Neighbour]:
         """The active edits with the largest margins to this one; at most `most`."""
         margins = self._margins(expert.image_key[None], expert.prompt_key[None])
-        near = [
-            Neighbour(edit_id, margin) for edit_id, margin in zip(self.ids, margins[0] if margins else (), strict=False)
-        ]
+        own = margins[0] if margins else []
+        near = [Neighbour(edit_id, margin) for edit_id, margin in zip(self.ids, own, strict=True)]
         return sorted(near, key=lambda one: (-one.similarity, one.edit_id))[:most]
 
     def fired(self) -> list[tuple[Fired, ...]]:
