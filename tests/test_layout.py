@@ -197,18 +197,18 @@ GLOSSARY = ROOT / "docs" / "GLOSSARY.md"
 
 
 def private_words() -> list[str]:
-    """The words and phrases in the glossary's column "Do not write"."""
-    rows = [line for line in GLOSSARY.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    heads = [row for row in rows if "Do not write" in row]
-    assert heads, "the glossary has its table"
-    place = [cell.strip() for cell in heads[0].strip("|").split("|")].index("Do not write")
+    """The words and phrases in the columns "Do not write" of the glossary's tables."""
     words: list[str] = []
-    for row in rows[rows.index(heads[0]) + 2 :]:
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
-        if len(cells) <= place or set(cells[place]) <= set("-: "):
-            break
-        words += [word.strip(" `") for word in cells[place].split(",")]
-    return [word for word in words if word]
+    place: int | None = None
+    for line in GLOSSARY.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            place = None
+        elif "Do not write" in cells:
+            place = cells.index("Do not write")
+        elif place is not None and not set(cells[place]) <= set("-:"):
+            words += [word.strip(" `") for word in cells[place].split(",")]
+    return words
 
 
 def written() -> Iterator[tuple[str, int, str]]:
