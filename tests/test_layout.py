@@ -47,11 +47,16 @@ ROOMS = (
 )
 """Every module and package of `liveedit`, from the lowest to the highest. A room imports only rooms before it."""
 
-SHARED_EDITOR_ROOMS = {"base", "trained", "training_estimate", "shared", "heat_map", "occlusion"}
+SHARED_EDITOR_ROOMS = {"base", "trained", "training_estimate", "shared", "heat_map", "occlusion", "reference"}
 """What in `editors` belongs to no method."""
 
-NAMING_EDITORS = ("liveedit", "liveedit.editors", "liveedit.registry", "liveedit.experiments.papers")
-"""The public names, the registry, and what the two papers show."""
+NAMING_EDITORS = (
+    "liveedit",
+    "liveedit.registry",
+    "liveedit.editors.reference",
+    "liveedit.experiments.papers",
+)
+"""The public names, the registry, the editor that checks of a model use, and what the two papers show."""
 
 
 def module_of(file: Path) -> str:

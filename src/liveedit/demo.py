@@ -29,10 +29,11 @@ from .evaluation.table import Table, markdown_text
 from .files import write_text
 from .images import open_image
 from .progress import TaskProgress, no_task_progress, progress_of
+from .registry import DEFAULT_TRAINED_EDITOR
 from .samples import EditCase, Question
 
 BACKBONE: Final = "tiny-llava"
-BENCH_EDITOR: Final = "liveedit"
+BENCH_EDITOR: Final = DEFAULT_TRAINED_EDITOR
 ENLARGED: Final = 4
 DRAWN = 1_200
 """The least number of cases to draw: enough for 1,000 edits and for an example of each kind."""

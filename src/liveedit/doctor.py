@@ -12,8 +12,7 @@ from torch import Tensor
 
 from .backbones import Backbone
 from .backbones.families import known_model_types
-from .editors.liveedit import LiveEdit, LiveEditConfig
-from .editors.liveedit.modules import LiveEditModules
+from .editors.reference import ReferenceEditor, small_editor
 from .errors import LiveEditError
 from .progress import Progress, no_progress
 from .samples import Edit, Question
@@ -127,7 +126,7 @@ class _Examination:
 
     @torch.no_grad()
     def zeros(self) -> str:
-        with self._editor() as editor:
+        with small_editor(self.backbone) as editor:
             before = self._answers()
             self._force(editor, zero=True)
             if not torch.equal(before, self._answers()):
@@ -137,7 +136,7 @@ class _Examination:
     @torch.no_grad()
     def undone(self) -> str:
         before = self._answers()
-        with self._editor() as editor:
+        with small_editor(self.backbone) as editor:
             self._force(editor, zero=False)
             if torch.equal(before, self._answers()):
                 raise _BrokenError(
@@ -150,13 +149,7 @@ class _Examination:
             raise _BrokenError("Logits differ after the editor was detached.")
         return "bit for bit"
 
-    def _editor(self) -> LiveEdit:
-        small = {"module_width": 32, "heads": 1, "rank": 2, "feature_parts": 1}
-        return LiveEdit.untrained(
-            self.backbone, LiveEditConfig.create(**{**LiveEdit.backbone_settings(self.backbone), **small})
-        )
-
-    def _force(self, editor: LiveEdit, zero: bool) -> None:
+    def _force(self, editor: ReferenceEditor, zero: bool) -> None:
         """Add an expert that both routers pass for the first question."""
         query = editor.modules.query(editor.read(self.backbone.encode(self.questions[:1])))
         generator = torch.Generator().manual_seed(0)
@@ -218,9 +211,9 @@ def _image_tokens(backbone: Backbone) -> str:
 
 
 def _plan(backbone: Backbone, layer: int) -> dict[str, Any]:
-    config = LiveEditConfig.create(**LiveEdit.backbone_settings(backbone))
+    config = ReferenceEditor.new_config(backbone)
     with torch.device("meta"):
-        parameters = sum(value.numel() for value in LiveEditModules(config).parameters())
+        parameters = sum(value.numel() for value in ReferenceEditor.new_modules(backbone, config).parameters())
     features = config.feature_parts * config.module_width
     expert_bytes = 4 * (2 * config.rank * config.width + 2 * features)
     model_bytes = sum(value.numel() * value.element_size() for value in backbone.model.parameters())
@@ -249,7 +242,7 @@ def _warnings(backbone: Backbone) -> Iterator[str]:
             "`liveedit train` has no data without images."
         )
     if getattr(model, "is_quantized", False):
-        yield "The weights are quantized: fine-tuning editors (ft-l) cannot change them; LiveEdit does not need to."
+        yield "The weights are quantized: fine-tuning editors cannot change them; editors with experts need not."
     if "cpu" in (places := {str(value) for value in getattr(model, "hf_device_map", {}).values()}) or "disk" in places:
         yield "Part of the model is offloaded: every pass moves weights, and training will be slow."
     if backbone.first_edit_layer:

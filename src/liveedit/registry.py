@@ -27,6 +27,11 @@ EDITORS: Final = "liveedit.editors"
 BACKBONES: Final = "liveedit.backbones"
 DATASETS: Final = "liveedit.datasets"
 
+DEFAULT_EDITOR: Final = "liveedit-refine"
+"""The editor of `EditedModel` and of the commands, unless another is given."""
+DEFAULT_TRAINED_EDITOR: Final = "liveedit"
+"""The editor that `liveedit train` trains, unless another is given."""
+
 _NOUNS: Final = {EDITORS: "editor", BACKBONES: "backbone family", DATASETS: "data format"}
 
 

@@ -1,11 +1,11 @@
-"""An editor whose experts fire for every image, and the forced experts of `liveedit.testing`."""
+"""An editor whose experts fire for every image, and the forced experts of `liveedit.editors.reference`."""
 
 from __future__ import annotations
 
 from liveedit.editors.liveedit import LiveEditRefine
+from liveedit.editors.reference import features_of, fired_ids, forced_expert
 from liveedit.experts import LowRankExpert
 from liveedit.samples import Edit
-from liveedit.testing.forced_experts import features_of, fired_ids, forced_expert
 
 __all__ = ["AlwaysFires", "features_of", "fired_ids", "forced_expert"]
 

@@ -450,7 +450,7 @@ class Backbone:
                 num_beams=beams,
                 num_return_sequences=sequences,
                 use_cache=use_cache,
-                # Some checkpoints set a penalty by default; greedy is the likeliest token, as in teacher forcing.
+                # Some checkpoints set a penalty by default; greedy takes the most likely token, as in teacher forcing.
                 repetition_penalty=1.0,
                 pad_token_id=self.pad_token_id,
                 # An image token means nothing in an answer, and the model would expect an image for it.

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..answers import above_threshold
+from ..registry import DEFAULT_EDITOR
 from .arguments import (
     Author,
     BackboneName,
@@ -84,7 +85,7 @@ def edit(
     image: Image = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = "liveedit-refine",
+    editor: EditorName = DEFAULT_EDITOR,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     author: Author = None,
@@ -131,7 +132,7 @@ def ask(
     image: Image = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = "liveedit-refine",
+    editor: EditorName = DEFAULT_EDITOR,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     json: Json = False,
@@ -170,7 +171,7 @@ def check(
     ids: Ids = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = "liveedit-refine",
+    editor: EditorName = DEFAULT_EDITOR,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     batch: Batch = 16,

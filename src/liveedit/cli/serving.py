@@ -13,6 +13,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from ..errors import ConfigError, issues_of
+from ..registry import DEFAULT_EDITOR
 from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions, loading
 from .console import console, load_quietly, note, print_fields, print_json
 
@@ -69,7 +70,7 @@ def serve(
     edits: EditsLocation,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = "liveedit-refine",
+    editor: EditorName = DEFAULT_EDITOR,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..registry import DEFAULT_TRAINED_EDITOR
 from .arguments import BackboneName, Json, LoadOptions, loading, named_values, setting_value
 from .console import Progress, load_quietly, print_fields, print_json, resumable
 from .training_data import TrainingData
@@ -72,7 +73,7 @@ def train(
     annotations: Annotations = None,
     images: Images = None,
     cases: Cases = None,
-    editor: TrainedEditorName = "liveedit",
+    editor: TrainedEditorName = DEFAULT_TRAINED_EDITOR,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
     form: FormName = "improved",

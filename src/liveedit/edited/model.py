@@ -22,6 +22,7 @@ from ..experts import Expert
 from ..experts.blocks import ExpertsOn
 from ..experts.expert import expert_from_bytes, expert_to_bytes
 from ..images import image_digest, open_image
+from ..registry import DEFAULT_EDITOR
 from ..samples import Edit, ImageSource, Question
 from ..store.evidence import Evidence
 from ..store.idempotency import ChangeRequest
@@ -132,7 +133,7 @@ class EditedModel:
         edits: str | Path | None = None,
         at: int | None = None,
         keep_images: bool = False,
-        editor: str = "liveedit-refine",
+        editor: str = DEFAULT_EDITOR,
         editor_path: str | Path | None = None,
         experts_on: ExpertsOn = "device",
         experts_folder: str | Path | None = None,

@@ -13,12 +13,11 @@ from torch import Tensor
 from ..answers import Fired
 from ..backbones import Backbone
 from ..backbones.families.text_only import TextBackbone
-from ..editors.liveedit import LiveEdit, LiveEditConfig
+from ..editors.reference import ReferenceEditor, fired_ids, forced_expert, small_editor
 from ..errors import InvalidInputError
 from ..samples import Edit, Question
 from .backbone_checks import ANSWERS
 from .backbone_contract import BackboneContract
-from .forced_experts import fired_ids, forced_expert
 from .model_traces import hooks_of
 
 _COMPILED = (TextBackbone,)
@@ -28,18 +27,18 @@ _COMPILED = (TextBackbone,)
 class EditedBackboneContract(BackboneContract):
     """Subclass this as `Test...` and give `make_backbone`. Includes the tests of `BackboneContract`.
 
-    A LiveEdit editor with forced experts is attached: what is tested is the model, not how well edits are made.
+    An editor with forced experts is attached: what is tested is the model, not how well edits are made.
     """
 
     @pytest.fixture
-    def editor(self, backbone: Backbone, layer: int) -> Iterator[LiveEdit]:
+    def editor(self, backbone: Backbone, layer: int) -> Iterator[ReferenceEditor]:
         """A small editor with its initial weights."""
-        with LiveEdit.untrained(backbone, _config_for(backbone, layer)) as attached:
+        with _editor_for(backbone, layer) as attached:
             yield attached
 
     @pytest.mark.parametrize("padding", ["left", "right"])
     def test_an_edited_batch_gives_the_logits_of_its_rows(
-        self, backbone: Backbone, editor: LiveEdit, questions: list[Question], padding: str
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question], padding: str
     ) -> None:
         """Whatever side is padded."""
         _add_forced(editor, questions)
@@ -52,7 +51,7 @@ class EditedBackboneContract(BackboneContract):
                 torch.testing.assert_close(together[row][present], alone, atol=3e-4, rtol=1e-3)
 
     def test_a_zero_expert_changes_no_bit(
-        self, backbone: Backbone, editor: LiveEdit, questions: list[Question]
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
     ) -> None:
         """It fires all the same."""
         before = _logits_of(backbone, questions, ANSWERS)
@@ -61,7 +60,9 @@ class EditedBackboneContract(BackboneContract):
         assert torch.equal(before, _logits_of(backbone, questions, ANSWERS))
         assert fired_ids(editor)[0] == ["zero"]
 
-    def test_undo_restores_every_bit(self, backbone: Backbone, editor: LiveEdit, questions: list[Question]) -> None:
+    def test_undo_restores_every_bit(
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
+    ) -> None:
         """Edits about images do not change answers to text alone."""
         before = _logits_of(backbone, questions, ANSWERS)
         _add_forced(editor, questions)
@@ -76,14 +77,14 @@ class EditedBackboneContract(BackboneContract):
     def test_detach_removes_hooks_and_edits(self, backbone: Backbone, layer: int, questions: list[Question]) -> None:
         """Logits are the same, bit for bit."""
         before, hooks = _logits_of(backbone, questions, ANSWERS), hooks_of(backbone)
-        with LiveEdit.untrained(backbone, _config_for(backbone, layer)) as editor:
+        with _editor_for(backbone, layer) as editor:
             _add_forced(editor, questions)
             assert not torch.equal(before, _logits_of(backbone, questions, ANSWERS))
         assert hooks_of(backbone) == hooks
         assert torch.equal(before, _logits_of(backbone, questions, ANSWERS))
 
     def test_edited_generation_is_the_same_with_and_without_the_cache(
-        self, backbone: Backbone, editor: LiveEdit, questions: list[Question]
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
     ) -> None:
         """And the same for each question alone."""
         inputs = backbone.encode(questions, padding="left")
@@ -99,7 +100,7 @@ class EditedBackboneContract(BackboneContract):
         assert alone == cached
 
     def test_beams_and_sequences_route_by_their_own_question(
-        self, backbone: Backbone, editor: LiveEdit, questions: list[Question]
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
     ) -> None:
         """Every beam uses the edit of its question."""
         _add_forced(editor, questions)
@@ -114,7 +115,7 @@ class EditedBackboneContract(BackboneContract):
         assert texts[::2] == alone
 
     def test_direct_calls_of_the_model_are_edited(
-        self, backbone: Backbone, editor: LiveEdit, questions: list[Question]
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
     ) -> None:
         """model(...) and model.generate(...), also with beams."""
         asked = questions[:2]
@@ -140,7 +141,7 @@ class EditedBackboneContract(BackboneContract):
         seen: list[str] = []
         module = backbone.layers[layer]
         earlier = module.register_forward_hook(lambda *_: seen.append("earlier"))
-        with LiveEdit.untrained(backbone, _config_for(backbone, layer)):
+        with _editor_for(backbone, layer):
             later = module.register_forward_hook(lambda *_: seen.append("later"))
             _logits_of(backbone, questions[:1])
             assert seen == ["earlier", "later"]
@@ -149,7 +150,9 @@ class EditedBackboneContract(BackboneContract):
         earlier.remove()
         later.remove()
 
-    def test_an_edit_is_made_and_undone(self, backbone: Backbone, editor: LiveEdit, questions: list[Question]) -> None:
+    def test_an_edit_is_made_and_undone(
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
+    ) -> None:
         """With an expert that the editor itself makes."""
         before = _logits_of(backbone, questions, ANSWERS)
         editor.edit([("made", Edit(questions[0], "a purple well"))])
@@ -158,7 +161,7 @@ class EditedBackboneContract(BackboneContract):
         assert torch.equal(before, _logits_of(backbone, questions, ANSWERS))
 
     def test_embeddings_alone_are_refused_while_edits_are_active(
-        self, backbone: Backbone, editor: LiveEdit, questions: list[Question]
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
     ) -> None:
         """Their token roles are unknown."""
         _add_forced(editor, questions)
@@ -169,7 +172,7 @@ class EditedBackboneContract(BackboneContract):
             language(inputs_embeds=embedded, attention_mask=inputs.attention_mask[:, :-1])
 
     def test_ids_of_an_earlier_call_are_not_used_for_embeddings(
-        self, backbone: Backbone, editor: LiveEdit, questions: list[Question]
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
     ) -> None:
         """Also if the embeddings have the length of the call before them."""
         _add_forced(editor, questions)
@@ -181,7 +184,9 @@ class EditedBackboneContract(BackboneContract):
                 model(inputs_embeds=torch.randn(*inputs.input_ids.shape, backbone.width))
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from compiling Gemma's masks.
-    def test_a_compiled_model_is_edited(self, backbone: Backbone, editor: LiveEdit, questions: list[Question]) -> None:
+    def test_a_compiled_model_is_edited(
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
+    ) -> None:
         """With fullgraph=True, compiling is refused."""
         if not isinstance(backbone, _COMPILED) and not os.environ.get("LIVEEDIT_COMPILE_ALL"):
             pytest.skip("compiling takes long; LIVEEDIT_COMPILE_ALL=1 compiles every family")
@@ -201,20 +206,11 @@ class EditedBackboneContract(BackboneContract):
         torch.compiler.reset()
 
 
-def _config_for(backbone: Backbone, layer: int) -> LiveEditConfig:
-    return LiveEditConfig.create(
-        width=backbone.width,
-        layer=layer,
-        image_tokens=max(1, backbone.image_tokens),
-        module_width=32,
-        heads=4,
-        rank=2,
-        feature_parts=2,
-        scope="image" if backbone.reads_images else "text+image",
-    )
+def _editor_for(backbone: Backbone, layer: int) -> ReferenceEditor:
+    return small_editor(backbone, layer=layer, heads=4, feature_parts=2)
 
 
-def _add_forced(editor: LiveEdit, questions: Sequence[Question]) -> None:
+def _add_forced(editor: ReferenceEditor, questions: Sequence[Question]) -> None:
     """Add an expert for each question that edits can reach; experts of images fire for their own image only."""
     for index, question in enumerate(questions):
         if editor.config.scope == "image" and question.image is None:
@@ -223,7 +219,7 @@ def _add_forced(editor: LiveEdit, questions: Sequence[Question]) -> None:
         editor.add(f"edit-{index}", forced_expert(editor, question, others, seed=index))
 
 
-def _strongest(editor: LiveEdit) -> list[str | None]:
+def _strongest(editor: ReferenceEditor) -> list[str | None]:
     """The edit with the largest weight for each row of the last batch."""
     return [max(row, key=lambda fired: fired.weight).edit_id if row else None for row in editor.fired() or []]
 

@@ -1,4 +1,7 @@
-"""Experts that are sure to fire for chosen questions, even with an untrained editor."""
+"""The editor with which the doctor and the contract of an edited backbone check a model.
+
+What they check is the model: a small untrained editor is attached, and experts are forced to fire.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,29 @@ from collections.abc import Sequence
 
 import torch
 
-from ..editors.liveedit import LiveEdit
-from ..editors.liveedit.modules import QueryFeatures
+from ..backbones import Backbone
 from ..experts import LowRankExpert
 from ..samples import Question
+from .liveedit import LiveEdit
+from .liveedit.modules import QueryFeatures
+
+ReferenceEditor = LiveEdit
 
 
-def features_of(editor: LiveEdit, question: Question) -> QueryFeatures:
+def small_editor(backbone: Backbone, **settings: object) -> ReferenceEditor:
+    """An untrained editor with small modules; settings: changes to its configuration."""
+    small = {"module_width": 32, "heads": 1, "rank": 2, "feature_parts": 1}
+    return LiveEdit.untrained(backbone, LiveEdit.new_config(backbone, **{**small, **settings}))
+
+
+def features_of(editor: ReferenceEditor, question: Question) -> QueryFeatures:
     """The routing features of one question, read while the edits are paused."""
     with torch.no_grad():
         return editor.modules.query(editor.read(editor.backbone.encode([question])))
 
 
 def forced_expert(
-    editor: LiveEdit,
+    editor: ReferenceEditor,
     question: Question,
     against: Sequence[Question] = (),
     seed: int = 0,
@@ -37,6 +49,6 @@ def forced_expert(
     return LowRankExpert(u, strength * v, 1e4 * visual.float(), 100 * prompt / prompt.norm() ** 2)
 
 
-def fired_ids(editor: LiveEdit) -> list[list[str]]:
+def fired_ids(editor: ReferenceEditor) -> list[list[str]]:
     """The ids that fired for each row of the last batch."""
     return [[fired.edit_id for fired in row] for row in editor.fired() or []]
