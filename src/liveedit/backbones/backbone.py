@@ -106,9 +106,7 @@ class Backbone:
         """The head that turns final hidden states into logits."""
         head = self.model.get_output_embeddings()
         if head is None:
-            raise BackboneError(
-                f"{self.name} has no output embeddings, so it generates no text. Give a model that generates text."
-            )
+            raise BackboneError(f"{self.name} has no output embeddings. Give a model that generates text.")
         return head
 
     @cached_property
