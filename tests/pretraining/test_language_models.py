@@ -173,8 +173,8 @@ def test_the_command_trains_one_and_refuses_what_belongs_to_pictures(
     assert json.loads(card["pretraining"])["language_steps"] == 1
     assert "| home | 1.0 | 2.0 | 3.0 |" in (model / "README.md").read_text()
     assert type(load_backbone(model, device="cpu")).__name__ == "TextBackbone"
-    assert main([*command, "--pictures", "3"]) == 1
-    assert "--pictures was given, but tiny-mistral-lm reads no pictures" in capsys.readouterr().err
+    assert main([*command, "--images", "3"]) == 1
+    assert "--images was given, but tiny-mistral-lm reads no images" in capsys.readouterr().err
     assert main(["train-backbone", "tiny-bert", "--out", str(tmp_path)]) == 1
     assert "tiny-llama-lm, tiny-mistral-lm" in capsys.readouterr().err
 
