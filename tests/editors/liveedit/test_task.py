@@ -247,7 +247,7 @@ def test_the_generator_is_trained_with_each_expert_at_its_full_weight(
     residual = expert_residual(
         batch.hidden_states, made.u[None].expand(expanded), made.v[None].expand(expanded), ones, modules.config
     )
-    changed = changed_tokens(batch.image, batch.prompt | batch.answer, modules.config)
+    changed = changed_tokens(batch.image_mask, batch.text_mask, modules.config)
     states = batch.hidden_states + residual * changed[..., None]
     logits = random_backbone.logits_from(states, batch, modules.config.layer, batch.predicting)
     assert found.item() == pytest.approx(F.cross_entropy(logits, batch.targets).item(), rel=1e-6)
