@@ -1,9 +1,9 @@
 # Everything sets itself up: a virtual environment in .venv, the package in it, once.
-#   make demo    three pictures edited and asked again, then 1,000 edits measured; writes demo-report/
+#   make demo    three images edited and asked again, then 1,000 edits measured; writes demo-report/
 #   make test    the tests, but for the slow ones
 #   make test-all  the slow tests as well
 #   make torture the edits file: 200 writers killed at random moments, and again on a full disk (about 6 minutes)
-#   make fuzz    the service: schemathesis at length, and 10,000 broken pictures and bodies (about 15 minutes)
+#   make fuzz    the service: schemathesis at length, and 10,000 broken images and bodies (about 15 minutes)
 #   make check   lint, format and types
 #   make editors train the other editors for the built-in backbones; resumes (about 10 minutes each on one core)
 #   make bench   the speed benchmarks and the standard lifelong bench; writes runs/bench/

@@ -1,9 +1,15 @@
-"""Models, pictures and data that many tests share. All are small, seeded, and made once."""
+"""Models, images and data that many tests share. All are small, seeded, and made once."""
 
 # ruff: noqa: E402
 from __future__ import annotations
 
+import os
+
 from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""One thread for each process, here and in those that tests start: the models are too small to share, and the tests run
+beside each other."""
 
 install_import_hook(
     [

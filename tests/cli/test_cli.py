@@ -185,7 +185,7 @@ def test_the_same_for_people(run: Run, tmp_path: Path, editor_folder: Path, imag
     code, out, err = run("edits", "list", "--edits", file)
     assert (code, err) == (0, "")
     assert edit_id in out
-    assert "1 active edits" in out
+    assert "Active edits: 1" in out
     assert PROMPT in run("edits", "show", "--edits", file, edit_id)[1]
     assert f"Edit {edit_id} is undone" in run("edits", "undo", "--edits", file, edit_id)[1]
 

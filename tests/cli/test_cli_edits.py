@@ -74,9 +74,9 @@ def test_undo_redo_history_and_the_past(answer_of: Answer, run: Run, file: Path)
 def test_the_same_for_people(run: Run, file: Path) -> None:
     option = ("--edits", f"sqlite:///{file}")
     edit_id = json.loads(run("edits", "list", *option, "--json")[1])["edits"][0]["id"]
-    assert "3 active edits" in run("edits", "list", *option)[1]
+    assert "Active edits: 3" in run("edits", "list", *option)[1]
     assert f"Edit {edit_id} is undone" in run("edits", "undo", *option, edit_id)[1]
-    assert "3 active edits after revision 3" in run("edits", "list", *option, "--at", 3)[1]
+    assert "Active edits: 3 after revision 3" in run("edits", "list", *option, "--at", 3)[1]
     assert f"Edit {edit_id} is active again" in run("edits", "redo", *option, edit_id)[1]
     shown = run("edits", "history", *option)[1]
     assert "5 changes" in shown and "redo" in shown and "ada" in shown

@@ -43,7 +43,7 @@ def list_edits(
         print_json({"revision": revision, "edits": [_as_dict(stored) for stored in found]})
         return
     active = sum(stored.is_active for stored in found) if at is None else len(found)
-    table = Table(caption=f"{active:,} active edits" + (f" after revision {at}" if at is not None else ""))
+    table = Table(caption=f"Active edits: {active:,}" + (f" after revision {at}" if at is not None else ""))
     for name in ("Edit", "Made (UTC)", "Author", "Image", "Question", "Before", "Wanted", "After", "Undone"):
         table.add_column(name, overflow="fold")
     for stored in found:
@@ -154,7 +154,7 @@ def import_edits(
     console().print(
         Text(
             f"Imported {len(done.added):,} edits; {there:,} were there already, {purged:,} were purged here and stay "
-            f"purged ({left:,} active edits)."
+            f"purged (active edits: {left:,})."
         )
     )
 
@@ -196,7 +196,7 @@ def purge_edit(
     if json:
         print_json({**_as_dict(purged), "active_edits": left})
         return
-    console().print(Text(f"Edit {purged.id} is purged ({left:,} active edits)."))
+    console().print(Text(f"Edit {purged.id} is purged (active edits: {left:,})."))
 
 
 def _opened(edits: str) -> EditStore:
@@ -209,7 +209,7 @@ def _print_change(stored: StoredEdit, left: int, what: str, json: bool) -> None:
     if json:
         print_json({**_as_dict(stored), "active_edits": left})
         return
-    console().print(Text(f"Edit {stored.id} {what}: {stored.prompt!r} ({left:,} active edits)."))
+    console().print(Text(f"Edit {stored.id} {what}: {stored.prompt!r} (active edits: {left:,})."))
 
 
 def _as_dict(stored: StoredEdit) -> dict[str, Any]:
