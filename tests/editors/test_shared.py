@@ -89,7 +89,7 @@ def test_picture_and_prompt_both_count(
 def test_the_answer_is_not_read(encoder: QuestionEncoder, random_backbone: Backbone, questions: list[Question]) -> None:
     asked = encoder(read_questions(random_backbone, questions, LAYER))
     answered = read_questions(random_backbone, questions, LAYER, ["red", "a deep well", "four", "two"])
-    assert bool(answered.answer.any())
+    assert bool(answered.answer_mask.any())
     torch.testing.assert_close(encoder(answered), asked, atol=1e-5, rtol=1e-5)
 
 
