@@ -1,4 +1,4 @@
-"""Asking a backbone: encode questions, generate answers, tell which edits fired. The one way to ask."""
+"""Ask a backbone: encode questions, generate answers, report which edits fired. The one way to ask."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Answering:
     def generate(self, inputs: TokenBatch, max_new_tokens: int = NEW_TOKENS, **options: Any) -> list[Answer]:
         """Answers to an encoded batch; options are passed on to the model's own generate().
 
-        `Answer.fired` is None where no editor is attached, or where the editor cannot tell.
+        `Answer.fired` is None if no editor is attached, or if the editor does not report it.
         """
         answers = self.backbone.generate_tokens(inputs, max_new_tokens, **options)
         fired = None if self.editor is None else self.editor.fired()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import EDIT_LAYER, FAMILIES
 from PIL import Image
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
@@ -19,6 +18,7 @@ from liveedit.edited.model import backbone_digest
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.errors import BackboneError, NotFoundError
 from liveedit.samples import Edit, Question
+from liveedit.testing.family_models import EDIT_LAYER, FAMILIES
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import FAMILIES, WIDTH
-from model_traces import hooks_of
 from PIL import Image
 from torch import Tensor
 
@@ -16,6 +14,8 @@ from liveedit.backbones import Backbone, TokenBatch, load_backbone
 from liveedit.backbones.prompt_transforms import PreparedQuestion, PromptTransform, substitutes, unchanged
 from liveedit.errors import BackboneError, InvalidInputError
 from liveedit.samples import Question
+from liveedit.testing.family_models import FAMILIES, WIDTH
+from liveedit.testing.model_traces import hooks_of
 
 ANSWERS = ["red", "the deep well", "four"]
 

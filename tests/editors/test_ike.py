@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -123,17 +122,17 @@ def test_of_two_answers_to_one_question_the_later_is_told(made: Maker, edits: li
 
 
 @torch.no_grad()
-def test_what_is_kept_tells_the_same(made: Maker, edits: list[tuple[str, Edit]], tmp_path: Path) -> None:
+def test_what_is_kept_tells_the_same(made: Maker, edits: list[tuple[str, Edit]]) -> None:
     editor = made(image_threshold=0.9, prompt_threshold=0.9)
     backbone, questions = editor.backbone, [edit.question for _, edit in edits]
     unedited = backbone.logits(backbone.encode(questions))
     editor.edit(edits)
     expected = backbone.logits(backbone.encode(questions))
-    editor.save_edits(tmp_path / "edits.safetensors")
+    state = editor.edited_state()
     editor.detach()
     assert torch.equal(backbone.logits(backbone.encode(questions)), unedited)
     again = made(image_threshold=0.9, prompt_threshold=0.9)
-    again.load_edits(tmp_path / "edits.safetensors")
+    again.restore(*state)
     assert torch.equal(backbone.logits(backbone.encode(questions)), expected)
     for edit_id in ("first", "second", "third"):
         again.undo(edit_id)

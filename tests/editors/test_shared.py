@@ -10,23 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from family_tokenizers import TOKENS
 from PIL import Image
 from transformers import BertConfig, BertModel
 
 from liveedit.backbones import Backbone, HiddenTokens
 from liveedit.backbones.prompt_transforms import PreparedQuestion
 from liveedit.editors.shared import (
-    EditMemory,
     EncoderConfig,
+    FeatureMemory,
     QuestionEncoder,
     ScopeSimilarity,
     ScopeTask,
+    TextExpert,
     read_questions,
     scope_loss,
 )
 from liveedit.errors import BackboneError, InvalidInputError, NotFoundError
+from liveedit.experts.expert import expert_from_bytes, expert_to_bytes
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.family_tokenizers import TOKENS
 
 LAYER = 3
 
@@ -148,14 +150,15 @@ def test_the_border_lies_where_it_is_set() -> None:
 # -- the memory --------------------------------------------------------------------------------------------------
 
 
-def an_edit(prompt: str, answer: str, image: Image.Image | None = None) -> Edit:
-    return Edit(Question(prompt, image, "hat", "colour"), answer)
+def memory_of(rows: dict[str, list[float]]) -> FeatureMemory:
+    memory = FeatureMemory()
+    for edit_id, row in rows.items():
+        memory.add(edit_id, torch.tensor(row))
+    return memory
 
 
 def test_the_nearest_edit_is_found_and_of_equals_the_latest() -> None:
-    memory = EditMemory()
-    for name, row in (("a", [1.0, 0.0]), ("b", [0.6, 0.8]), ("c", [1.0, 0.0])):
-        memory.add(name, an_edit(name, name), torch.tensor(row))
+    memory = memory_of({"a": [1.0, 0.0], "b": [0.6, 0.8], "c": [1.0, 0.0]})
     queries = torch.tensor([[1.0, 0.1], [0.0, 1.0]])
     ids, similarity = memory.nearest(queries)
     assert ids == ["c", "b"]
@@ -170,37 +173,37 @@ def test_the_nearest_edit_is_found_and_of_equals_the_latest() -> None:
         memory.nearest(queries)
 
 
-def test_unknown_and_known_ids_are_told() -> None:
-    memory = EditMemory()
-    memory.add("a", an_edit("a", "a"), torch.ones(2))
+def test_several_nearest_edits_by_hand() -> None:
+    memory = memory_of({"east": [1.0, 0.0], "north": [0.0, 1.0], "east again": [1.0, 0.0]})
+    query = torch.tensor([[0.8, 0.6]])
+    expected = [("east again", 0.8), ("east", 0.8), ("north", 0.6)]
+    for count, threshold, length in ((1, None, 1), (2, None, 2), (5, None, 3), (5, 0.7, 2), (5, 0.9, 0)):
+        (row,) = memory.retrieve(query, count, threshold)
+        assert [edit_id for edit_id, _ in row] == [edit_id for edit_id, _ in expected[:length]]
+        assert [near for _, near in row] == pytest.approx([near for _, near in expected[:length]])
+
+
+def test_unknown_and_known_ids_are_named() -> None:
+    memory = memory_of({"a": [1.0, 1.0]})
     with pytest.raises(InvalidInputError, match="'a' is already there"):
-        memory.add("a", an_edit("b", "b"), torch.zeros(2))
-    for failing in (memory.remove, memory.__getitem__):
+        memory.add("a", torch.zeros(2))
+    for failing in (memory.remove, memory.check):
         with pytest.raises(NotFoundError, match="no edit 'z'"):
             failing("z")
-    assert memory["a"].answer == "a"
+    assert torch.equal(memory.features, torch.ones(1, 2))
 
 
-def test_a_memory_comes_back_with_the_same_pictures(picture: Callable[[int], Image.Image]) -> None:
-    from liveedit.images import open_image
-
-    memory = EditMemory()
-    memory.add("a", an_edit("What?", "red", picture(1)), torch.tensor([0.6, 0.8]))
-    memory.add("b", an_edit("Where?", "well"), torch.tensor([0.0, 1.0]))
-    tensors, notes = memory.state()
-    again = EditMemory()
-    again.add("gone", an_edit("x", "y"), torch.zeros(2))
-    again.restore(tensors, notes)
-    assert again.ids == ("a", "b")
-    assert torch.equal(again.features, memory.features)
-    assert again["b"] == memory["b"]
-    assert (again["a"].scope, again["a"].question.prompt, again["a"].answer) == (("hat", "colour"), "What?", "red")
-    found, kept = again["a"].question.image, memory["a"].question.image
-    assert found is not None
-    assert kept is not None
-    assert open_image(found).tobytes() == open_image(kept).tobytes()
-    again.restore(*memory.state(images=False))
-    assert again["a"].question.image is None
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("What color?", " deep\twell\n"), ("Où est 猫?", "🐈 – naïve"), ("", "x")]
+)
+def test_a_text_expert_comes_back_from_the_store_with_the_same_texts(prompt: str, answer: str) -> None:
+    feature = torch.tensor([0.1, -2.5e-8])
+    made = TextExpert.of(Edit(Question(prompt, None, "hat", "colour"), answer), feature)
+    again = expert_from_bytes(expert_to_bytes(made), TextExpert)
+    assert (again.edit.question.prompt, again.edit.answer) == (prompt, answer)
+    assert torch.equal(again.feature, feature)
+    assert again.digest == made.digest
+    assert made.store_bytes == 2 * 4 + len(prompt.encode()) + len(answer.encode())
 
 
 # -- training ----------------------------------------------------------------------------------------------------

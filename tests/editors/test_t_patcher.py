@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import FAMILIES
-from model_traces import hooks_of
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,6 +19,8 @@ from liveedit.editors.t_patcher.memory import LONGEST_ANSWER, PLAIN_QUESTIONS, d
 from liveedit.editors.t_patcher.patches import PatchedFeedForward, Patches, activation_loss, feed_forward, memory_loss
 from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.family_models import FAMILIES
+from liveedit.testing.model_traces import hooks_of
 
 FFN_GIVEN_TO = {"llava": "mlp", "blip2-opt": "fc1"}
 """Families with each kind of FFN, and the module that its query goes into."""
@@ -292,6 +292,25 @@ def test_the_memory_is_that_of_the_unedited_model(tiny_llava: Backbone, editor: 
     before = editor._read_memory()
     editor.edit([("edit", edit)])
     assert torch.equal(editor._read_memory(), before)
+
+
+def test_queries_of_earlier_edits_join_the_memory_unless_of_the_same_scope(
+    tiny_llava: Backbone, editor: TPatcher, edit: Edit, other: Edit
+) -> None:
+    editor.edit([("first", edit)])
+    assert editor._memory is not None
+    drawn, tokens = len(editor._memory), int(tiny_llava.encode([edit.question], [edit.answer]).answer_mask.sum())
+    memory = editor._memory_of(other.scope)
+    assert memory.shape == (drawn + tokens, tiny_llava.width)
+    assert torch.equal(memory[drawn:], editor._made["first"].queries)
+    assert len(editor._memory_of(edit.scope)) == drawn, "an edit may overrule an earlier one of the same scope"
+    editor.edit([("second", other)])
+    remembered = editor._made["second"].patches
+    assert bool((remembered.scores(editor._made["first"].queries) <= 0).all())
+    editor.undo("second")
+    with TPatcher(tiny_llava, config(remember_edits=False)) as forgetting:
+        forgetting.edit([("first", edit)])
+        assert len(forgetting._memory_of(other.scope)) == drawn
 
 
 # -- taking back, keeping --------------------------------------------------------------------------------

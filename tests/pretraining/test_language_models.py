@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_traces import weight_bits
 from safetensors.torch import load_file
 
 from liveedit.backbones import Backbone, built_in_folder, load_backbone
@@ -32,6 +31,7 @@ from liveedit.pretraining.language_models import (
     train_language_model,
 )
 from liveedit.samples import Question
+from liveedit.testing.model_traces import weight_bits
 
 DATA = Path(os.environ.get("LIVEEDIT_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 FEW = LanguageModelConfig(language_steps=3, batch=8, long_rows=1, long_turns=3, save_every=1)

@@ -106,9 +106,7 @@ class Backbone:
         """The head that turns final hidden states into logits."""
         head = self.model.get_output_embeddings()
         if head is None:
-            raise BackboneError(
-                f"{self.name} has no output embeddings, so it generates no text. Give a model that generates text."
-            )
+            raise BackboneError(f"{self.name} has no output embeddings. Give a model that generates text.")
         return head
 
     @cached_property
@@ -450,7 +448,7 @@ class Backbone:
                 num_beams=beams,
                 num_return_sequences=sequences,
                 use_cache=use_cache,
-                # Some checkpoints set a penalty by default; greedy is the likeliest token, as in teacher forcing.
+                # Some checkpoints set a penalty by default; greedy takes the most likely token, as in teacher forcing.
                 repetition_penalty=1.0,
                 pad_token_id=self.pad_token_id,
                 # An image token means nothing in an answer, and the model would expect an image for it.

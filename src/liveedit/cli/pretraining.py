@@ -1,4 +1,4 @@
-"""`liveedit train-backbone`: making a built-in backbone."""
+"""`liveedit train-backbone`: pretrain a built-in backbone."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def train_backbone(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; the finished model lies in OUT/model.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, pictures and batches.")] = 0,
-    images: Annotated[int | None, typer.Option(min=1, help="Pictures to draw (60,000).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, images and batches.")] = 0,
+    images: Annotated[int | None, typer.Option(min=1, help="Images to generate (60,000).")] = None,
     vision_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the vision stage (3,000).")] = None,
     language_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the language stage (1,150; language models: LM_STEPS).")
     ] = None,
     vision_from: Annotated[
-        Path | None, typer.Option(help="Folder of the checkpoint whose vision tiny-minigpt4 takes (tiny-blip2's).")
+        Path | None, typer.Option(help="Folder of the checkpoint whose vision part tiny-minigpt4 uses (tiny-blip2's).")
     ] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
     card: Annotated[bool, typer.Option("--card", help="Measure the model and write its model card.")] = False,
     card_images: Annotated[
-        int | None, typer.Option(min=1, help="Fresh pictures that the card is measured on (400).")
+        int | None, typer.Option(min=1, help="New images that the card is measured on (400).")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Pretrain a built-in backbone from scratch. Run again, it goes on where it was cut off."""
+    """Pretrain a built-in backbone from scratch. Run the same command again to resume an interrupted one."""
     load_quietly()
     from ..pretraining.language_models import LANGUAGE_MODELS
     from ..pretraining.models import BUILT_INS
@@ -131,6 +131,6 @@ def _train_language_model(settings: dict[str, Any], out: Path, card: bool, progr
 
 
 def _facts(backbone: Backbone, config: Any, **measured: object) -> dict[str, object]:
-    """What a card says besides accuracies."""
+    """The facts of a model card other than accuracies."""
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     return {"parameters": parameters, **measured, "pretraining": json_format.dumps(asdict(config))}

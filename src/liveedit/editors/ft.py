@@ -1,4 +1,4 @@
-"""Fine-tuning on each edit, one after the other: the last language layer (FT-L), or what hands over images (FT-M)."""
+"""Fine-tuning on each edit, one after the other: the last language layer (FT-L), or the projector (FT-M)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..samples import Edit
 from .base import Editor, EditRecord
 
 _MULTIMODAL_PARTS = ("qformer", "multi_modal_projector", "connector", "merger")
-"""By what name families call the part between vision tower and language model: BLIP-2, LLaVA, Idefics3, Qwen."""
+"""Names of the part between vision tower and language model: BLIP-2, LLaVA, Idefics3, Qwen."""
 _VISION_TOWERS = ("vision_tower", "vision_model", "visual")
 
 Logits = Callable[[], Tensor]
@@ -58,8 +58,8 @@ class FineTuneMultimodalConfig(FineTuneConfig):
 class FineTune(Editor):
     """AdamW on one part of the model until the edit is learned or its steps are spent.
 
-    Each edit starts with fresh moments. The part's weights are kept from before the first edit and put back bit for
-    bit by `reset` and `detach`. Later edits write over earlier ones: single edits cannot be taken back.
+    Each edit starts with fresh moments. The part's weights are kept from before the first edit and restored bit for
+    bit by `reset` and `detach`. Later edits write over earlier ones: single edits cannot be undone.
     """
 
     def __init__(self, backbone: Backbone, part: nn.Module, config: FineTuneConfig):
@@ -96,7 +96,7 @@ class FineTune(Editor):
         return {"refine_steps": steps}
 
     def reset(self) -> None:
-        """Put the part's first weights back."""
+        """Restore the part's first weights."""
         self._part.load_state_dict(self._original)
 
     def configuration(self) -> dict[str, Any]:
@@ -108,11 +108,11 @@ class FineTune(Editor):
         return {name: value.detach().clone().cpu() for name, value in self._part.state_dict().items()}, {}
 
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put kept weights into the part. Raises `CheckpointError` for those of another part, and changes nothing."""
+        """Load saved weights. Raises `CheckpointError` for those of another part, and changes nothing."""
         wanted = {name: tuple(value.shape) for name, value in self._original.items()}
         found = {name: tuple(value.shape) for name, value in tensors.items()}
         if found != wanted:
-            raise CheckpointError(f"Kept weights have the shapes {found}; this editor takes {wanted}. Use the same.")
+            raise CheckpointError(f"Saved weights have the shapes {found}; this editor takes {wanted}. Use the same.")
         self._part.load_state_dict(tensors)
 
 
@@ -124,6 +124,7 @@ class FineTuneLast(FineTune):
 
     name = "ft-l"
     summary = "fine-tuning of the last language layer (FT-L)"
+    table_order = 10
     settings_class = FineTuneConfig
 
     def __init__(self, backbone: Backbone, config: FineTuneConfig | None = None):
@@ -141,11 +142,12 @@ class FineTuneMultimodal(FineTune):
     """FT-M: the projector (LLaVA) or the Q-Former (BLIP-2, MiniGPT-4), as in the LiveEdit paper's table 3.
 
     A question without an image does not reach what is trained: text-only answers stay as they are, bit for bit, and an
-    edit without an image is refused. The vision tower runs once per edit, what is behind it at every step.
+    edit without an image is refused. The vision tower runs once per edit, what follows it at every step.
     """
 
     name = "ft-m"
     summary = "fine-tuning of the part between vision tower and language model (FT-M)"
+    table_order = 11
     settings_class = FineTuneMultimodalConfig
 
     def __init__(self, backbone: Backbone, config: FineTuneMultimodalConfig | None = None):
@@ -153,12 +155,12 @@ class FineTuneMultimodal(FineTune):
         self._tower = _find_tower(backbone.model, self._part)
 
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
-        """Make edits. Raises `InvalidInputError` where one has no image, before any is made."""
+        """Make edits. Raises `InvalidInputError` if one has no image, before any is made."""
         for edit_id, edit in edits:
             if edit.question.image is None:
                 raise InvalidInputError(
-                    f"The edit {edit_id!r} has no image, and FT-M trains what hands images over: nothing it does "
-                    "could reach this edit. Give the edit an image or use another editor."
+                    f"The edit {edit_id!r} has no image, and FT-M trains the part that passes images on: it "
+                    "cannot reach this edit. Give the edit an image or use another editor."
                 )
         return super().edit(edits, progress)
 
@@ -169,9 +171,9 @@ class FineTuneMultimodal(FineTune):
 
 
 def find_multimodal_part(backbone: Backbone) -> nn.Module:
-    """What stands between vision tower and language model: a Q-Former, or else a projector.
+    """The part between vision tower and language model: a Q-Former, or else a projector.
 
-    Raises `BackboneError` where there is none, or none that is known.
+    Raises `BackboneError` if there is none, or none that is known.
     """
     if not backbone.reads_images:
         raise BackboneError(f"{backbone.name} reads text alone: there is no projector that FT-M could train. Use ft-l.")
@@ -186,7 +188,7 @@ def find_multimodal_part(backbone: Backbone) -> nn.Module:
 
 
 def _find_tower(model: nn.Module, part: nn.Module) -> nn.Module | None:
-    """The vision tower, where it lies wholly before the part that is trained."""
+    """The vision tower, if it is wholly before the part that is trained."""
     for wanted in _VISION_TOWERS:
         for name, module in model.named_modules():
             if name.rpartition(".")[2] == wanted and all(inner is not part for inner in module.modules()):

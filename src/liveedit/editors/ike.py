@@ -16,14 +16,13 @@ from ..answers import Fired
 from ..backbones import Backbone, HiddenTokens
 from ..backbones.prompt_transforms import PreparedQuestion
 from ..samples import Edit, Question
-from .base import Editor
-from .shared import EditMemory, latest_of_nearest, read_questions
+from .shared import RetrievalEditor, TextExpert, nearest, read_questions
 
 _FIELDS = {"prompt", "answer", "question"}
 
 
 class InContextConfig(BaseModel):
-    """How an edit is found, and how it is told."""
+    """How an edit is found, and how it is put into the prompt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,50 +54,41 @@ class InContextConfig(BaseModel):
         return template
 
 
-class InContext(Editor):
+class InContext(RetrievalEditor[TextExpert]):
     """Retrieval into the prompt, after "Can We Edit Factual Knowledge by In-Context Learning?" (IKE).
 
-    Zheng et al., EMNLP 2023 (https://arxiv.org/abs/2305.12740). The model is asked "New fact: ... Prompt: ..." where a
-    stored edit is near enough, and the bare question where none is. Nothing is trained: image and prompt are
+    Zheng et al., EMNLP 2023 (https://arxiv.org/abs/2305.12740). The model is asked "New fact: ... Prompt: ..." if a
+    stored edit is near enough, and the bare question if none is. Nothing is trained: image and prompt are
     compared by the cosine of their mean-pooled states in the unedited backbone, and both must exceed a threshold. The
-    paper finds its demonstrations by a sentence encoder and is always told the right fact; what finds it is ours.
+    paper finds its demonstrations by a sentence encoder and is always given the right fact; the retrieval is ours.
 
     It works as well as the backbone reads a context: the tiny built-in ones have never seen one.
     """
 
     name = "ike"
-    summary = "the nearest edit told in the prompt (IKE)"
+    table_order = 80
+    summary = "the nearest edit in the prompt (IKE)"
     settings_class = InContextConfig
+    expert_class = TextExpert
 
     def __init__(self, backbone: Backbone, config: InContextConfig | None = None):
         super().__init__(backbone)
         self.config = config or InContextConfig()
         layer = self.config.layer
-        self.layer = backbone.default_edit_layer() if layer is None else layer
-        self.memory = EditMemory(backbone.layer_device(self.layer))
-        self._fired: list[tuple[Fired, ...]] = []
+        self._layer = backbone.default_edit_layer() if layer is None else layer
 
-    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
-        feature = self._features([edit.question])[0]
-        self._put(edit_id, edit, feature)
-        told = len(edit.question.prompt.encode()) + len(edit.answer.encode())
-        return {"store_bytes": feature.numel() * feature.element_size() + told}
+    @property
+    def layer(self) -> int:
+        """The layer whose states are compared."""
+        return self._layer
 
-    def _put(self, edit_id: str, edit: Edit, feature: Tensor) -> None:
-        self.memory.add(edit_id, edit, feature)
-        self.backbone.set_transform(self._ask)
+    def expert_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The feature's length: pooled states of image and prompt."""
+        return {"feature": (2 * self.backbone.width,)}
 
-    def undo(self, edit_id: str) -> None:
-        """Take one edit out. Raises `NotFoundError`."""
-        self.memory.remove(edit_id)
-        if not len(self.memory):
-            self.reset()
-
-    def reset(self) -> None:
-        """Take every edit out."""
-        self.memory.clear()
-        self._fired = []
-        self.backbone.remove_transform(self._ask)
+    def make_expert(self, edit: Edit) -> tuple[TextExpert, int]:
+        """The pooled states of the question, and the texts. No gradient steps."""
+        return TextExpert.of(edit, self._features([edit.question])[0]), 0
 
     def configuration(self) -> dict[str, Any]:
         """The whole `InContextConfig`."""
@@ -108,60 +98,47 @@ class InContext(Editor):
         """The configuration: nothing else decides what it does."""
         return self.config.model_dump_json()
 
-    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Features (edits, 2 width), and the texts of the edits; their images are not looked at again."""
-        tensors, edits = self.memory.state(images=False)
-        return tensors, {"edits": edits}
-
-    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put what `edited_state` gave in place of the edits in force."""
-        self.reset()
-        self.memory.restore(tensors, note["edits"])
-        if len(self.memory):
-            self.backbone.set_transform(self._ask)
-
     # -- answering ---------------------------------------------------------------------------------------
 
-    def fired(self) -> list[tuple[Fired, ...]] | None:
-        """The edit that was told with each query of the last batch, and by how much it exceeded the thresholds."""
-        return list(self._fired)
-
     @torch.no_grad()
-    def _ask(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
-        queries = self._features(questions)
-        with torch.autocast(queries.device.type, enabled=False):  # bfloat16 products would blur similarities.
-            places, margins = latest_of_nearest(self._margins(queries))
+    def _prepare(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
+        """Each question after the nearest edit, if both similarities exceed their thresholds.
+
+        The edit's margin is the smaller of the two leads over the thresholds.
+        """
+        places, margins = nearest(self._similarity(self._features(questions)))
         self._fired, asked, ids = [], [], self.memory.ids
-        for question, place, margin in zip(questions, places, margins.tolist(), strict=True):
+        for question, (place,), (margin,) in zip(questions, places, margins.tolist(), strict=True):
             edit_id = ids[place]
             near = margin > 0
             self._fired.append((Fired(edit_id, 1.0, margin),) if near else ())
-            asked.append(PreparedQuestion(self._told(self.memory[edit_id], question) if near else question))
+            asked.append(PreparedQuestion(self._after(self.get(edit_id).edit, question) if near else question))
         return asked
 
-    def _told(self, edit: Edit, question: Question) -> Question:
-        told = self.config.template.format(
+    def _after(self, edit: Edit, question: Question) -> Question:
+        text = self.config.template.format(
             prompt=edit.question.prompt.strip(), answer=edit.answer.strip(), question=question.prompt.strip()
         )
-        return replace(question, prompt=self.config.demonstrations + told)
+        return replace(question, prompt=self.config.demonstrations + text)
 
-    def _margins(self, queries: Tensor) -> Tensor:
+    def _similarity(self, features: Tensor) -> Tensor:
         """(queries, edits): the smaller of the two leads over the thresholds."""
-        edits = self.memory.features
+        queries, edits = features, self.memory.features
         width = self.backbone.width
-        images, prompts = queries[:, :width] @ edits[:, :width].T, queries[:, width:] @ edits[:, width:].T
+        with torch.autocast(queries.device.type, enabled=False):  # bfloat16 products would blur similarities.
+            images, prompts = queries[:, :width] @ edits[:, :width].T, queries[:, width:] @ edits[:, width:].T
         has = [rows[:, :width].any(1) for rows in (queries, edits)]
-        images = torch.where(~has[0][:, None] & ~has[1][None], 1.0, images)  # No image is like no image,
-        images = torch.where(has[0][:, None] != has[1][None], -1.0, images)  # and unlike any.
+        images = torch.where(~has[0][:, None] & ~has[1][None], 1.0, images)  # No image is the same as no image,
+        images = torch.where(has[0][:, None] != has[1][None], -1.0, images)  # and unlike any image.
         return torch.minimum(images - self.config.image_threshold, prompts - self.config.prompt_threshold)
 
     def _features(self, questions: Sequence[Question]) -> Tensor:
-        """(questions, 2 width): pooled states of image, zero where there is none, and prompt, each of unit length."""
+        """(questions, 2 width): pooled states of image, zero if there is none, and prompt, each of unit length."""
         tokens = read_questions(self.backbone, questions, self.layer)
         return torch.cat([_pooled(tokens, mask) for mask in (tokens.image_mask, tokens.prompt_mask)], 1)
 
 
 def _pooled(tokens: HiddenTokens, mask: Tensor) -> Tensor:
-    # Each token counts alike: without LayerNorm the few that gather attention, which are longest, would decide.
+    # Without LayerNorm the few tokens that gather attention, which are longest, would decide.
     states = F.layer_norm(tokens.hidden_states, tokens.hidden_states.shape[-1:]) * mask[..., None]
     return F.normalize(states.sum(1), dim=-1)

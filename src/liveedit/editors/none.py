@@ -1,4 +1,4 @@
-"""The unedited model: every edit is accepted and nothing is done."""
+"""The unedited model: every edit is accepted and changes nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class NoEditor(Editor):
 
     name = "none"
     summary = "the unedited model"
+    table_order = 0
 
     def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
         return {}
 
     def reset(self) -> None:
-        """There is nothing to take back."""
+        """There is nothing to undo."""
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Nothing."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from family_models import FAMILIES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ from liveedit.editors.lemoe import LemoeConfig
 from liveedit.editors.lemoe.experts import FeedForward, expert_output, mixed_output, new_expert
 from liveedit.errors import BackboneError
 from liveedit.samples import Question
+from liveedit.testing.family_models import FAMILIES
 
 ConfigMaker = Callable[..., LemoeConfig]
 

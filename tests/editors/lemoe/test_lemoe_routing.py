@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from liveedit.editors.lemoe import LemoeConfig
-from liveedit.editors.lemoe.anchors import Gist, Origin
-from liveedit.editors.lemoe.gate import TokenGate
-from liveedit.editors.lemoe.routing import KeyRouter
+from liveedit.editors.lemoe.anchors import CentringMean, QueryEmbedding
+from liveedit.editors.lemoe.routing import KeyRouter, TokenGate
 
 ConfigMaker = Callable[..., LemoeConfig]
 WIDTH = 6
@@ -126,23 +125,23 @@ def test_an_anchor_is_the_mean_of_prompt_and_picture_and_nothing_else(lemoe_conf
     embeddings = torch.tensor([[[9.0, 9], [1, 2], [3, 6], [5, 0], [7, 0], [float("inf"), 0]]])
     image = torch.tensor([[False, True, True, False, False, False]])
     prompt = torch.tensor([[False, False, False, True, True, False]])
-    gist = Gist.of(embeddings, image, prompt)
-    assert gist.text.tolist() == [[6.0, 0.0]]
-    assert gist.image.tolist() == [[2.0, 4.0]]
-    origin = Origin(torch.zeros(2), torch.tensor([6.0, -3.0]), torch.tensor([2.0, 0.0]))
-    plain = origin.anchors(gist, lemoe_config(anchor="text+image", centered=False))
+    embedding = QueryEmbedding.of(embeddings, image, prompt)
+    assert embedding.text.tolist() == [[6.0, 0.0]]
+    assert embedding.image.tolist() == [[2.0, 4.0]]
+    mean = CentringMean(torch.zeros(2), torch.tensor([6.0, -3.0]), torch.tensor([2.0, 0.0]))
+    plain = mean.anchors(embedding, lemoe_config(anchor="text+image", centered=False))
     wanted = torch.tensor([[0.5, 0.0, 1 / math.sqrt(5), 2 / math.sqrt(5)]]) / math.sqrt(1.25)
     torch.testing.assert_close(plain, wanted)
-    centred = origin.anchors(gist, lemoe_config(anchor="text+image"))
+    centred = mean.anchors(embedding, lemoe_config(anchor="text+image"))
     torch.testing.assert_close(centred, torch.tensor([[0.0, 0.5, 0.0, 1.0]]) / math.sqrt(1.25))
-    torch.testing.assert_close(origin.anchors(gist, lemoe_config(anchor="text")), torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(mean.anchors(embedding, lemoe_config(anchor="text")), torch.tensor([[0.0, 1.0]]))
 
 
 def test_without_a_picture_an_anchor_is_its_text(lemoe_config: ConfigMaker) -> None:
-    gist = Gist(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.tensor([False]))
-    origin = Origin(torch.zeros(2), torch.ones(2), torch.ones(2))
+    embedding = QueryEmbedding(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.tensor([False]))
+    mean = CentringMean(torch.zeros(2), torch.ones(2), torch.ones(2))
     torch.testing.assert_close(
-        origin.anchors(gist, lemoe_config(anchor="text+image")), torch.tensor([[0.6, 0.8, 0, 0]])
+        mean.anchors(embedding, lemoe_config(anchor="text+image")), torch.tensor([[0.6, 0.8, 0, 0]])
     )
 
 
@@ -150,18 +149,18 @@ def test_a_state_is_read_at_the_last_token_of_the_prompt(lemoe_config: ConfigMak
     x = torch.tensor([[[9.0, 9], [1, 2], [3, 7], [5, 0]], [[0, 0], [0, 0], [2, 5], [8, 8]]])
     prompt = torch.tensor([[False, True, True, False], [True, True, True, False]])
     image = torch.tensor([[4.0, 3.0], [0.0, 0.0]])
-    gist = Gist(torch.zeros(2, 2), image, torch.tensor([True, False])).with_states(x, prompt)
-    assert gist.text.tolist() == [[3.0, 7.0], [2.0, 5.0]]
-    origin = Origin(text=torch.tensor([5.0, 1.0]), has_image=torch.tensor([3.0, 5.0]), image=torch.zeros(2))
+    embedding = QueryEmbedding(torch.zeros(2, 2), image, torch.tensor([True, False])).with_states(x, prompt)
+    assert embedding.text.tolist() == [[3.0, 7.0], [2.0, 5.0]]
+    mean = CentringMean(text=torch.tensor([5.0, 1.0]), has_image=torch.tensor([3.0, 5.0]), image=torch.zeros(2))
     states = torch.tensor([[0.0, 1.0], [-0.6, 0.8]])
-    torch.testing.assert_close(origin.anchors(gist, lemoe_config(anchor="state")), states)
-    beside = origin.anchors(gist, lemoe_config(anchor="state+image", image_weight=0.75))
+    torch.testing.assert_close(mean.anchors(embedding, lemoe_config(anchor="state")), states)
+    beside = mean.anchors(embedding, lemoe_config(anchor="state+image", image_weight=0.75))
     torch.testing.assert_close(beside, torch.tensor([[0.0, 0.8, 0.48, 0.36], [-0.6, 0.8, 0.0, 0.0]]))
 
 
-def test_least_likeness_is_that_of_the_anchors_or_the_given_one(lemoe_config: ConfigMaker) -> None:
-    assert lemoe_config(anchor="state").least_likeness > lemoe_config(anchor="text").least_likeness
-    assert lemoe_config(threshold=0.3, text_threshold=0.4).least_likeness == (0.3, 0.4)
+def test_least_similarity_is_that_of_the_anchors_or_the_given_one(lemoe_config: ConfigMaker) -> None:
+    assert lemoe_config(anchor="state").least_similarity > lemoe_config(anchor="text").least_similarity
+    assert lemoe_config(threshold=0.3, text_threshold=0.4).least_similarity == (0.3, 0.4)
 
 
 def test_the_gate_weighs_every_token_by_itself(lemoe_config: ConfigMaker) -> None:

@@ -10,7 +10,6 @@ import pytest
 import reference
 import torch
 from forced_experts import features_of, forced_expert
-from model_traces import hooks_of
 from PIL import Image
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from liveedit.editors.occlusion import change_map
 from liveedit.errors import InvalidInputError
 from liveedit.pretraining.models import TINY_BLIP2
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.model_traces import hooks_of
 
 ConfigMaker = Callable[..., LiveEditConfig]
 

@@ -22,7 +22,7 @@ from liveedit.editors.liveedit.routing import (
     soft_weights,
 )
 from liveedit.experts import ExpertRepository, LowRankExpert, blocks
-from liveedit.experts.blocks import Place
+from liveedit.experts.blocks import ExpertsOn
 
 WIDTH, FEATURES = 12, 16
 SIZES = {"width": WIDTH, "layer": 0, "image_tokens": 3, "module_width": 8, "rank": 2, "feature_parts": 2}
@@ -300,7 +300,7 @@ def test_products_of_lower_precision_change_no_decision(precision: str) -> None:
 @pytest.mark.parametrize("experts_on", ["device", "host"])
 @pytest.mark.parametrize("first_rows", [3, 100])
 def test_blocks_and_where_they_lie_do_not_change_a_bit(
-    experts_on: Place, first_rows: int, monkeypatch: pytest.MonkeyPatch
+    experts_on: ExpertsOn, first_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experts, query, modules = experts_of(600), query_of(), modules_of(top_experts=40)
     first = routed(modules, query, EVERY, repository_of(experts))

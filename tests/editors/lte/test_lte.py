@@ -18,9 +18,8 @@ from liveedit.backbones.families.text_only import TextBackbone
 from liveedit.editors.lte import LearningToEdit, LearningToEditConfig
 from liveedit.editors.lte.config import PAPER_EDIT, PAPER_QUERY
 from liveedit.editors.lte.context import with_edits
-from liveedit.editors.lte.editor import nearest_edits
 from liveedit.editors.lte.task import LearningToEditTask
-from liveedit.editors.shared import EditMemory, read_questions
+from liveedit.editors.shared import read_questions
 from liveedit.errors import BackboneError, ConfigError, InvalidInputError
 from liveedit.pretraining.tokenizer import build_tokenizer
 from liveedit.samples import Edit, EditCase, Question
@@ -107,19 +106,6 @@ def test_questions_are_found_as_the_untouched_model_reads_them(
     assert cosines == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
-def test_the_nearest_edits_by_hand() -> None:
-    memory = EditMemory()
-    rows = {"east": [1.0, 0.0], "north": [0.0, 1.0], "east again": [1.0, 0.0]}
-    for edit_id, row in rows.items():
-        memory.add(edit_id, Edit(Question("Where?"), edit_id), torch.tensor(row))
-    query = torch.tensor([[0.8, 0.6]])
-    expected = [("east again", 0.8), ("east", 0.8), ("north", 0.6)]
-    for count, threshold, length in ((1, None, 1), (2, None, 2), (5, None, 3), (5, 0.7, 2), (5, 0.9, 0)):
-        (row,) = nearest_edits(memory, query, count, threshold)
-        assert [edit_id for edit_id, _ in row] == [edit_id for edit_id, _ in expected[:length]]
-        assert [near for _, near in row] == pytest.approx([near for _, near in expected[:length]])
-
-
 def test_below_the_threshold_a_query_stands_alone(random_backbone: Backbone, edits: list[tuple[str, Edit]]) -> None:
     config = LearningToEdit.new_config(random_backbone, **SMALL, threshold=0.9999)
     with stirred(random_backbone, config) as editor:
@@ -161,16 +147,14 @@ def test_a_picture_marker_in_an_answer_is_refused_before_anything_changes(
     assert editor.backbone._transform is None
 
 
-def test_kept_edits_answer_as_before_in_a_fresh_editor(
-    editor: LearningToEdit, edits: list[tuple[str, Edit]], tmp_path: Path
-) -> None:
+def test_kept_edits_answer_as_before_in_a_fresh_editor(editor: LearningToEdit, edits: list[tuple[str, Edit]]) -> None:
     asked, answers = [edit.question for _, edit in edits], ["red", "deep well"]
     editor.edit(edits)
     before = logits_of(editor.backbone, asked, answers)
-    editor.save_edits(tmp_path / "edits.safetensors")
+    state = editor.edited_state()
     editor.detach()
     with stirred(editor.backbone, editor.config) as fresh:
-        fresh.load_edits(tmp_path / "edits.safetensors")
+        fresh.restore(*state)
         assert torch.equal(logits_of(editor.backbone, asked, answers), before)
 
 
@@ -209,7 +193,7 @@ def test_the_alignment_loss_is_that_of_a_slow_reference(task: LearningToEditTask
         loss, figures = task.loss(editor.modules, "alignment", chosen, np.random.default_rng(4))
         rng = np.random.default_rng(4)
         followed, kept = task._followed(chosen, rng), task._kept(chosen, rng)
-        editor.weights.put()
+        editor.weights.activate()
         nats, divergences = [], []
         for question, answer in zip(followed.questions, followed.answers, strict=True):
             nats += nats_of(backbone, question, answer)
@@ -218,7 +202,7 @@ def test_the_alignment_loss_is_that_of_a_slow_reference(task: LearningToEditTask
             with editor.weights.paused():
                 base = logits_of(backbone, [task.items[place][0]], [answer]).double().log_softmax(-1)
             divergences += (base.exp() * (base - tuned)).sum(-1).tolist()
-        editor.weights.take_back()
+        editor.weights.deactivate()
     assert figures["follow_loss_nats"] == pytest.approx(sum(nats) / len(nats), rel=1e-3)
     # The base's last states are kept in bfloat16.
     assert figures["keep_loss_nats"] == pytest.approx(sum(divergences) / len(divergences), rel=0.05)

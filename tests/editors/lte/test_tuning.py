@@ -45,7 +45,7 @@ def test_tuned_weights_are_those_of_a_slow_reference(random_backbone: Backbone, 
     linears = linear_layers(random_backbone)
     own = {name: linear.weight.double() for name, linear in linears.items()}
     state = {name: value.double() for name, value in tuning.state_dict().items()}
-    weights.put()
+    weights.activate()
     try:
         for name, linear in linears.items():
             part = f"changes.{name.replace('.', '/')}"
@@ -55,7 +55,7 @@ def test_tuned_weights_are_those_of_a_slow_reference(random_backbone: Backbone, 
                 change = 2.0 * state[f"{part}.up"] @ state[f"{part}.down"]
             torch.testing.assert_close(linear.weight.double(), own[name] + change, atol=1e-6, rtol=1e-6)
     finally:
-        weights.take_back()
+        weights.deactivate()
     assert len(linears) == 7 * len(random_backbone.layers)
 
 
@@ -64,16 +64,16 @@ def test_the_backbones_own_weights_come_back_bit_for_bit_and_as_the_same_objects
     tuning = tuning_of(random_backbone)
     stir(tuning)
     weights = TunedWeights(random_backbone, tuning)
-    weights.put()
-    weights.put()
+    weights.activate()
+    weights.activate()
     tuned = bits(random_backbone)
     assert weights.active and tuned != before and list(tuned) == list(before)
     with pytest.raises(KeyboardInterrupt), weights.paused():
         assert bits(random_backbone) == before
         raise KeyboardInterrupt
     assert bits(random_backbone) == tuned
-    weights.take_back()
-    weights.take_back()
+    weights.deactivate()
+    weights.deactivate()
     assert bits(random_backbone) == before
     assert {name: id(part) for name, part in random_backbone.model.named_parameters()} == own
 
@@ -82,11 +82,11 @@ def test_a_change_begins_as_none(random_backbone: Backbone) -> None:
     for settings in ({"tuning": "lora"}, {"tuning": "all"}):
         weights = TunedWeights(random_backbone, tuning_of(random_backbone, **settings))
         before = bits(random_backbone)
-        weights.put()
+        weights.activate()
         try:
             assert bits(random_backbone) == before
         finally:
-            weights.take_back()
+            weights.deactivate()
 
 
 def test_gradients_reach_the_change_alone(random_backbone: Backbone, picture: Callable[[int], Image.Image]) -> None:
@@ -101,12 +101,12 @@ def test_gradients_reach_the_change_alone(random_backbone: Backbone, picture: Ca
     assert all(parameter.grad is None for parameter in random_backbone.model.parameters())
     assert bits(random_backbone) == before
     weights = TunedWeights(random_backbone, tuning)
-    weights.put()
+    weights.activate()
     try:
         with torch.no_grad():
             again = random_backbone.logits(inputs)[inputs.predicting].logsumexp(-1).sum()
     finally:
-        weights.take_back()
+        weights.deactivate()
     assert again.item() == pytest.approx(loss.item(), rel=1e-6)
 
 
@@ -142,9 +142,9 @@ def test_learned_positions_are_tuned_with_all_of_the_decoder_and_word_embeddings
     tuning = tuning_of(backbone)
     stir(tuning)
     before, weights = bits(backbone), TunedWeights(backbone, tuning)
-    weights.put()
+    weights.activate()
     changed = {name for name, value in bits(backbone).items() if value != before[name]}
-    weights.take_back()
+    weights.deactivate()
     assert "model.decoder.embed_positions.weight" in changed
     assert not any("embed_tokens" in name or "lm_head" in name for name in changed)
     assert bits(backbone) == before

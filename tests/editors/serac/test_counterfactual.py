@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from liveedit.backbones import Backbone
 from liveedit.editors.serac import Serac
-from liveedit.editors.serac.counterfactual import Counterfactual, Rewrite, random_answer, words_of
+from liveedit.editors.serac.counterfactual import Counterfactual, Rewrite
+from liveedit.editors.shared.random_answers import random_answer, words_of
 from liveedit.errors import ConfigError, InvalidInputError
 
 REWRITES = [

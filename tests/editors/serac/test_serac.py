@@ -116,6 +116,21 @@ def test_the_probability_is_that_of_a_slow_reference(
         assert probability == pytest.approx(1 / (1 + math.exp(-logits[best])), abs=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("log_odds", "answers"), [(-0.8, False), (-0.05, False), (0.05, True), (0.8, True)])
+def test_the_border_of_a_scope_is_a_probability_of_one_half(
+    editor: Serac, edits: list[tuple[str, Edit]], others: list[Question], log_odds: float, answers: bool
+) -> None:
+    encoder, asked = editor.modules.classifier.encoder, others[0]
+    one, other = encoder(read_questions(editor.backbone, [asked, edits[0][1].question], editor.config.layer))
+    narrow(editor, temperature=0.0, offset=float(one @ other) - log_odds)
+    editor.edit(edits[:1])
+    editor.backbone.encode([asked])
+    (row,) = editor.fired() or []
+    assert bool(row) is answers
+    assert [fired.margin for fired in row] == pytest.approx([1 / (1 + math.exp(-log_odds)) - 0.5] * answers, abs=1e-3)
+
+
 def test_the_latest_of_two_edits_of_the_same_thing_answers_until_it_is_taken_back(
     editor: Serac, edits: list[tuple[str, Edit]]
 ) -> None:
@@ -143,18 +158,16 @@ def test_undoing_an_edit_leaves_what_would_be_without_it(
         editor.undo("hat")
 
 
-def test_kept_edits_answer_as_before_in_a_fresh_editor(
-    editor: Serac, edits: list[tuple[str, Edit]], tmp_path: Path
-) -> None:
+def test_kept_edits_answer_as_before_in_a_fresh_editor(editor: Serac, edits: list[tuple[str, Edit]]) -> None:
     asked, answers = [edit.question for _, edit in edits], ["red", "deep well"]
     editor.edit(edits)
     before = logits_of(editor.backbone, asked, answers)
-    editor.save_edits(tmp_path / "edits.safetensors")
+    state = editor.edited_state()
     editor.detach()
     fresh = Serac.untrained(editor.backbone, editor.config, seed=2)
     narrow(fresh)
     with fresh:
-        fresh.load_edits(tmp_path / "edits.safetensors")
+        fresh.restore(*state)
         assert torch.equal(logits_of(editor.backbone, asked, answers), before)
 
 

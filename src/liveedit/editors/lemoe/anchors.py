@@ -1,4 +1,4 @@
-"""A question as one vector: its state behind its last token, or the mean of what the decoder receives for it."""
+"""A question as one vector: the hidden state at its last token, or the mean of its word embeddings."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ EVERYDAY_QUESTIONS: Final = (
     "Who plays the main role in the film?",
     "In what year was it founded?",
 )
-"""What questions have in common, the template's words among it, says nothing of which one is asked."""
+"""Their mean is subtracted from anchors: what all questions share, template words included, identifies none."""
 
 
 def grey_image() -> Image.Image:
-    """What images have in common."""
+    """An image without content: its embedding is what all images share."""
     return Image.new("RGB", (448, 448), (128, 128, 128))
 
 
 @dataclass(frozen=True)
-class Gist:
-    """What anchors of a batch of questions are made of.
+class QueryEmbedding:
+    """Pooled embeddings of a batch of questions, from which anchors are made.
 
-    text: (batch, d), the mean of the prompt's word embeddings, or the state at the prompt's last token; image:
-    (batch, d), the mean of the projected image tokens, 0 where there are none; imaged: (batch,) booleans.
+    text: (batch, d), the mean of the prompt's word embeddings, or the state at the prompt's last token. image:
+    (batch, d), the mean of the projected image tokens, 0 for a question without an image. has_image: (batch,) booleans.
     """
 
     text: Tensor
@@ -51,54 +51,54 @@ class Gist:
     has_image: Tensor
 
     @classmethod
-    def of(cls, embeddings: Tensor, image: Tensor, prompt: Tensor) -> Gist:
-        """From what the decoder receives, (batch, length, d), and which tokens are image and prompt."""
+    def of(cls, embeddings: Tensor, image: Tensor, prompt: Tensor) -> QueryEmbedding:
+        """From what the decoder receives, (batch, length, d), and the masks of image and prompt, (batch, length)."""
         precise = embeddings.float()
         return cls(_mean(precise, prompt), _mean(precise, image), image.any(1))
 
-    def with_states(self, x: Tensor, prompt: Tensor) -> Gist:
-        """With what an FFN reads, (batch, length, d), in place of means of words.
+    def with_states(self, x: Tensor, prompt: Tensor) -> QueryEmbedding:
+        """The same with the FFN's input at the prompt's last token, from (batch, length, d), as the text part.
 
-        The last token of a prompt has seen all of it, and no answer.
+        The last token of a prompt attends to all of it, and to no answer.
         """
         last = (prompt * torch.arange(1, prompt.shape[1] + 1, device=prompt.device)).argmax(1)
         states = x[torch.arange(len(x), device=x.device), last.to(x.device)]
         return replace(self, text=states.float().to(self.image.device))
 
-    def to(self, device: torch.device) -> Gist:
+    def to(self, device: torch.device) -> QueryEmbedding:
         """The same on another device."""
-        return Gist(self.text.to(device), self.image.to(device), self.has_image.to(device))
+        return QueryEmbedding(self.text.to(device), self.image.to(device), self.has_image.to(device))
 
 
 def _mean(embeddings: Tensor, mask: Tensor) -> Tensor:
     wanted = mask[..., None]
-    # Not a product with the mask: what stands in padding may be anything, infinities included.
+    # Not a product with the mask: padding may hold anything, infinities included.
     total = torch.where(wanted, embeddings, 0.0).sum(1)
     return total / wanted.sum(1).clamp(min=1)
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What all questions share, (d,) each: the text part without and with an image, and a grey image."""
+class CentringMean:
+    """The mean of many questions, (d,) each: the text part without and with an image, and the image part."""
 
     text: Tensor
     has_image: Tensor
     image: Tensor
 
-    def anchors(self, gist: Gist, config: LemoeConfig) -> Tensor:
+    def anchors(self, query: QueryEmbedding, config: LemoeConfig) -> Tensor:
         """Anchors e of length 1: (batch, d), or (batch, 2 d) with an image part, which comes second.
 
         The paper's e is the plain mean of embeddings over the instance. A mean knows neither the order of words nor
-        which of them matter; the state at the last token is what the model itself made of the question, and stays in
-        place when it is worded anew. The image part stands beside it, each told from its origin and of a length of its
-        own: image tokens are up to 50 times as long as words, and in one mean would drown them.
+        which of them matter; the state at the last token is what the model itself made of the question, and changes
+        little when it is reworded. The image part stands beside it, centred and scaled by itself: image tokens are up
+        to 50 times as long as words, and would drown them in one mean.
         """
-        text, image = gist.text, gist.image
+        text, image = query.text, query.image
         if config.centered:
-            text = text - torch.where(gist.has_image[:, None], self.has_image, self.text)
+            text = text - torch.where(query.has_image[:, None], self.has_image, self.text)
             image = image - self.image
         text = F.normalize(text, dim=-1)
         if not config.with_image:
             return text
-        image = F.normalize(image, dim=-1) * gist.has_image[:, None]
+        image = F.normalize(image, dim=-1) * query.has_image[:, None]
         return F.normalize(torch.cat([text, config.image_length * image], -1), dim=-1)

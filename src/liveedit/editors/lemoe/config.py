@@ -7,20 +7,20 @@ from typing import Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class _Likeness(NamedTuple):
+class _Thresholds(NamedTuple):
     image_weight: float
     threshold: float
     text_threshold: float
 
 
-_STATES, _MEANS = _Likeness(0.9, 0.85, 0.9), _Likeness(2.0, 0.72, 0.75)
-"""Found on drawn data: see docs/EXPERIMENTS.md."""
+_STATES, _MEANS = _Thresholds(0.9, 0.85, 0.9), _Thresholds(2.0, 0.72, 0.75)
+"""Chosen on drawn data: see docs/EXPERIMENTS.md."""
 
 
 class LemoeConfig(BaseModel):
     """How experts are inserted, found and trained.
 
-    "Paper" is LEMoE as its abstract, its figures and secondary sources tell it; what none of them says is marked as
+    "Paper" is LEMoE by its abstract, its figures and secondary sources; what none of them says is marked as
     reconstructed, and can be switched.
     """
 
@@ -48,7 +48,8 @@ class LemoeConfig(BaseModel):
     # Which edits share an expert.
     batch_edits: int = Field(default=10, gt=0, description="Edits per expert (paper: a batch).")
     order: Literal["clustered", "given", "shuffled"] = Field(
-        default="clustered", description="Batches of like edits by K-means (paper), in the given order, or at random."
+        default="clustered",
+        description="Similar edits in a batch, by K-means (paper); the given order; or a random one.",
     )
 
     # How experts are found.
@@ -61,14 +62,14 @@ class LemoeConfig(BaseModel):
         description="With conventional routing, experts that a batch trains: all, as in a conventional MoE adaptor, or "
         "the new one.",
     )
-    top_k: int = Field(default=1, gt=0, description="Experts that take part in an answer, at most (paper: 1).")
+    top_k: int = Field(default=1, gt=0, description="Experts that fire in an answer, at most (paper: 1).")
     gate: Literal["softmax", "renormalized"] = Field(
         default="renormalized",
         description="Weight of a chosen expert: its softmax, or that over the sum of the chosen (reconstructed).",
     )
     anchor: Literal["state+image", "state", "text+image", "text"] = Field(
         default="state+image",
-        description="What a question is known by: what the FFN reads at its last token (ours), or the mean of its word "
+        description="What anchors are made of: what the FFN reads at its last token (ours), or the mean of its word "
         "embeddings (paper); either beside the mean of its image tokens (ours), where the model reads images.",
     )
     image_weight: float | None = Field(
@@ -77,7 +78,8 @@ class LemoeConfig(BaseModel):
         description="Length of the image part; that of the other is 1. None: 0.9 beside states, 2 beside means.",
     )
     centered: bool = Field(
-        default=True, description="Anchors are told from those of everyday questions and a grey image (ours)."
+        default=True,
+        description="Subtract the mean of everyday questions, and of a grey image, from anchors (ours).",
     )
     projection: Literal["fixed", "first_batch", "every_batch"] = Field(
         default="fixed",
@@ -102,7 +104,7 @@ class LemoeConfig(BaseModel):
     )
     null_expert: Literal["none", "key", "threshold"] = Field(
         default="threshold",
-        description="What keeps other questions out: nothing, a null key, or a least likeness (reconstructed).",
+        description="What keeps other questions out: nothing, a null key, or a least similarity (reconstructed).",
     )
     threshold: float | None = Field(
         default=None,
@@ -140,7 +142,7 @@ class LemoeConfig(BaseModel):
         return self.image_weight or (_STATES if self.by_state else _MEANS).image_weight
 
     @property
-    def least_likeness(self) -> tuple[float, float]:
+    def least_similarity(self) -> tuple[float, float]:
         """The `threshold` and the `text_threshold` that hold."""
         usual = _STATES if self.by_state else _MEANS
         return (

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone, TokenBatch
-from ...errors import BackboneError, CheckpointError, ConfigError
+from ...errors import BackboneError, CheckpointError, ConfigError, NotFoundError
 from ...progress import Progress, no_progress
 from ...samples import Edit, Question
 from ..base import Editor, EditRecord, check_answers
-from .anchors import EVERYDAY_QUESTIONS, Gist, Origin, grey_image
+from .anchors import EVERYDAY_QUESTIONS, CentringMean, QueryEmbedding, grey_image
 from .config import LemoeConfig
 from .experts import FeedForward, Weights, mixed_output, new_expert, store_bytes
-from .gate import TokenGate
 from .hook import ExpertHook
 from .learning import Batch, Learned, learn
 from .planning import Embedder, plan_batches
-from .routing import KeyRouter, Route
+from .routing import KeyRouter, Route, TokenGate
 
 _READ_AT_ONCE = 64
 
@@ -35,7 +34,7 @@ class Lemoe(Editor):
     are. A batch of edits inserts one expert f_i and one key k_i, which are frozen from then on. A question is known by
     its anchor e (see `anchors`), and `g(i | e) = top_k softmax_i(k_i . v)`, `v = W_up silu(W_down e)`, the same in
     training as in answering; decided once per sequence and kept while the answer is generated from the KV cache.
-    Batches are planned by K-means, so that each holds edits that are alike.
+    Batches are planned by K-means, so that each holds similar edits.
 
     The paper's full text was not at hand: `LemoeConfig` marks what is reconstructed. A text-only model is edited in
     the same way.
@@ -43,6 +42,7 @@ class Lemoe(Editor):
 
     name = "lemoe"
     summary = "an expert per batch of edits beside an FFN, found by key and value (LEMoE)"
+    table_order = 70
     settings_class = LemoeConfig
 
     def __init__(self, backbone: Backbone, config: LemoeConfig | None = None, embedder: Embedder | None = None):
@@ -61,7 +61,7 @@ class Lemoe(Editor):
         self.processed_by: dict[str, int] = {}
         self.gate = TokenGate(self.config, backbone.width, self.device)
         self._keys: KeyRouter | None = None
-        self._origin: Origin | None = None
+        self._mean: CentringMean | None = None
         self._usage: Tensor | None = None
         by_key = self._route if self.config.routing == "kv_anchor" else None
         self._hook = ExpertHook(
@@ -73,7 +73,7 @@ class Lemoe(Editor):
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
         """Make edits, batch by batch, in the planned order; records come in the given order.
 
-        A record's time is its share of its batch's time and of the planning; `details` tell the expert, the place in
+        A record's time is its share of its batch's time and of the planning; `details` hold the expert, the place in
         the planned order, and the worst loss of the batch.
         """
         check_answers(edits)
@@ -105,19 +105,19 @@ class Lemoe(Editor):
         return plan_batches(embeddings, self.config.batch_edits, self.config.order, self.config.seed)
 
     def _insert(self, edits: Sequence[tuple[str, Edit]]) -> dict[str, Any]:
-        """One expert for these edits; where it fails, all is as before."""
+        """One expert for these edits; if it fails, nothing has changed."""
         questions = [edit.question for _, edit in edits]
         inputs = self.backbone.encode(questions, [edit.answer for _, edit in edits])
-        with torch.no_grad(), self._hook.listening():
+        with torch.no_grad(), self._hook.recording():
             states = self.backbone.hidden_states(inputs, self.layer - 1)
-            gist = self._listen(inputs)
+            query = self._embed(inputs)
         number = len(self.experts)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
         expert = new_expert(self.place, self.backbone.width, self.config, generator, self.device)
         kept = self._routing_state()
         try:
             batch = Batch(inputs, states)
-            learned = self._learn_gated(expert, batch) if self._keys_off else self._learn_keyed(expert, batch, gist)
+            learned = self._learn_gated(expert, batch) if self._keys_off else self._learn_keyed(expert, batch, query)
         except BaseException:
             self._load_routing(kept)
             raise
@@ -133,9 +133,9 @@ class Lemoe(Editor):
             "details": {"expert": number, "worst_nats": worst},
         }
 
-    def _learn_keyed(self, expert: Weights, batch: Batch, gist: Gist) -> Learned:
+    def _learn_keyed(self, expert: Weights, batch: Batch, query: QueryEmbedding) -> Learned:
         router, config = self._router(), self.config
-        anchors = self._anchors(gist)
+        anchors = self._anchors(query)
         number = router.insert(anchors)
         keys, experts = router.keys.clone(), [*self.experts, expert]
         route = router.forced(anchors, keys, number) if config.force_new_expert else router.route(anchors)
@@ -180,16 +180,19 @@ class Lemoe(Editor):
         self.gate.rows, self.experts[:] = rows, experts[:number]
         return learned
 
-    # -- taking back -------------------------------------------------------------------------------------
+    # -- undo -------------------------------------------------------------------------------------
 
     def undo(self, edit_id: str) -> None:
-        """Take an edit back that has an expert to itself. Raises `NotFoundError` for any other.
+        """Undo an edit that has an expert to itself. Raises `NotFoundError` for any other.
 
         The other experts and their keys stay as they are.
         """
         alone = [number for number, ids in enumerate(self.edits_of) if ids == [edit_id]]
         if not alone or self._keys_off or self.config.projection != "fixed":
-            super().undo(edit_id)
+            raise NotFoundError(
+                f"The editor {self.name!r} cannot undo {edit_id!r} alone: only an edit with an expert to itself can be "
+                "undone, with KV anchor routing and a fixed projection. For all others reset it."
+            )
         (number,) = alone[-1:]
         self._router().remove(number)
         del self.experts[number], self.edits_of[number]
@@ -198,7 +201,7 @@ class Lemoe(Editor):
         }
 
     def reset(self) -> None:
-        """Take every expert out."""
+        """Undo every edit."""
         self.experts.clear()
         self.edits_of.clear()
         self.processed_by.clear()
@@ -206,11 +209,11 @@ class Lemoe(Editor):
         self._keys = None
 
     def detach(self) -> None:
-        """Take hooks and experts off the backbone."""
+        """Remove hooks and experts from the backbone."""
         self._hook.remove()
         self.reset()
 
-    # -- keeping -----------------------------------------------------------------------------------------
+    # -- saving -----------------------------------------------------------------------------------------
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Experts, keys and anchors, and which edits each expert has."""
@@ -221,9 +224,9 @@ class Lemoe(Editor):
         return tensors, {"edits_of": [list(ids) for ids in self.edits_of], "processed_by": dict(self.processed_by)}
 
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put what `edited_state` gave in place of the edits made so far.
+        """Replace the edits by those of `edited_state`.
 
-        Raises `CheckpointError` where a part is missing, and changes nothing then.
+        Raises `CheckpointError` if a part is missing, and changes nothing then.
         """
         generator = torch.Generator().manual_seed(0)
         pattern = new_expert(self.place, self.backbone.width, self.config, generator, self.device)
@@ -266,9 +269,9 @@ class Lemoe(Editor):
             self._keys = None
 
     def configuration(self) -> dict[str, Any]:
-        """The whole `LemoeConfig`, with what its Nones come to here."""
+        """The whole `LemoeConfig`, with the values that its Nones stand for."""
         config = self.config
-        threshold, text_threshold = config.least_likeness
+        threshold, text_threshold = config.least_similarity
         found = {"layer": self.layer, "image_weight": config.image_length}
         return {**config.model_dump(mode="json"), **found, "threshold": threshold, "text_threshold": text_threshold}
 
@@ -305,44 +308,44 @@ class Lemoe(Editor):
     @torch.no_grad()
     def anchors_of(self, questions: Sequence[Question]) -> Tensor:
         """(questions, a) anchors."""
-        return torch.cat([self._anchors(gist) for gist in self._gists(questions)])
+        return torch.cat([self._anchors(query) for query in self._embeddings_of(questions)])
 
-    def _anchors(self, gist: Gist) -> Tensor:
-        return self._origin_of_all().anchors(gist.to(self.device), self.config)
+    def _anchors(self, query: QueryEmbedding) -> Tensor:
+        return self._centring_mean().anchors(query.to(self.device), self.config)
 
-    def _origin_of_all(self) -> Origin:
+    def _centring_mean(self) -> CentringMean:
         """Read from the model once; no edit changes it."""
-        if self._origin is None:
-            self._origin = self._read_origin()
-        return self._origin
+        if self._mean is None:
+            self._mean = self._read_mean()
+        return self._mean
 
-    def _read_origin(self) -> Origin:
-        (everyday,) = self._gists([Question(text) for text in EVERYDAY_QUESTIONS])
+    def _read_mean(self) -> CentringMean:
+        (everyday,) = self._embeddings_of([Question(text) for text in EVERYDAY_QUESTIONS])
         has_image = everyday
         if self.backbone.reads_images:
             grey = grey_image()
-            (has_image,) = self._gists([Question(text, grey) for text in EVERYDAY_QUESTIONS])
+            (has_image,) = self._embeddings_of([Question(text, grey) for text in EVERYDAY_QUESTIONS])
         shared = everyday.text, has_image.text, has_image.image
-        return Origin(*(part.mean(0).to(self.device) for part in shared))
+        return CentringMean(*(part.mean(0).to(self.device) for part in shared))
 
-    def _gists(self, questions: Sequence[Question]) -> list[Gist]:
-        found: list[Gist] = []
-        with torch.no_grad(), self._hook.listening():
+    def _embeddings_of(self, questions: Sequence[Question]) -> list[QueryEmbedding]:
+        found: list[QueryEmbedding] = []
+        with torch.no_grad(), self._hook.recording():
             for start in range(0, len(questions), _READ_AT_ONCE):
-                found.append(self._listen(self.backbone.encode(questions[start : start + _READ_AT_ONCE])))
+                found.append(self._embed(self.backbone.encode(questions[start : start + _READ_AT_ONCE])))
         return found
 
-    def _listen(self, inputs: TokenBatch) -> Gist:
-        """What the hook, which is listening, hears of these."""
+    def _embed(self, inputs: TokenBatch) -> QueryEmbedding:
+        """The pooled embeddings of these questions, which the hook records."""
         self.backbone.hidden_states(inputs, self.layer if self.config.by_state else 0)
-        assert self._hook.gist is not None
-        return self._hook.gist
+        assert self._hook.query_embedding is not None
+        return self._hook.query_embedding
 
     def _router(self) -> KeyRouter:
         if self._keys is None:
             by_key = self.config.null_expert == "key"
             everyday = self.anchors_of([Question(text) for text in EVERYDAY_QUESTIONS]) if by_key else None
-            width = len(self._origin_of_all().text) * (1 + self.config.with_image)
+            width = len(self._centring_mean().text) * (1 + self.config.with_image)
             self._keys = KeyRouter(self.config, width, self.device, everyday)
         return self._keys
 
@@ -351,13 +354,13 @@ class Lemoe(Editor):
         return self.config.routing == "conventional"
 
     @torch.no_grad()
-    def _route(self, gist: Gist) -> Route:
+    def _route(self, query: QueryEmbedding) -> Route:
         with torch.autocast(self.device.type, enabled=False):  # What is measured in bfloat16 is routed in float32.
-            return self._router().route(self._anchors(gist))
+            return self._router().route(self._anchors(query))
 
     @torch.no_grad()
     def _added(self, route: Route | None, x: Tensor, question: Tensor | None) -> Tensor:
-        """What the experts in force add to the FFN's output, in float32 whatever the model computes in."""
+        """What the experts add to the FFN's output, in float32 whatever the model computes in."""
         with torch.autocast(self.device.type, enabled=False):
             return self._added_precisely(route, x, question)
 

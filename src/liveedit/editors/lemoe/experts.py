@@ -1,4 +1,4 @@
-"""Experts beside a layer's FFN: where that is, what an expert computes, and how one begins."""
+"""Experts beside a layer's FFN: where the FFN is, what an expert computes, and its first weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...errors import BackboneError
 from .config import LemoeConfig
 
 Weights = dict[str, Tensor]
-"""One expert: `read` (h, d), `gate` (h, d) where the FFN has one, `read_bias` (h,) where it has one, `write` (d, h)."""
+"""One expert: `read` (h, d), `gate` (h, d) and `read_bias` (h,) if the FFN has them, `write` (d, h)."""
 
 Beside = Callable[[Tensor], Tensor]
 """What is added to an FFN's output, from what the FFN reads; both (tokens, d)."""
@@ -29,7 +29,7 @@ class FeedForward:
     """The FFN of a decoder layer.
 
     It reads what `entry` receives and gives what `exit` returns; `readers` are the linear maps of what it reads, the
-    gate first where there are two.
+    gate first if there are two.
     """
 
     entry: nn.Module
@@ -39,7 +39,7 @@ class FeedForward:
 
     @classmethod
     def of(cls, layer: nn.Module) -> FeedForward:
-        """Find it. Raises `BackboneError` where it has no form that is known."""
+        """Find the FFN of a layer. Raises `BackboneError` if its form is unknown."""
         whole: Any = getattr(layer, "mlp", None)
         home = layer if whole is None else whole
         activation = getattr(home, "act_fn", None) or getattr(home, "activation_fn", None) or getattr(home, "act", None)
@@ -67,7 +67,7 @@ class FeedForward:
                 handle.remove()
 
     def hook(self, add: Callable[[Tensor], Tensor | None]) -> list[Any]:
-        """Register that for good; returns the handles. Where `add` gives None, nothing changes, to the bit."""
+        """Register that for good; returns the handles. If `add` gives None, nothing changes, to the bit."""
         read: list[Tensor] = []
 
         def enter(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -115,7 +115,7 @@ def _first_bias(reader: Any, hidden: int, config: LemoeConfig) -> Tensor:
 
 
 def _can_be_copied(reader: Any, hidden: int, width: int) -> bool:
-    """Not where weights are quantized or offloaded, or where the expert is to be wider than the layer's FFN."""
+    """False for quantized or offloaded weights, and for an expert wider than the layer's FFN."""
     if not isinstance(reader, nn.Linear) or reader.weight.is_meta or not reader.weight.is_floating_point():
         return False
     return reader.weight.shape[1] == width and len(reader.weight) >= hidden

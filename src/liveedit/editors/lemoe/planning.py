@@ -1,4 +1,4 @@
-"""Which edits share a batch: K-means on edit embeddings, so that batches are alike within and differ between."""
+"""Which edits share a batch: K-means on edit embeddings, so that edits of a batch are similar and batches differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plan_batches(
 ) -> list[list[int]]:
     """Numbers of edits, batch by batch, each batch of `size` but the last.
 
-    embeddings: (edits, width); only "clustered" looks at more than how many there are.
+    embeddings: (edits, width); only "clustered" uses more than their number.
     """
     count = len(embeddings)
     generator = torch.Generator().manual_seed(seed)
@@ -32,7 +32,7 @@ def plan_batches(
 
 
 def clustered_batches(points: Tensor, size: int, generator: torch.Generator) -> list[list[int]]:
-    """As many clusters as batches; whoever is nearest to a centre takes a place there first, until it is full.
+    """As many clusters as batches; the edit nearest to a centre is placed first, until the cluster is full.
 
     points: (edits, width). The batch with the fewest edits comes last; the others in the order of their first edit.
     """
@@ -74,7 +74,7 @@ def _filled(batches: list[list[int]], size: int, distances: Tensor) -> list[list
 def k_means(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     """Centres, (clusters, width), of Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii 2007).
 
-    A cluster that nobody is nearest to keeps its centre.
+    A cluster without any nearest point keeps its centre.
     """
     centres = _seeds(points, clusters, generator)
     nearest = torch.full((len(points),), -1)

@@ -14,7 +14,7 @@ from .config import LemoeConfig
 
 _OUT = float("-inf")
 _CROSSED_APART = 0.9
-"""A crossed anchor that is more alike than this to a real one is no example of another question."""
+"""A crossed anchor of a higher cosine to a real one is no example of another question."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class KeyRouter:
     expert of each; they are few numbers beside an expert, and are what a new key learns to stay away from.
 
     Reconstructed: the division by sqrt(d_v); the anchors kept; the null expert. With `null_expert="threshold"` an
-    expert takes part only where the question's anchor is as like one of its own as `threshold`; with "key" there is
-    a further expert with the key 0, which does nothing.
+    expert may fire only if the question's anchor has a cosine of at least `threshold` to one of its own; with "key"
+    there is a further expert with the key 0, which does nothing.
     """
 
     def __init__(self, config: LemoeConfig, anchor_width: int, device: torch.device, everyday: Tensor | None = None):
-        """`everyday`: (questions, a) anchors of questions that are nobody's edits, which the null key is taught by."""
+        """everyday: (questions, a) anchors of questions that are no edits, the examples of the null key."""
         self.config, self.device = config, device
         generator = torch.Generator().manual_seed(config.seed)
         down = torch.randn(config.projection_width, anchor_width, generator=generator) * config.projection_gain
@@ -63,16 +63,16 @@ class KeyRouter:
         return self.values(anchors) @ keys.T / math.sqrt(self.config.value_width)
 
     def admitted(self, anchors: Tensor) -> Tensor:
-        """(batch, experts) booleans: which experts may take part at all."""
+        """(batch, experts) booleans: which experts may fire."""
         if self.config.null_expert != "threshold":
             return torch.ones(len(anchors), len(self), dtype=torch.bool, device=anchors.device)
-        likeness = anchors @ self.anchors.T
-        near = likeness >= self._least(anchors)[:, None]
+        similarity = anchors @ self.anchors.T
+        near = similarity >= self._least(anchors)[:, None]
         return torch.zeros(len(anchors), len(self), device=anchors.device).index_add_(1, self.owner, near.float()) > 0
 
     def _least(self, anchors: Tensor) -> Tensor:
-        """(batch,): the threshold that holds for each, by whether it has an image part."""
-        with_image, without = self.config.least_likeness
+        """(batch,): the threshold of each question, by whether it has an image part."""
+        with_image, without = self.config.least_similarity
         if not self.config.with_image:
             return torch.full((len(anchors),), without, device=anchors.device)
         has_image = anchors[:, anchors.shape[1] // 2 :].abs().sum(1) > 0
@@ -119,7 +119,7 @@ class KeyRouter:
         return first or self.config.projection == "every_batch"
 
     def _learn(self, anchors: Tensor) -> None:
-        """Cross-entropy of the newest key: every anchor so far is to find its own expert."""
+        """Train the newest key with cross-entropy: every anchor so far is to find its own expert."""
         key, generator = self.keys[-1:].clone().requires_grad_(True), self._generator()
         trained: list[dict[str, Any]] = [{"params": [key], "lr": self.config.routing_rate}]
         if self.trains_projection:
@@ -155,7 +155,7 @@ class KeyRouter:
         return torch.cat([drawn, torch.arange(before, before + new)])
 
     def _others(self, anchors: Tensor, generator: torch.Generator) -> Tensor:
-        """Anchors of questions that are nobody's, for the null key: everyday ones, and texts with others' images."""
+        """Anchors of no edit, for the null key: everyday questions, and texts with images of other edits."""
         if self.config.null_expert != "key":
             return anchors[:0]
         half = anchors.shape[1] // 2
@@ -169,13 +169,13 @@ class KeyRouter:
         return torch.cat(found)
 
     def _generator(self) -> torch.Generator:
-        """Its own for each expert: what is drawn does not hang on what was drawn before."""
+        """One for each expert: what is drawn does not depend on what was drawn before."""
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + len(self))
 
-    # -- taking back, keeping ----------------------------------------------------------------------------
+    # -- undo, saving -------------------------------------------------------------------------------------
 
     def remove(self, expert: int) -> None:
-        """Take an expert's key and anchors out; later experts move up by one."""
+        """Remove an expert's key and anchors; the numbers of later experts fall by one."""
         kept = self.owner != expert
         self.anchors, owner = self.anchors[kept], self.owner[kept]
         self.owner = owner - (owner > expert).long()
@@ -187,6 +187,42 @@ class KeyRouter:
         return found if self.config.projection == "fixed" else {**found, "down": self.down, "up": self.up}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Put what `state` gave in place."""
+        """Restore what `state` gave."""
         for name in self.state():
             setattr(self, name, state[name].to(self.device))
+
+
+class TokenGate:
+    """`g(i | x) = top_k softmax_i(w_i . x)`, x what the FFN reads for one token.
+
+    rows: (experts, d), w_i by expert. All of them train with each batch, as the gate of a conventional MoE adaptor
+    does (and, unless `conventional_trains` is "new", all experts as well): earlier edits are overwritten, and led to
+    other experts, which is what module insertion and KV anchor routing are there to prevent.
+    """
+
+    def __init__(self, config: LemoeConfig, width: int, device: torch.device):
+        self.config = config
+        self.rows = torch.empty(0, width, device=device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def insert(self) -> int:
+        """Add a row for a new expert: its number."""
+        number, width = len(self), self.rows.shape[1]
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+        row = torch.randn(1, width, generator=generator) / width**0.5
+        self.rows = torch.cat([self.rows, row.to(self.rows.device)])
+        return number
+
+    def shares(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """(tokens, experts) softmax."""
+        return (x @ (self.rows if rows is None else rows).T).softmax(-1)
+
+    def route(self, x: Tensor, rows: Tensor | None = None) -> Route:
+        """The experts of (tokens, d)."""
+        shares = self.shares(x, rows)
+        weights, experts = shares.topk(min(self.config.top_k, shares.shape[1]), 1)
+        if self.config.gate == "renormalized" and self.config.top_k > 1:  # With one, the gate would learn nothing.
+            weights = weights / weights.sum(1, keepdim=True)
+        return Route(experts, weights)

@@ -43,7 +43,7 @@ class LearningToEditConfig(BaseModel):
         description="Folder or hub name of the retriever's text encoder (paper: sentence-transformers/"
         "all-MiniLM-L6-v2). None: a small one that is trained here.",
     )
-    features: int = Field(default=128, gt=0, description="Length of the vector that stands for a question.")
+    features: int = Field(default=128, gt=0, description="Length of the vector of a question.")
     retriever_layers: int = Field(default=2, gt=0, description="Layers of the small retriever.")
     retriever_heads: int = Field(default=4, gt=0, description="Attention heads of the small retriever.")
     random_answers: float = Field(

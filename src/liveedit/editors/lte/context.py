@@ -1,4 +1,4 @@
-"""Edits in front of a query, as text."""
+"""Edits as text before a query."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .config import PAPER_EDIT, PAPER_QUERY, PLAIN_EDIT, PLAIN_QUERY, LearningTo
 
 
 def with_edits(config: LearningToEditConfig, question: Question, edits: Sequence[Edit]) -> Question:
-    """The question behind these edits, the nearest next to it; as it is where there are none. Its image stays."""
+    """The question after these edits, the nearest next to it, with its image; unchanged if there are none."""
     if not edits:
         return question
-    told = [
+    texts = [
         config.edit_template.format(question=edit.question.prompt, answer=edit.answer.strip())
         for edit in reversed(edits)
     ]
-    return replace(question, prompt=config.query_template.format(edits="".join(told), question=question.prompt))
+    return replace(question, prompt=config.query_template.format(edits="".join(texts), question=question.prompt))
 
 
 def fitting_templates(backbone: Backbone) -> tuple[str, str]:
-    """The paper's templates, or plain ones where the tokenizer has no words for them.
+    """The paper's templates, or plain ones if the tokenizer has no words for them.
 
     The built-in backbones spell "[Updated Information]" letter by letter, in 22 tokens: two edits' worth of context.
     """

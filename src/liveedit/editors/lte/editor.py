@@ -14,56 +14,56 @@ from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..shared import EditMemory, EncoderConfig, read_questions
-from ..trained import Report, TrainedEditor
+from ..shared import EncoderConfig, RetrievalEditor, TextExpert, read_questions
+from ..trained import TrainedEditor
 from .config import LearningToEditConfig
 from .context import fitting_templates, with_edits
 from .modules import LearningToEditModules
 from .task import LearningToEditTask
 from .tuning import TunedWeights
 
-_AS_NEAR = 1e-5
-"""Cosines that differ by less are equal."""
 
-
-class LearningToEdit(TrainedEditor):
+class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
     """Learning to Edit (Jiang et al. 2024, arXiv:2402.11905).
 
-    Once, the model is tuned to follow an edit in its context where that concerns the query, and to ignore it where not
+    The model is tuned once to follow an edit in its context if that concerns the query, and to ignore it if not
     (section 3.2). Then an edit is a row in a memory: the nearest to a query are put before it (section 3.3).
 
-    The tuned weights are in force only while there is an edit, so that "before" always means the untouched model, and
-    locality pays for all that tuning changed. Deviations: the retriever sees the image too, and an edit that is not
-    near enough is not put before a query (`threshold`), for an edit's image does not stand in the context, and the
-    model cannot tell which image it is about; what tuning asks of the model out of scope is the base model's own
-    distribution.
+    The tuned weights are active only while there is an edit, so that "before" always means the unedited model, and
+    locality counts all that tuning changed. Deviations: the retriever sees the image too, and an edit that is not
+    near enough is not put before a query (`threshold`), since the context holds no image of an edit and the model
+    cannot know which image it is about; out of scope, tuning keeps the base model's own distribution.
     """
 
     name = "lte"
     summary = "tuned to follow edits in its context, which are retrieved (LTE)"
+    table_order = 50
     config_class: ClassVar = LearningToEditConfig
+    expert_class = TextExpert
 
     def __init__(self, backbone: Backbone, modules: LearningToEditModules):
         super().__init__(backbone, modules)
-        self.device = backbone.layer_device(self.config.layer)
-        self.memory = EditMemory(self.device)
         self.weights = TunedWeights(backbone, self.modules.tuning)
-        self._fired: list[tuple[Fired, ...]] = []
 
     # -- how it is trained -------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """Width, layer, and templates that the tokenizer has words for."""
         edit_template, query_template = fitting_templates(backbone)
-        return {**EncoderConfig.shape(backbone), "edit_template": edit_template, "query_template": query_template}
+        return {
+            **EncoderConfig.backbone_settings(backbone),
+            "edit_template": edit_template,
+            "query_template": query_template,
+        }
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: LearningToEditConfig) -> LearningToEditModules:
-        """Untrained modules. Raises `BackboneError` where they do not fit the backbone."""
+        """Untrained modules. Raises `BackboneError` if they do not fit the backbone."""
         if config.width != backbone.width or config.layer >= len(backbone.layers):
             raise BackboneError(
                 f"These settings are for width {config.width} and layer {config.layer}; {backbone.name} has width "
@@ -73,11 +73,11 @@ class LearningToEdit(TrainedEditor):
 
     @classmethod
     def default_stages(cls) -> tuple[StageConfig, ...]:
-        """The retriever; then the model learns to follow an edit, and to do so where it concerns the query alone."""
+        """The retriever; then the model learns to follow an edit, and then to do so only if it concerns the query."""
         return (
-            StageConfig(name="retriever", steps=700, batch=48, rate=1e-3),
-            StageConfig(name="following", steps=400, batch=32, rate=1e-3),
-            StageConfig(name="alignment", steps=400, batch=16, rate=1e-3),
+            StageConfig(name="retriever", steps=700, batch=48, learning_rate=1e-3),
+            StageConfig(name="following", steps=400, batch=32, learning_rate=1e-3),
+            StageConfig(name="alignment", steps=400, batch=16, learning_rate=1e-3),
         )
 
     @classmethod
@@ -87,8 +87,9 @@ class LearningToEdit(TrainedEditor):
         config: LearningToEditConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> LearningToEditTask:
         """Cases with their states at the retriever's layer and the base model's own answers."""
         store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")
@@ -98,80 +99,43 @@ class LearningToEdit(TrainedEditor):
 
     # -- editing -----------------------------------------------------------------------------------------
 
-    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
-        feature = self._features([edit.question], [edit.answer])[0]
-        self.backbone.set_transform(self._ask)
-        self.memory.add(edit_id, edit, feature)
-        self.weights.put()
-        texts = f"{edit.question.prompt}{edit.answer}".encode()
-        return {"store_bytes": feature.nbytes + len(texts)}
+    @property
+    def layer(self) -> int:
+        """The layer that the retriever reads."""
+        return self.config.layer
 
-    def undo(self, edit_id: str) -> None:
-        """Forget one edit: all is as if it had never been there. Raises `NotFoundError`."""
-        self.memory.remove(edit_id)
-        if not len(self.memory):
-            self.reset()
+    def expert_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The feature's length."""
+        return {"feature": (self.config.features,)}
 
-    def reset(self) -> None:
-        """Forget every edit; the model has its own weights again."""
-        self.weights.take_back()
-        self.backbone.remove_transform(self._ask)
-        self.memory.clear()
-        self._fired = []
+    def make_expert(self, edit: Edit) -> tuple[TextExpert, int]:
+        """The feature of the question, as the retriever reads it, and the texts. No gradient steps."""
+        return TextExpert.of(edit, self._features([edit.question], [edit.answer])[0]), 0
 
-    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The memory: features and images, and the edits' texts."""
-        tensors, edits = self.memory.state()
-        return tensors, {"edits": edits}
+    def _activate(self) -> None:
+        super()._activate()
+        self.weights.activate()
 
-    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put a kept memory in place of this one."""
-        self.reset()
-        self.memory.restore(tensors, note["edits"])
-        if len(self.memory):
-            self.backbone.set_transform(self._ask)
-            self.weights.put()
+    def _deactivate(self) -> None:
+        self.weights.deactivate()
+        super()._deactivate()
 
     # -- answering ---------------------------------------------------------------------------------------
 
-    def fired(self) -> list[tuple[Fired, ...]] | None:
-        """The edits put before each query, nearest first; margins are cosines, less the threshold if there is one."""
-        return list(self._fired)
-
     def retrieve(self, questions: Sequence[Question]) -> list[list[tuple[str, float]]]:
         """The edits to put before each question, nearest first, with their cosines. Needs at least one edit."""
-        return nearest_edits(self.memory, self._features(questions), self.config.top_k, self.modules.threshold())
+        return self.memory.retrieve(self._features(questions), self.config.top_k, self.modules.threshold())
 
-    def _ask(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
+    def _prepare(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
+        """Each question after its edits; their margins are cosines, less the threshold if there is one."""
         found = self.retrieve(questions)
         border = self.modules.threshold() or 0.0
         self._fired = [tuple(Fired(edit_id, 1 / len(row), near - border) for edit_id, near in row) for row in found]
-        edits = [[self.memory[edit_id] for edit_id, _ in row] for row in found]
+        edits = [[self.get(edit_id).edit for edit_id, _ in row] for row in found]
         return [PreparedQuestion(with_edits(self.config, *pair)) for pair in zip(questions, edits, strict=True)]
 
     @torch.no_grad()
     def _features(self, questions: Sequence[Question], answers: Sequence[str] | None = None) -> Tensor:
-        """As the untouched model reads them: the retriever was trained on that."""
+        """Features of questions as the unedited model reads them, which the retriever was trained on."""
         with self.weights.paused():
             return self.modules.retriever(read_questions(self.backbone, questions, self.config.layer, answers))
-
-
-def nearest_edits(
-    memory: EditMemory, queries: Tensor, count: int, threshold: float | None
-) -> list[list[tuple[str, float]]]:
-    """Up to `count` edits for each query, (queries, features), with their cosines, nearest first.
-
-    Of edits that are equally near the latest comes first: it is the change of mind.
-    """
-    left = queries.float() @ memory.features.T
-    places = torch.arange(len(memory), device=left.device)
-    found: list[list[tuple[str, float]]] = [[] for _ in queries]
-    for _ in range(min(count, len(memory))):
-        best = left.amax(1, keepdim=True)
-        latest = torch.where(left >= best - _AS_NEAR, places, -1).amax(1, keepdim=True)
-        near = left.gather(1, latest)[:, 0].tolist()
-        for row, place, cosine in zip(found, latest[:, 0].tolist(), near, strict=True):
-            if threshold is None or cosine > threshold:
-                row.append((memory.ids[place], cosine))
-        left = left.scatter(1, latest, float("-inf"))
-    return found

@@ -11,7 +11,7 @@ from .tuning import Tuning
 
 
 class LearningToEditModules(nn.Module):
-    """Both parts; `similarity` says from which cosine on an edit concerns a query."""
+    """Both parts; `similarity` decides from which cosine on an edit concerns a query."""
 
     def __init__(self, backbone: Backbone, config: LearningToEditConfig):
         super().__init__()
@@ -21,7 +21,7 @@ class LearningToEditModules(nn.Module):
         self.tuning = Tuning(backbone, config)
 
     def threshold(self) -> float | None:
-        """The cosine that an edit must exceed to be put before a query; None where all may be."""
+        """The cosine that an edit must exceed to be put before a query; None if all may be."""
         if self.config.threshold != "trained":
             return self.config.threshold
         return (self.similarity.offset / self.similarity.temperature.exp()).item()

@@ -1,4 +1,4 @@
-"""What training LTE means: a retriever that finds the edit, and a model that follows it where it concerns the query."""
+"""How LTE is trained: a retriever that finds the edit, and a model that follows it if it concerns the query."""
 
 from __future__ import annotations
 
@@ -10,25 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import Backbone
-from ...backbones.hidden_states import HiddenStateCache, Item
-from ...samples import Edit, EditCase, ProbeName, Question
-from ...training.distributed import ALONE, Processes
-from ..serac.counterfactual import random_answer, words_of
-from ..shared import ScopeTask, scope_loss
-from .config import LearningToEditConfig
+from ...backbones.hidden_states import Item
+from ...samples import Edit, ProbeName, Question
+from ..shared import StagedScopeTask, scope_loss
+from ..shared.random_answers import random_answer
+from ..shared.scope_task import AT_ONCE, StageFigures, StageLoss, parts
 from .context import with_edits
 from .modules import LearningToEditModules
 from .tuning import TunedWeights
 
-_ROWS = 128
-"""Questions that are validated at a time."""
+_DISTINCT_BY_TEXT: tuple[ProbeName, ...] = ("text_locality", "modal_locality", "same_image_locality")
+"""Locality inputs whose text shows that the edit does not concern them.
 
-_TOLD_APART: tuple[ProbeName, ...] = ("text_locality", "modal_locality", "same_image_locality")
-"""Locality inputs of which the text says that the edit does not concern them.
-
-The edit stands in the context without its image: that the same question is asked of another image the model cannot
-see. To ask it to ignore such an edit would be to ask it to ignore edits of redrawn images as well.
+The context holds the edit without its image, so the model cannot see that the same question is asked about another
+image. Trained to ignore such an edit, it would ignore edits of redrawn images as well.
 """
 
 
@@ -41,34 +36,16 @@ class _Asked:
     places: tuple[int, ...] = ()
 
 
-class LearningToEditTask(ScopeTask):
-    """The stages `retriever`, `following` and `alignment`. Each process takes its own share of the cases of a step."""
+class LearningToEditTask(StagedScopeTask):
+    """The stages `retriever`, `following` and `alignment`."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: LearningToEditConfig,
-        cases: Sequence[EditCase],
-        store: HiddenStateCache | None = None,
-        processes: Processes = ALONE,
-    ):
-        super().__init__(backbone, config.layer, cases, store, processes)
-        self.config = config
-        self._words = words_of(backbone.tokenizer)
-        self._stage = ""
-
-    def loss(
-        self, modules: LearningToEditModules, stage: str, chosen: Sequence[int], rng: np.random.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a stage in nats, and figures."""
-        self._stage = stage
-        modules.train()
-        own = list(chosen)[self.processes.share(len(chosen))]
-        if stage == "retriever":
-            return self._retriever_loss(modules, own, rng)
-        if stage == "following":
-            return self._following_loss(modules, own, rng)
-        return self._alignment_loss(modules, own, rng)
+    def stages(self) -> dict[str, tuple[StageLoss, StageFigures]]:
+        """Pairs in and out of scope; the answers of edits in the context; these and the base model's own answers."""
+        return {
+            "retriever": (self._retriever_loss, self._retriever_figures),
+            "following": (self._following_loss, self._following_figures),
+            "alignment": (self._alignment_loss, self._alignment_figures),
+        }
 
     def _retriever_loss(
         self, modules: LearningToEditModules, chosen: Sequence[int], rng: np.random.Generator
@@ -86,7 +63,7 @@ class LearningToEditTask(ScopeTask):
     ) -> tuple[Tensor, dict[str, float]]:
         """`NLL(answer | edits, query in scope)` alone.
 
-        A small model has never copied from its context; asked to stay as it is meanwhile, it learns that much later.
+        A small model has never copied from its context; with the second loss from the start, it learns that much later.
         """
         logits, targets, _ = self._predict(modules, self._followed(chosen, rng))
         followed = 100 * (logits.argmax(-1) == targets).float().mean().item()
@@ -115,29 +92,28 @@ class LearningToEditTask(ScopeTask):
         return follow + self.config.keep_weight * keep, figures
 
     def _followed(self, chosen: Sequence[int], rng: np.random.Generator) -> _Asked:
-        """A query in scope of each case, behind its edit."""
+        """A query in scope of each case, after its edit."""
         questions, answers = [], []
         for case in chosen:
-            names = self.in_scope_names(case)
-            asked, _ = self._item(case, names[rng.integers(len(names))])
+            asked, _ = self._item(case, self.one_inside(case, rng))
             answer = self.cases[case].edit.answer
             if rng.random() < self.config.random_answers:
-                answer = random_answer(self._words, rng)
-            edit = Edit(self._item(case, names[rng.integers(len(names))])[0], answer)
+                answer = random_answer(self.words, rng)
+            edit = Edit(self._item(case, self.one_inside(case, rng))[0], answer)
             questions.append(with_edits(self.config, asked, self._among_others(edit, chosen, rng)))
             answers.append(answer)
         return _Asked(tuple(questions), tuple(answers))
 
     def _kept(self, chosen: Sequence[int], rng: np.random.Generator) -> _Asked:
-        """For each case a locality input behind its edit, and one of its inputs without any."""
+        """For each case a locality input after its edit, and one of its inputs without any."""
         questions, answers, places = [], [], []
         for case in chosen:
             edit = self.cases[case].edit
-            told_apart = [name for name in _TOLD_APART if name in self.places[case]]
+            distinct = [name for name in _DISTINCT_BY_TEXT if name in self.places[case]]
             every = [*self.locality_names(case), "reliability"]
             drawn = [(every[rng.integers(len(every))], [])]
-            if told_apart:
-                name = told_apart[rng.integers(len(told_apart))]
+            if distinct:
+                name = distinct[rng.integers(len(distinct))]
                 drawn.append((name, self._among_others(edit, chosen, rng)))
             for name, edits in drawn:
                 question, answer = self._item(case, name)
@@ -147,7 +123,7 @@ class LearningToEditTask(ScopeTask):
         return _Asked(tuple(questions), tuple(answers), tuple(places))
 
     def _among_others(self, edit: Edit, chosen: Sequence[int], rng: np.random.Generator) -> list[Edit]:
-        """The edit at any place among others, as many as a query has before it."""
+        """The edit at a random place among others, as many as a query has before it."""
         others = [self.cases[case].edit for case in rng.permutation(chosen)]
         found = [other for other in others if other.question.prompt != edit.question.prompt][: self.config.top_k - 1]
         found.insert(int(rng.integers(len(found) + 1)), edit)
@@ -156,10 +132,10 @@ class LearningToEditTask(ScopeTask):
     def _item(self, case: int, name: str) -> Item:
         return self.items[self.places[case][name]]
 
-    def _predict(self, modules: LearningToEditModules, *parts: _Asked) -> tuple[Tensor, Tensor, list[int]]:
+    def _predict(self, modules: LearningToEditModules, *asked: _Asked) -> tuple[Tensor, Tensor, list[int]]:
         """Logits of each answer token, (tokens, vocabulary) float32, the tokens, and how many each row has."""
-        questions = [question for part in parts for question in part.questions]
-        answers = [answer for part in parts for answer in part.answers]
+        questions = [question for part in asked for question in part.questions]
+        answers = [answer for part in asked for answer in part.answers]
         inputs = self.backbone.encode(questions, answers)
         with TunedWeights(self.backbone, modules.tuning).training():
             logits = self.backbone.logits(inputs)[inputs.predicting]
@@ -174,26 +150,13 @@ class LearningToEditTask(ScopeTask):
 
     # -- validation --------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def validate(self, modules: LearningToEditModules, chosen: Sequence[int]) -> dict[str, float]:
-        """Figures of the stage that is trained."""
-        if self._stage == "retriever":
-            return self._retriever_figures(modules, chosen)
-        return self._alignment_figures(modules, chosen)
-
     def _retriever_figures(self, modules: LearningToEditModules, chosen: Sequence[int]) -> dict[str, float]:
-        """How often the own edit is the nearest of all, and scores above 0; how often none does where none should."""
-        edits = self.rows(chosen, [["reliability"]] * len(chosen))
-        features = modules.retriever(edits.tokens)
+        """How often the own edit is the nearest, and scores above 0; how often none does if none should."""
         found: list[Tensor] = []
-        for start in range(0, len(chosen), _ROWS // 8):
-            part = chosen[start : start + _ROWS // 8]
-            names = [[*self.in_scope_names(case), *self.locality_names(case)] for case in part]
-            queries = self.rows(part, names)
-            cosines = modules.retriever(queries.tokens).float() @ features.float().T
+        for queries, edits, own in self.validated_features(modules.retriever, chosen):
+            cosines = queries.float() @ edits.float().T
             best = cosines.argmax(1, keepdim=True)
             passes = modules.similarity(cosines.gather(1, best)[:, 0]) > 0
-            own = queries.reached_by(edits)
             found.append(torch.stack([own.any(1), own.gather(1, best)[:, 0], passes], 1))
         inside, own_first, passes = torch.cat(found).unbind(1)
         return {
@@ -206,8 +169,7 @@ class LearningToEditTask(ScopeTask):
         """Answers of which every token is right: the edit's in scope, the base model's own out of it."""
         rng = np.random.default_rng(0)
         right: dict[str, list[bool]] = {"followed": [], "kept": []}
-        for start in range(0, len(chosen), _ROWS // 4):
-            part = chosen[start : start + _ROWS // 4]
+        for part in parts(chosen, AT_ONCE // 4):
             followed, kept = self._followed(part, rng), self._kept(part, rng)
             logits, targets, tokens = self._predict(modules, followed, kept)
             count = len(followed.questions)
@@ -215,5 +177,8 @@ class LearningToEditTask(ScopeTask):
             rows = [bool(row.all()) for row in (logits.argmax(-1) == wanted).split(tokens)]
             right["followed"] += rows[:count]
             right["kept"] += rows[count:]
-        figures = {name: 100 * sum(rows) / len(rows) for name, rows in right.items()}
-        return {"followed": figures["followed"]} if self._stage == "following" else figures
+        return {name: 100 * sum(rows) / len(rows) for name, rows in right.items()}
+
+    def _following_figures(self, modules: LearningToEditModules, chosen: Sequence[int]) -> dict[str, float]:
+        """The first of them."""
+        return {"followed": self._alignment_figures(modules, chosen)["followed"]}

@@ -1,4 +1,4 @@
-"""The tuned weights: how they are made from the backbone's own, put in force, and taken back."""
+"""The tuned weights: how they are made from the backbone's own, activated, and removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .config import LearningToEditConfig
 
 
 def linear_layers(backbone: Backbone) -> dict[str, nn.Linear]:
-    """The linear layers of the decoder, by their names in it. Raises `BackboneError` where none can be tuned."""
+    """The linear layers of the decoder, by their names in it. Raises `BackboneError` if none can be tuned."""
     found = {name: part for name, part in backbone.layers.named_modules() if isinstance(part, nn.Linear)}
     unfit = [name for name, part in found.items() if part.weight.is_meta or not part.weight.is_floating_point()]
     if unfit or not found:
@@ -29,7 +29,7 @@ def linear_layers(backbone: Backbone) -> dict[str, nn.Linear]:
 def tuned_layers(backbone: Backbone, config: LearningToEditConfig) -> dict[str, nn.Module]:
     """The parts of the decoder whose weights are tuned, by name: linear layers, and learned positions with all of them.
 
-    A model with learned positions (OPT) may have seen few as late as those of a query behind an edit.
+    A query after an edit has late positions, of which a model with learned ones (OPT) may have seen few.
     """
     found: dict[str, nn.Module] = dict(linear_layers(backbone))
     if config.tuning == "all":
@@ -65,7 +65,7 @@ class Tuning(nn.Module):
 
 
 class TunedWeights:
-    """Tuned weights in the place of a backbone's own, which are kept aside: taking them back is exact."""
+    """Tuned weights in place of a backbone's own, which are kept: undoing is exact."""
 
     def __init__(self, backbone: Backbone, tuning: Tuning):
         self.layers = tuned_layers(backbone, tuning.config)
@@ -79,8 +79,8 @@ class TunedWeights:
         return bool(self._own)
 
     @torch.no_grad()
-    def put(self) -> None:
-        """Put the tuned weights in force; they are computed the first time."""
+    def activate(self) -> None:
+        """Put the tuned weights into the model; they are computed the first time."""
         if self.active:
             return
         if not self._made:
@@ -91,25 +91,25 @@ class TunedWeights:
         self._own = {name: _weight(layer) for name, layer in self.layers.items()}
         _place(self.layers, self._made)
 
-    def take_back(self) -> None:
+    def deactivate(self) -> None:
         """Put the backbone's own weights back."""
         own, self._own = self._own, {}
         _place({name: self.layers[name] for name in own}, own)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The backbone's own weights are in force inside."""
+        """The model has its own weights inside the block."""
         was_active = self.active
-        self.take_back()
+        self.deactivate()
         try:
             yield
         finally:
             if was_active:
-                self.put()
+                self.activate()
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """The tuned weights are in force inside as functions of the change, so that gradients reach it."""
+        """The model has tuned weights inside the block as functions of the change, so that gradients reach it."""
         own = {name: _weight(layer) for name, layer in self.layers.items()}
         try:
             _place(self.layers, {name: self.tuning.tuned(name, weight) for name, weight in own.items()})

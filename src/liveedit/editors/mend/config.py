@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class MendConfig(BaseModel):
-    """The shape of a MEND editor and its losses.
+    """Sizes of a MEND editor and weights of its losses.
 
     Loss weights are the paper's (appendix B); the other defaults are the best of the settings tried on `tiny-llava`.
     """
@@ -28,7 +28,7 @@ class MendConfig(BaseModel):
     edits_together: int = Field(
         default=1,
         gt=0,
-        description="Edits in force at once in training, their changes summed (paper: 1; section 5: more).",
+        description="Edits active at once in training, their changes summed (paper: 1; section 5: more).",
     )
     statistics_cases: int = Field(
         default=512, gt=1, description="Training cases whose gradients the normalisation is taken from."

@@ -12,11 +12,12 @@ from torch import Tensor
 from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase
 from ...training.checkpoints import save_tensors
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..trained import Report, TrainedEditor
+from ..trained import TrainedEditor
 from .config import MendConfig
 from .factors import edit_gradients, layer_before, mlp_matrices
 from .modules import MendModules
@@ -27,9 +28,9 @@ class Mend(TrainedEditor):
     """The editor of "Fast Model Editing at Scale" (https://arxiv.org/abs/2110.11309).
 
     One gradient step per edit: the gradient of the answer's NLL in the last layers' MLP matrices, taken at the model
-    with all earlier edits in force, goes factor by factor through `MendModules`, and the change that comes out is
+    with all earlier edits active, goes factor by factor through `MendModules`, and the change that comes out is
     added to the weights. Edits sum up in the same weights and each depends on those before it: single ones cannot be
-    taken back. `reset` and `detach` put the first weights back bit for bit.
+    undone. `reset` and `detach` restore the first weights bit for bit.
 
     The sum of changes is kept in float32 beside the first weights: a model in half precision would lose small changes
     one by one.
@@ -37,6 +38,7 @@ class Mend(TrainedEditor):
 
     name = "mend"
     summary = "an edit's gradient, transformed into a weight change (MEND)"
+    table_order = 20
     config_class = MendConfig
 
     def __init__(self, backbone: Backbone, modules: MendModules):
@@ -57,7 +59,7 @@ class Mend(TrainedEditor):
     # -- making and training -----------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """As many of the last layers as the paper edits, fewer where the backbone is too shallow."""
         editable = len(backbone.layers) - 1 - backbone.first_edit_layer
         return {"layers": max(1, min(MendConfig().layers, editable))}
@@ -71,7 +73,7 @@ class Mend(TrainedEditor):
     @classmethod
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """One stage."""
-        return (StageConfig(name="edit", steps=1400, batch=12, rate=3e-3),)
+        return (StageConfig(name="edit", steps=1400, batch=12, learning_rate=3e-3),)
 
     @classmethod
     def make_task(
@@ -80,8 +82,9 @@ class Mend(TrainedEditor):
         config: MendConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> MendTask:
         """The cases with their states before the first edited layer."""
         before = layer_before(mlp_matrices(backbone, config.layers))
@@ -105,7 +108,7 @@ class Mend(TrainedEditor):
         changes = self.changes(edit)
         before = self._change or {name: torch.zeros_like(change) for name, change in changes.items()}
         after = {name: before[name] + change for name, change in changes.items()}
-        # After many edits a model can be so far gone that its gradients overflow: such an edit is not made.
+        # After many edits the gradients of a model can overflow: such an edit is not made.
         made = all(bool(change.isfinite().all()) for change in after.values())
         if made:
             self._change = after
@@ -114,7 +117,7 @@ class Mend(TrainedEditor):
         return {"details": {"made": made}}
 
     def changes(self, edit: Edit) -> dict[str, Tensor]:
-        """What this edit would add to each weight by name, (out, in) in float32, as the model now is."""
+        """The change that this edit would make to each weight as it is now, by name, (out, in) in float32."""
         inputs = self.backbone.encode([edit.question], [edit.answer])
         with torch.no_grad():
             states = self.backbone.hidden_states(inputs, self._before)
@@ -125,14 +128,14 @@ class Mend(TrainedEditor):
 
     @torch.no_grad()
     def _write(self) -> None:
-        """Put first weights and changes together into the model."""
+        """Write the first weights plus the changes into the model."""
         for matrix in self._matrices:
             weight, original = matrix.module.weight, self._original[matrix.name]
             change = self._change.get(matrix.name)
             weight.copy_(original if change is None else original.float() + change)
 
     def reset(self) -> None:
-        """Put the first weights back."""
+        """Restore the first weights."""
         self._change, self._edits = {}, 0
         self._write()
 
@@ -141,7 +144,7 @@ class Mend(TrainedEditor):
         return dict(self._change), {"edits": self._edits}
 
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put these changes in place of those in force; raises `CheckpointError` where they do not fit."""
+        """Replace the active changes by these. Raises `CheckpointError` if they do not fit."""
         shapes = {name: tuple(value.shape) for name, value in self._original.items()}
         given = {name: tuple(value.shape) for name, value in tensors.items()}
         if given and given != shapes:

@@ -1,7 +1,7 @@
-"""What MEND reads and writes at a backbone: gradients of MLP matrices as outer products, and changes of the same form.
+"""Gradients of a backbone's MLP matrices as outer products, and changes of the same form.
 
 The gradient of a loss in a matrix W (out x in) that maps u to W u is sum_t delta_t u_t^T over tokens t, with delta the
-gradient in the output (paper, section 3.1). A change is kept in that form as well: it is never multiplied out where it
+gradient in the output (paper, section 3.1). A change is kept in that form as well: it is never multiplied out if it
 is only to be tried.
 """
 
@@ -53,7 +53,7 @@ class Factors:
         return (self.outputs * self.kept[..., None]).transpose(1, 2) @ self.inputs
 
     def together(self, count: int) -> Factors:
-        """The sums of `count` neighbouring cases each: their tokens behind each other; the last may be of fewer."""
+        """The sums of `count` neighbouring cases each: their tokens concatenated; the last may be of fewer."""
         groups = -(-len(self.inputs) // count)
         joined = [
             torch.cat([part, part.new_zeros(groups * count - len(part), *part.shape[1:])]).reshape(
@@ -67,7 +67,7 @@ class Factors:
 def mlp_matrices(backbone: Backbone, layers: int) -> list[Matrix]:
     """The MLP matrices of the last decoder layers: every linear module that is no part of attention.
 
-    Raises `BackboneError` where there are none, where they cannot be changed, or where the model cannot be run from
+    Raises `BackboneError` if there are none, if they cannot be changed, or if the model cannot be run from
     the states before them.
     """
     first = len(backbone.layers) - layers

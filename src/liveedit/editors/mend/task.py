@@ -1,11 +1,11 @@
-"""What training MEND means: edit a batch of cases, each for itself, and see what each answers afterwards.
+"""How MEND is trained: each case of a batch is edited for itself, and its answers afterwards give the loss.
 
 Everything runs on states before the first edited layer that were computed once; only the edited layers run in a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +17,21 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...backbones import Backbone
-from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
+from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache
+from ...progress import Progress, no_progress
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
+from ..shared import IN_SCOPE, CaseInputs
 from .config import MendConfig
 from .factors import Factors, changed, edit_gradients, layer_before, mlp_matrices
 from .modules import MendModules
 
-_IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
 _GATHERED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """What edited models said to some probes.
+    """Logits of edited models for some probes.
 
     logits: (answer tokens, vocabulary), row by row. batch: the probes. names: the probe of each row.
     """
@@ -59,25 +60,16 @@ class MendTask:
         self.backbone, self.config, self.store, self.processes = backbone, config, store, processes
         self.matrices = mlp_matrices(backbone, config.layers)
         self.cases = tuple(cases)
-        self.items: list[Item] = []
-        self._places: list[dict[str, int]] = []
-        self._lay_out()
+        inputs = CaseInputs.of(self.cases, self._wanted)
+        self.items, self._places = inputs.items, inputs.places
 
-    def _lay_out(self) -> None:
-        """Note where in the store every probe of every case stands; of locality, each case has some kinds in turn."""
-        for number, case in enumerate(self.cases):
-            first = number % len(LOCALITY)
-            kinds = [name for name in (*LOCALITY[first:], *LOCALITY[:first]) if case.named(name)]
-            wanted = (*_IN_SCOPE, *kinds[: self.config.locality_inputs])
-            place: dict[str, int] = {}
-            for probe in (case.reliability, *case.probes):
-                answer = case.edit.answer if probe.name in _IN_SCOPE else probe.answer
-                if probe.name in wanted and answer and answer.strip():
-                    place[probe.name] = len(self.items)
-                    self.items.append((probe.question, answer))
-            self._places.append(place)
+    def _wanted(self, number: int, case: EditCase) -> tuple[ProbeName, ...]:
+        """What a case is trained on: its scope, and some kinds of locality inputs, which cases take in turn."""
+        first = number % len(LOCALITY)
+        kinds = [name for name in (*LOCALITY[first:], *LOCALITY[:first]) if case.named(name)]
+        return (*IN_SCOPE, *kinds[: self.config.locality_inputs])
 
-    def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def prepare(self, progress: Progress = no_progress) -> None:
         """Compute the states of every input, once."""
         self.store.fill(self.items, progress=progress)
 
@@ -96,7 +88,7 @@ class MendTask:
         answers = self._edited(modules, own, self.config.edits_together)
         targets = answers.batch.targets
         nll = F.cross_entropy(answers.logits.float(), targets, reduction="none")
-        edit, general, outside = (answers.tokens_of(part) for part in (_IN_SCOPE[:1], _IN_SCOPE[1:], LOCALITY))
+        edit, general, outside = (answers.tokens_of(part) for part in (IN_SCOPE[:1], IN_SCOPE[1:], LOCALITY))
         edited, base = answers.logits[outside], self._base_logits(answers.batch.final[outside])
         kl = F.kl_div(edited.float().log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="none").sum(-1)
         edit_nll, general_nll, locality_kl = self._means(nll[edit], nll[general], kl)
@@ -110,7 +102,7 @@ class MendTask:
         }
 
     def _gather(self, modules: MendModules) -> None:
-        """Take the statistics of gradients, alike in every process."""
+        """Gather the statistics of gradients, the same in every process."""
         cases = range(min(self.config.statistics_cases, len(self.cases)))
         for start in cases[::_GATHERED_AT_ONCE]:
             modules.gather(self._gradients(cases[start : start + _GATHERED_AT_ONCE]))
@@ -121,7 +113,7 @@ class MendTask:
             return edit_gradients(self.backbone, self.matrices, batch.hidden_states, batch)
 
     def _edited(self, modules: MendModules, cases: Sequence[int], together: int = 1) -> _Answers:
-        """All probes of these cases, answered with the edits of as many neighbouring cases in force."""
+        """All probes of these cases, answered with the edits of `together` neighbouring cases active."""
         changes = [change.together(together) for change in modules(self._gradients(cases))]
         rows = [(number, name) for number, case in enumerate(cases) for name in self._places[case]]
         batch = self.store.batch([self._places[cases[number]][name] for number, name in rows])
@@ -154,7 +146,7 @@ class MendTask:
 
         Locality compares with the unedited model. The token that ends an answer is not counted.
         """
-        names = (*_IN_SCOPE, *LOCALITY)
+        names = (*IN_SCOPE, *LOCALITY)
         own = chosen[self.processes.share(len(chosen))]
         counts: dict[str, tuple[int, int]] = dict.fromkeys(names, (0, 0))
         for start in range(0, len(own), group):
@@ -168,7 +160,7 @@ class MendTask:
         return {name: 100 * right / total for name, (right, total) in found.items() if total}
 
     def _right(self, answers: _Answers) -> tuple[Tensor, Tensor]:
-        """(answer tokens,) booleans: which are right, and which count."""
+        """(answer tokens,) booleans: which are right, and which are counted."""
         batch = answers.batch
         outside = answers.tokens_of(LOCALITY)
         wanted = torch.where(outside, self._base_logits(batch.final).argmax(-1), batch.targets)

@@ -10,12 +10,12 @@ from ..shared import EncoderConfig
 
 
 class RecipeConfig(EncoderConfig):
-    """The shape of a RECIPE editor and its losses. The paper's values are in the fields."""
+    """Sizes of a RECIPE editor and weights of its losses. The paper's values are in the fields."""
 
-    prompt_tokens: int = Field(default=3, gt=0, description="Continuous prompt tokens of an edit (paper: 3).")
+    prompt_tokens: int = Field(default=3, gt=0, description="Vectors of an edit's continuous prompt (paper: 3).")
     generator_width: int = Field(default=192, gt=0, description="Width of the encoder that makes the prompts.")
     generator_layers: int = Field(default=2, gt=0, description="Its layers.")
-    answer_slots: int = Field(default=16, gt=0, description="Positions that an answer's tokens are told apart by.")
+    answer_slots: int = Field(default=16, gt=0, description="Positions that distinguish an answer's tokens.")
     embedding_scale: float = Field(
         default=1.0, gt=0, description="Standard deviation of the backbone's word embeddings, the unit of the prompts."
     )

@@ -7,54 +7,57 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from ...answers import Fired
 from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..shared import FeatureMemory, read_questions
-from ..trained import Report, TrainedEditor
+from ..shared import RetrievalEditor, read_questions
+from ..trained import TrainedEditor
 from .config import RecipeConfig
-from .modules import RecipeModules
+from .modules import PromptExpert, RecipeModules
 from .task import RecipeTask
 
 
-class Recipe(TrainedEditor):
+class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
     """The editor of "Lifelong Knowledge Editing for LLMs with Retrieval-Augmented Continuous Prompt Learning".
 
-    Chen et al., EMNLP 2024 (https://arxiv.org/abs/2405.03279). A generator turns an edit into three vectors that stand
-    before the word embeddings of every query which is nearer to the edit than to the knowledge sentinel; the model
+    Chen et al., EMNLP 2024 (https://arxiv.org/abs/2405.03279). A generator turns an edit into a few vectors. They are
+    put before the word embeddings of every query that is nearer to the edit than to the knowledge sentinel; the model
     itself is never changed. `RecipeModules` says where we differ from the paper. The image is read at query time,
     and the answer is no part of what a query is found by: in the released adaptation to images both are wrong.
     """
 
     name = "recipe"
     summary = "a continuous prompt per edit, retrieved past a sentinel (RECIPE)"
+    table_order = 60
     config_class = RecipeConfig
+    expert_class = PromptExpert
 
     def __init__(self, backbone: Backbone, modules: RecipeModules):
-        self.device = backbone.layer_device(modules.config.layer)
-        super().__init__(backbone, modules.to(self.device))
-        self.memory = FeatureMemory(self.device)
-        self._prompts: dict[str, Tensor] = {}
-        self._fired: list[tuple[Fired, ...]] = []
+        super().__init__(backbone, modules.to(backbone.layer_device(modules.config.layer)))
 
     # -- training ----------------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
-        """Width, the layer that is read, and the scale of word embeddings."""
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
+        """Width, the layer that is read, the scale of word embeddings, and how many vectors a prompt has."""
         deviation = float(backbone.word_embeddings.weight.detach().float().std())
-        return {**RecipeConfig.shape(backbone), "embedding_scale": round(deviation, 6)}
+        return {
+            **RecipeConfig.backbone_settings(backbone),
+            "embedding_scale": round(deviation, 6),
+            "prompt_tokens": default_prompt_tokens(backbone),
+        }
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: RecipeConfig) -> RecipeModules:
-        """Untrained modules. Raises `BackboneError` where they do not fit the backbone."""
+        """Untrained modules. Raises `BackboneError` if they do not fit the backbone."""
         if config.width != backbone.width or config.layer >= len(backbone.layers):
             raise BackboneError(
                 f"This editor was made for width {config.width} and layer {config.layer}; {backbone.name} has width "
@@ -66,8 +69,8 @@ class Recipe(TrainedEditor):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The retriever, then the prompts."""
         return (
-            StageConfig(name="retrieval", steps=600, batch=48, rate=1e-3),
-            StageConfig(name="prompts", steps=1000, batch=32, rate=3e-3),
+            StageConfig(name="retrieval", steps=600, batch=48, learning_rate=1e-3),
+            StageConfig(name="prompts", steps=1000, batch=32, learning_rate=3e-3),
         )
 
     @classmethod
@@ -77,8 +80,9 @@ class Recipe(TrainedEditor):
         config: RecipeConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> RecipeTask:
         """The cases with the states of all their inputs."""
         store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")
@@ -88,62 +92,52 @@ class Recipe(TrainedEditor):
 
     # -- editing -----------------------------------------------------------------------------------------
 
-    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
-        tokens = read_questions(self.backbone, [edit.question], self.config.layer, [edit.answer])
+    @property
+    def layer(self) -> int:
+        """The layer that the retriever and the generator read."""
+        return self.config.layer
+
+    def expert_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The length of keys, and the size of continuous prompts."""
+        return {"feature": (self.config.features,), "prompt": (self.config.prompt_tokens, self.config.width)}
+
+    def make_expert(self, edit: Edit) -> tuple[PromptExpert, int]:
+        """The key and the continuous prompt of an edit, in one pass. No gradient steps."""
+        tokens = read_questions(self.backbone, [edit.question], self.layer, [edit.answer])
         with torch.no_grad():
-            key, prompt = self.modules.keys(tokens)[0], self.modules.generator(tokens)[0]
-        self._put(edit_id, key, prompt)
-        return {"store_bytes": 4 * (key.numel() + prompt.numel())}
-
-    def _put(self, edit_id: str, key: Tensor, prompt: Tensor) -> None:
-        self.backbone.set_transform(self._ask)
-        self.memory.add_feature(edit_id, key)
-        self._prompts[edit_id] = prompt
-
-    def undo(self, edit_id: str) -> None:
-        """Take one edit out. Raises `NotFoundError`."""
-        self.memory.remove(edit_id)
-        del self._prompts[edit_id]
-        if not len(self.memory):
-            self.reset()
-
-    def reset(self) -> None:
-        """Take every edit out."""
-        self.memory.clear()
-        self._prompts.clear()
-        self._fired = []
-        self.backbone.remove_transform(self._ask)
-
-    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Keys (edits, features) and prompts (edits, prompt tokens, width), with the edits' ids."""
-        if not len(self.memory):
-            return {}, {"ids": []}
-        prompts = torch.stack(list(self._prompts.values()))
-        return {"features": self.memory.features, "prompts": prompts}, {"ids": list(self.memory.ids)}
-
-    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put what `edited_state` gave in place of the edits in force."""
-        self.reset()
-        for place, edit_id in enumerate(note["ids"]):
-            self._put(edit_id, tensors["features"][place], tensors["prompts"][place].to(self.device))
+            return PromptExpert(self.modules.keys(tokens)[0], self.modules.generator(tokens)[0]), 0
 
     # -- answering ---------------------------------------------------------------------------------------
 
-    def fired(self) -> list[tuple[Fired, ...]] | None:
-        """The retrieved edit of each query of the last batch, with its lead over the sentinel (cosine)."""
-        return list(self._fired)
-
     @torch.no_grad()
-    def _ask(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
-        """Each question behind the prompt of its nearest edit, where that is nearer than the sentinel."""
+    def _prepare(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
+        """Each question after the prompt of its nearest edit, if that is nearer than the sentinel.
+
+        The edit's margin is its lead over the sentinel (cosine).
+        """
         tokens = read_questions(self.backbone, questions, self.config.layer)
-        with torch.autocast(self.device.type, enabled=False):  # What is measured in bfloat16 is routed in float32.
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 would blur similarities.
             queries = self.modules.queries(tokens)
             ids, similarity = self.memory.nearest(queries)
             margins = (similarity - queries @ self.modules.border).tolist()
         found = list(zip(questions, ids, margins, strict=True))
         self._fired = [(Fired(edit_id, 1.0, margin),) if margin > 0 else () for _, edit_id, margin in found]
         return [
-            PreparedQuestion(question, self._prompts[edit_id] if margin > 0 else None)
+            PreparedQuestion(question, self.get(edit_id).prompt.to(self.device) if margin > 0 else None)
             for question, edit_id, margin in found
         ]
+
+
+def default_prompt_tokens(backbone: Backbone) -> int:
+    """Vectors in a prompt: the paper's 3, and up to 8 in a narrow vision-language model.
+
+    The paper's three vectors are 12,288 numbers in a 7B model. Below a width of 512 as many vectors are taken as have
+    1,536 numbers together (docs/EXPERIMENTS.md: 8 of width 192 generalise better than 3). With learned positions it
+    stays at 3: every vector moves the whole question to positions of which the model may have seen few.
+    """
+    usual = 3
+    embeddings = [part for part in backbone.decoder.children() if isinstance(part, nn.Embedding)]
+    learned_positions = any(part is not backbone.word_embeddings for part in embeddings)
+    if not backbone.reads_images or learned_positions:
+        return usual
+    return max(usual, min(8, 1536 // backbone.width))

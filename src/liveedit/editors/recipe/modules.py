@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...backbones import HiddenTokens
-from ..liveedit.modules import left_pack
-from ..shared import QuestionEncoder
+from ..shared import QuestionEncoder, RetrievedExpert
+from ..shared.attention import left_pack
 from ..shared.question_encoder import Block
 from .config import RecipeConfig
+
+
+@dataclass(frozen=True, eq=False)
+class PromptExpert(RetrievedExpert):
+    """An edit as a key, `feature`, and its continuous prompt, (prompt tokens, width)."""
+
+    prompt: Tensor
 
 
 class RecipeModules(nn.Module):
     """Retriever and prompt generator (RECIPE, sections 3.2 to 3.4).
 
     For an edit: `key = f(q)` and `p = MLP(g(q, a))`, (prompt tokens, width). For a query: `f~(q) = MLP_q(f(q))`; the
-    nearest edit's prompt stands before the query where `f~(q) . key > f~(q) . sentinel`. All vectors of the retriever
+    nearest edit's prompt is put before the query if `f~(q) . key > f~(q) . sentinel`. All vectors of the retriever
     have unit length and the products a trained temperature (paper: plain products).
 
     Where we differ. The paper's key knows the answer, and its prompt is made from the key. A query has no answer, and
@@ -39,11 +47,11 @@ class RecipeModules(nn.Module):
         self.generator = PromptGenerator(config)
 
     def keys(self, tokens: HiddenTokens) -> Tensor:
-        """What edits are found by, (batch, features) of unit length; answers are not looked at."""
+        """Keys of edits, (batch, features) of unit length; answers are not read."""
         return self.encoder(tokens)
 
     def queries(self, tokens: HiddenTokens) -> Tensor:
-        """What queries look for, (batch, features) of unit length."""
+        """Vectors of queries, (batch, features) of unit length."""
         return self._sought(self.encoder(tokens))
 
     def both(self, tokens: HiddenTokens) -> tuple[Tensor, Tensor]:
@@ -71,7 +79,7 @@ class PromptGenerator(nn.Module):
 
     Image and prompt are states of the backbone; the answer is given by its word embeddings, each with a trained slot
     for its position and one for the answer's length, as in the LiveEdit editor here. Summary i, and through one linear
-    map the prompt vector itself, starts from answer tokens i and i - 1: what to say, and behind what.
+    map the prompt vector itself, starts from answer tokens i and i - 1: what to say, and after what.
     """
 
     def __init__(self, config: RecipeConfig):
@@ -91,7 +99,7 @@ class PromptGenerator(nn.Module):
         nn.init.zeros_(self.direct.weight)
 
     def forward(self, tokens: HiddenTokens) -> Tensor:
-        """Tokens of questions with answers behind them -> prompts, (batch, prompt tokens, width) float32."""
+        """Tokens of questions with answers -> prompts, (batch, prompt tokens, width) float32."""
         question, question_present = left_pack(tokens.hidden_states, tokens.image_mask | tokens.prompt_mask)
         answer, answer_present = left_pack(tokens.embeddings, tokens.answer_mask)
         answer = F.layer_norm(answer, answer.shape[-1:])

@@ -1,4 +1,4 @@
-"""What training RECIPE means: the retriever on kept states, the prompts through the whole backbone."""
+"""How RECIPE is trained: the retriever on kept states, the prompts through the whole backbone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...samples import GENERALITY, LOCALITY, EditCase
 from ...training.distributed import ALONE, Processes
-from ..liveedit.losses import answer_nll, locality_kl
-from ..shared import FeatureMemory, ScopeRows, ScopeTask
-from ..shared.scope_task import IN_SCOPE
+from ..shared import IN_SCOPE, FeatureMemory, ScopeRows, ScopeTask
+from ..shared.losses import answer_nll, locality_kl
+from ..shared.scope_task import parts
 from .config import RecipeConfig
 from .modules import RecipeModules
 
@@ -54,7 +54,7 @@ class RecipeTask(ScopeTask):
         keys, own_queries = modules.both(pairs.edits.tokens)
         queries = torch.cat([own_queries, modules.queries(pairs.queries.tokens)])
         own = torch.cat([pairs.edits.reached_by(pairs.edits), pairs.own])
-        with torch.autocast(self.device.type, enabled=False):  # bfloat16 products would blur similarities.
+        with self.full_precision():
             edits, border = modules.scale * queries @ keys.T, modules.scale * queries @ modules.border
             loss = retrieval_loss(edits, border, own)
         fires = edits > border[:, None]
@@ -74,7 +74,7 @@ class RecipeTask(ScopeTask):
         mine = self.processes.share(len(chosen))
         names = [[*a, *b] for a, b in zip(inside[mine], outside[mine], strict=True)]
         rows = self.rows(chosen[mine], names)
-        prompts = modules.generator(self.rows(chosen[mine], [["reliability"]] * len(names)).tokens)
+        prompts = modules.generator(self.edit_rows(chosen[mine]).tokens)
         is_inside = torch.tensor([name in IN_SCOPE for row in names for name in row], device=self.device)
         logits, targets, row_of = self._prompted_logits(rows, prompts[rows.case])
         edited = is_inside[row_of]
@@ -83,7 +83,7 @@ class RecipeTask(ScopeTask):
         right = share * (logits[edited].argmax(-1) == targets[edited]).float().mean().item()
         figures = {"edit_loss_nats": loss.item(), "token_accuracy": 100 * right, "kl_nats": 0.0}
         if outside_share:
-            kl = outside_share * locality_kl(self._base_logits(rows)[~edited], logits[~edited])
+            kl = outside_share * locality_kl(self.base_logits(rows.batch.final)[~edited], logits[~edited])
             loss, figures["kl_nats"] = loss + self.config.locality_weight * kl, kl.item()
         return loss, figures
 
@@ -102,24 +102,21 @@ class RecipeTask(ScopeTask):
         targets = inputs.input_ids[inputs.answer_mask].to(self.device)
         return logits, targets, inputs.answer_mask.nonzero()[:, 0].to(self.device)
 
-    def _base_logits(self, rows: ScopeRows) -> Tensor:
-        return self.backbone.head(rows.batch.final.to(self.backbone.dtype)).to(self.device)
-
     # -- validation --------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def validate(self, modules: RecipeModules, chosen: Sequence[int], group: int = 64) -> dict[str, float]:
-        """All these edits in force at once, in percent.
+        """Figures in percent with all these edits active at once.
 
         By probe, whether an in-scope query finds its own edit and a locality query none (`..._retrieval`); and
-        teacher-forced accuracy of generality behind the own prompt, whatever is found: either is judged before the
+        teacher-forced accuracy of generality after the own prompt, whatever is found: each is measured before the
         other is trained.
         """
-        memory, prompts = FeatureMemory(self.device), {}
-        for part in _parts(chosen, group):
-            tokens = self.rows(part, [["reliability"]] * len(part)).tokens
+        memory, prompts = FeatureMemory(), {}
+        for part in parts(chosen, group):
+            tokens = self.edit_rows(part).tokens
             for case, key, prompt in zip(part, modules.keys(tokens), modules.generator(tokens), strict=True):
-                memory.add_feature(str(case), key)
+                memory.add(str(case), key)
                 prompts[case] = prompt
         edited = {self._scopes[self.places[case]["reliability"]] for case in chosen}
         figures = {}
@@ -129,10 +126,10 @@ class RecipeTask(ScopeTask):
                 cases = [case for case in cases if self._scopes[self.places[case][name]] not in edited]
             if not cases:
                 continue
-            found = [self._retrieved_right(modules, memory, part, name) for part in _parts(cases, group)]
+            found = [self._retrieved_right(modules, memory, part, name) for part in parts(cases, group)]
             figures[f"{name}_retrieval"] = 100 * torch.cat(found).float().mean().item()
             if name in GENERALITY:
-                found = [self._answered_right(part, name, prompts) for part in _parts(cases, group)]
+                found = [self._answered_right(part, name, prompts) for part in parts(cases, group)]
                 figures[name] = 100 * torch.cat(found).float().mean().item()
         return figures
 
@@ -170,7 +167,3 @@ def retrieval_loss(edits: Tensor, sentinel: Tensor, own: Tensor) -> Tensor:
     others = torch.cat([edits.masked_fill(own, float("-inf")), sentinel], 1)
     border = -others.log_softmax(1)[:, -1]
     return border.mean() + (found.mean() if len(found) else found.sum())
-
-
-def _parts(cases: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [cases[start : start + size] for start in range(0, len(cases), size)]

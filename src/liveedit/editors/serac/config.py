@@ -12,8 +12,8 @@ from ..shared import EncoderConfig
 class SeracConfig(BaseModel):
     """What the scope classifier and the counterfactual model are, and how they are trained.
 
-    Paper: Mitchell et al. 2022, https://arxiv.org/abs/2206.06520. Its models are pretrained ones; the LiveEdit paper
-    (section 7) takes BERT and OPT-125M. Where none is named, small ones are trained here from scratch.
+    Paper: Mitchell et al. 2022, https://arxiv.org/abs/2206.06520. Its models are pretrained; the LiveEdit paper
+    (section 7) takes BERT and OPT-125M. If none is named, small ones are trained here from scratch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,7 +31,7 @@ class SeracConfig(BaseModel):
         description="Folder or hub name of the counterfactual model, a causal language model with the backbone's "
         "vocabulary (LiveEdit paper: facebook/opt-125m, which shares that of BLIP-2 with OPT). None: a small one.",
     )
-    features: int = Field(default=128, gt=0, description="Length of the vector that stands for a question.")
+    features: int = Field(default=128, gt=0, description="Length of the vector of a question.")
     classifier_layers: int = Field(default=2, gt=0, description="Layers of the small classifier.")
     classifier_heads: int = Field(default=4, gt=0, description="Attention heads of the small classifier.")
     counterfactual_width: int = Field(default=128, gt=0, description="Width of the small counterfactual model.")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,7 +45,7 @@ class Counterfactual(nn.Module):
     def make(cls, backbone: Backbone, config: SeracConfig) -> Counterfactual:
         """The model that the configuration names, or a new small one.
 
-        Raises `ConfigError` where the named model has another vocabulary than the backbone.
+        Raises `ConfigError` if the named model has another vocabulary than the backbone.
         """
         if config.counterfactual is None:
             return cls(_small(backbone, config), backbone, config.vocabulary)
@@ -88,11 +87,11 @@ class Counterfactual(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is computed."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     def check_length(self, tokens: int) -> None:
-        """Raise `InvalidInputError` where so many tokens are too many."""
+        """Raise `InvalidInputError` if the model has fewer positions than this."""
         limit = int(self.model.config.max_position_embeddings)
         if tokens > limit:
             raise InvalidInputError(
@@ -123,22 +122,6 @@ class Counterfactual(nn.Module):
         return F.pad(logits, (0, missing), value=torch.finfo(logits.dtype).min) if missing else logits
 
 
-def words_of(tokenizer: Any) -> tuple[str, ...]:
-    """What the tokenizer has a token of its own for, of letters alone and at least two of them."""
-    special = set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer)) if token not in special])
-    return tuple(sorted({text for text in texts if len(text) > 1 and text.strip().isalpha()}))
-
-
-def random_answer(words: Sequence[str], rng: np.random.Generator, longest: int = 4) -> str:
-    """One to `longest` random words, or parts of words, as one text: what no training edit answers."""
-    while True:
-        chosen = rng.integers(len(words), size=int(rng.integers(1, longest + 1))).tolist()
-        text = "".join(words[int(index)] for index in chosen).strip()
-        if text:
-            return text
-
-
 def _small(backbone: Backbone, config: SeracConfig) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -167,8 +150,8 @@ def _small(backbone: Backbone, config: SeracConfig) -> Any:
 def _begin_by_copying(model: Any) -> None:
     """Start the first two layers as an induction circuit: what followed a token before is expected to follow it again.
 
-    The heads of the first layer look at the token before; those of the second look where the token before equals the
-    current one, and write what stands there (Olsson et al. 2022, https://arxiv.org/abs/2209.11895). Such heads form by
+    The heads of the first layer attend to the token before; those of the second to where the token before equals the
+    current one, and copy the token there (Olsson et al. 2022, https://arxiv.org/abs/2209.11895). Such heads form by
     themselves in large trainings; a small one starts with them, and learns when to use them in a few hundred steps.
     """
     size, width = 0.08, model.config.hidden_size
@@ -177,7 +160,7 @@ def _begin_by_copying(model: Any) -> None:
     heads = model.config.num_attention_heads
     half = width // heads // 2
     angles = 1e4 ** (-torch.arange(half) / half)  # Of the rotary embedding, per token of distance.
-    peak = torch.where(torch.arange(half) < 6, 4.0, 0.0)  # The fastest six tell neighbours apart.
+    peak = torch.where(torch.arange(half) < 6, 4.0, 0.0)  # The fastest six distinguish neighbours.
     first.k_proj.bias.copy_(torch.cat([peak, 0 * peak]).repeat(heads))
     first.q_proj.bias.copy_(torch.cat([peak * angles.cos(), -peak * angles.sin()]).repeat(heads))
     before, read, write = (nn.init.orthogonal_(torch.empty(width, width)) for _ in range(3))
@@ -212,7 +195,7 @@ def _pretrained(name: str, backbone: Backbone) -> Any:
 
 
 def _shared(module: Counterfactual) -> dict[str, str]:
-    """Weights that are another one under a second name, and that one's name."""
+    """Second names of weights that have two names, each with the first one."""
     names: dict[int, str] = {}
     shared = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -223,7 +206,7 @@ def _shared(module: Counterfactual) -> dict[str, str]:
 
 
 def _leave_out_shared(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Files of tensors take none twice."""
+    """Remove them: safetensors files refuse tensors that share memory."""
     for name in _shared(module):
         state.pop(prefix + name, None)
 

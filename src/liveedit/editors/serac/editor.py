@@ -14,46 +14,43 @@ from ...backbones import Backbone, TokenBatch
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
+from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..shared import EditMemory, EncoderConfig, read_questions
-from ..trained import Report, TrainedEditor
+from ..shared import EncoderConfig, RetrievalEditor, TextExpert, read_questions
+from ..trained import TrainedEditor
 from .config import SeracConfig
 from .counterfactual import Counterfactual, Rewrite
 from .modules import SeracModules
 from .task import SeracTask
 
 
-class Serac(TrainedEditor):
+class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
     """Semi-Parametric Editing with a Retrieval-Augmented Counterfactual (Mitchell et al. 2022, arXiv:2206.06520).
 
     `beta = max_i g(edit_i, query)`; where beta > 0.5 the counterfactual model answers, with the edit of the largest g
-    as its context, and else the backbone, which is not touched (equation 2). The backbone's weights never change, and
+    as its context, and otherwise the backbone (equation 2). The backbone's weights never change, and
     a query out of every scope gets its logits bit for bit.
     """
 
     name = "serac"
     summary = "a scope classifier and a small counterfactual model (SERAC)"
+    table_order = 30
     config_class: ClassVar = SeracConfig
+    expert_class = TextExpert
     training_cases = 16_000
-
-    def __init__(self, backbone: Backbone, modules: SeracModules):
-        super().__init__(backbone, modules)
-        self.device = backbone.layer_device(self.config.layer)
-        self.memory = EditMemory(self.device)
-        self._fired: list[tuple[Fired, ...]] = []
 
     # -- how it is trained -------------------------------------------------------------------------------
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """Width, layer and vocabulary."""
-        return {**EncoderConfig.shape(backbone), "vocabulary": backbone.word_embeddings.num_embeddings}
+        return {**EncoderConfig.backbone_settings(backbone), "vocabulary": backbone.word_embeddings.num_embeddings}
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: SeracConfig) -> SeracModules:
-        """Untrained modules. Raises `BackboneError` where they do not fit the backbone."""
+        """Untrained modules. Raises `BackboneError` if they do not fit the backbone."""
         vocabulary = backbone.word_embeddings.num_embeddings
         if (config.width, config.vocabulary) != (backbone.width, vocabulary) or config.layer >= len(backbone.layers):
             raise BackboneError(
@@ -67,8 +64,8 @@ class Serac(TrainedEditor):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The counterfactual model and the classifier, each by itself, as in the paper."""
         return (
-            StageConfig(name="counterfactual", steps=400, batch=48, rate=1e-3),
-            StageConfig(name="classifier", steps=1400, batch=48, rate=1e-3),
+            StageConfig(name="counterfactual", steps=400, batch=48, learning_rate=1e-3),
+            StageConfig(name="classifier", steps=1400, batch=48, learning_rate=1e-3),
         )
 
     @classmethod
@@ -78,8 +75,9 @@ class Serac(TrainedEditor):
         config: SeracConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> SeracTask:
         """Cases with their states at the classifier's layer."""
         store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")
@@ -89,54 +87,33 @@ class Serac(TrainedEditor):
 
     # -- editing -----------------------------------------------------------------------------------------
 
-    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
-        feature = self._features([edit.question], [edit.answer])[0]
-        self.backbone.set_transform(self._ask)
-        self.memory.add(edit_id, edit, feature)
-        texts = f"{edit.question.prompt}{edit.answer}".encode()
-        return {"store_bytes": feature.nbytes + len(texts)}
+    @property
+    def layer(self) -> int:
+        """The layer that the classifier reads."""
+        return self.config.layer
 
-    def undo(self, edit_id: str) -> None:
-        """Forget one edit: all is as if it had never been there. Raises `NotFoundError`."""
-        self.memory.remove(edit_id)
-        if not len(self.memory):
-            self.reset()
+    def expert_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The feature's length."""
+        return {"feature": (self.config.features,)}
 
-    def reset(self) -> None:
-        """Forget every edit."""
-        self.backbone.remove_transform(self._ask)
-        self.memory.clear()
-        self._fired = []
-
-    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The memory: features and images, and the edits' texts."""
-        tensors, edits = self.memory.state()
-        return tensors, {"edits": edits}
-
-    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put a kept memory in place of this one."""
-        self.reset()
-        self.memory.restore(tensors, note["edits"])
-        if len(self.memory):
-            self.backbone.set_transform(self._ask)
+    def make_expert(self, edit: Edit) -> tuple[TextExpert, int]:
+        """The feature of the question, as the classifier reads it, and the texts. No gradient steps."""
+        return TextExpert.of(edit, self._features([edit.question], [edit.answer])[0]), 0
 
     # -- answering ---------------------------------------------------------------------------------------
 
-    def fired(self) -> list[tuple[Fired, ...]] | None:
-        """The edit that answered, query by query; its margin is g - 0.5."""
-        return list(self._fired)
-
     @torch.no_grad()
     def in_scope(self, questions: Sequence[Question]) -> list[tuple[str, float]]:
-        """The edit with the largest g for each question, and that g. Raises `NotFoundError` where there is no edit."""
+        """The edit with the largest g for each question, and that g. Raises `NotFoundError` if there is no edit."""
         ids, cosines = self.memory.nearest(self._features(questions))
         probabilities = self.modules.classifier.similarity(cosines).sigmoid()
         return list(zip(ids, probabilities.tolist(), strict=True))
 
-    def _ask(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
+    def _prepare(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
+        """Questions in the scope of an edit go to the counterfactual model; the margin of the edit is g - 0.5."""
         found = self.in_scope(questions)
         inside = [probability > 0.5 for _, probability in found]
-        edits = [self.memory[edit_id] for (edit_id, _), hit in zip(found, inside, strict=True) if hit]
+        edits = [self.get(edit_id).edit for (edit_id, _), hit in zip(found, inside, strict=True) if hit]
         substitute = _EditAnswerer(self.modules.counterfactual, edits)
         self._fired = [
             (Fired(edit_id, 1.0, probability - 0.5),) if hit else ()

@@ -1,4 +1,4 @@
-"""What training SERAC means: pairs of edits and queries for the classifier, rewritten answers for the other model."""
+"""How SERAC is trained: pairs of edits and queries for the classifier, rewritten answers for the other model."""
 
 from __future__ import annotations
 
@@ -10,45 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import Backbone
-from ...backbones.hidden_states import HiddenStateCache
-from ...samples import EditCase
-from ...training.distributed import ALONE, Processes
-from ..shared import ScopeTask
-from .config import SeracConfig
-from .counterfactual import Rewrite, random_answer, words_of
+from ..shared import StagedScopeTask
+from ..shared.random_answers import random_answer
+from ..shared.scope_task import AT_ONCE, StageFigures, StageLoss
+from .counterfactual import Rewrite
 from .modules import SeracModules
 
-_ROWS = 128
-"""Questions that are validated at a time."""
 
+class SeracTask(StagedScopeTask):
+    """The stages `classifier` and `counterfactual`."""
 
-class SeracTask(ScopeTask):
-    """The stages `classifier` and `counterfactual`. Each process takes its own share of the cases of a step."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: SeracConfig,
-        cases: Sequence[EditCase],
-        store: HiddenStateCache | None = None,
-        processes: Processes = ALONE,
-    ):
-        super().__init__(backbone, config.layer, cases, store, processes)
-        self.config = config
-        self._words = words_of(backbone.tokenizer)
-        self._stage = ""
-
-    def loss(
-        self, modules: SeracModules, stage: str, chosen: Sequence[int], rng: np.random.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Binary cross-entropy of all pairs, or negative log-likelihood of rewritten answers, in nats."""
-        self._stage = stage
-        modules.train()
-        own = list(chosen)[self.processes.share(len(chosen))]
-        if stage == "classifier":
-            return self._classifier_loss(modules, own, rng)
-        return self._counterfactual_loss(modules, own, rng)
+    def stages(self) -> dict[str, tuple[StageLoss, StageFigures]]:
+        """Binary cross-entropy of all pairs; negative log-likelihood of rewritten answers."""
+        return {
+            "classifier": (self._classifier_loss, self._classifier_figures),
+            "counterfactual": (self._counterfactual_loss, self._counterfactual_figures),
+        }
 
     def _classifier_loss(
         self, modules: SeracModules, chosen: Sequence[int], rng: np.random.Generator
@@ -72,11 +49,10 @@ class SeracTask(ScopeTask):
         return F.cross_entropy(logits.float(), targets), {"token_accuracy": 100 * right.float().mean().item()}
 
     def _rewrite(self, case: int, rng: np.random.Generator) -> Rewrite:
-        names = self.in_scope_names(case)
-        edit, query = (self.items[self.places[case][names[rng.integers(len(names))]]][0].prompt for _ in range(2))
+        edit, query = (self.items[self.places[case][self.one_inside(case, rng)]][0].prompt for _ in range(2))
         answer = self.cases[case].edit.answer
         if rng.random() < self.config.random_answers:
-            answer = random_answer(self._words, rng)
+            answer = random_answer(self.words, rng)
         return Rewrite(edit, answer, query)
 
     def _predicted(self, modules: SeracModules, rewrites: Sequence[Rewrite]) -> tuple[Tensor, Tensor]:
@@ -87,25 +63,11 @@ class SeracTask(ScopeTask):
 
     # -- validation --------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def validate(self, modules: SeracModules, chosen: Sequence[int]) -> dict[str, float]:
-        """Figures of the stage that is trained, with all these cases' edits in memory at once."""
-        return (
-            self._classifier_figures(modules, chosen)
-            if self._stage == "classifier"
-            else self._counterfactual_figures(modules, chosen)
-        )
-
     def _classifier_figures(self, modules: SeracModules, chosen: Sequence[int]) -> dict[str, float]:
         classifier = modules.classifier
-        edits = self.rows(chosen, [["reliability"]] * len(chosen))
-        features = classifier(edits.tokens)
         found: list[Tensor] = []
-        for start in range(0, len(chosen), _ROWS // 8):
-            part = chosen[start : start + _ROWS // 8]
-            names = [[*self.in_scope_names(case), *self.locality_names(case)] for case in part]
-            queries = self.rows(part, names)
-            scores, own = classifier.scores(classifier(queries.tokens), features), queries.reached_by(edits)
+        for queries, edits, own in self.validated_features(classifier, chosen):
+            scores = classifier.scores(queries, edits)
             best = scores.argmax(1, keepdim=True)
             answers = scores.gather(1, best)[:, 0] > 0
             found.append(torch.stack([own.any(1), answers, own.gather(1, best)[:, 0]], 1))
@@ -121,7 +83,7 @@ class SeracTask(ScopeTask):
         prompts = [[self.items[self.places[case][name]][0].prompt for name in self._two(case)] for case in chosen]
         kinds = {
             "rewritten": [self.cases[case].edit.answer for case in chosen],
-            "random_rewritten": [random_answer(self._words, rng) for _ in chosen],
+            "random_rewritten": [random_answer(self.words, rng) for _ in chosen],
         }
         return {
             name: self._exact(modules, [Rewrite(a, answer, b) for (a, b), answer in zip(prompts, answers, strict=True)])
@@ -134,8 +96,8 @@ class SeracTask(ScopeTask):
 
     def _exact(self, modules: SeracModules, rewrites: Sequence[Rewrite]) -> float:
         right = 0
-        for start in range(0, len(rewrites), _ROWS):
-            part = rewrites[start : start + _ROWS]
+        for start in range(0, len(rewrites), AT_ONCE):
+            part = rewrites[start : start + AT_ONCE]
             logits, targets = self._predicted(modules, part)
             lengths = [len(modules.counterfactual.answer_ids(item.answer)) for item in part]
             right += sum(bool(row.all()) for row in (logits.argmax(-1) == targets).split(lengths))

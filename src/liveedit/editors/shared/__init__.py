@@ -1,19 +1,25 @@
-"""What retrieving editors share: an encoder of questions, how it is trained, and a memory of the edits."""
+"""What several editing methods use: attention, losses, a question encoder, a memory of edits, a training task."""
 
-from .memory import EditMemory, FeatureMemory, latest_of_nearest
+from .memory import FeatureMemory, nearest
 from .question_encoder import EncoderConfig, QuestionEncoder, ScopeSimilarity, read_questions
-from .scope_task import ScopePairs, ScopeRows, ScopeTask, scope_loss
+from .retrieval_editor import RetrievalEditor, RetrievedExpert, TextExpert
+from .scope_task import IN_SCOPE, CaseInputs, ScopePairs, ScopeRows, ScopeTask, StagedScopeTask, scope_loss
 
 __all__ = [
-    "EditMemory",
+    "IN_SCOPE",
+    "CaseInputs",
     "EncoderConfig",
     "FeatureMemory",
     "QuestionEncoder",
+    "RetrievalEditor",
+    "RetrievedExpert",
     "ScopePairs",
     "ScopeRows",
     "ScopeSimilarity",
     "ScopeTask",
-    "latest_of_nearest",
+    "StagedScopeTask",
+    "TextExpert",
+    "nearest",
     "read_questions",
     "scope_loss",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,17 +15,17 @@ from torch.nn import functional as F
 from ...backbones import Backbone, HiddenTokens
 from ...errors import BackboneError
 from ...samples import Question
-from ..liveedit.modules import CrossAttention, left_pack
+from .attention import CrossAttention, left_pack
 
 
 class EncoderConfig(BaseModel):
-    """The shape of a `QuestionEncoder`."""
+    """Sizes of a `QuestionEncoder`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(gt=0, description="Width d of the backbone's hidden states.")
     layer: int = Field(ge=0, description="Decoder layer whose states are read, counted from 0.")
-    features: int = Field(default=128, gt=0, description="Length of the vector that stands for a question.")
+    features: int = Field(default=128, gt=0, description="Length of the vector of a question.")
     layers: int = Field(default=2, gt=0, description="Layers of the small encoder that is trained here.")
     heads: int = Field(default=4, gt=0, description="Attention heads.")
     text_encoder: str | None = Field(
@@ -35,13 +36,13 @@ class EncoderConfig(BaseModel):
     image_slots: int = Field(default=32, gt=0, description="Tokens that an image takes in a named text encoder.")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _heads_divide(self) -> EncoderConfig:
         if self.features % self.heads:
             raise ValueError(f"heads = {self.heads} must divide features = {self.features}")
         return self
 
     @classmethod
-    def shape(cls, backbone: Backbone) -> dict[str, Any]:
+    def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
         """The settings that the backbone decides."""
         return {"width": backbone.width, "layer": backbone.default_edit_layer()}
 
@@ -50,7 +51,7 @@ class EncoderConfig(BaseModel):
 def read_questions(
     backbone: Backbone, questions: Sequence[Question], layer: int, answers: Sequence[str] | None = None
 ) -> HiddenTokens:
-    """Hidden states of questions, with their answers if given, at a layer of the unedited backbone."""
+    """Questions, followed by their answers if given, as the unedited backbone reads them."""
     with backbone.transformed(None):
         inputs = backbone.encode(questions, answers)
         hidden_states = backbone.hidden_states(inputs, layer).float()
@@ -62,8 +63,8 @@ class QuestionEncoder(nn.Module):
     """A small transformer encoder over [image tokens; prompt tokens], read off at a trained [CLS] token.
 
     It reads the states of the unedited backbone at a layer, where the backbone has understood image and wording
-    already. The answer is never read: a query has none. The editors that the LiveEdit paper compares with read the
-    prompt alone in their released code, and so cannot tell two images apart; this one sees both.
+    already. The answer is never read, since a query has none. In their released code, the editors that the LiveEdit
+    paper compares with read the prompt alone and so cannot distinguish two images; this encoder reads both.
     """
 
     def __init__(self, config: EncoderConfig):
@@ -72,21 +73,21 @@ class QuestionEncoder(nn.Module):
         reader = _SmallReader if config.text_encoder is None else _PretrainedReader
         self.reader: nn.Module = reader(config)
 
-    def forward(self, tokens: HiddenTokens) -> Tensor:
-        """(batch, features) float32, of unit length."""
+    def forward(self, tokens: HiddenTokens) -> Float[Tensor, "batch features"]:
+        """One vector per question, float32, of unit length."""
         return F.normalize(self.reader(tokens).float(), dim=-1)
 
 
 class ScopeSimilarity(nn.Module):
-    """`s = exp(t) cos(query, edit) - b`, t and b trained: a query is in an edit's scope where s > 0."""
+    """`s = exp(t) cos(query, edit) - b`, t and b trained: a query is in an edit's scope if s > 0."""
 
     def __init__(self, temperature: float = 3.0, border: float = 0.5):
         super().__init__()
         self.temperature = nn.Parameter(torch.tensor(temperature))
         self.offset = nn.Parameter(torch.tensor(border * math.exp(temperature)))
 
-    def forward(self, cosines: Tensor) -> Tensor:
-        """s of cosines of any shape."""
+    def forward(self, cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """s of each cosine."""
         return cosines * self.temperature.exp() - self.offset
 
 
@@ -113,7 +114,7 @@ class _SmallReader(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each behind a LayerNorm."""
+    """Self-attention and a feed-forward layer, each after a LayerNorm."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -122,8 +123,13 @@ class Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
-        """x: those of the tokens, (batch, wanted, width), that are wanted; present: (batch, length) booleans."""
+    def forward(
+        self,
+        x: Float[Tensor, "batch wanted width"],
+        tokens: Float[Tensor, "batch length width"],
+        present: Bool[Tensor, "batch length"],
+    ) -> Float[Tensor, "batch wanted width"]:
+        """The output for those of the tokens that are wanted, x; `present` masks padding."""
         x = x + self.attend(x, [(tokens, present)])
         return x + self.feed(x)
 

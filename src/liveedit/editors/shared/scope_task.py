@@ -1,29 +1,77 @@
-"""How a retriever learns which questions an edit reaches: kept states, pairs in and out of scope, a loss."""
+"""How an editor that finds edits by questions is trained: kept states, pairs in and out of scope, a loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, HiddenTokens
 from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
-from ...samples import LOCALITY, EditCase, ProbeName
+from ...progress import Progress, no_progress
+from ...samples import LOCALITY, EditCase, ProbeName, Question
 from ...training.distributed import ALONE, Processes
+from .random_answers import words_of
 
 IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
 """What an edit must reach: itself, its rephrasings, its redrawn images."""
+
+AT_ONCE = 128
+"""Questions that are validated at a time."""
+
+
+@dataclass(frozen=True)
+class CaseInputs:
+    """TokenBatch of cases in one list, in the order in which a `HiddenStateCache` keeps their states.
+
+    items: question and answer of each input; the answer is the edit's if the input is in scope, and else the label.
+    places: for each case, the index of each of its inputs in `items`, by probe name.
+    scopes_of: for each input, the question whose scope it has: the edit's if it is in scope, and else its own.
+    """
+
+    items: list[Item]
+    places: list[dict[str, int]]
+    scopes_of: list[Question]
+
+    @classmethod
+    def of(cls, cases: Sequence[EditCase], wanted: Callable[[int, EditCase], Collection[str]]) -> CaseInputs:
+        """The inputs of these cases that have an answer; `wanted` gives the probe names of a case by its number."""
+        inputs = cls([], [], [])
+        for number, case in enumerate(cases):
+            names = wanted(number, case)
+            place: dict[str, int] = {}
+            for probe in (case.reliability, *case.probes):
+                inside = probe.name in IN_SCOPE
+                answer = case.edit.answer if inside else probe.answer
+                if probe.name not in names or not answer or not answer.strip():
+                    continue
+                place[probe.name] = len(inputs.items)
+                inputs.items.append((probe.question, answer))
+                inputs.scopes_of.append(case.edit.question if inside else probe.question)
+            inputs.places.append(place)
+        return inputs
+
+    def scopes(self) -> list[tuple[int, int]]:
+        """What each input is about and what is asked of it, as numbers: equal scopes must get the same answer."""
+        subjects: dict[str, int] = {}
+        relations: dict[str, int] = {}
+        return [
+            (subjects.setdefault(subject, len(subjects)), relations.setdefault(relation, len(relations)))
+            for subject, relation in (question.scope for question in self.scopes_of)
+        ]
 
 
 @dataclass(frozen=True)
 class ScopeRows:
     """Some inputs of a batch of cases with their kept states.
 
-    items: question and answer of each row; the answer is the edit's where the row is in scope, and else the label.
+    items: question and answer of each row; the answer is the edit's if the row is in scope, and else the label.
     case: (rows,) integers, the place of each row's case in the batch. scope: (rows, 2) integers, what is asked about
     and what is asked of it; rows of equal scope must get the same answer.
     """
@@ -44,7 +92,7 @@ class ScopeRows:
 
 @dataclass(frozen=True)
 class ScopePairs:
-    """Edits and queries of a batch of cases; own: (queries, edits) booleans, true where the edit reaches the query.
+    """Edits and queries of a batch of cases; own: (queries, edits) booleans, true if the edit reaches the query.
 
     Queries: some in scope of each case, and its locality inputs. Every pair that is not own is a negative: another
     case's edit, the same image with another question, the same question of another image, a near duplicate.
@@ -73,33 +121,11 @@ class ScopeTask:
         self.store = store or HiddenStateCache(backbone, layer)
         self.device = backbone.layer_device(layer)
         self.cases = tuple(cases)
-        self.items: list[Item] = []
-        self.places: list[dict[str, int]] = []
-        """Of each case, where its inputs stand in `items`, by their names."""
-        self._scopes: list[tuple[int, int]] = []
-        self._lay_out()
+        inputs = CaseInputs.of(self.cases, lambda number, case: (*IN_SCOPE, *LOCALITY))
+        self.items, self.places = inputs.items, inputs.places
+        self._scopes = inputs.scopes()
 
-    def _lay_out(self) -> None:
-        numbers: dict[str, dict[str, int]] = {"subject": {}, "relation": {}}
-        for case in self.cases:
-            place: dict[str, int] = {}
-            for probe in (case.reliability, *case.probes):
-                inside = probe.name in IN_SCOPE
-                answer = case.edit.answer if inside else probe.answer
-                if not (inside or probe.name in LOCALITY) or not answer or not answer.strip():
-                    continue
-                subject, relation = case.edit.scope if inside else probe.question.scope
-                place[probe.name] = len(self.items)
-                self.items.append((probe.question, answer))
-                self._scopes.append(
-                    (
-                        numbers["subject"].setdefault(subject, len(numbers["subject"])),
-                        numbers["relation"].setdefault(relation, len(numbers["relation"])),
-                    )
-                )
-            self.places.append(place)
-
-    def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def prepare(self, progress: Progress = no_progress) -> None:
         """Compute the states of every input, once."""
         self.store.fill(self.items, progress=progress)
 
@@ -113,12 +139,16 @@ class ScopeTask:
         scope = torch.tensor([self._scopes[place] for place in places], device=self.device)
         return ScopeRows(batch, self._tokens(batch, items), items, torch.tensor(numbers, device=self.device), scope)
 
+    def edit_rows(self, cases: Sequence[int]) -> ScopeRows:
+        """The edits of these cases themselves."""
+        return self.rows(cases, [["reliability"]] * len(cases))
+
     def pairs(self, cases: Sequence[int], rng: np.random.Generator, inside: int = 2, outside: int = 2) -> ScopePairs:
         """Each case's edit, `inside` random inputs in its scope, and `outside` of its locality inputs.
 
-        The near duplicate, which is hardest to tell apart, is among the latter wherever there is one.
+        The near duplicate, which is hardest to distinguish, is among the latter if there is one.
         """
-        edits = self.rows(cases, [["reliability"]] * len(cases))
+        edits = self.edit_rows(cases)
         chosen = [[*self._some_inside(case, inside, rng), *self._some_outside(case, outside, rng)] for case in cases]
         queries = self.rows(cases, chosen)
         return ScopePairs(edits, queries, queries.reached_by(edits))
@@ -130,6 +160,21 @@ class ScopeTask:
     def locality_names(self, case: int) -> list[str]:
         """Names of the case's inputs that the edit must not reach."""
         return [name for name in LOCALITY if name in self.places[case]]
+
+    def one_inside(self, case: int, rng: np.random.Generator) -> str:
+        """The name of a random input that the edit must reach."""
+        names = self.in_scope_names(case)
+        return names[rng.integers(len(names))]
+
+    def hard_negatives(self, case: int, rng: np.random.Generator, skipped: Collection[str] = ()) -> list[str]:
+        """The near duplicate, which routing confuses most, and one random other locality input; either may be missing.
+
+        skipped: locality names that are never chosen.
+        """
+        names = [name for name in self.locality_names(case) if name not in skipped]
+        near = [name for name in names if name == "near_duplicate_locality"]
+        easier = [name for name in names if name not in near]
+        return near + ([easier[rng.integers(len(easier))]] if easier else [])
 
     def shares(self, *sizes: int) -> list[float]:
         """Factors that make the mean over processes of a mean over `size` things the mean over those of all."""
@@ -155,11 +200,91 @@ class ScopeTask:
         prompts = tuple(question.prompt for question, _ in items)
         return HiddenTokens.of(batch, batch.hidden_states, embeddings, prompts)
 
+    # -- the unedited model ------------------------------------------------------------------------------
 
-def scope_loss(scores: Tensor, own: Tensor, margin: float = 2.0, negative_weight: float = 2.0) -> Tensor:
-    """Asks what retrieval will ask, in nats: own edits above 0, all others below, each by a margin, and own ones first.
+    def full_precision(self) -> torch.autocast:
+        """Similarities are compared with each other inside: bfloat16 products would blur them."""
+        return torch.autocast(self.device.type, enabled=False)
 
-    scores: (queries, edits), s > 0 meaning "in scope"; own: (queries, edits) booleans. The sum is of
+    def base_logits(self, final: Tensor) -> Tensor:
+        """Logits of the unedited model, (tokens, vocabulary), from its last hidden states, (tokens, width)."""
+        return self.backbone.head(final.to(self.backbone.dtype)).to(self.device)
+
+
+Figures = dict[str, float]
+StageLoss = Callable[[Any, Sequence[int], np.random.Generator], tuple[Tensor, Figures]]
+"""From modules, cases and random numbers: the loss of a stage, and figures."""
+StageFigures = Callable[[Any, Sequence[int]], Figures]
+"""From modules and cases: the validation figures of a stage, in percent."""
+
+
+class StagedScopeTask(ScopeTask):
+    """A task with a loss and figures per stage; each process takes its share of the cases of a step.
+
+    A subclass gives `stages`. `words` are the words that random answers are made of.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: Any,
+        cases: Sequence[EditCase],
+        store: HiddenStateCache | None = None,
+        processes: Processes = ALONE,
+    ):
+        """config: any configuration with a `layer`."""
+        super().__init__(backbone, config.layer, cases, store, processes)
+        self.config = config
+        self.words = words_of(backbone.tokenizer)
+        self._stage = ""
+
+    def stages(self) -> Mapping[str, tuple[StageLoss, StageFigures]]:
+        """Loss and validation figures of each stage, by its name."""
+        raise NotImplementedError
+
+    def loss(self, modules: Any, stage: str, chosen: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Figures]:
+        """The loss of a stage in nats on this process's share of these cases, and figures."""
+        self._stage = stage
+        modules.train()
+        loss, _ = self.stages()[stage]
+        return loss(modules, list(chosen)[self.processes.share(len(chosen))], rng)
+
+    @torch.no_grad()
+    def validate(self, modules: Any, chosen: Sequence[int]) -> Figures:
+        """Figures of the stage that is trained (before any is, of the last), with all these edits in memory at once."""
+        stages = self.stages()
+        _, figures = stages.get(self._stage) or list(stages.values())[-1]
+        return figures(modules, chosen)
+
+    def validated_features(
+        self, encode: Callable[[HiddenTokens], Tensor], cases: Sequence[int]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All queries of these cases, some at a time, and all their edits.
+
+        Yields features of queries, (queries, features), those of all edits, (edits, features), and (queries, edits)
+        booleans: which edit reaches which query.
+        """
+        edits = self.edit_rows(cases)
+        features = encode(edits.tokens)
+        for part in parts(cases, AT_ONCE // 8):
+            queries = self.rows(part, [[*self.in_scope_names(case), *self.locality_names(case)] for case in part])
+            yield encode(queries.tokens), features, queries.reached_by(edits)
+
+
+def parts(cases: Sequence[int], size: int) -> list[Sequence[int]]:
+    """The cases in their order, `size` at a time."""
+    return [cases[start : start + size] for start in range(0, len(cases), size)]
+
+
+def scope_loss(
+    scores: Float[Tensor, "queries edits"],
+    own: Bool[Tensor, "queries edits"],
+    margin: float = 2.0,
+    negative_weight: float = 2.0,
+) -> Float[Tensor, ""]:
+    """The comparisons that retrieval makes, in nats: own edits above 0, others below, by a margin, own ones first.
+
+    scores: s > 0 means "in scope"; own: the edits that reach each query. The sum is of
     `log(1 + exp(m - s_own))`, `log(1 + sum_others exp(s + m))`, which bounds the worst of the others, and InfoNCE over
     the edits for queries that have an own one; each is averaged over its queries.
     """

@@ -27,7 +27,7 @@ _PARTS = ("keys", "biases", "values")
 
 @dataclass(frozen=True)
 class _MadeEdit:
-    """What an edit has left: its patches, and its own queries, (answer tokens, d), for the memory of later edits."""
+    """One edit: its patches, and its own queries, (answer tokens, d), for the memory of later edits."""
 
     edit_id: str
     scope: tuple[str, str]
@@ -38,15 +38,15 @@ class _MadeEdit:
 class TPatcher(Editor):
     """The editor of "Transformer-Patcher: One Mistake worth One Neuron" (https://arxiv.org/abs/2301.09785).
 
-    For each token of the edit's answer that the model gets wrong, one patch (k_p, b_p, v_p) joins the FFN of the last
-    layer: FFN'(q) = FFN(q) + relu(q . k_p + b_p) v_p. The patches of an edit are trained together on
-    l_e + a l_a + m l_m: the answer is likely, each patch is active on the query that it is for, and silent on the
-    queries of a memory. Where all tokens are right, no patch is made. Patches of earlier edits stay as they are.
+    For each token of the edit's answer that the model predicts wrongly, one patch (k_p, b_p, v_p) is added to the FFN
+    of the last layer: FFN'(q) = FFN(q) + relu(q . k_p + b_p) v_p. The patches of an edit are trained together on
+    l_e + a l_a + m l_m: the answer is likely, each patch is active on its own query, and silent on the
+    queries of a memory. If all tokens are right, no patch is made. Patches of earlier edits stay as they are.
 
     Memory: `default_memory` and the questions given, each with the unedited model's own answer; and the queries of
-    earlier edits, but for those of the same scope, which an edit is to overrule.
+    earlier edits, except those of the same scope, which an edit may overrule.
 
-    Undo takes an edit's patches out. Patches of later edits stay, though they were trained in their presence.
+    Undo removes an edit's patches. Patches of later edits stay, though they were trained in their presence.
 
     Departures from the paper: neurons are ReLU's, beside gated FFNs (Llama) too, whose own neurons have two keys; the
     value starts at zero; the worst memory queries are taken patch by patch (see `patches`).
@@ -54,6 +54,7 @@ class TPatcher(Editor):
 
     name = "t-patcher"
     summary = "a neuron in the last FFN for every wrong token of an edit (T-Patcher)"
+    table_order = 40
     settings_class = TPatcherConfig
 
     def __init__(self, backbone: Backbone, config: TPatcherConfig | None = None, memory: Sequence[Question] = ()):
@@ -73,7 +74,7 @@ class TPatcher(Editor):
         for place, edit_id in enumerate(ids):
             if edit_id in self._made or edit_id in ids[:place]:
                 raise InvalidInputError(f"The edit {edit_id!r} is already there. Undo it first or use another id.")
-        if edits and self._memory is None:  # No part of what an edit takes.
+        if edits and self._memory is None:  # Not counted in the time of an edit.
             self._memory = self._read_memory()
         return super().edit(edits, progress)
 
@@ -130,22 +131,22 @@ class TPatcher(Editor):
         assert self._memory is not None
         return torch.cat([self._memory, *(made.queries for made in self._made.values() if made.scope != scope)])
 
-    # -- taking back, keeping ----------------------------------------------------------------------------
+    # -- undo, saving -------------------------------------------------------------------------------------
 
     def undo(self, edit_id: str) -> None:
-        """Take an edit's patches out. Raises `NotFoundError`."""
+        """Remove an edit's patches. Raises `NotFoundError`."""
         if edit_id not in self._made:
-            raise NotFoundError(f"There is no edit {edit_id!r}. {len(self._made)} edits are in force.")
+            raise NotFoundError(f"There is no edit {edit_id!r}. {len(self._made)} edits are active.")
         del self._made[edit_id]
         self._activate()
 
     def reset(self) -> None:
-        """Take all patches out."""
+        """Remove all patches."""
         self._made = {}
         self._activate()
 
     def detach(self) -> None:
-        """Take hooks and patches off the backbone."""
+        """Remove hooks and patches from the backbone."""
         self._feed_forward.remove()
         self.reset()
 
@@ -167,7 +168,7 @@ class TPatcher(Editor):
         return {**tensors, "queries": queries}, {"edits": rows}
 
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put kept patches in place of those in force. Raises `CheckpointError` where they do not fit."""
+        """Replace the active patches by saved ones. Raises `CheckpointError` if they do not fit."""
         rows, width = note["edits"], self.backbone.width
         patches, queries = (sum(row[name] for row in rows) for name in ("patches", "queries"))
         wanted = {
@@ -179,7 +180,7 @@ class TPatcher(Editor):
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != wanted:
             raise CheckpointError(
-                f"Kept patches have the shapes {found}, but {wanted} are needed. Use the same editor."
+                f"Saved patches have the shapes {found}, but {wanted} are needed. Use the same editor."
             )
         moved = {name: tensor.to(self._tail.device) for name, tensor in tensors.items()}
         split = {name: moved[name].split([row["patches"] for row in rows]) for name in _PARTS}
@@ -197,7 +198,7 @@ class TPatcher(Editor):
         return self.config.model_dump()
 
     def digest(self) -> str:
-        """SHA-256 of the questions given for the memory, "" where none were."""
+        """SHA-256 of the questions given for the memory, "" if there are none."""
         digest = hashlib.sha256()
         for question in self._given_memory:
             image = b"" if question.image is None else open_image(question.image).tobytes()

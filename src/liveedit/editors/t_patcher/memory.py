@@ -19,7 +19,7 @@ from .patches import PatchedFeedForward
 MEMORY_SEED = 301
 """The seed of the training part of the world, or of the facts, that a built-in backbone's memory is drawn from."""
 LONGEST_ANSWER = 16
-"""Tokens of the model's own answers, behind which the memory's queries lie."""
+"""Most tokens of the model's own answers, at which the memory's queries are read."""
 _BATCH = 32
 
 PLAIN_QUESTIONS = (
@@ -56,7 +56,7 @@ PLAIN_QUESTIONS = (
     "Explain in one sentence what a computer does.",
     "Tell me something about the moon.",
 )
-"""What the memory of any other backbone begins with. Those who know what their model is asked should give more."""
+"""The memory of any other backbone, besides the questions given: give those that the model is usually asked."""
 
 
 def default_memory(backbone: Backbone, count: int) -> list[Question]:

@@ -81,7 +81,7 @@ def memory_loss(own: Tensor, memory: Tensor, bound: float, margin: float, larges
 def feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
     """The module that a layer's FFN is given its query by, and the one that gives its output; they may be the same.
 
-    Raises `BackboneError` where none is known.
+    Raises `BackboneError` if none is known.
     """
     for name in ("mlp", "feed_forward", "ffn", "block_sparse_moe"):
         whole = getattr(layer, name, None)
@@ -99,8 +99,8 @@ def feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
 class PatchedFeedForward:
     """Adds the output of patches to that of a layer's FFN.
 
-    It needs no routing: a patch sees the same query as the FFN's own neurons, token by token, in any batch and behind
-    any KV cache. Nothing runs where no patch is in force. Other people's hooks are neither cleared nor reordered.
+    It needs no routing: a patch sees the same query as the FFN's own neurons, token by token, in any batch and with
+    any KV cache. Nothing runs while no patch is active. Hooks of others are neither cleared nor reordered.
     """
 
     def __init__(self, layer: nn.Module):
@@ -120,7 +120,7 @@ class PatchedFeedForward:
 
     @contextmanager
     def adding(self, patches: Patches) -> Iterator[None]:
-        """Inside, these patches are in force too."""
+        """These patches are active as well inside the block."""
         self._in_training = patches
         try:
             yield
@@ -129,7 +129,7 @@ class PatchedFeedForward:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, no patch is in force."""
+        """No patch is active inside the block."""
         self._paused = True
         try:
             yield

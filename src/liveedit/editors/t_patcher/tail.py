@@ -1,4 +1,4 @@
-"""What follows the last FFN, run again and again for the few tokens that predict an answer."""
+"""The model after the last FFN, run repeatedly for the few tokens that predict an answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .patches import PatchedFeedForward, Patches
 
 @dataclass(frozen=True)
 class Passage:
-    """One question with its answer, with the patches that are in force.
+    """One question with its answer, read with the active patches.
 
     before, after: the states before the last layer, (1, length, d), and after it, (answer tokens, d). queries: (answer
     tokens, d) float32, what the last FFN is given before each token of the answer. targets: (answer tokens,) token ids.
@@ -29,9 +29,9 @@ class Passage:
 class Tail:
     """The end of a model, from the last FFN on.
 
-    In most families the FFN's output is the last thing that a layer adds to the states: then what patches say is added
-    to the states after the layer, and nothing but the final norm and the head runs, for the answer's tokens alone.
-    Where more follows the FFN (a norm in Gemma and OPT-350m), which a trial tells, the last layer runs as a whole.
+    In most families the FFN's output is the last thing that a layer adds to the states: then the output of patches is
+    added to the states after the layer, and nothing but the final norm and the head runs, for the answer's tokens.
+    If more follows the FFN (a norm in Gemma and OPT-350m), which a trial shows, the last layer runs as a whole.
     """
 
     def __init__(self, backbone: Backbone, feed_forward: PatchedFeedForward):
@@ -61,11 +61,11 @@ class Tail:
         return passage
 
     def logits(self, passage: Passage, patches: Patches) -> Tensor:
-        """(answer tokens, vocabulary) float32 that predict the answer, with these patches besides those in force."""
+        """(answer tokens, vocabulary) float32 that predict the answer, with these patches besides the active ones."""
         return self._by_adding(passage, patches) if self._adds else self._by_the_whole_layer(passage, patches)
 
     def _try_adding(self, passage: Passage) -> bool:
-        """Whether adding to the states after the layer answers as the layer does, for patches that say much."""
+        """Whether adding to the states after the layer gives what the layer gives, for patches of large output."""
         width = passage.after.shape[-1]
         loud = torch.linspace(-1, 1, width, device=self.device) * passage.after.float().std()
         trial = Patches(torch.zeros_like(loud)[None], torch.ones_like(loud[:1]), loud[None])
