@@ -120,7 +120,8 @@ class BackboneContract:
         kept = torch.arange(inputs.input_ids.shape[1]) != first
         fewer = replace(
             inputs,
-            **{name: value[:, kept] for name, value in vars(inputs).items() if name.endswith(("mask", "ids"))},
+            roles=inputs.roles[:, kept],
+            input_ids=inputs.input_ids[:, kept],
             extras={
                 name: value[:, kept] if name.endswith("type_ids") else value for name, value in inputs.extras.items()
             },
