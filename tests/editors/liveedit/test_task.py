@@ -245,11 +245,11 @@ def test_the_generator_is_trained_with_each_expert_at_its_full_weight(
     batch, expanded = rows.batch, (len(names), 1, -1, -1)
     ones = torch.ones(len(names), 1)
     residual = expert_residual(
-        batch.states, made.u[None].expand(expanded), made.v[None].expand(expanded), ones, modules.config
+        batch.hidden_states, made.u[None].expand(expanded), made.v[None].expand(expanded), ones, modules.config
     )
-    changed = changed_tokens(batch.image, batch.prompt | batch.answer, modules.config)
-    states = batch.states + residual * changed[..., None]
+    changed = changed_tokens(batch.image_mask, batch.text_mask, modules.config)
+    states = batch.hidden_states + residual * changed[..., None]
     logits = random_backbone.logits_from(states, batch, modules.config.layer, batch.predicting)
     assert found.item() == pytest.approx(F.cross_entropy(logits, batch.targets).item(), rel=1e-6)
-    unedited = random_backbone.logits_from(batch.states, batch, modules.config.layer, batch.predicting)
+    unedited = random_backbone.logits_from(batch.hidden_states, batch, modules.config.layer, batch.predicting)
     assert found.item() != pytest.approx(F.cross_entropy(unedited, batch.targets).item(), rel=1e-3)

@@ -131,7 +131,7 @@ def test_kept_edits_answer_the_same_elsewhere(editor: Recipe, edits: list[tuple[
         again.undo("second")
         none = again.edited_state()
         again.restore(*none)
-        assert backbone.encode(questions).asked == ()
+        assert backbone.encode(questions).prepared == ()
 
 
 def test_what_an_edit_costs_is_its_key_and_its_prompt(editor: Recipe, edits: list[tuple[str, Edit]]) -> None:
