@@ -1,8 +1,8 @@
 """10,000 edits of the built-in model: opened, restarted, moved, and read as of 100 revisions, bit by bit.
 
 Real edits of the drawn world (images, questions and answers from a seed), made by the built-in editor of tiny-llava
-and stored one after the other; every tenth or so is undone, redone or superseded by another. Which edits are active after
-each revision is recorded here, and never read from the store.
+and stored one after the other; about every tenth is undone, redone or superseded by another. Which edits are active
+after each revision is recorded here, and never read from the store.
 
 `opening_s`: an `EditedModel` on the file, with backbone and editor loaded; baseline `reading_s`, the file's bytes.
 Logits of `--questions` questions (about images that were edited, and about others; some edits' own, some in other

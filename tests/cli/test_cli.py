@@ -456,7 +456,7 @@ def test_train_goes_on_after_an_interruption(
     arguments = ("train", "--data", world, "--out", tmp_path / "cut", *TRAINING)
     code, out, err = run(*arguments, "--json")
     assert (code, out) == (130, "")
-    assert "Run the same command again: the training goes on" in err.splitlines()[-1]
+    assert "Run the same command again: the training continues" in err.splitlines()[-1]
     monkeypatch.setattr(training, "save_training", save)
     resumed = answer_of(*arguments)
     assert resumed["validation"] == whole["validation"]

@@ -49,7 +49,7 @@ def test_a_dry_run_tells_what_a_training_takes_and_writes_nothing(
     task = LiveEditTask(tiny_llava, layer, train_cases, LiveEditLosses(), HiddenStateCache(tiny_llava, layer))
     task.prepare()
     kept = [task.store.batch([place]) for place in range(len(task.items))]
-    tokens = sum(len(item.ids[0]) + int(item.answer.sum()) for item in kept)
+    tokens = sum(len(item.input_ids[0]) + int(item.answer_mask.sum()) for item in kept)
     assert (found["cases"], found["validation_cases"], found["inputs"]) == (12, 4, len(task.items))
     assert found["states_bytes"] == pytest.approx(tokens * tiny_llava.width * 2, rel=0.05)
     assert found["states_on_disk"] is False

@@ -164,7 +164,11 @@ def test_a_failure_while_superseding_changes_nothing(
     image = images[0]
     old = model.edit(image, PROMPT, "teal")
     before, ids = logits_of(model, image), model.editor.repository.ids
-    for owner, name, failing_call in ((model.store, "add", 1), (model, "ask_batch", 1), (model, "ask_batch", 2)):
+    for owner, name, failing_call in (
+        (model.store, "add", 1),
+        (model.answering, "ask", 1),
+        (model.answering, "ask", 2),
+    ):
         calls, original = [], getattr(owner, name)
 
         def fail(

@@ -19,7 +19,7 @@ from liveedit.editors.recipe import Recipe
 from liveedit.editors.serac import Serac
 from liveedit.editors.shared import RetrievalEditor, read_questions
 from liveedit.editors.trained import TrainedEditor
-from liveedit.errors import InvalidInputError, NotFoundError, StoreError
+from liveedit.errors import InvalidInputError, NotFoundError
 from liveedit.samples import Edit, Question
 from liveedit.store.store import EditStore
 
@@ -82,7 +82,6 @@ def test_an_edit_is_asked_about_checked_against_its_neighbours_and_undone(
     assert random_backbone._transform is None
 
 
-@pytest.mark.xfail(raises=StoreError, strict=True, reason="the store still reads every expert as a low-rank one")
 @pytest.mark.parametrize("name", NAMES)
 def test_edits_in_a_file_are_active_again_after_reopening(
     name: str, random_backbone: Backbone, picture: Callable[[int], Image.Image], tmp_path: Path

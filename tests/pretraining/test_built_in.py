@@ -222,9 +222,9 @@ def test_vision_heads_report_a_perfect_answer_as_perfect() -> None:
 
 def test_a_picture_pool_is_drawn_once_and_depends_on_seed_and_index(tmp_path: Path) -> None:
     first = ImagePool(tmp_path / "a", 6, seed=4)
-    drawn = (tmp_path / "a" / "pictures.npy").stat().st_mtime_ns
+    drawn = (tmp_path / "a" / "images.npy").stat().st_mtime_ns
     again = ImagePool(tmp_path / "a", 6, seed=4)
-    assert (tmp_path / "a" / "pictures.npy").stat().st_mtime_ns == drawn
+    assert (tmp_path / "a" / "images.npy").stat().st_mtime_ns == drawn
     longer = ImagePool(tmp_path / "b", 8, seed=4)
     assert np.array_equal(first.pixels, again.pixels)
     assert np.array_equal(first.pixels, longer.pixels[:6])

@@ -134,7 +134,7 @@ def test_refusals_are_shown_and_what_may_pass_is_tried_again(driver: Any) -> Non
             visitor.until(lambda: "liveedit_queue_length 1.0" in httpx2.get(f"{url}/metrics").text)
             visitor.click("#ask")
             said = visitor.until(lambda: visitor.text("#ask-problem"))
-            assert "wait already" in said and "429" in said
+            assert "requests are waiting" in said and "429" in said
         finally:
             fake.gate.set()
             for one in crowd:

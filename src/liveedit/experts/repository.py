@@ -39,7 +39,11 @@ class ExpertRepository:
     """
 
     def __init__(
-        self, device: torch.device | str = "cpu", *, experts_on: ExpertsOn = "device", folder: str | Path | None = None
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        experts_on: ExpertsOn | str = "device",
+        folder: str | Path | None = None,
     ):
         if experts_on not in ("device", "host"):
             raise InvalidInputError(f"Experts cannot be kept on {experts_on!r}. Give device or host.")

@@ -122,7 +122,7 @@ class BackboneContract:
             inputs,
             roles=inputs.roles[:, kept],
             input_ids=inputs.input_ids[:, kept],
-            positions=None if inputs.positions is None else inputs.positions[:, :, kept],
+            positions=None if inputs.positions is None else inputs.positions[..., kept],
             extras={
                 name: value[:, kept] if name.endswith("type_ids") else value for name, value in inputs.extras.items()
             },

@@ -66,7 +66,7 @@ class MendTask:
     def _wanted(self, number: int, case: EditCase) -> tuple[ProbeName, ...]:
         """What a case is trained on: its scope, and some kinds of locality inputs, which cases take in turn."""
         first = number % len(LOCALITY)
-        kinds = [name for name in (*LOCALITY[first:], *LOCALITY[:first]) if case.named(name)]
+        kinds: list[ProbeName] = [name for name in (*LOCALITY[first:], *LOCALITY[:first]) if case.named(name)]
         return (*IN_SCOPE, *kinds[: self.config.locality_inputs])
 
     def prepare(self, progress: Progress = no_progress) -> None:
