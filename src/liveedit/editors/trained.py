@@ -8,16 +8,17 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from pydantic import BaseModel
 from torch import nn
 
 from ..backbones import BUILT_IN, Backbone, built_in_folder
+from ..backbones.hidden_states import HiddenStateCache
 from ..errors import BackboneError, CheckpointError, ConfigError, NotFoundError
 from ..files import cache_folder, write_json, write_text
-from ..progress import TaskProgress, no_task_progress
+from ..progress import Progress, TaskProgress, no_progress, no_task_progress, progress_of
 from ..samples import EditCase
 from ..training.checkpoints import load_tensors, save_tensors
 from ..training.distributed import ALONE, Processes
@@ -30,10 +31,18 @@ Form = Literal["improved", "paper"]
 """The form of an editor: this project's, or exactly the paper's."""
 
 
+class PreparedTask(Task, Protocol):
+    """A training task that computes the hidden states of its inputs once."""
+
+    def prepare(self, progress: Progress = no_progress) -> None:
+        """Compute what every step needs."""
+        ...
+
+
 class TrainedEditor(Editor):
     """An editor whose `modules` are trained once for a backbone and then make every edit.
 
-    A subclass gives `config_class`, `new_modules`, `default_stages` and `make_task`. It may give `backbone_settings`
+    A subclass gives `config_class`, `new_modules`, `default_stages` and `new_task`. It may give `backbone_settings`
     if the backbone determines some of its configuration, `options_class` if its task has settings of its own, and
     `paper_config`, `paper_options` and `paper_stages` if it also has the paper's form.
     """
@@ -79,7 +88,27 @@ class TrainedEditor(Editor):
         return cls.default_stages()
 
     @classmethod
+    def hidden_layer(cls, backbone: Backbone, config: Any) -> int:
+        """The layer whose hidden states its task reads."""
+        return config.layer
+
+    @classmethod
     @abstractmethod
+    def new_task(
+        cls,
+        backbone: Backbone,
+        config: Any,
+        cases: Sequence[EditCase],
+        store: HiddenStateCache,
+        processes: Processes = ALONE,
+        options: Any = None,
+    ) -> PreparedTask:
+        """Its training task. store: the hidden states of `hidden_layer`, which the task fills in `prepare`.
+
+        options: an instance of `options_class`; None for its defaults, and for editors without one.
+        """
+
+    @classmethod
     def make_task(
         cls,
         backbone: Backbone,
@@ -89,11 +118,13 @@ class TrainedEditor(Editor):
         report: TaskProgress,
         processes: Processes = ALONE,
         options: Any = None,
-    ) -> Task:
-        """Its training task, ready to run. Hidden states may be kept in `folder`.
-
-        options: an instance of `options_class`; None for its defaults, and for editors without one.
-        """
+    ) -> PreparedTask:
+        """Its training task with all hidden states computed. They may be kept in `folder`."""
+        place = folder / ("states" if processes.is_first else f"states-{processes.rank}")
+        store = HiddenStateCache(backbone, cls.hidden_layer(backbone, config), place)
+        task = cls.new_task(backbone, config, cases, store, processes, options)
+        task.prepare(progress_of(report, "hidden states") if processes.is_first else no_progress)
+        return task
 
     # -- its forms ---------------------------------------------------------------------------------------
 

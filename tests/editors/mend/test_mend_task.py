@@ -204,7 +204,7 @@ def test_a_training_cut_off_goes_on_to_the_same_editor(
         warmup=1,
     )
 
-    def stop_after_three(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+    def stop_after_three(what: str, done: int, total: int, figures: object = None) -> None:
         if what == "edit" and done == 3:
             raise KeyboardInterrupt
 

@@ -17,7 +17,6 @@ from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
 from ...experts import ExpertRepository, LowRankExpert
 from ...experts.blocks import ExpertsOn
-from ...progress import TaskProgress, progress_of
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
@@ -119,23 +118,18 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         )
 
     @classmethod
-    def make_task(
+    def new_task(
         cls,
         backbone: Backbone,
         config: LiveEditConfig,
         cases: Sequence[EditCase],
-        folder: Path,
-        report: TaskProgress,
+        store: HiddenStateCache,
         processes: Processes = ALONE,
         options: LiveEditLosses | None = None,
     ) -> LiveEditTask:
-        """The cases with their hidden states at the edit layer. options: the losses; None for the improved form."""
-        place = folder / ("states" if processes.is_first else f"states-{processes.rank}")
-        store = HiddenStateCache(backbone, config.layer, place)
+        """The training task of generator and routing. options: the losses; None for the improved form."""
         losses = options or LiveEditLosses.model_validate({})
-        task = LiveEditTask(backbone, config.layer, cases, losses, store, processes)
-        task.prepare(progress_of(report, "hidden states at the edit layer"))
-        return task
+        return LiveEditTask(backbone, config.layer, cases, losses, store, processes)
 
     # -- editing -----------------------------------------------------------------------------------------
 

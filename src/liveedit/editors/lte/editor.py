@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,6 @@ from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
-from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
@@ -81,21 +79,17 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
         )
 
     @classmethod
-    def make_task(
+    def new_task(
         cls,
         backbone: Backbone,
         config: LearningToEditConfig,
         cases: Sequence[EditCase],
-        folder: Path,
-        report: TaskProgress,
+        store: HiddenStateCache,
         processes: Processes = ALONE,
         options: None = None,
     ) -> LearningToEditTask:
-        """Cases with their states at the retriever's layer and the base model's own answers."""
-        store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")
-        task = LearningToEditTask(backbone, config, cases, store, processes)
-        task.prepare(lambda done, total: report("states", done, total, {}) if processes.is_first else None)
-        return task
+        """The training task."""
+        return LearningToEditTask(backbone, config, cases, store, processes)
 
     # -- editing -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
-from ...progress import TaskProgress
 from ...samples import Edit, EditCase
 from ...training.checkpoints import save_tensors
 from ...training.distributed import ALONE, Processes
@@ -76,22 +75,22 @@ class Mend(TrainedEditor):
         return (StageConfig(name="edit", steps=1400, batch=12, learning_rate=3e-3),)
 
     @classmethod
-    def make_task(
+    def hidden_layer(cls, backbone: Backbone, config: MendConfig) -> int:
+        """The layer before the first edited one."""
+        return layer_before(mlp_matrices(backbone, config.layers))
+
+    @classmethod
+    def new_task(
         cls,
         backbone: Backbone,
         config: MendConfig,
         cases: Sequence[EditCase],
-        folder: Path,
-        report: TaskProgress,
+        store: HiddenStateCache,
         processes: Processes = ALONE,
         options: None = None,
     ) -> MendTask:
-        """The cases with their states before the first edited layer."""
-        before = layer_before(mlp_matrices(backbone, config.layers))
-        own = folder / ("states" if processes.is_first else f"states-{processes.rank}")
-        task = MendTask(backbone, config, cases, HiddenStateCache(backbone, before, own), processes)
-        task.prepare(lambda done, total: report("states before the edited layers", done, total, {}))
-        return task
+        """The training task."""
+        return MendTask(backbone, config, cases, store, processes)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """As for every trained editor; statistics stay in float32, for gradients lie below what float16 holds."""

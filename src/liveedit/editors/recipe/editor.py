@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
-from ...progress import TaskProgress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
@@ -74,21 +72,17 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
         )
 
     @classmethod
-    def make_task(
+    def new_task(
         cls,
         backbone: Backbone,
         config: RecipeConfig,
         cases: Sequence[EditCase],
-        folder: Path,
-        report: TaskProgress,
+        store: HiddenStateCache,
         processes: Processes = ALONE,
         options: None = None,
     ) -> RecipeTask:
-        """The cases with the states of all their inputs."""
-        store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")
-        task = RecipeTask(backbone, config, cases, store, processes)
-        task.prepare(lambda done, total: report("states at the edit layer", done, total, {}))
-        return task
+        """The training task."""
+        return RecipeTask(backbone, config, cases, store, processes)
 
     # -- editing -----------------------------------------------------------------------------------------
 
