@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,6 +196,11 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
     @abstractmethod
     def ids(self) -> Sequence[str]:
         """Ids of the active edits."""
+
+    def digest(self) -> str:
+        """SHA-256 of name and configuration, to which stored edits are bound. Trained editors add their weights."""
+        described = json.dumps([self.name, self.configuration()], sort_keys=True, default=str)
+        return hashlib.sha256(described.encode()).hexdigest()
 
     @property
     def needs_image(self) -> bool:

@@ -94,10 +94,6 @@ class InContext(RetrievalEditor[TextExpert]):
         """The whole `InContextConfig`."""
         return self.config.model_dump()
 
-    def digest(self) -> str:
-        """The configuration: nothing else decides what it does."""
-        return self.config.model_dump_json()
-
     # -- answering ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
