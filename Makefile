@@ -1,18 +1,22 @@
 # Everything sets itself up: a virtual environment in .venv, the package in it, once.
 #   make demo    three pictures edited and asked again, then 1,000 edits measured; writes demo-report/
-#   make test    the tests
+#   make test    the tests, but for the slow ones
+#   make test-all  the slow tests as well
 #   make torture the edits file: 200 writers killed at random moments, and again on a full disk (about 6 minutes)
 #   make fuzz    the service: schemathesis at length, and 10,000 broken pictures and bodies (about 15 minutes)
 #   make check   lint, format and types
 #   make editors train the other editors for the built-in backbones; resumes (about 10 minutes each on one core)
 #   make bench   the speed benchmarks and the standard lifelong bench; writes runs/bench/
 #   make format  bring the code into its format
+#   make docs    the documentation as a site, in site/; nothing is loaded from the network
 #   make clean   remove what was built
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 BENCHMARKS := $(shell grep -l __main__ benchmarks/*.py)
 EDITORS ?= liveedit liveedit-refine ft-l none
 EDITS ?= 1 10 100 1000
@@ -23,18 +27,21 @@ BACKBONES ?= tiny-llava tiny-blip2 tiny-minigpt4
 TRAINED ?= mend serac lte recipe
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
-.PHONY: demo test torture fuzz check editors bench format clean
+.PHONY: demo test test-all torture fuzz check editors bench docs format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
 	$(BIN)/liveedit demo --out demo-report
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.dev
+	$(PYTEST)
 
 torture: $(VENV)/.dev
-	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/experts/test_store_torture.py \
-		tests/experts/test_store_torture_postgres.py
+	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/store/test_store_torture.py \
+		tests/store/test_store_torture_postgres.py
 
 fuzz: $(VENV)/.dev
 	LIVEEDIT_FUZZ=10000 $(BIN)/python -m pytest tests/serving/test_serving_fuzz.py tests/serving/test_serving_schema.py
@@ -52,12 +59,15 @@ bench: $(VENV)/.dev
 	set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
 	$(BIN)/liveedit bench --editor $(EDITORS) --edits $(EDITS) --seeds $(SEEDS) --data $(DATA) --out $(OUT) --published
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist demo-report .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site demo-report .pytest_cache .ruff_cache
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -73,4 +83,9 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.made pyproject.toml models/pyproject.toml constraints.txt
 	@echo "Installing LiveEdit and its development tools into $(VENV) (this happens once)"
 	$(PIP_INSTALL) -e '.[dev]' -e ./models
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing LiveEdit and the tools of its documentation into $(VENV) (this happens once)"
+	$(PIP_INSTALL) -e '.[docs,serve]'
 	@touch $@ $(VENV)/.demo

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from liveedit.experts.expert import expert_to_bytes
 from liveedit.store.store import EditStore, NewEdit
 from store import bound, make_expert
 
@@ -61,7 +62,7 @@ def copied(source: Path, to: Path) -> None:
 
 
 def fill(path: Path, given: argparse.Namespace) -> None:
-    experts = [make_expert(seed, given.width, given.rank, given.feature) for seed in range(20)]
+    experts = [expert_to_bytes(make_expert(seed, given.width, given.rank, given.feature)) for seed in range(20)]
     with bound(path) as store:
         for number in range(given.edits):
             edit = NewEdit(prompt="What is this creature called?", answer=f"Bruvak {number}", editor="liveedit")

@@ -1,10 +1,10 @@
-"""What an edit costs over looking at its inputs: LiveEdit against embedding, vision tower and prefix.
+"""The cost of a LiveEdit edit, relative to a prefix pass (embedding, vision tower, prefix) over its inputs.
 
 Edit: `LiveEdit.make_experts` of one edit and `LiveEdit.add` of its expert, with 0 or 10,000 experts in the
 repository. Baseline: `Backbone.encode` of the same question and answer and `Backbone.states` at the edit
 layer (embedding, vision tower, layers up to the edit layer) of the same model with the editor paused: its
 hooks return at once. The image is in memory; its preprocessing and the tokenizer are inside both. The
-expert is taken out again between repetitions, outside the clock.
+expert is removed between repetitions; this is not timed.
 
 Figures: `edit_over_prefix_0` and `edit_over_prefix_10000`, medians of edit over median of baseline.
 """
@@ -37,13 +37,13 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
     @torch.no_grad()
     def prefix() -> None:
         with editor.paused():
-            backbone.states(backbone.encode([edit.question], [edit.answer]), shape.edit_layer)
+            backbone.hidden_states(backbone.encode([edit.question], [edit.answer]), shape.edit_layer)
 
     def edit_once(repository: ExpertRepository) -> None:
         editor.repository = repository
         editor.add("new", editor.make_experts([edit])[0])
 
-    def take_out() -> None:
+    def remove() -> None:
         for repository in (stored, empty):
             if "new" in repository:
                 repository.remove("new")
@@ -53,7 +53,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
         "edit_0": partial(edit_once, empty),
         f"edit_{STORED}": partial(edit_once, stored),
     }
-    seconds = interleaved_seconds(calls, settings.repeats, settings.device, take_out)
+    seconds = interleaved_seconds(calls, settings.repeats, settings.device, remove)
     tokens = int(backbone.encode([edit.question], [edit.answer]).attention_mask.sum())
     return {
         "edit_over_prefix_0": median_ratio(seconds, "edit_0", "prefix"),
@@ -66,7 +66,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and report."""
-    settings = read_settings(__doc__ or "", repeats=15)
+    settings = read_settings(__doc__ or "", repeats=15, short=(7, ("small", "large")))
     report("edit_latency", settings, {shape.name: measure(shape, settings) for shape in settings.shapes}, TARGETS)
 
 

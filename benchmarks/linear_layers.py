@@ -8,6 +8,7 @@ uses oneDNN on this processor.
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import torch
@@ -45,8 +46,11 @@ def seconds(layer: nn.Module, given: Tensor) -> float:
 def main() -> None:
     """Measure and report."""
     torch.set_num_threads(1)
-    found = [measure(*shape) for shape in SHAPES]
-    print(json.dumps({"benchmark": "linear_layers", "used_here": is_worthwhile(), "layers": found}))
+    found = []
+    for shape in SHAPES:
+        found.append(measure(*shape))
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    print(json.dumps({"benchmark": "linear_layers", "used_here": is_worthwhile(), "layers": found}), flush=True)
 
 
 if __name__ == "__main__":

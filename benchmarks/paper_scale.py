@@ -3,11 +3,11 @@
     python benchmarks/paper_scale.py --out benchmarks/results/paper_scale.json
 
 Milliseconds per edit and their ratio to the prefix pass (the layers up to the edit layer over the edit's own tokens);
-tokens per second edited against unedited with 0, 1,000 and 10,000 edits in force; bytes per edit; peak memory; one
+tokens per second edited against unedited with 0, 1,000 and 10,000 active edits; bytes per edit; peak memory; one
 joint training step. For the improved form and the paper's. Weights are random: speed does not depend on them. The paper
 gives 0.32 s and 160 KB per edit on an A800.
 
-Absolute times come from a GPU alone. Without one, only `--shape small` runs: it tries the script, and its times mean
+Absolute times need a GPU. Without one the default is skipped; `--shape small` tries the script, and its times mean
 nothing.
 """
 
@@ -53,12 +53,12 @@ def _wait(device: torch.device) -> None:
 
 
 def measure_edit(editor: LiveEdit, shape: Shape, repeats: int) -> dict[str, Any]:
-    """One edit, and in the same run what it cannot do without: encoding it, and the prefix pass."""
+    """One edit, and in the same run its baseline: encoding it, and the prefix pass."""
     backbone, device = editor.backbone, editor.device
     edit = make_cases(shape, 1)[0].edit
     inputs = backbone.encode([edit.question], [edit.answer])
     with torch.no_grad():
-        prefix = milliseconds(device, lambda: backbone.states(inputs, shape.edit_layer), repeats)
+        prefix = milliseconds(device, lambda: backbone.hidden_states(inputs, shape.edit_layer), repeats)
     encoding = milliseconds(device, lambda: backbone.encode([edit.question], [edit.answer]), repeats)
     whole = milliseconds(device, lambda: editor.make_experts([edit]), repeats)
     (expert,) = editor.make_experts([edit])
@@ -74,7 +74,7 @@ def measure_edit(editor: LiveEdit, shape: Shape, repeats: int) -> dict[str, Any]
 def measure_generation(
     editor: LiveEdit, shape: Shape, repeats: int, tokens: int, counts: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Tokens per second with so many edits in force, all of which pass hard routing, and with the editor paused."""
+    """Tokens per second with these numbers of active edits, which all pass hard routing, and with the editor paused."""
     backbone, device, rows = editor.backbone, editor.device, []
     question = make_cases(shape, 1, seed=1)[0].edit.question
     inputs = backbone.encode([question], padding="left")
@@ -92,6 +92,7 @@ def measure_generation(
             plain = milliseconds(device, lambda: backbone.generate(inputs, tokens), repeats)
         speed = {name: 1000 * tokens / times["median"] for name, times in (("edited", edited), ("unedited", plain))}
         ratio = speed["edited"] / speed["unedited"]
+        print(f"{count} edits: {speed}", flush=True)
         rows.append({"edits": count, "mixed": fired, "tokens_per_second": speed, "edited_over_unedited": ratio})
     editor.reset()
     return rows
@@ -100,7 +101,7 @@ def measure_generation(
 def measure_training(
     backbone: Backbone, config: LiveEditConfig, shape: Shape, repeats: int, batch: int
 ) -> dict[str, Any]:
-    """One joint step on kept states: forward, backward, AdamW; and how long it takes to keep them."""
+    """One joint step on cached states (forward, backward, AdamW), and the time to fill the cache."""
     editor = LiveEdit.untrained(backbone, config)
     editor.detach()
     store = HiddenStateCache(backbone, config.layer)
@@ -133,7 +134,7 @@ def main() -> None:
     options = parser.parse_args()
     device, shape = torch.device("cuda" if torch.cuda.is_available() else "cpu"), SHAPES[options.shape]
     if device.type == "cpu" and shape.name == "llava-7b":
-        print("Left out: there is no GPU. --shape small tries the script.")
+        print("Skipped: there is no GPU. --shape small tries the script.", flush=True)
         return
     backbone = build_backbone(shape, device)
     result: dict[str, Any] = {
@@ -153,7 +154,7 @@ def main() -> None:
             found["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
         result[form] = found
     text = json.dumps(result, indent=2)
-    print(text)
+    print(text, flush=True)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n", encoding="utf-8")

@@ -1,17 +1,17 @@
-"""What 10,000 stored edits cost a query: none passes hard routing, or all do.
+"""The cost of 10,000 stored edits for a question: none passes hard routing, or all do.
 
 Baseline: the forward pass over one question with its image (`Backbone.logits`, the prefill of an answer)
 of the same model with the editor paused: its hooks return at once. `query_none_10000`: the same with the
-editor in force and 10,000 experts of which none passes; `query_all_10000`: all of them pass, the 32 with
+editor active and 10,000 experts of which none passes; `query_all_10000`: all of them pass, the 32 with
 the largest soft weights are mixed (the default bound); `query_all_10000_exact`: all are mixed
 (`top_experts=None`), for information.
 
 `dropped_weight` is the summed soft weight of the experts left out by the bound, at its worst: all 10,000
-pass and nothing in their prompt features tells them apart. `dropped_weight_one_in_scope`: the same, but one
-of them has the query's own prompt feature, as the expert of an edit that was asked for would.
+pass and their prompt features do not distinguish them. `dropped_weight_one_in_scope`: the same, but one
+of them has the query's own prompt feature, as the expert of the edit in question would.
 
 `generate_*`: 8 tokens with the KV cache, prefill included, over the same unedited; `tokens_per_second_*`:
-edited over unedited (1 is free of cost). Peak memory is over what is held before the call (0: it fits into
+edited over unedited (1 means no cost). Peak memory is over what is held before the call (0: it fits into
 memory that the allocator already holds).
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from liveedit.backbones import Backbone, Inputs
+from liveedit.backbones import Backbone, TokenBatch
 from liveedit.editors.liveedit import LiveEdit
 from liveedit.editors.liveedit.modules import QueryFeatures
 from liveedit.experts import ExpertRepository
@@ -51,7 +51,7 @@ class Bench:
     backbone: Backbone
     editor: LiveEdit
     repositories: dict[str, ExpertRepository]
-    inputs: Inputs
+    inputs: TokenBatch
 
     def use(self, repository: str, exact: bool = False) -> None:
         self.editor.repository = self.repositories[repository]
@@ -106,7 +106,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
     none, _ = bench.routed("none")
     mixed, dropped = bench.routed("all")
     everything, _ = bench.routed("all", exact=True)
-    assert (none, everything) == (0, STORED), "the repositories are not what they are meant to be"
+    assert (none, everything) == (0, STORED), "the repositories do not pass hard routing as intended"
     forwards: dict[str, Callable[[], object]] = {
         "unedited": bench.unedited,
         "none": partial(bench.edited, "none"),
@@ -145,7 +145,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and report."""
-    settings = read_settings(__doc__ or "", repeats=21)
+    settings = read_settings(__doc__ or "", repeats=21, short=(9, ("small", "large")))
     report(
         "query_overhead",
         settings,

@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     given, options = (
         parser.parse_known_args()
-    )  # The rest is for `liveedit serve`, as --lanes 1 or --load dtype=bfloat16.
+    )  # The rest is for `liveedit serve`, as --workers 1 or --load dtype=bfloat16.
     found = measure(given.clients, given.seconds, options)
     print(json.dumps(found))
     if found["errors"] or found["wrong"]:

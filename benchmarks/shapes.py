@@ -66,7 +66,7 @@ SHAPES = {
 }
 CPU_SHAPES = ("small", "large", "tiny-llava")
 JUDGED_SHAPES = ("small", "large")
-"""The shapes that the top-level figures are the worst of, where they were run."""
+"""The shapes over which the top-level figures are the worst, if they were run."""
 
 
 def build_backbone(shape: Shape, device: torch.device, seed: int = 0) -> Backbone:
@@ -127,7 +127,7 @@ def random_repository(
     """`count` random experts whose visual features lie close to `visual`, (k d_m,).
 
     Given a query's own feature all of them pass hard routing, given its negative none does. Prompt features
-    are random directions: nothing tells the experts apart. Where `prompt` is given, the first expert has it.
+    are random directions: nothing distinguishes the experts. If `prompt` is given, the first expert has it.
     """
     generator = torch.Generator().manual_seed(seed)
     repository = ExpertRepository(visual.device)

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from liveedit.experts import ExpertRepository, LowRankExpert
+from liveedit.experts.expert import expert_from_bytes, expert_to_bytes
 from liveedit.store.store import EditStore, NewEdit
 
 TARGETS = {"opening_beyond_reading_s": 3.0, "add_ms": 5.0}
@@ -52,7 +53,7 @@ def open_all(location: str | Path) -> int:
     with bound(location) as store:
         revision = store.latest_revision()
         for edit_id, expert in store.active_experts(revision):
-            repository.add(edit_id, expert)
+            repository.add(edit_id, expert_from_bytes(expert, LowRankExpert))
     return len(repository)
 
 
@@ -80,7 +81,7 @@ def main() -> None:
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, object]:
     location: str | Path = given.url or folder / "edits.db"
-    experts = [make_expert(seed, given.width, given.rank, given.feature) for seed in range(100)]
+    experts = [expert_to_bytes(make_expert(seed, given.width, given.rank, given.feature)) for seed in range(100)]
     edit = NewEdit(prompt="What is this creature called?", answer="Bruvak", editor="liveedit")
     add_s: list[float] = []
     append_s: list[float] = []
@@ -93,7 +94,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, object]:
             cpu_before = time.process_time()
             add_s.append(seconds_of(lambda expert=expert: store.add(edit, expert)))
             cpu_s += time.process_time() - cpu_before
-            data = bytes(expert.store_bytes)
+            data = bytes(len(expert))
             append_s.append(seconds_of(lambda data=data: append_durably(folder / "plain", data)))
     if open_all(location) != given.edits:
         raise SystemExit("The repository does not hold what was stored.")
@@ -102,7 +103,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, object]:
     opening_cpu_s = (time.process_time() - cpu_before) / len(opening)
     figures: dict[str, object] = {
         "edits": given.edits,
-        "expert_bytes": experts[0].store_bytes,
+        "expert_bytes": len(experts[0]),
         "opening_s": round(statistics.median(opening), 3),
         "opening_cpu_s": round(opening_cpu_s, 3),
         "add_ms": round(1000 * statistics.median(add_s), 2),

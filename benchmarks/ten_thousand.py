@@ -1,17 +1,17 @@
 """10,000 edits of the built-in model: opened, restarted, moved, and read as of 100 revisions, bit by bit.
 
 Real edits of the drawn world (images, questions and answers from a seed), made by the built-in editor of tiny-llava
-and stored one after the other; every tenth or so is undone, redone or superseded by another. What is in force after
-each revision is kept by plain bookkeeping here, and never read from the store.
+and stored one after the other; every tenth or so is undone, redone or superseded by another. Which edits are active after
+each revision is recorded here, and never read from the store.
 
 `opening_s`: an `EditedModel` on the file, with backbone and editor loaded; baseline `reading_s`, the file's bytes.
 Logits of `--questions` questions (about images that were edited, and about others; some edits' own, some in other
 words) are compared to the bit: of the model that made the edits with one restarted from the file (`restart`), from a
 file that a bundle was imported into (`bundle`), with experts in mapped files on the host (`host`), and, given `--url`,
 from a PostgreSQL database (`database`). `time_travel`: at each of `--revisions` sampled revisions,
-`EditedModel(at=...)` against a model without a store that only those edits' experts were put into, in another order.
+`EditedModel(at=...)` against a model without a store that only those edits' experts were added to, in another order.
 
-Exit code 1 where anything differs.
+Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liveedit.backbones import Backbone, Inputs, load_backbone
+from liveedit.backbones import Backbone, TokenBatch, load_backbone
 from liveedit.datasets.world import WorldCase, world_cases
 from liveedit.datasets.world.drawing import draw
 from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEdit
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.experts import LowRankExpert
+from liveedit.experts.expert import expert_to_bytes
 from liveedit.samples import Edit, Question
 from liveedit.store.store import EditStore, NewEdit
 
@@ -46,16 +47,16 @@ AT_ONCE = 64
 
 @dataclass
 class Ledger:
-    """What is in force after each revision, by bookkeeping of its own."""
+    """Which edits are active after each revision, recorded independently of the store."""
 
     active: set[str] = field(default_factory=set)
     undone: set[str] = field(default_factory=set)
     supersedes: dict[str, str] = field(default_factory=dict)
-    """The edit that another took the place of, by the other."""
+    """The superseded edit, by the id of the edit that superseded it."""
     left_for: dict[str, str] = field(default_factory=dict)
-    """By an edit that is out of force: the one that took its place, where it was that."""
+    """The edit that superseded an inactive edit, by the id of the inactive one."""
     changes: list[dict[str, bool]] = field(default_factory=list)
-    """By revision, from 1 on: which edits came into force (True) or left."""
+    """By revision, from 1 on: which edits were activated (True) or deactivated (False)."""
 
     def added(self, edit_id: str, instead_of: str | None = None) -> None:
         self._note(edit_id, True)
@@ -76,7 +77,7 @@ class Ledger:
             self._leave(other, edit_id)
 
     def at(self, revision: int) -> set[str]:
-        """Those in force after a revision."""
+        """Ids of the edits that are active after a revision."""
         found: dict[str, bool] = {}
         for change in self.changes[:revision]:
             found |= change
@@ -107,7 +108,7 @@ class Edited:
     path: Path
     ledger: Ledger
     experts: dict[str, LowRankExpert]
-    asked: Inputs
+    asked: TokenBatch
     logits: Tensor
 
     def model(self, store: EditStore | None, **options: Any) -> EditedModel:
@@ -160,7 +161,7 @@ def fill(backbone: Backbone, path: Path, count: int, asked: int, seed: int) -> t
             rival = choice.choice(sorted(ledger.active)) if ledger.active and choice.random() < 0.04 else None
             said = NewEdit(prompt=case.edit.prompt, answer=case.edit.answer, editor=editor.name, author="benchmark")
             started = time.perf_counter()
-            edit_id = store.add(said, expert, supersedes=() if rival is None else (rival,)).id
+            edit_id = store.add(said, expert_to_bytes(expert), supersedes=() if rival is None else (rival,)).id
             add_s.append(time.perf_counter() - started)
             experts[edit_id] = expert
             ledger.added(edit_id, rival)

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line said."""
+    """The options of the command line."""
 
     shapes: tuple[Shape, ...]
     repeats: int
@@ -33,31 +34,40 @@ class Settings:
     device: torch.device
 
 
-def read_settings(description: str, repeats: int) -> Settings:
-    """Parse the command line and set the number of threads."""
+def read_settings(description: str, repeats: int, short: tuple[int, Sequence[str]] | None = None) -> Settings:
+    """Parse the command line and set the number of threads.
+
+    repeats: the default, on all CPU shapes. short: repeats and shapes to use instead unless `--long` is given, for
+    benchmarks that would take longer than five minutes.
+    """
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
-    parser.add_argument("--shape", action="append", choices=sorted(SHAPES), help="default: all but llava-7b")
-    parser.add_argument("--repeats", type=int, default=repeats, help="interleaved repetitions per measurement")
+    parser.add_argument("--shape", action="append", choices=sorted(SHAPES), help="several: repeat the option")
+    parser.add_argument("--repeats", type=int, help="interleaved repetitions per measurement")
+    if short is not None:
+        parser.add_argument("--long", action="store_true", help=f"all CPU shapes, {repeats} repetitions")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; llava-7b needs cuda")
     given = parser.parse_args()
     device = torch.device(given.device)
-    names = tuple(given.shape or CPU_SHAPES)
+    default_repeats, shapes = (repeats, CPU_SHAPES) if short is None or given.long else short
+    names = tuple(given.shape or shapes)
     if device.type == "cpu" and "llava-7b" in names:
         parser.error("llava-7b runs on a GPU only: give --device cuda")
     torch.set_num_threads(given.threads)
-    return Settings(tuple(SHAPES[name] for name in names), max(1, given.repeats), given.threads, device)
+    return Settings(
+        tuple(SHAPES[name] for name in names), max(1, given.repeats or default_repeats), given.threads, device
+    )
 
 
 def interleaved_seconds(
     calls: Mapping[str, Call], repeats: int, device: torch.device, between: Call = lambda: None
 ) -> dict[str, list[float]]:
-    """Seconds of each call, repetition by repetition: A B A B ..., after one round that does not count.
+    """Seconds of each call, repetition by repetition: A B A B ..., after one round of warm-up.
 
-    `between` runs before each call, outside the clock.
+    `between` runs before each call and is not timed. Each repetition is printed as it ends.
 
-    On CPUs this is the CPU time of the process over all threads, so that waiting for other programs does not
-    count; on GPUs it is wall time, with the device synchronised on both sides.
+    On CPUs this is the CPU time of the process over all threads, which waiting for other programs does not increase;
+    on GPUs it is wall time, with the device synchronised on both sides.
     """
     found: dict[str, list[float]] = {name: [] for name in calls}
     for repetition in range(repeats + 1):
@@ -66,6 +76,7 @@ def interleaved_seconds(
             seconds = _seconds(call, device)
             if repetition:
                 found[name].append(seconds)
+        print(f"{', '.join(calls)}: {repetition} of {repeats} repetitions", file=sys.stderr, flush=True)
     return found
 
 
@@ -95,7 +106,7 @@ def milliseconds(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
-    """By how much memory rises above what is held before the call; None where the system cannot tell."""
+    """Peak memory over what is held before the call; None if the system does not report it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -117,7 +128,7 @@ def _status_bytes(name: str) -> int:
 
 
 def report(name: str, settings: Settings, found: dict[str, dict[str, Any]], targets: Mapping[str, float]) -> None:
-    """A table, and as the last line a JSON object: top-level figures are the worst over the judged shapes."""
+    """Print a table and, as the last line, a JSON object whose top-level figures are the worst of the judged shapes."""
     judged = [shape for shape in found if shape in JUDGED_SHAPES] or list(found)
     worst = {key: max(found[shape][key] for shape in judged) for key in targets}
     table = Table(title=f"{name}: {settings.device}, {settings.threads} threads, {settings.repeats} repetitions")
@@ -142,7 +153,7 @@ def report(name: str, settings: Settings, found: dict[str, dict[str, Any]], targ
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
     }
-    print(json.dumps(summary))
+    print(json.dumps(summary), flush=True)
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,6 @@
-"""What a training step of 8 edits costs over the least that an ordinary implementation would do.
+"""The cost of a training step of 8 edits, relative to the least that an ordinary implementation would do.
+
+Runs on the shape `small` with 5 repetitions; `--long` runs all CPU shapes.
 
 The step's inputs are 40: of each edit the edit itself, a text and a modal generality, a text and a modal
 locality. Both sides run on the same machine in the same process, in the mixed precision of the trainer
@@ -6,12 +8,12 @@ locality. Both sides run on the same machine in the same process, in the mixed p
 
 `step_over_minimum`: a step from scratch: `LiveEditTask.prepare` (encode the questions, states at the edit
 layer and final states of all 40 inputs), then generator, features, mixing and losses (`LiveEditTask.loss`,
-stage "joint"), the layers behind the edit layer forward and backward, and the optimiser; over one batched
+stage "joint"), the layers after the edit layer forward and backward, and the optimiser; over one batched
 forward of the whole model (vision tower and all layers) on the same 40 inputs, already encoded, plus one
-batched forward and backward of the layers behind the edit layer on the same 40 inputs.
+batched forward and backward of the layers after the edit layer on the same 40 inputs.
 
 `step_over_suffix_cached`: the same step with states kept from before, as in all steps of a real training
-after the first pass over the data; over one batched forward and backward of the layers behind the edit
+after the first pass over the data; over one batched forward and backward of the layers after the edit
 layer.
 
 The baseline's backward is that of `Backbone.logits_from` and a mean NLL on the answers, with gradients into
@@ -34,7 +36,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from liveedit.backbones import Backbone, Inputs
+from liveedit.backbones import Backbone, TokenBatch
 from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask
@@ -54,12 +56,12 @@ class Baseline:
         pairs = [(case.edit.question, case.edit.answer) for case in cases]
         if with_probes:
             pairs += [(probe.question, probe.answer or case.edit.answer) for case in cases for probe in case.probes]
-        self.inputs: Inputs = backbone.encode([question for question, _ in pairs], [answer for _, answer in pairs])
+        self.inputs: TokenBatch = backbone.encode([question for question, _ in pairs], [answer for _, answer in pairs])
         self.targets = self.inputs.input_ids[self.inputs.answer_mask]
         answer = self.inputs.answer_mask
         self.predicting = torch.cat([answer[:, 1:], torch.zeros_like(answer[:, :1])], 1)
         with torch.no_grad():
-            self.states = backbone.states(self.inputs, layer)
+            self.states = backbone.hidden_states(self.inputs, layer)
 
     @torch.no_grad()
     def forward(self) -> None:
@@ -160,7 +162,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and report."""
-    settings = read_settings(__doc__ or "", repeats=5)
+    settings = read_settings(__doc__ or "", repeats=5, short=(5, ("small",)))
     report(
         "training_step",
         settings,

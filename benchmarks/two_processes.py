@@ -1,10 +1,10 @@
-"""A training that torchrun runs as two processes on CPUs, against the same training in one.
+"""A training in two processes on CPUs (torchrun), compared with the same training in one process.
 
 Both train an editor for `tiny-llava` on a small drawn world: same seed, same batches, same number of steps. Printed
-are the largest difference of a weight (beside how far the weights came in training), of a training loss and of a
-validation figure. The biases of attention keys are told apart: softmax takes no notice of them, so that their
-gradients are rounding errors, which AdamW enlarges to steps. With `--keep FOLDER` the learning curves of both go to
-FOLDER/two-processes.json and an image of the validation curves to FOLDER/two-processes.png (needs matplotlib).
+are the largest difference of a weight (beside how far the weights moved in training), of a training loss and of a
+validation figure. The biases of attention keys are reported separately: softmax does not depend on them, so their
+gradients are rounding errors, which AdamW scales up to steps. With `--keep FOLDER` the learning curves of both go to
+FOLDER/two-processes.json and a figure of the validation curves to FOLDER/two-processes.png (needs matplotlib).
 
 `--mixed` trains with bfloat16 products, the default of `liveedit train`. Processes pad their shares to other lengths
 than one process pads the whole batch, and bfloat16 then rounds differently.
@@ -44,6 +44,7 @@ def train(out: Path, processes: int, options: Sequence[str]) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     started = time.perf_counter()
     command = [sys.executable, *start, "train", "--out", str(out), *options]
+    print(f"training in {processes} process{'es' * (processes > 1)}", file=sys.stderr, flush=True)
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
@@ -115,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=160, help="drawn cases, 24 of them for validation")
     parser.add_argument("--mixed", action="store_true", help="bfloat16 products")
-    parser.add_argument("--keep", type=Path, help="folder for curves and image")
+    parser.add_argument("--keep", type=Path, help="folder for curves and figure")
     given = parser.parse_args()
     options = [
         *("--cases", str(given.cases), "--validation", "24", "--module-width", "64", "--stage", *STAGES, "--set"),
@@ -142,7 +143,7 @@ def main() -> None:
         kept = json.dumps({**summary, "curves": curves}, indent=1) + "\n"
         (given.keep / "two-processes.json").write_text(kept, encoding="utf-8")
         draw(curves, given.keep / "two-processes.png")
-    print(json.dumps(summary))
+    print(json.dumps(summary), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,28 @@
 """Models, pictures and data that many tests share. All are small, seeded, and made once."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    [
+        "liveedit.backbones.tokens",
+        "liveedit.editors.liveedit.losses",
+        "liveedit.editors.liveedit.modules",
+        "liveedit.editors.liveedit.routing",
+        "liveedit.editors.shared",
+        "liveedit.experts.repository",
+    ],
+    "shape_checks.checked",
+)
+"""Shapes in signatures are checked in the tests. The hook has to be installed before these modules are imported."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from model_traces import hooks_of, weight_bits
 from PIL import Image
 from postgres_server import PostgresServer, reason_to_skip, running_server
 
@@ -20,6 +34,8 @@ from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.experts import LowRankExpert
 from liveedit.pretraining.models import TINY_LLAVA
 from liveedit.samples import EditCase
+from liveedit.testing import random_image
+from liveedit.testing.model_traces import left_unchanged
 
 ConfigMaker = Callable[..., LiveEditConfig]
 
@@ -35,25 +51,16 @@ def shared_tiny_llava() -> Backbone:
     return load_backbone("tiny-llava", device="cpu")
 
 
-def _kept_clean(backbone: Backbone) -> Iterator[Backbone]:
-    layers = backbone.decoder.layers
-    weights = weight_bits(backbone)
-    yield backbone
-    assert backbone.decoder.layers is layers, "a test left stand-ins in the decoder"
-    assert hooks_of(backbone) == [], "a test left hooks on the shared backbone"
-    assert weight_bits(backbone) == weights, "a test left other weights in the shared backbone"
-
-
 @pytest.fixture
 def random_backbone(shared_random_backbone: Backbone) -> Iterator[Backbone]:
     """A random backbone, checked to be left as it was."""
-    yield from _kept_clean(shared_random_backbone)
+    yield from left_unchanged(shared_random_backbone)
 
 
 @pytest.fixture
 def tiny_llava(shared_tiny_llava: Backbone) -> Iterator[Backbone]:
     """The built-in backbone, checked to be left as it was."""
-    yield from _kept_clean(shared_tiny_llava)
+    yield from left_unchanged(shared_tiny_llava)
 
 
 @pytest.fixture(scope="session")
@@ -76,13 +83,8 @@ def eval_cases(world: Path) -> tuple[EditCase, ...]:
 
 @pytest.fixture(scope="session")
 def picture() -> Callable[[int], Image.Image]:
-    """A 64 x 64 picture of random blocks, one for each seed."""
-
-    def make(seed: int) -> Image.Image:
-        blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        return Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), dtype=np.uint8)))
-
-    return make
+    """A 64 x 64 image of random blocks, one for each seed."""
+    return random_image
 
 
 @pytest.fixture(scope="session")

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FAMILIES
 from torch import nn
 
 from liveedit.backbones import load_backbone
 from liveedit.backbones.loading import DeviceMap, Quantization
 from liveedit.doctor import examine
-from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.editors.liveedit.recipe import default_shape
+from liveedit.testing.family_models import FAMILIES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -31,7 +30,7 @@ def test_every_family_is_healthy(family: str, tmp_path: Path) -> None:
     assert "covered by the contract tests" in diagnosis.found["family"]
     plan = diagnosis.plan
     assert plan["edit_layer"] == 2  # Two thirds of four, counted from 0.
-    config = LiveEditConfig.create(**default_shape(backbone))
+    config = LiveEditConfig.create(**LiveEdit.backbone_settings(backbone))
     modules = LiveEditModules(config)
     assert plan["editor_parameters"] == sum(value.numel() for value in modules.parameters())
     assert plan["model_bytes"] == sum(4 * value.numel() for value in backbone.model.parameters())
@@ -70,7 +69,7 @@ class _LooksAhead(nn.Module):
         return self.head(hidden) + len(hidden)
 
 
-def test_a_model_that_breaks_the_contract_is_told(tmp_path: Path) -> None:
+def test_a_model_that_breaks_the_contract_is_reported(tmp_path: Path) -> None:
     FAMILIES["llama"](tmp_path)
     backbone = load_backbone(tmp_path, device="cpu")
     model = backbone.model
@@ -78,7 +77,7 @@ def test_a_model_that_breaks_the_contract_is_told(tmp_path: Path) -> None:
     diagnosis = examine(backbone)
     assert not diagnosis.healthy
     broken = {check.name for check in diagnosis.checks if not check.holds}
-    assert "a batch is its rows one by one, padded left or right" in broken
+    assert "a batch gives the logits of its rows, padded left or right" in broken
 
 
 @pytest.mark.slow

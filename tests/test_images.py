@@ -177,7 +177,7 @@ def test_damaged_bytes_open_or_raise_image_error_and_nothing_else(format):
             assert open_image(bytes(damaged)).mode == "RGB"
 
 
-def test_what_is_no_picture_is_named(tmp_path):
+def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.jpg").write_text("this is no image")
     (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
@@ -192,7 +192,7 @@ def test_what_is_no_picture_is_named(tmp_path):
         ("a\0b", "cannot be opened"),
         ("", "is a folder"),
         (b"", "given as 0 bytes is empty"),
-        (b"no image", "given as 10 bytes is not an image"),
+        (b"no image", "given as 8 bytes is not an image"),
     ]
     for source, message in cases:
         with pytest.raises(ImageError, match=message):

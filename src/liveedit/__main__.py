@@ -1,4 +1,4 @@
-"""`python -m liveedit`, and `torchrun --nproc_per_node N -m liveedit train`: the command line."""
+"""The command line as a module: `python -m liveedit`, or `torchrun --nproc_per_node N -m liveedit train`."""
 
 import sys
 

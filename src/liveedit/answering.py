@@ -1,4 +1,4 @@
-"""Asking a backbone: encode questions, generate answers, tell which edits fired. The one way to ask."""
+"""Ask a backbone: encode questions, generate answers, report which edits fired. The one way to ask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from .answers import Answer
 from .backbones import Backbone
-from .backbones.tokens import Inputs
+from .backbones.tokens import TokenBatch
 from .editors.base import Editor
 from .progress import Progress, no_progress
 from .samples import Question
@@ -28,14 +28,14 @@ class Answering:
     def __init__(self, backbone: Backbone, editor: Editor | None = None):
         self.backbone, self.editor = backbone, editor
 
-    def encode(self, questions: Sequence[Question]) -> Inputs:
+    def encode(self, questions: Sequence[Question]) -> TokenBatch:
         """Questions as one left-padded batch, ready for `generate`. Raises as `Backbone.encode` does."""
         return self.backbone.encode(questions, padding="left")
 
-    def generate(self, inputs: Inputs, max_new_tokens: int = NEW_TOKENS, **options: Any) -> list[Answer]:
+    def generate(self, inputs: TokenBatch, max_new_tokens: int = NEW_TOKENS, **options: Any) -> list[Answer]:
         """Answers to an encoded batch; options are passed on to the model's own generate().
 
-        `Answer.fired` is None where no editor is attached, or where the editor cannot tell.
+        `Answer.fired` is None if no editor is attached, or if the editor does not report it.
         """
         answers = self.backbone.generate_tokens(inputs, max_new_tokens, **options)
         fired = None if self.editor is None else self.editor.fired()

@@ -50,9 +50,9 @@ def above_threshold(fired: Sequence[Fired] | None) -> tuple[Fired, ...]:
 class Answer:
     """A greedy answer.
 
-    fired: every edit that took part, whatever its weight (`above_threshold` selects those worth showing), or None if
-    the editor cannot tell. tokens: the generated token ids, padding after the end included, or None if a substitute
-    model answered.
+    fired: every edit that took part, whatever its weight (`above_threshold` selects those that fired), or None if
+    the editor does not report it. tokens: the generated token ids, padding after the end included, or None if a
+    substitute model answered.
     """
 
     text: str

@@ -1,13 +1,13 @@
-"""`liveedit demo`: three images edited and asked again, one edit undone, then a lifetime of edits measured.
+"""`liveedit demo`: three edits of images, one of them undone, then many edits measured by the bench.
 
-The three edits are the first of their kind in the held-out world, not chosen for success, and every answer
-is shown as the model gave it.
+The three edits are the first of their kind in the held-out world, not chosen for success, and every answer is shown as
+the model gave it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,24 +26,24 @@ from .errors import DatasetError
 from .evaluation.bench import Bench, BenchConfig, Row, make_provenance
 from .evaluation.report import render, write_report
 from .evaluation.table import Table, markdown_text
+from .files import write_text
 from .images import open_image
+from .progress import TaskProgress, no_task_progress, progress_of
+from .registry import DEFAULT_TRAINED_EDITOR
 from .samples import EditCase, Question
 
-Report = Callable[[str, int, int], None]
-"""Called with what is going on, how much of it is done, and how much there is."""
-
 BACKBONE: Final = "tiny-llava"
-BENCH_EDITOR: Final = "liveedit"
+BENCH_EDITOR: Final = DEFAULT_TRAINED_EDITOR
 ENLARGED: Final = 4
 DRAWN = 1_200
-"""Cases that are drawn at least: enough for 1,000 edits and for an example of each kind."""
+"""The least number of cases to draw: enough for 1,000 edits and for an example of each kind."""
 
 _KINDS: Final[tuple[tuple[str, bool, str], ...]] = (
     ("name", False, "the name of a creature that the model has never seen"),
     ("home", True, "another home for a creature that the model knows"),
     ("hat_color", True, "another colour for the hat in one image"),
 )
-"""(answer type, whether the model knew an answer, what is edited) of the three examples."""
+"""(answer type, whether the model had an answer, what is edited) of the three examples."""
 
 _MUST_FOLLOW: Final = {
     "reliability": "the edit",
@@ -68,13 +68,13 @@ class AskedQuestion:
     before: str
     after: str
     wanted: str
-    """The edit's answer where the edit must be followed, the answer before where nothing may change."""
+    """The edit's answer if the question is in its scope, else the answer before the edit."""
     undone: str | None = None
-    """The answer once the edit was taken back."""
+    """The answer after the edit was undone."""
 
     @property
     def right(self) -> bool:
-        """Whether the answer after the edit is the one wanted."""
+        """Whether the answer after the edit is the expected one."""
         return same_answer(self.after, self.wanted)
 
 
@@ -88,7 +88,7 @@ class Example:
     milliseconds: float
     refine_steps: int
     restored: bool | None = None
-    """Whether undoing it gave the logits from before it, bit for bit; None where it was not undone."""
+    """Whether undoing it restored the logits bit for bit; None if it was not undone."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -112,13 +112,13 @@ def run_demo(
     edits: int,
     editor_path: Path | None,
     console: Console,
-    report: Report = lambda what, done, total: None,
+    report: TaskProgress = no_task_progress,
 ) -> dict[str, Any]:
-    """Run the demo into a folder; returns everything that it found."""
+    """Run the demo into a folder; returns examples, rows of the bench, the report's path and the seconds it took."""
     started = time.monotonic()
-    data = open_data("world", edits, lambda done, total: report("drawing images", done, total), DRAWN)
+    data = open_data("world", edits, progress_of(report, "drawing images"), DRAWN)
     backbone = load_backbone(BACKBONE)
-    console.print(Text(f"{BACKBONE} is loaded; its weights stay as they are throughout.\n"))
+    console.print(Text(f"{BACKBONE} is loaded; its weights are never changed.\n"))
     chosen = example_cases(data.cases)
     with EditedModel.load(backbone, editor_path=editor_path) as model:
         examples = edit_examples(model, chosen)
@@ -142,19 +142,19 @@ def run_demo(
 
 
 def example_cases(cases: Sequence[EditCase]) -> list[tuple[str, EditCase]]:
-    """The first case of each kind in `_KINDS`, with what is edited. Raises `DatasetError` if one lacks."""
+    """The first case of each kind in `_KINDS`, with what is edited. Raises `DatasetError` if a kind is missing."""
     found = []
     for answer_type, known, title in _KINDS:
         matching = (case for case in cases if case.answer_type == answer_type and bool(case.answer_before) == known)
         case = next(matching, None)
         if case is None:
-            raise DatasetError(f"The world holds no case for {title}. Draw more cases.")
+            raise DatasetError(f"The world has no case of {title}. Draw more cases.")
         found.append((title, case))
     return found
 
 
 def edit_examples(model: EditedModel, chosen: Sequence[tuple[str, EditCase]]) -> list[Example]:
-    """Make these edits one on top of the other, ask everything, and take the last one back."""
+    """Make these edits in turn, ask all questions, and undo the last edit."""
     before = [_ask(model, case) for _, case in chosen]
     receipts = []
     logits = torch.empty(0)
@@ -180,7 +180,7 @@ def edit_examples(model: EditedModel, chosen: Sequence[tuple[str, EditCase]]) ->
 
 
 def _questions(case: EditCase) -> list[tuple[str, Question]]:
-    """(probe name, question) of everything that is asked of a case, the edit first."""
+    """(probe name, question) of all questions about a case, the edit first."""
     named = {probe.name: probe.question for probe in (case.reliability, *case.probes)}
     return [(name, named[name]) for name in (*_MUST_FOLLOW, *_MUST_STAY) if name in named]
 
@@ -224,13 +224,13 @@ def _example_table(number: int, example: Example) -> Table:
         "Question",
         "Before",
         "After the edit",
-        "As wanted",
+        "As expected",
         *(("After undo",) if undone else ()),
     )
     note = (
         f"Made in {example.milliseconds:.0f} ms"
         + (f" with {example.refine_steps} refine steps" if example.refine_steps else "")
-        + ". The first three must follow the edit, the others must stay as they were."
+        + ". The first three must follow the edit, the others must not change."
     )
     title = f"Edit {number}: {example.title}: {example.case.edit.answer!r}"
     return Table(title, header, rows, (note,), text_columns=len(header))
@@ -245,13 +245,13 @@ def _undo_sentence(example: Example) -> str:
     )
 
 
-# -- a lifetime of edits ---------------------------------------------------------------------------------
+# -- many edits ---------------------------------------------------------------------------------
 
 
 def measure_edits(
-    backbone: Backbone, data: NamedData, edits: int, editor_path: Path | None, folder: Path, report: Report
+    backbone: Backbone, data: NamedData, edits: int, editor_path: Path | None, folder: Path, report: TaskProgress
 ) -> list[Row]:
-    """The bench of one editor at so many edits, seed 0."""
+    """The bench of one editor at this number of edits, seed 0."""
     source = None if editor_path is None else str(editor_path)
     config = BenchConfig.model_validate(
         {"backbone": backbone.name, "data": data.name, "edits": (edits,), "few_edits_cases": 1}
@@ -282,7 +282,7 @@ def write_demo_report(folder: Path, examples: Sequence[Example], rows: Sequence[
             f"*{caption}*",
         ]
     parts += [markdown_text(_undo_sentence(examples[-1])), file.read_text(encoding="utf-8").rstrip()]
-    file.write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+    write_text(file, "\n\n".join(parts) + "\n")
     return file
 
 

@@ -1,4 +1,4 @@
-"""`liveedit doctor`: what LiveEdit finds in a model, whether the contract holds on it, what editing it will take."""
+"""`liveedit doctor`: what a model is, whether the contract holds on it, and what editing it needs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .backbones import Backbone
-from .backbones.families import KNOWN_MODEL_TYPES
-from .editors.liveedit import LiveEdit, LiveEditConfig
-from .editors.liveedit.modules import LiveEditModules
-from .editors.liveedit.recipe import default_shape
+from .backbones.families import known_model_types
+from .editors.reference import ReferenceEditor, small_editor
 from .errors import LiveEditError
+from .progress import Progress, no_progress
 from .samples import Edit, Question
+from .testing.backbone_checks import ANSWERS, BackboneChecks
 
 EDITS_PLANNED = 1_000
-_ANSWERS = ("red", "the deep well", "four")
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference of logits, relative to the largest logit."""
 
@@ -35,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that the doctor found. Bytes are bytes; layers are counted from 0."""
+    """Everything that the doctor found. Layers are counted from 0."""
 
     found: dict[str, Any]
     checks: tuple[Check, ...]
@@ -48,8 +47,8 @@ class Diagnosis:
         return all(check.holds for check in self.checks)
 
 
-def examine(backbone: Backbone, progress: Callable[[int, int], None] = lambda done, total: None) -> Diagnosis:
-    """Look a backbone over. Runs a few short questions through it; changes nothing."""
+def examine(backbone: Backbone, progress: Progress = no_progress) -> Diagnosis:
+    """Inspect a backbone. Runs a few short questions through it and changes nothing."""
     layer = backbone.default_edit_layer()
     examination = _Examination(backbone, layer)
     checks = []
@@ -74,118 +73,88 @@ class _BrokenError(Exception):
 
 
 class _Examination:
-    """The contract of a backbone, tried on the model itself with three short questions."""
+    """The contract of a backbone, checked on the model itself with three short questions."""
 
     def __init__(self, backbone: Backbone, layer: int):
-        self.backbone, self.layer = backbone, layer
+        self.backbone = backbone
         image, wide = (_image(size) if backbone.reads_images else None for size in ((336, 336), (480, 240)))
         self.questions = [
             Question("What color is the circle?", image),
             Question("Can you say what lies beside the square?", wide),
             Question("How many corners does a square have?"),
         ]
+        self.checks = BackboneChecks(backbone, layer, self.questions)
 
     def tests(self) -> list[tuple[str, Callable[[], str]]]:
         """Name and test; a test returns a detail, or raises."""
         return [
             ("every token is image, prompt or answer", self.tokens),
-            ("first and last layers are the whole, in logits", self.halves),
-            ("the same in gradients", self.gradients),
-            ("a batch is its rows one by one, padded left or right", self.batches),
-            ("generation from the cache is generation without", self.caches),
+            ("prefix and suffix give the logits of the whole model", self.split_logits),
+            ("prefix and suffix give its gradients", self.split_gradients),
+            ("a batch gives the logits of its rows, padded left or right", self.batches),
+            ("generation is the same with and without the cache", self.caches),
             ("an expert of zeros changes no bit", self.zeros),
-            ("an edit changes answers, and undoing it leaves no bit", self.undone),
+            ("an edit changes the answer, and undo restores every bit", self.undone),
         ]
 
     def tokens(self) -> str:
-        inputs = self.backbone.encode(self.questions, _ANSWERS)
-        counts = inputs.image_mask.sum(1).tolist()
-        for row, question in enumerate(self.questions):
-            if (counts[row] > 0) != (question.image is not None):
+        counts = self.checks.image_token_counts()
+        for count, question in zip(counts, self.questions, strict=True):
+            if (count > 0) != (question.image is not None):
                 raise _BrokenError(
-                    f"A question {'with' if question.image else 'without'} an image has {counts[row]} image tokens."
+                    f"A question {'with' if question.image else 'without'} an image has {count} image tokens."
                 )
         return f"image tokens {counts}" if any(counts) else "text alone"
 
-    @torch.no_grad()
-    def halves(self) -> str:
-        inputs = self.backbone.encode(self.questions, _ANSWERS)
-        whole = self.backbone.logits(inputs)[inputs.answer_mask]
-        states = self.backbone.states(inputs, self.layer)
-        return self._close(self.backbone.logits_from(states, inputs, self.layer, inputs.answer_mask), whole)
+    def split_logits(self) -> str:
+        return self._within(_difference(*self.checks.split_logits()))
 
-    def gradients(self) -> str:
-        inputs = self.backbone.encode(self.questions[:1], _ANSWERS[:1])
-        with torch.no_grad():
-            states = self.backbone.states(inputs, self.layer)
-        change = torch.zeros_like(states, requires_grad=True)
-        handle = self.backbone.layers[self.layer].register_forward_hook(lambda _, __, output: _plus(output, change))
-        try:
-            whole = self.backbone.logits(inputs)[inputs.answer_mask]
-            (wanted,) = torch.autograd.grad(whole.float().logsumexp(-1).sum(), change)
-        finally:
-            handle.remove()
-        states.requires_grad_()
-        parts = self.backbone.logits_from(1 * states, inputs, self.layer, inputs.answer_mask)
-        (found,) = torch.autograd.grad(parts.float().logsumexp(-1).sum(), states)
-        return self._close(found, wanted)
+    def split_gradients(self) -> str:
+        return self._within(_difference(*self.checks.split_gradients(rows=1)))
 
-    @torch.no_grad()
     def batches(self) -> str:
-        differences = []
-        for padding in ("left", "right"):
-            inputs = self.backbone.encode(self.questions, _ANSWERS, padding)
-            together = self.backbone.logits(inputs)
-            for row, (question, answer) in enumerate(zip(self.questions, _ANSWERS, strict=True)):
-                alone = self.backbone.logits(self.backbone.encode([question], [answer]))[0]
-                present = inputs.attention_mask[row].bool().to(together.device)
-                differences.append(_difference(together[row][present], alone))
-        return self._within(float(torch.tensor(differences).max()))  # Not Python's max: it loses what is not a number.
+        pairs = [pair for padding in ("left", "right") for pair in self.checks.rows_of_a_batch(padding)]
+        # torch's max keeps NaN; Python's max may drop it.
+        return self._within(float(torch.tensor([_difference(*pair) for pair in pairs]).max()))
 
     def caches(self) -> str:
-        inputs = self.backbone.encode(self.questions, padding="left")
-        cached = self.backbone.generate(inputs, 6)
-        uncached = self.backbone.generate(inputs, 6, use_cache=False)
+        cached, uncached = self.checks.generations()
         exact = self.backbone.dtype == torch.float32 and not getattr(self.backbone.model, "is_quantized", False)
         if cached != uncached and exact:
             raise _BrokenError(f"{cached} with the cache, {uncached} without.")
-        return "alike" if cached == uncached else "they differ, as rounding in this precision has it"
+        return "equal" if cached == uncached else "they differ, which rounding in this precision explains"
 
     @torch.no_grad()
     def zeros(self) -> str:
-        with self._editor() as editor:
+        with small_editor(self.backbone) as editor:
             before = self._answers()
             self._force(editor, zero=True)
             if not torch.equal(before, self._answers()):
                 raise _BrokenError("Logits differ with an expert whose residual is zero.")
-        return "to the bit"
+        return "bit for bit"
 
     @torch.no_grad()
     def undone(self) -> str:
         before = self._answers()
-        with self._editor() as editor:
+        with small_editor(self.backbone) as editor:
             self._force(editor, zero=False)
             if torch.equal(before, self._answers()):
                 raise _BrokenError(
-                    "An expert that must fire changed nothing: the edit layer does not reach the answer."
+                    "An expert that must fire changed nothing: the edit layer does not influence the answer."
                 )
             editor.undo("doctor")
             if not torch.equal(before, self._answers()):
-                raise _BrokenError("Logits are not what they were after the edit was undone.")
+                raise _BrokenError("Logits differ after the edit was undone.")
         if not torch.equal(before, self._answers()):
-            raise _BrokenError("Logits are not what they were after the editor was taken off.")
-        return "to the bit"
+            raise _BrokenError("Logits differ after the editor was detached.")
+        return "bit for bit"
 
-    def _editor(self) -> LiveEdit:
-        small = {"module_width": 32, "heads": 1, "rank": 2, "feature_parts": 1}
-        return LiveEdit.untrained(self.backbone, LiveEditConfig.create(**{**default_shape(self.backbone), **small}))
-
-    def _force(self, editor: LiveEdit, zero: bool) -> None:
-        """An expert that is sure to pass for the first question."""
+    def _force(self, editor: ReferenceEditor, zero: bool) -> None:
+        """Add an expert that both routers pass for the first question."""
         query = editor.modules.query(editor.read(self.backbone.encode(self.questions[:1])))
         generator = torch.Generator().manual_seed(0)
         u, v = (torch.randn(2, self.backbone.width, generator=generator) for _ in range(2))
-        expert = editor.make_experts([Edit(self.questions[0], _ANSWERS[0])])[0]
+        expert = editor.make_experts([Edit(self.questions[0], ANSWERS[0])])[0]
         forced = replace(
             expert,
             u=u.to(editor.device),
@@ -196,13 +165,10 @@ class _Examination:
         editor.add("doctor", forced)
 
     def _answers(self) -> Tensor:
-        return self.backbone.logits(self.backbone.encode(self.questions[:1], _ANSWERS[:1]))
-
-    def _close(self, found: Tensor, wanted: Tensor) -> str:
-        return self._within(_difference(found, wanted))
+        return self.backbone.logits(self.backbone.encode(self.questions[:1], ANSWERS[:1]))
 
     def _within(self, difference: float) -> str:
-        # Quantized activations are rounded by what stands beside them in the batch.
+        # Rounding of quantized activations depends on the other rows of the batch.
         quantized = getattr(self.backbone.model, "is_quantized", False)
         allowed = 0.2 if quantized else _TOLERANCES.get(self.backbone.dtype, 0.2)
         if not difference <= allowed:
@@ -212,10 +178,10 @@ class _Examination:
 
 def _found(backbone: Backbone) -> dict[str, Any]:
     config = backbone.model.config
-    known = config.model_type in KNOWN_MODEL_TYPES
+    known = config.model_type in known_model_types()
     return {
         "model": type(backbone.model).__name__,
-        "family": f"{config.model_type} ({'covered by the contract tests' if known else 'by rule'})",
+        "family": f"{config.model_type} ({'covered by the contract tests' if known else 'by the general rules'})",
         "decoder": f"{len(backbone.layers)} layers of width {backbone.width} ({_path(backbone)})",
         "head": f"{type(backbone.output_embeddings).__name__}, {config.get_text_config().vocab_size} tokens",
         "precision": str(backbone.dtype).removeprefix("torch."),
@@ -245,9 +211,9 @@ def _image_tokens(backbone: Backbone) -> str:
 
 
 def _plan(backbone: Backbone, layer: int) -> dict[str, Any]:
-    config = LiveEditConfig.create(**default_shape(backbone))
+    config = ReferenceEditor.new_config(backbone)
     with torch.device("meta"):
-        parameters = sum(value.numel() for value in LiveEditModules(config).parameters())
+        parameters = sum(value.numel() for value in ReferenceEditor.new_modules(backbone, config).parameters())
     features = config.feature_parts * config.module_width
     expert_bytes = 4 * (2 * config.rank * config.width + 2 * features)
     model_bytes = sum(value.numel() * value.element_size() for value in backbone.model.parameters())
@@ -268,21 +234,21 @@ def _plan(backbone: Backbone, layer: int) -> dict[str, Any]:
 
 def _warnings(backbone: Backbone) -> Iterator[str]:
     model = backbone.model
-    if model.config.model_type not in KNOWN_MODEL_TYPES:
-        yield f"The family {model.config.model_type!r} is not among those that are tested; trust the checks above."
+    if model.config.model_type not in known_model_types():
+        yield f"The family {model.config.model_type!r} is not covered by the contract tests; rely on the checks above."
     if not backbone.reads_images:
         yield (
-            "There is no image to route by: edits are told apart by what is asked alone (scope text+image), and "
+            "There is no image to route by: edits are routed by the prompt alone (scope text+image), and "
             "`liveedit train` has no data without images."
         )
     if getattr(model, "is_quantized", False):
-        yield "The weights are quantized: fine-tuning editors (ft-l) cannot change them; LiveEdit does not need to."
+        yield "The weights are quantized: fine-tuning editors cannot change them; editors with experts need not."
     if "cpu" in (places := {str(value) for value in getattr(model, "hf_device_map", {}).values()}) or "disk" in places:
         yield "Part of the model is offloaded: every pass moves weights, and training will be slow."
     if backbone.first_edit_layer:
-        yield f"Edit layers before {backbone.first_edit_layer} are not possible: these take the image in once more."
+        yield f"Edit layers before {backbone.first_edit_layer} are not possible: they add image features again."
     if not getattr(backbone.processor, "chat_template", None) and not backbone.tokenizer.chat_template:
-        yield "There is no chat template: prompts are written in the family's own plain format."
+        yield "There is no chat template: prompts use the family's plain format."
     yield "torch.compile works around the edit layer; with fullgraph=True it refuses."
 
 
@@ -296,10 +262,6 @@ def _image(size: tuple[int, int]) -> Image.Image:
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
-    """The largest, relative to the largest value wanted; the two may lie on two devices."""
+    """The largest difference, relative to the largest value of `wanted`; the tensors may be on two devices."""
     wanted = wanted.float().to(found.device)
     return float((found.float() - wanted).abs().max() / wanted.abs().max())
-
-
-def _plus(output: Any, change: Tensor) -> Any:
-    return output + change if isinstance(output, Tensor) else (output[0] + change, *output[1:])

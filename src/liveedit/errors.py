@@ -6,17 +6,18 @@
     │   ├── DatasetError                        an annotation file or one of its rows
     │   └── ConfigError                         a configuration with unknown or impossible values
     ├── NotFoundError      (LookupError)        an edit, editor, backbone or data set that is not there
-    │   └── EditStateError                      an edit that was undone already, or is in force (a ConflictError too)
-    │       └── EditPurgedError                 an edit that is gone for good
+    │   └── EditStateError                      an edit that is undone or active already (a ConflictError too)
+    │       └── EditPurgedError                 an edit whose content was deleted
+    ├── ExtensionError     (RuntimeError)       an editor, backbone family or reader of a package that cannot be used
     ├── BackboneError      (RuntimeError)       a model that cannot be loaded or edited
     ├── StoreError         (RuntimeError)       an edits file that cannot be read or does not belong here
     ├── CheckpointError    (RuntimeError)       a saved editor or training state that cannot be used
-    ├── EditDidNotTakeError (RuntimeError)      an edit that had to take, and did not
+    ├── EditDidNotTakeError (RuntimeError)      an edit that had to take and did not
     ├── ConflictError      (RuntimeError)       a request that contradicts what is already there
-    │   └── OvertakenError                      another process was faster, and changed what a change builds on
+    │   └── OvertakenError                      another process changed the same edits first
     └── ServiceError       (RuntimeError)       a service that cannot take or finish a request now
-        ├── QueueFullError                      too many requests wait already
-        ├── WaitedTooLongError                  a request's time was over before its turn or its end
+        ├── QueueFullError                      too many requests are waiting
+        ├── WaitedTooLongError                  a request that timed out before its turn or its end
         └── ServiceStoppingError                the service is shutting down
 
 A message says what was received, what is allowed, and what to do next.
@@ -54,6 +55,10 @@ class NotFoundError(LiveEditError, LookupError):
     """An edit, editor, backbone or data set that does not exist."""
 
 
+class ExtensionError(LiveEditError, RuntimeError):
+    """An editor, backbone family or dataset reader that a package registers and that cannot be used."""
+
+
 class BackboneError(LiveEditError, RuntimeError):
     """A model that cannot be loaded, or cannot be edited."""
 
@@ -67,7 +72,7 @@ class CheckpointError(LiveEditError, RuntimeError):
 
 
 class EditDidNotTakeError(LiveEditError, RuntimeError):
-    """An edit that had to take: the model, tried with it, does not answer as was asked for. It was not made."""
+    """An edit that had to take: with it, the model does not give the requested answer. Nothing was stored."""
 
 
 class ConflictError(LiveEditError, RuntimeError):
@@ -75,33 +80,33 @@ class ConflictError(LiveEditError, RuntimeError):
 
 
 class OvertakenError(ConflictError):
-    """Another process was faster, and changed what a change builds on; the same may succeed when tried again."""
+    """Another process changed the same edits first; a retry may succeed."""
 
 
 class EditStateError(NotFoundError, ConflictError):
-    """An edit that is there, but not in the state that is needed: undone already, or in force."""
+    """An edit that exists, but not in the state that is needed: undone already, or active already."""
 
 
 class EditPurgedError(EditStateError):
-    """An edit of which no more is left than its id and its times."""
+    """An edit whose content was deleted; only its id and timestamps remain."""
 
 
 class ServiceError(LiveEditError, RuntimeError):
-    """A service that cannot take or finish a request now; the same request may do later."""
+    """A service that cannot take or finish a request now; a later retry may succeed."""
 
 
 class QueueFullError(ServiceError):
-    """Too many requests wait already."""
+    """Too many requests are waiting."""
 
 
 class WaitedTooLongError(ServiceError):
-    """A request's time was over before its turn came, or before it was done."""
+    """A request that timed out before its turn, or before it was done."""
 
 
 class ServiceStoppingError(ServiceError):
-    """The service is shutting down and takes nothing new."""
+    """The service is shutting down and accepts no new requests."""
 
 
 def issues_of(error: ValidationError) -> str:
-    """What pydantic found wrong, in one line."""
+    """The issues of a pydantic validation error, in one line."""
     return "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())

@@ -12,15 +12,18 @@ from uuid import uuid4
 
 
 @contextmanager
-def written_atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def written_atomically(path: Path, *, durable: bool = False, mode: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; if the block succeeds, what was written there replaces `path`.
 
     After an exception the temporary file is removed and `path` is as it was. Several processes may write the same file
-    at once: the last one wins, and readers always see a whole file. durable: sync the file to the disk first.
+    at once: the last one wins, and readers always see a whole file. durable: sync the file to the disk first. mode: the
+    permissions of the file, such as 0o600, from the start; by default those of any new file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
+        if mode is not None:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         yield temporary
         if durable:
             with temporary.open("rb+") as stream:

@@ -1,4 +1,4 @@
-"""Opening images: any source, any mode, upright, within a stated size."""
+"""Open images from any source and in any mode, as upright RGB of limited size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_PIXELS = 100_000_000
 """The largest image that is opened, in pixels (about 10,000 x 10,000)."""
 
 _VECTOR_FORMATS: Final = ("EPS", "WMF", "EMF")
-"""Drawings, which Pillow hands to another program to run; not to be done with a stranger's file."""
+"""Vector formats, which Pillow renders by running another program: unsafe for files from outside."""
 
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,7 +31,7 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation."""
+"""The transposition that turns an image upright, by its EXIF orientation."""
 
 
 def open_image(
@@ -39,25 +39,23 @@ def open_image(
 ) -> Image.Image:
     """Open an image as upright RGB on white.
 
-    The EXIF orientation is applied, grey, palette and CMYK images become RGB, transparency is laid on
-    white, of an animation the first frame is taken. 16-bit greys are divided by 257, so that equal values
-    look equal whatever else they show; 32-bit greys, which have no fixed range, are stretched to 0..255 only
-    where they leave it, and floating-point greys within 0..1 are taken as fractions. Damaged metadata do
-    not spoil an image whose pixels are whole.
+    The EXIF orientation is applied. Grey, palette and CMYK images become RGB. Transparent pixels are blended with
+    white. Of an animation the first frame is used. 16-bit grey values are divided by 257, so equal values look equal
+    in every image. 32-bit grey values, which have no fixed range, are stretched to 0..255 only if they exceed it.
+    Floating-point grey values within 0..1 are fractions of white. Damaged metadata are ignored if the pixels are whole.
 
-    max_pixels: the largest image that is decoded, `MAX_PIXELS` by default. formats: those of Pillow's that are read,
-    all by default.
+    max_pixels: the largest image that is decoded, `MAX_PIXELS` by default. formats: the Pillow formats that are
+    accepted, all by default.
 
-    Raises `ImageError` where the image is missing, empty, truncated, no image at all, or larger than
-    `max_pixels`.
+    Raises `ImageError` if the image is missing, empty, truncated, not an image, or larger than `max_pixels`.
     """
     name = describe(source)
     with warnings.catch_warnings(), _stream(source, name) as stream:
-        # Pillow warns of size and of odd metadata; the one is checked here, the other does not matter.
+        # Pillow warns about large sizes, which are checked below, and about odd metadata, which do not matter.
         warnings.simplefilter("ignore")
         decoded = _decoded(stream, name, MAX_PIXELS if max_pixels is None else max_pixels, formats)
         image = _to_rgb(_upright(decoded))
-    # The orientation has been applied: left in place it would be applied again at the next opening.
+    # The orientation is applied already. If it stayed here, the next call would apply it again.
     image.info = {}
     return image
 
@@ -72,7 +70,7 @@ def describe(source: ImageSource) -> str:
 
 
 def image_digest(image: Image.Image) -> str:
-    """SHA-256 of the size and the RGB pixels, so that equal images in different files agree."""
+    """SHA-256 of the size and the RGB pixels: equal images in different files have the same digest."""
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
@@ -134,7 +132,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        # Metadata that cannot be read say nothing of the orientation.
+        # Unreadable metadata: assume that the image is upright.
         turn = None
     return image if turn is None else image.transpose(turn)
 
@@ -155,7 +153,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _grey_to_rgb(image)
     if image.mode == "La":
-        image = image.convert("LA")  # Pillow knows no straight way from premultiplied grey to RGBA.
+        image = image.convert("LA")  # Pillow cannot convert premultiplied grey to RGBA directly.
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -164,7 +162,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_rgb(image: Image.Image) -> Image.Image:
-    """A grey image of 16 or 32 bits or of floating-point numbers, see `open_image` for the ranges."""
+    """Convert 16-bit, 32-bit or floating-point grey; `open_image` describes the ranges."""
     # Pillow opens a 16-bit PGM as 32 bits, scaled to 0..65535.
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     values = np.asarray(image.convert("I") if sixteen_bits else image, dtype=np.float64)

@@ -1,7 +1,7 @@
-"""What is to change, what must follow, and what must stay.
+"""Edits and the probes that measure them.
 
-An `EditCase` is one row of a benchmark: the edit, and the probes that measure it. Everything here is
-immutable and knows nothing of models or files.
+An `EditCase` is one row of a benchmark: an edit with its probes. Everything here is immutable and independent of
+models and files.
 """
 
 from __future__ import annotations
@@ -47,10 +47,9 @@ LOCALITY: tuple[ProbeName, ...] = (
 class Question:
     """A prompt, with or without an image.
 
-    `subject` and `relation` name what is asked about (an entity or a scene) and what is asked of it. Two
-    questions with equal `scope` must get the same answer: that is how the bench keeps a locality probe
-    from standing in the scope of somebody else's edit. Where a data set does not say, the image itself
-    and the prompt itself stand in.
+    `subject` is the entity or scene that is asked about, `relation` the property that is asked for. Two questions with
+    equal `scope` must get the same answer: by this the bench avoids locality probes within the scope of another edit.
+    If a data set does not give them, the image and the prompt are used instead.
     """
 
     prompt: str
@@ -60,7 +59,7 @@ class Question:
 
     @property
     def scope(self) -> tuple[str, str]:
-        """(what is asked about, what is asked of it)."""
+        """(subject or image, relation or prompt)."""
         return (self.subject or self._image_key, self.relation or " ".join(self.prompt.lower().split()))
 
     @property
@@ -74,7 +73,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """From now on, `question` is to be answered with `answer`."""
+    """A correction: the model should answer `question` with `answer`."""
 
     question: Question
     answer: str
@@ -89,8 +88,8 @@ class Edit:
 class Probe:
     """A question that measures an edit.
 
-    `answer` is the expected answer of a generality or portability probe. For a locality probe it is the
-    label of the data set, kept for information only: locality is measured against the unedited model.
+    `answer` is the expected answer of a generality or portability probe. For a locality probe it is the label of the
+    data set and not used: locality is measured against the unedited model.
     """
 
     name: ProbeName
@@ -108,7 +107,7 @@ class EditCase:
     answer_type: str = "answer"
     """The kind of answer (name, colour, caption, ...), for results by answer type."""
     answer_before: str | None = None
-    """What the data set says the model answered before the edit."""
+    """The model's answer before the edit, as given by the data set."""
     tags: tuple[str, ...] = ()
     """Further groups that results are reported by."""
 

@@ -88,7 +88,7 @@ def test_states_are_transformers_hidden_states(random_backbone: Backbone, mixed:
     inputs = random_backbone.encode(mixed, ANSWERS)
     with torch.no_grad():
         whole = random_backbone.model(**inputs.model_inputs(), output_hidden_states=True)
-        states = random_backbone.states(inputs, layer)
+        states = random_backbone.hidden_states(inputs, layer)
     assert torch.equal(states, whole.hidden_states[layer + 1])
     assert random_backbone.current_inputs is None
 
@@ -99,7 +99,7 @@ def test_front_and_back_are_the_whole(random_backbone: Backbone, mixed: list[Que
     wanted = inputs.answer_mask
     with torch.no_grad():
         whole = random_backbone.logits(inputs)
-        states = random_backbone.states(inputs, layer)
+        states = random_backbone.hidden_states(inputs, layer)
         parts = random_backbone.logits_from(states, inputs, layer, wanted)
         again = random_backbone.logits(inputs)
     torch.testing.assert_close(parts, whole[wanted], atol=1e-5, rtol=1e-5)
@@ -117,7 +117,7 @@ def test_gradients_of_the_back_are_those_of_the_whole(random_backbone: Backbone,
     finally:
         handle.remove()
     with torch.no_grad():
-        states = random_backbone.states(inputs, layer)
+        states = random_backbone.hidden_states(inputs, layer)
     states.requires_grad_()
     back = random_backbone.logits_from(states, inputs, layer, inputs.answer_mask)
     (found,) = torch.autograd.grad(back.logsumexp(-1).sum(), states)
@@ -169,7 +169,7 @@ def test_generating_stops_after_the_tokens_given(random_backbone: Backbone, mixe
 
 
 def test_questions_with_answers_cannot_be_generated_from(random_backbone: Backbone, mixed: list[Question]) -> None:
-    with pytest.raises(InvalidInputError, match="Encode them without"):
+    with pytest.raises(InvalidInputError, match="Encode the questions alone"):
         random_backbone.generate(random_backbone.encode(mixed, ANSWERS, "left"))
 
 

@@ -1,4 +1,4 @@
-"""Kept states: those of a direct computation, in memory and on disk."""
+"""Cached hidden states: equal to a direct computation, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -41,24 +41,26 @@ def test_kept_states_are_those_of_a_forward_pass(random_backbone: Backbone, item
     batch = store.batch(order)
     chosen = [items[index] for index in order]
     inputs = random_backbone.encode([item[0] for item in chosen], [item[1] for item in chosen])
-    assert torch.equal(batch.ids[inputs.attention_mask.bool()], inputs.input_ids[inputs.attention_mask.bool()])
-    assert torch.equal(batch.image, inputs.image_mask)
-    assert torch.equal(batch.prompt, inputs.prompt_mask)
-    assert torch.equal(batch.answer, inputs.answer_mask)
+    assert torch.equal(batch.input_ids[inputs.attention_mask.bool()], inputs.input_ids[inputs.attention_mask.bool()])
+    present = inputs.attention_mask.bool()
+    assert torch.equal(batch.roles[present], inputs.roles[present])
+    assert torch.equal(batch.image_mask, inputs.image_mask)
+    assert torch.equal(batch.prompt_mask, inputs.prompt_mask)
+    assert torch.equal(batch.answer_mask, inputs.answer_mask)
     assert torch.equal(batch.attention_mask, inputs.attention_mask)
     assert torch.equal(batch.targets, inputs.input_ids[inputs.answer_mask])
     assert len(batch) == 3
     with torch.no_grad():
-        direct = random_backbone.states(inputs, LAYER)
+        direct = random_backbone.hidden_states(inputs, LAYER)
         logits = random_backbone.logits(inputs)
-        back = random_backbone.logits_from(batch.states, batch, LAYER, batch.predicting)
+        back = random_backbone.logits_from(batch.hidden_states, batch, LAYER, batch.predicting)
         head = random_backbone.head(batch.final)
     present = inputs.attention_mask.bool()
-    close(batch.states[present], direct[present])
-    assert not batch.states[~present].any()
+    close(batch.hidden_states[present], direct[present])
+    assert not batch.hidden_states[~present].any()
     close(head, logits[batch.predicting])
     close(back, logits[batch.predicting])
-    assert batch.predicting.sum() == batch.answer.sum()
+    assert batch.predicting.sum() == batch.answer_mask.sum()
 
 
 def test_predicting_positions_stand_before_the_answer(random_backbone: Backbone, items: list[Item]) -> None:
@@ -66,7 +68,7 @@ def test_predicting_positions_stand_before_the_answer(random_backbone: Backbone,
     store.fill(items)
     batch = store.batch(range(5))
     for row in range(5):
-        answer = batch.answer[row].nonzero().flatten()
+        answer = batch.answer_mask[row].nonzero().flatten()
         assert batch.predicting[row].nonzero().flatten().tolist() == (answer - 1).tolist()
 
 
@@ -83,7 +85,8 @@ def test_states_on_disk_are_those_in_memory(
     assert file.stat().st_size == tokens * random_backbone.width * 2
     for order in ([0, 1, 2, 3, 4], [4, 2]):
         first, second = in_memory.batch(order), on_disk.batch(order)
-        names = [name for name, value in vars(first).items() if value is not None]
+        names = [name for name, value in vars(first).items() if isinstance(value, torch.Tensor)]
+        assert {"roles", "input_ids", "hidden_states", "final"} <= set(names)
         assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in names)
         assert first.positions is None and second.positions is None
 
@@ -94,7 +97,7 @@ def test_a_folder_is_found_where_none_is_given(
     monkeypatch.setattr(states, "IN_MEMORY_BYTES", 0)
     store = HiddenStateCache(random_backbone, LAYER)
     store.fill(items)
-    assert store.batch([0]).states.abs().sum() > 0
+    assert store.batch([0]).hidden_states.abs().sum() > 0
     assert store._temporary is not None
     folder = Path(store._temporary.name)
     store._temporary.cleanup()

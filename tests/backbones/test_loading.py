@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import EDIT_LAYER, FAMILIES
 from PIL import Image
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
@@ -19,6 +18,7 @@ from liveedit.edited.model import backbone_digest
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.errors import BackboneError, NotFoundError
 from liveedit.samples import Edit, Question
+from liveedit.testing.family_models import EDIT_LAYER, FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_offloaded_models_answer_and_are_edited_alike(llava: Path, tmp_path: Pat
         inputs = backbone.encode([QUESTION], ["red"])
         with LiveEdit.untrained(backbone, config) as editor, torch.no_grad():
             editor.edit([("edit", Edit(QUESTION, "red"))])
-            states = backbone.states(inputs, EDIT_LAYER)
+            states = backbone.hidden_states(inputs, EDIT_LAYER)
             suffix = backbone.logits_from(states, inputs, EDIT_LAYER, inputs.answer_mask)
             found.append((backbone.logits(inputs), suffix, editor.repository.u[:1].clone()))
     assert any(value.is_meta for value in spread.model.parameters()) == (place == "disk")

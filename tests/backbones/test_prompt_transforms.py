@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import FAMILIES, WIDTH
-from model_traces import hooks_of
 from PIL import Image
 from torch import Tensor
 
-from liveedit.backbones import Backbone, Inputs, load_backbone
+from liveedit.backbones import Backbone, TokenBatch, load_backbone
 from liveedit.backbones.prompt_transforms import PreparedQuestion, PromptTransform, substitutes, unchanged
 from liveedit.errors import BackboneError, InvalidInputError
 from liveedit.samples import Question
+from liveedit.testing.family_models import FAMILIES, WIDTH
+from liveedit.testing.model_traces import hooks_of
 
 ANSWERS = ["red", "the deep well", "four"]
 
@@ -54,7 +54,7 @@ def with_prefixes(prefixes: Sequence[Tensor | None]) -> PromptTransform:
     return lambda questions: [PreparedQuestion(*pair) for pair in zip(questions, prefixes, strict=True)]
 
 
-def embedded(backbone: Backbone, inputs: Inputs) -> Tensor:
+def embedded(backbone: Backbone, inputs: TokenBatch) -> Tensor:
     """What the decoder takes of inputs without padding, (1, length, width): words, and the picture where it stands."""
     kept: list[Tensor] = []
 
@@ -119,7 +119,7 @@ def test_states_and_masks_know_the_prefix(
     for row in range(3):
         kept = inputs.attention_mask[row].bool() & ~inputs.prefix_mask[row]
         assert torch.equal(inputs.input_ids[row, kept], plain.input_ids[row, plain.attention_mask[row].bool()])
-    before, after = backbone.states(plain, 1), backbone.states(inputs, 1)
+    before, after = backbone.hidden_states(plain, 1), backbone.hidden_states(inputs, 1)
     assert after.shape[1] == inputs.input_ids.shape[1]
     assert (after[0, 3] - before[0, 0]).abs().max() > 1e-3
 
@@ -227,7 +227,7 @@ class Parrot:
     def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
         return [question.prompt for question in questions]
 
-    def logits(self, questions: Sequence[Question], inputs: Inputs, rows: Sequence[int]) -> Tensor:
+    def logits(self, questions: Sequence[Question], inputs: TokenBatch, rows: Sequence[int]) -> Tensor:
         letters = torch.tensor([float(len(question.prompt)) for question in questions])
         shape = (len(rows), inputs.input_ids.shape[1], 1)
         return letters[:, None, None].expand(shape).expand(-1, -1, VOCABULARY[0])
@@ -269,7 +269,7 @@ def test_questions_as_they_are_give_the_same_bits(backbone: Backbone, questions:
         inputs = backbone.encode(questions, ANSWERS)
     assert torch.equal(backbone.logits(inputs), expected)
     with backbone.transformed(with_prefixes([None] * 3)), backbone.transformed(None):
-        assert backbone.encode(questions, ANSWERS).asked == ()
+        assert backbone.encode(questions, ANSWERS).prepared == ()
 
 
 @torch.no_grad()

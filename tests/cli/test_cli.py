@@ -166,7 +166,7 @@ def test_edit_ask_list_show_and_undo(
     assert shown["store_bytes"] == receipt["store_bytes"]
 
     undone = answer_of("edits", "undo", "--edits", file, receipt["id"])
-    assert (undone["active"], undone["edits_in_force"]) == (False, 0)
+    assert (undone["active"], undone["active_edits"]) == (False, 0)
     assert answer_of("ask", *asked) == before
     assert answer_of("edits", "list", "--edits", file)["edits"] == []
     assert [edit["id"] for edit in answer_of("edits", "list", "--edits", file, "--all")["edits"]] == [receipt["id"]]
@@ -185,7 +185,7 @@ def test_the_same_for_people(run: Run, tmp_path: Path, editor_folder: Path, imag
     code, out, err = run("edits", "list", "--edits", file)
     assert (code, err) == (0, "")
     assert edit_id in out
-    assert "1 edits in force" in out
+    assert "1 active edits" in out
     assert PROMPT in run("edits", "show", "--edits", file, edit_id)[1]
     assert f"Edit {edit_id} is undone" in run("edits", "undo", "--edits", file, edit_id)[1]
 
@@ -444,7 +444,7 @@ def test_train_goes_on_after_an_interruption(
     assert stages == ["routing"] * 4 + ["joint"]
     assert (tmp_path / "whole" / "curves.png").read_bytes().startswith(b"\x89PNG")
     settings = json.loads((tmp_path / "whole" / "training.json").read_text())
-    assert settings["losses"]["same_subject"] == "ignored"
+    assert settings["options"]["same_subject"] == "ignored"
 
     save = training.save_training
 
@@ -471,7 +471,7 @@ def test_train_in_the_papers_form(answer_of: Callable[..., dict[str, Any]], tmp_
     trained = answer_of("train", "--data", "mmedit", "--annotations", world / "train.json", "--out", tmp_path, *own)
     config = json.loads((Path(trained["editor"]) / "editor.json").read_text())
     assert (config["similarity"], config["heads"], config["residual_tokens"]) == ("dot", 1, "all")
-    assert json.loads((tmp_path / "training.json").read_text())["losses"]["hard_loss"] == "paper"
+    assert json.loads((tmp_path / "training.json").read_text())["options"]["hard_loss"] == "paper"
 
 
 def test_bad_trainings_are_refused(run: Run, tmp_path: Path, world: Path) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outside_packages import install
 
+from liveedit.answering import Answering
 from liveedit.backbones import Backbone
-from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.samples import EditCase
 
@@ -55,10 +56,10 @@ def test_an_edit_that_must_take_and_does_not_is_an_error(run: Run, pictures: lis
     edits = ("--edits", tmp_path / "edits.db")
     given = (*edits, "--editor", "liveedit", "--image", pictures[0], "--prompt", PROMPT, "--answer", "Bruvak 123456789")
     code, out, err = run("edits", "add", *given, "--must-take")
-    assert (code, out) == (1, "") and "'Bruvak 123456789' was asked for" in err and "--must-take" in err
+    assert (code, out) == (1, "") and "'Bruvak 123456789'" in err and "--must-take" in err
     assert not (tmp_path / "edits.db").exists()
     code, out, err = run("edit", *given)
-    assert code == 0 and "in force all the same" in out, err
+    assert code == 0 and "active all the same" in out, err
 
 
 def test_an_edit_is_checked_on_what_is_given(
@@ -150,7 +151,7 @@ def test_check_can_be_interrupted(
 ) -> None:
     for picture in pictures[:3]:
         add(picture, PROMPT, "forest")
-    ask, calls = EditedModel.ask_batch, []
+    ask, calls = Answering.ask, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(1)
@@ -158,7 +159,7 @@ def test_check_can_be_interrupted(
             raise KeyboardInterrupt
         return ask(*arguments)
 
-    monkeypatch.setattr(EditedModel, "ask_batch", interrupted)
+    monkeypatch.setattr(Answering, "ask", interrupted)
     code, out, err = run("check", *asked, "--batch", 2, "--json")
     assert code == 130 and "Interrupted after 2 of 3 edits" in err
     assert (json.loads(out)["checked"], json.loads(out)["edits"]) == (2, 3)
@@ -168,3 +169,28 @@ def test_there_is_nothing_to_check(run: Run, tmp_path: Path, asked: tuple[object
     code, _, err = run("check", *asked)
     assert code == 1 and "does not exist" in err
     assert not (tmp_path / "edits.db").exists()
+
+
+def test_an_editor_of_another_package_edits_and_is_checked(
+    run: Run, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", "outside", {"liveedit.editors": {"shift": "shift_editor:ShiftEditor"}})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    chosen = ("--edits", tmp_path / "edits.db", "--editor", "shift")
+    asked = ("--image", pictures[0], "--prompt", PROMPT)
+    before = json.loads(run("ask", *asked, "--json")[1])["text"]
+    code, out, err = run("edit", *chosen, *asked, "--answer", "forest", "--json")
+    assert code == 0, err
+    receipt = json.loads(out)
+    assert receipt["answer_before"] == before
+    answer = json.loads(run("ask", *chosen, *asked, "--json")[1])
+    assert answer["text"] == receipt["answer_after"]
+    assert [fired["edit_id"] for fired in answer["fired"]] == [receipt["id"]]
+    code, out, err = run("check", *chosen, "--json")
+    (result,) = json.loads(out)["results"]
+    assert result["answer_now"] == receipt["answer_after"] and code == (0 if receipt["took"] else 1), err
+    assert run("edits", "undo", "--edits", tmp_path / "edits.db", receipt["id"])[0] == 0
+    undone = json.loads(run("ask", *chosen, *asked, "--json")[1])
+    assert (undone["text"], undone["fired"]) == (before, [])
+    code, _, err = run("ask", *asked, "--edits", tmp_path / "edits.db")
+    assert code == 1 and "shift" in err, "the file belongs to the other editor"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.experts import LowRankExpert
+from liveedit.experts.expert import expert_to_bytes
 from liveedit.samples import EditCase
 from liveedit.store.store import EditStore, NewEdit
 
@@ -40,7 +43,7 @@ def file(tmp_path: Path, random_expert: Callable[..., LowRankExpert]) -> Path:
         store.bind("b" * 64, "e" * 64, backbone="tiny-llava", editor="liveedit")
         for number in range(3):
             edit = NewEdit(prompt=f"question {number}", answer=f"answer {number}", editor="liveedit", author="ada")
-            store.add(edit, random_expert(number))
+            store.add(edit, expert_to_bytes(random_expert(number)))
     return path
 
 
@@ -53,7 +56,7 @@ def test_undo_redo_history_and_the_past(answer_of: Answer, run: Run, file: Path)
     ids = ids_of(answer_of("list", *option))
     answer_of("undo", *option, ids[1], "--author", "bob", "--note", "wrong")
     assert ids_of(answer_of("list", *option)) == [ids[0], ids[2]]
-    assert answer_of("redo", *option, ids[1])["edits_in_force"] == 3
+    assert answer_of("redo", *option, ids[1])["active_edits"] == 3
     history = answer_of("history", *option)["history"]
     assert [(event["revision"], event["kind"]) for event in history] == [
         *((1, "edit"), (2, "edit"), (3, "edit"), (4, "undo"), (5, "redo"))
@@ -65,20 +68,46 @@ def test_undo_redo_history_and_the_past(answer_of: Answer, run: Run, file: Path)
     code, _, err = run("edits", "list", *option, "--at", 9)
     assert code == 1 and "revisions 0 to 5" in err
     code, _, err = run("edits", "redo", *option, ids[0])
-    assert code == 1 and "is in force" in err
+    assert code == 1 and "is active" in err
 
 
 def test_the_same_for_people(run: Run, file: Path) -> None:
     option = ("--edits", f"sqlite:///{file}")
     edit_id = json.loads(run("edits", "list", *option, "--json")[1])["edits"][0]["id"]
-    assert "3 edits in force" in run("edits", "list", *option)[1]
+    assert "3 active edits" in run("edits", "list", *option)[1]
     assert f"Edit {edit_id} is undone" in run("edits", "undo", *option, edit_id)[1]
-    assert "3 edits in force after revision 3" in run("edits", "list", *option, "--at", 3)[1]
-    assert f"Edit {edit_id} is in force again" in run("edits", "redo", *option, edit_id)[1]
+    assert "3 active edits after revision 3" in run("edits", "list", *option, "--at", 3)[1]
+    assert f"Edit {edit_id} is active again" in run("edits", "redo", *option, edit_id)[1]
     shown = run("edits", "history", *option)[1]
     assert "5 changes" in shown and "redo" in shown and "ada" in shown
     assert "(revision 5)" in run("edits", "show", *option, edit_id)[1]
     assert run("edits", "verify", *option)[:2] == (0, "3 edits checked: all is well.\n")
+
+
+NEEDS_NO_MODEL = """
+import sys
+from liveedit.cli import main
+code = main(sys.argv[1:])
+loaded = sorted({"torch", "transformers"} & set(sys.modules))
+sys.exit(f"exit code {code}, imported {loaded}" if code or loaded else 0)
+"""
+
+
+@pytest.mark.parametrize("command", ["list", "show", "history", "verify", "undo", "export"])
+def test_commands_on_stored_edits_import_neither_torch_nor_transformers(
+    answer_of: Answer, file: Path, tmp_path: Path, command: str
+) -> None:
+    edit_id = ids_of(answer_of("list", "--edits", file))[0]
+    more = {"show": [edit_id], "undo": [edit_id], "export": [tmp_path / "bundle"]}.get(command, [])
+    given = ["edits", command, "--edits", file, *more, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", NEEDS_NO_MODEL, *map(str, given)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_export_and_import(answer_of: Answer, run: Run, file: Path, tmp_path: Path) -> None:
@@ -86,13 +115,15 @@ def test_export_and_import(answer_of: Answer, run: Run, file: Path, tmp_path: Pa
     answer_of("undo", "--edits", file, ids[0])
     bundle, few = tmp_path / "all.safetensors", tmp_path / "few.safetensors"
     assert answer_of("export", "--edits", file, bundle) == {"bundle": str(bundle), "edits": 3, "revision": 4}
-    assert answer_of("export", "--edits", file, few, "--in-force")["edits"] == 2
+    assert answer_of("export", "--edits", file, few, "--active")["edits"] == 2
     other = tmp_path / "other.db"
-    assert answer_of("import", "--edits", other, bundle)["edits_in_force"] == 2
+    assert answer_of("import", "--edits", other, bundle)["active_edits"] == 2
     assert answer_of("history", "--edits", other) == answer_of("history", "--edits", file)
     assert answer_of("import", "--edits", other, few)["already_there"] == ids[1:]
-    assert "0 edits came in, 2 were there already" in run("edits", "import", "--edits", other, few)[1]
-    assert "3 edits at revision 4" in run("edits", "export", "--edits", other, tmp_path / "again.safetensors")[1]
+    assert "Imported 0 edits; 2 were there already" in run("edits", "import", "--edits", other, few)[1]
+    assert (
+        "Wrote 3 edits at revision 4 to" in run("edits", "export", "--edits", other, tmp_path / "again.safetensors")[1]
+    )
     code, _, err = run("edits", "export", "--edits", other, bundle)
     assert code == 1 and "is there already" in err
 
@@ -113,7 +144,7 @@ def test_purge_asks_first(answer_of: Answer, run: Run, file: Path, monkeypatch: 
     assert run("edits", "purge", "--edits", file, ids[0])[0] == 130
     assert len(ids_of(answer_of("list", "--edits", file))) == 3
     purged = answer_of("purge", "--edits", file, ids[0], "--yes", "--author", "clerk")
-    assert (purged["prompt"], purged["edits_in_force"], purged["active"]) == ("", 2, False)
+    assert (purged["prompt"], purged["active_edits"], purged["active"]) == ("", 2, False)
     assert answer_of("show", "--edits", file, ids[0])["history"][-1]["author"] == "clerk"
     assert b"question 0" not in file.read_bytes()
 

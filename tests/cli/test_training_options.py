@@ -15,8 +15,9 @@ import torch
 from liveedit.backbones import Backbone
 from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.cli import main
-from liveedit.cli.training_estimate import print_estimate
+from liveedit.cli.training import print_estimate
 from liveedit.datasets import read
+from liveedit.editors import trained_editor_class
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask
@@ -84,6 +85,36 @@ def test_a_dry_run_of_a_world_draws_a_few_cases_for_many(
     assert (found["cases"], found["validation_cases"]) == (5000, 256)
     assert found["inputs"] == pytest.approx(8 * 5000, rel=0.1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("editor", ["mend", "serac", "lte", "recipe", "liveedit-refine"])
+def test_a_dry_run_estimates_any_trained_editor(
+    editor: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = trained_editor_class(editor).default_stages()
+    given = [f"{stage.name}:{number}:3:1e-3" for number, stage in enumerate(stages, 1)]
+    options = ("--editor", editor, "--data", world, "--out", tmp_path / "out", "--validation", 4, "--stage", *given)
+    found = result_of(capsys, *options, "--dry-run")
+    assert not (tmp_path / "out").exists()
+    assert [(stage["name"], stage["steps"]) for stage in found["stages"]] == [
+        (stage.name, number) for number, stage in enumerate(stages, 1)
+    ]
+    assert all(stage["seconds_per_step"] > 0 for stage in found["stages"])
+    assert 12 * 3 <= found["inputs"] <= 12 * 8
+    assert found["states_bytes"] > 0 and found["fill_seconds"] > 0
+    assert 16 < found["tokens_per_image_input"] < 16 + 32
+    assert found["parameters"] > 0
+
+
+@pytest.mark.parametrize("editor", ["mend", "serac", "lte", "recipe"])
+def test_editors_with_one_form_refuse_the_papers(
+    editor: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--editor", editor, "--data", str(world), "--out", str(tmp_path / "out"), "--form", "paper")
+    assert main(["train", *options]) == 1
+    message = capsys.readouterr().err
+    assert f"'{editor}' has no paper form" in message and "Leave out --form" in message
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from liveedit.datasets import RowError, read, reader_named, readers
-from liveedit.datasets.mmedit import answer_type, read_cases
+from liveedit.datasets import RowError, format_names, read, reader_named
+from liveedit.datasets.mmedit import MMEDIT, answer_type
 from liveedit.errors import DatasetError, NotFoundError
 from liveedit.samples import Edit, EditCase, Probe, Question
 
@@ -40,7 +40,7 @@ def without(key: str) -> dict[str, object]:
 def test_a_row_becomes_the_edit_and_its_six_probes(tmp_path):
     a, redrawn, b = tmp_path / "val2014/a.jpg", tmp_path / "redrawn/a.png", tmp_path / "val2014/b.jpg"
     src, rephrase = ROW["src"], ROW["rephrase"]
-    assert read_cases(write(tmp_path, ROW)) == (
+    assert MMEDIT.read(write(tmp_path, ROW)) == (
         EditCase(
             id="rows-0",
             edit=Edit(Question(src, a), "2"),
@@ -82,7 +82,7 @@ def test_the_keys_of_a_drawn_world(tmp_path):
             {"name": "near_duplicate_locality", "prompt": "Where is it?"},
         ],
     }
-    (case,) = read_cases(write(tmp_path, row), images=tmp_path / "images")
+    (case,) = MMEDIT.read(write(tmp_path, row), images=tmp_path / "images")
     assert (case.id, case.answer_type) == ("creature 7", "home")
     assert case.edit.scope == ("creature-7", "home")
     for probe in case.named("text_generality", "modal_generality", "joint_generality"):
@@ -109,7 +109,7 @@ def test_prompts_are_folded_and_nothing_else(tmp_path):
         "loc": "NQ question:  \ufeffwho\u200b is it ",
         "m_loc_q": "nq question: is kept here",
     }
-    (case,) = read_cases(write(tmp_path, row))
+    (case,) = MMEDIT.read(write(tmp_path, row))
     assert case.edit.question.prompt == "How many CATS are there ?"
     prompts = [probe.question.prompt for probe in case.probes]
     assert prompts[0] == '"What is it?" Rewritten: "What is THAT?"'
@@ -141,18 +141,18 @@ def test_answers_become_exact_text(tmp_path, written, text):
     file = tmp_path / "rows.json"
     plain = json.dumps({**ROW, "alt": "@", "loc_ans": "@", "m_loc_a": "@", "pred": "@"})
     file.write_text(f"[{plain.replace(json.dumps('@'), written)}]", encoding="utf-8")
-    (case,) = read_cases(file)
+    (case,) = MMEDIT.read(file)
     answers = [case.edit.answer, case.answer_before, *(probe.answer for probe in case.probes)]
     assert answers == [text] * 8
     assert {type(answer) for answer in answers} == {str}
 
 
 def test_labels_may_be_null_but_the_answer_may_not(tmp_path):
-    (case,) = read_cases(write(tmp_path, {**ROW, "pred": None, "loc_ans": None, "m_loc_a": None}))
+    (case,) = MMEDIT.read(write(tmp_path, {**ROW, "pred": None, "loc_ans": None, "m_loc_a": None}))
     assert case.answer_before is None
     assert [probe.answer for probe in case.named("text_locality", "modal_locality")] == [None, None]
     with pytest.raises(DatasetError, match=r"key 'alt': holds null\. Give text, a number, true or false"):
-        read_cases(write(tmp_path, {**ROW, "alt": None}))
+        MMEDIT.read(write(tmp_path, {**ROW, "alt": None}))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_picture_paths_are_resolved_and_never_opened(tmp_path):
 @pytest.mark.parametrize("key", list(ROW))
 def test_a_missing_key_names_file_row_and_key(tmp_path, key):
     with pytest.raises(RowError, match="is missing") as caught:
-        read_cases(write(tmp_path, ROW, without(key)))
+        MMEDIT.read(write(tmp_path, ROW, without(key)))
     error = caught.value
     assert (error.file, error.row, error.key) == (tmp_path / "rows.json", 1, key)
     assert isinstance(error, DatasetError)
@@ -213,7 +213,7 @@ def test_a_missing_key_names_file_row_and_key(tmp_path, key):
 )
 def test_a_wrong_type_names_row_and_key(tmp_path, key, value, message):
     with pytest.raises(RowError, match=message) as caught:
-        read_cases(write(tmp_path, {**ROW, key: value}))
+        MMEDIT.read(write(tmp_path, {**ROW, key: value}))
     assert (caught.value.row, caught.value.key) == (0, key)
 
 
@@ -230,10 +230,10 @@ def test_a_wrong_type_names_row_and_key(tmp_path, key, value, message):
 def test_a_wrong_probe_names_its_place(tmp_path, probe, key):
     good = {"name": "portability", "prompt": "?"}
     with pytest.raises(RowError) as caught:
-        read_cases(write(tmp_path, {**ROW, "probes": [good, probe]}))
+        MMEDIT.read(write(tmp_path, {**ROW, "probes": [good, probe]}))
     assert (caught.value.row, caught.value.key) == (0, key)
     if "localty" in str(probe):
-        assert "'text_localty', which no probe is called" in str(caught.value)
+        assert "'text_localty', which is no name of a probe" in str(caught.value)
         assert "near_duplicate_locality" in str(caught.value)
 
 
@@ -241,7 +241,7 @@ def test_collecting_goes_on_and_keeps_the_good_rows(tmp_path):
     twice_wrong = {**without("alt"), "image": 3}
     problems: list[RowError] = []
     file = write(tmp_path, ROW, twice_wrong, "no object", {**ROW, "alt": "3"}, without("pred"))
-    cases = read_cases(file, on_error=problems.append)
+    cases = MMEDIT.read(file, on_error=problems.append)
     assert [(case.id, case.edit.answer) for case in cases] == [("rows-0", "2"), ("rows-3", "3")]
     found = [(problem.row, problem.key) for problem in problems]
     assert sorted(found[:2]) == [(1, "alt"), (1, "image")]
@@ -251,7 +251,7 @@ def test_collecting_goes_on_and_keeps_the_good_rows(tmp_path):
 def test_equal_ids_are_a_problem(tmp_path):
     rows = [{**ROW, "id": 7}, {**ROW, "id": "8"}, {**ROW, "id": "7"}]
     with pytest.raises(RowError, match="'7' is already the id of row 0") as caught:
-        read_cases(write(tmp_path, *rows))
+        MMEDIT.read(write(tmp_path, *rows))
     assert (caught.value.row, caught.value.key) == (2, "id")
 
 
@@ -275,10 +275,10 @@ def test_broken_json_names_the_row_and_spares_those_before(tmp_path, text, row, 
     file = tmp_path / "rows.json"
     file.write_text(text.replace("{row}", json.dumps(ROW)).replace("{{", "{"))
     with pytest.raises(RowError, match=message) as caught:
-        read_cases(file)
+        MMEDIT.read(file)
     assert caught.value.row == row
     problems: list[RowError] = []
-    assert len(read_cases(file, on_error=problems.append)) == whole
+    assert len(MMEDIT.read(file, on_error=problems.append)) == whole
     assert [problem.row for problem in problems] == [row]
 
 
@@ -291,20 +291,22 @@ def test_a_file_that_cannot_be_read_is_always_raised(tmp_path):
         ("a\0b", "cannot be read"),
     ]:
         with pytest.raises(DatasetError, match=message):
-            read_cases(path, on_error=lambda error: None)
+            MMEDIT.read(path, on_error=lambda error: None)
 
 
 def test_a_byte_order_mark_and_an_empty_list(tmp_path):
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([ROW]), encoding="utf-8-sig")
-    assert len(read_cases(file)) == 1
-    assert read_cases(write(tmp_path)) == ()
+    assert len(MMEDIT.read(file)) == 1
+    assert MMEDIT.read(write(tmp_path)) == ()
 
 
 def test_the_registry_knows_names_and_aliases(tmp_path):
-    assert sorted(readers) == ["e-ic", "e-vqa", "hallucination", "mmedit", "selfcheckgpt", "vlkeb", "zsre"]
-    assert readers["e-vqa"] is readers["e-ic"] is readers["mmedit"] is reader_named("E-VQA")
-    with pytest.raises(NotFoundError, match=r"no data format 'coco'\. Give one of e-ic, e-vqa, hallucination, mmedit"):
+    assert format_names() == ("e-ic", "e-vqa", "hallucination", "mmedit", "selfcheckgpt", "vlkeb", "zsre")
+    assert reader_named("e-vqa") is reader_named("e-ic") is reader_named("mmedit") is reader_named("E-VQA")
+    assert reader_named("hallucination") is reader_named("selfcheckgpt")
+    assert all(reader_named(name).about for name in format_names())
+    with pytest.raises(NotFoundError, match=r"no data format 'coco'\. Installed are: e-ic, e-vqa, hallucination"):
         read("coco", tmp_path / "rows.json")
 
 

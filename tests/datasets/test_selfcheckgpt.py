@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from liveedit.datasets import RowError, check, read
-from liveedit.datasets.selfcheckgpt import read_cases
+from liveedit.datasets.selfcheckgpt import SELFCHECKGPT
 from liveedit.samples import Edit, EditCase, Probe, Question
 
 DATA = Path(os.environ.get("LIVEEDIT_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -26,7 +26,7 @@ def write(folder: Path, *rows: object) -> Path:
 
 
 def test_a_row_becomes_an_edit_and_one_probe_with_its_line_breaks(tmp_path):
-    assert read_cases(write(tmp_path, ROW)) == (
+    assert SELFCHECKGPT.read(write(tmp_path, ROW)) == (
         EditCase(
             id="rows-0",
             edit=Edit(
@@ -47,7 +47,7 @@ def test_a_row_becomes_an_edit_and_one_probe_with_its_line_breaks(tmp_path):
 
 def test_two_sentences_of_one_passage_are_two_scopes(tmp_path):
     longer = {**ROW, "prompt": f"{ROW['prompt']}He is a skater."}
-    one, two = read_cases(write(tmp_path, ROW, longer))
+    one, two = SELFCHECKGPT.read(write(tmp_path, ROW, longer))
     assert one.edit.question.subject == two.edit.question.subject
     assert one.edit.scope != two.edit.scope
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from liveedit.datasets import RowError, read
-from liveedit.datasets.vlkeb import read_cases
+from liveedit.datasets.vlkeb import VLKEB
 from liveedit.samples import GENERALITY, Probe, Question, edited_scopes
 
 DATA = Path(os.environ.get("LIVEEDIT_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -39,7 +39,7 @@ def write(folder: Path, *rows: object) -> Path:
 
 def test_port_new_becomes_portability_about_the_edited_picture(tmp_path):
     second = {**HOP, "port_q": "Which year?", "port_a": 1817}
-    (case,) = read_cases(write(tmp_path, {**ROW, "port_new": [HOP, second]}))
+    (case,) = VLKEB.read(write(tmp_path, {**ROW, "port_new": [HOP, second]}))
     picture = tmp_path / "m.010bxh/bing_0.jpg"
     assert case.named("portability") == (
         Probe(
@@ -52,7 +52,7 @@ def test_port_new_becomes_portability_about_the_edited_picture(tmp_path):
 
 
 def test_files_without_port_new_have_the_six_probes(tmp_path):
-    (case,) = read_cases(write(tmp_path, ROW))
+    (case,) = VLKEB.read(write(tmp_path, ROW))
     assert [probe.name for probe in case.probes] == [
         *GENERALITY, "text_locality", "modal_locality", "cross_modal",
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def test_files_without_port_new_have_the_six_probes(tmp_path):
 
 
 def test_the_folder_of_a_picture_is_the_subject(tmp_path):
-    (case,) = read_cases(write(tmp_path, ROW), images="photographs")
+    (case,) = VLKEB.read(write(tmp_path, ROW), images="photographs")
     scope = ("m.010bxh", "what city is featured in the image?")
     assert case.edit.scope == scope
     assert [probe.question.scope for probe in case.named(*GENERALITY)] == [scope] * 3
@@ -72,11 +72,11 @@ def test_the_folder_of_a_picture_is_the_subject(tmp_path):
 
 def test_a_given_scope_is_kept_and_a_flat_folder_names_no_subject(tmp_path):
     row = {**ROW, "subject": "Fort Smith", "relation": "name", "answer_type": "city"}
-    (case,) = read_cases(write(tmp_path, row))
+    (case,) = VLKEB.read(write(tmp_path, row))
     assert case.answer_type == "city"
     assert {probe.question.scope for probe in case.named(*GENERALITY)} == {("Fort Smith", "name")}
     flat = {**ROW, "image": "one.jpg", "image_rephrase": "two.jpg"}
-    (case,) = read_cases(write(tmp_path, flat))
+    (case,) = VLKEB.read(write(tmp_path, flat))
     assert case.edit.question.subject is None
 
 

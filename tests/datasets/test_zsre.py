@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from liveedit.datasets import RowError, check, read
-from liveedit.datasets.zsre import read_cases
+from liveedit.datasets.zsre import ZSRE
 from liveedit.samples import Edit, EditCase, Probe, Question, edited_scopes
 
 DATA = Path(os.environ.get("LIVEEDIT_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -33,7 +33,7 @@ def test_a_row_becomes_an_edit_to_alt_and_its_two_probes(tmp_path):
     relation = "what university did watts humphrey attend?"
     edited = Question("What university did Watts Humphrey attend?", None, "Watts Humphrey", relation)
     rephrased = Question("What university did Watts Humphrey take part in?", None, "Watts Humphrey", relation)
-    assert read_cases(write(tmp_path, ROW)) == (
+    assert ZSRE.read(write(tmp_path, ROW)) == (
         EditCase(
             id="rows-0",
             edit=Edit(edited, "University of Michigan"),
@@ -49,7 +49,7 @@ def test_a_row_becomes_an_edit_to_alt_and_its_two_probes(tmp_path):
 
 def test_the_rephrasing_is_in_the_scope_of_the_edit_and_other_subjects_are_not(tmp_path):
     other = {**ROW, "subject": "Denny Herzig", "src": "What role does Denny Herzig play?"}
-    one, two = read_cases(write(tmp_path, ROW, other))
+    one, two = ZSRE.read(write(tmp_path, ROW, other))
     assert edited_scopes([one]) == {("Watts Humphrey", "what university did watts humphrey attend?")}
     assert edited_scopes([two]) == {("Denny Herzig", "what role does denny herzig play?")}
     assert not edited_scopes([one, two]) & {case.named("text_locality")[0].question.scope for case in (one, two)}
@@ -65,7 +65,7 @@ def test_further_keys_are_those_of_mmedit(tmp_path):
         "loc_relation": "cast",
         "probes": [{"name": "text_locality", "prompt": "Who?", "answer": "he", "subject": "A", "relation": "b"}],
     }
-    (case,) = read_cases(write(tmp_path, {**ROW, **further}))
+    (case,) = ZSRE.read(write(tmp_path, {**ROW, **further}))
     assert (case.id, case.answer_type, case.tags) == ("x", "place", ("known",))
     assert case.edit.scope == ("Watts Humphrey", "attended")
     first, second = case.named("text_locality")

@@ -25,6 +25,7 @@ from liveedit.errors import (
     StoreError,
 )
 from liveedit.experts import LowRankExpert
+from liveedit.experts.expert import expert_to_bytes
 from liveedit.images import image_digest, open_image
 from liveedit.samples import Edit, EditCase, Question
 from liveedit.store.idempotency import ChangeRequest
@@ -200,7 +201,7 @@ def test_another_writer_of_the_same_question_is_superseded_too(
 
         def add_after_them(*arguments: object, **named: object) -> object:
             if not theirs:
-                theirs.append(other.add(described, expert).id)
+                theirs.append(other.add(described, expert_to_bytes(expert)).id)
             return add(*arguments, **named)  # type: ignore[arg-type]
 
         monkeypatch.setattr(model.store, "add", add_after_them)
@@ -220,7 +221,7 @@ def test_writers_that_are_faster_every_time(
         add = model.store.add
 
         def add_after_them(*arguments: object, **named: object) -> object:
-            other.add(described_edit(image), expert)
+            other.add(described_edit(image), expert_to_bytes(expert))
             return add(*arguments, **named)  # type: ignore[arg-type]
 
         monkeypatch.setattr(model.store, "add", add_after_them)
@@ -383,7 +384,7 @@ def test_a_request_that_was_faster_elsewhere(
         theirs: list[str] = []
 
         def add_after_them(*arguments: object, **named: object) -> object:
-            theirs.append(other.add(described_edit(image), expert, request=request).id)
+            theirs.append(other.add(described_edit(image), expert_to_bytes(expert), request=request).id)
             return add(*arguments, **named)  # type: ignore[arg-type]
 
         monkeypatch.setattr(model.store, "add", add_after_them)

@@ -1,244 +1,160 @@
-"""What every editor promises, whatever its method. A new editor adds one row to `MAKERS`."""
+"""Every built-in editor under the contract of `liveedit.testing`. A new editor adds one class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
 from liveedit.backbones import Backbone
-from liveedit.editors import Editor, editor_class, editor_names
+from liveedit.editors import Editor, ExpertEditor, editor_class, editor_names
 from liveedit.editors.ft import FineTuneConfig, FineTuneLast, FineTuneMultimodal, FineTuneMultimodalConfig
 from liveedit.editors.lemoe import Lemoe, LemoeConfig
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine, RefineConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.t_patcher import TPatcher, TPatcherConfig
 from liveedit.editors.trained import TrainedEditor
-from liveedit.errors import CheckpointError, InvalidInputError, NotFoundError
-from liveedit.samples import Edit, Question
-from liveedit.training.checkpoints import save_tensors
+from liveedit.errors import InvalidInputError, NotFoundError
+from liveedit.testing import EditorContract, ExpertEditorContract
 
-Maker = Callable[[Backbone, Callable[..., LiveEditConfig]], Editor]
-
-
-def refining(backbone: Backbone, config: LiveEditConfig) -> LiveEditRefine:
-    torch.manual_seed(0)
-    return LiveEditRefine(backbone, LiveEditModules(config), RefineConfig(steps=3))  # type: ignore[call-arg]
+SMALL: dict[str, Any] = {"width": 192, "layer": 3, "image_tokens": 16, "module_width": 32, "rank": 2, "heads": 4}
 
 
-def untrained(name: str) -> Maker:
-    """An editor with its first weights."""
+class Contract(EditorContract):
+    """The contract on the shared random backbone, by default for an editor that is loaded by its name."""
 
-    def make(backbone: Backbone, config: Callable[..., LiveEditConfig]) -> Editor:
-        kind = editor_class(name)
+    editor_name: str
+
+    @pytest.fixture
+    def backbone(self, random_backbone: Backbone) -> Iterator[Backbone]:
+        yield random_backbone
+
+    def make_editor(self, backbone: Backbone) -> Editor:
+        return editor_class(self.editor_name).load(backbone)
+
+
+def one_extractor(editor: LiveEdit) -> LiveEdit:
+    """Queries get the features that edits get, so that an untrained editor finds its own edits."""
+    editor.modules.bar.load_state_dict(editor.modules.hat.state_dict())
+    return editor
+
+
+class Untrained(Contract):
+    """For editors with trained parts: those have their initial weights."""
+
+    def make_editor(self, backbone: Backbone) -> Editor:
+        kind = editor_class(self.editor_name)
         assert issubclass(kind, TrainedEditor)
         return kind.untrained(backbone)
 
-    return make
+
+class TestNone(Contract):
+    editor_name = "none"
+    edits_change_answers = False
 
 
-MAKERS: dict[str, Maker] = {
-    "none": lambda backbone, config: editor_class("none").load(backbone),
-    "ft-l": lambda backbone, config: FineTuneLast(backbone, FineTuneConfig(steps=3)),  # type: ignore[call-arg]
-    "ft-m": lambda backbone, config: FineTuneMultimodal(backbone, FineTuneMultimodalConfig(steps=3)),  # type: ignore[call-arg]
-    **{name: untrained(name) for name in ("mend", "serac", "lte", "recipe")},
-    "lemoe": lambda backbone, config: Lemoe(backbone, LemoeConfig(steps=3, routing_steps=3)),  # type: ignore[call-arg]
-    "ike": lambda backbone, config: editor_class("ike").load(backbone),
-    "t-patcher": lambda backbone, config: TPatcher(backbone, TPatcherConfig(steps=3)),  # type: ignore[call-arg]
-    "liveedit": lambda backbone, config: LiveEdit.untrained(backbone, config()),
-    "liveedit-refine": lambda backbone, config: refining(backbone, config()),
-}
+class TestFineTuneLast(Contract):
+    editor_name = "ft-l"
+
+    def make_editor(self, backbone: Backbone) -> Editor:
+        return FineTuneLast(backbone, FineTuneConfig(steps=3))  # type: ignore[call-arg]
 
 
-UNDONE_BUT_NOT_FORGOTTEN = {"t-patcher"}
-"""Editors whose later edits were made in the presence of one that is taken back."""
+class TestFineTuneMultimodal(Contract):
+    editor_name = "ft-m"
+
+    def make_editor(self, backbone: Backbone) -> Editor:
+        return FineTuneMultimodal(backbone, FineTuneMultimodalConfig(steps=3))  # type: ignore[call-arg]
+
+
+class TestMend(Untrained):
+    editor_name = "mend"
+
+
+class TestSerac(Untrained, ExpertEditorContract):
+    editor_name = "serac"
+
+
+class TestLearningToEdit(Untrained, ExpertEditorContract):
+    editor_name = "lte"
+
+
+class TestRecipe(Untrained, ExpertEditorContract):
+    editor_name = "recipe"
+
+
+class TestLemoe(Contract):
+    editor_name = "lemoe"
+
+    def make_editor(self, backbone: Backbone) -> Editor:
+        return Lemoe(backbone, LemoeConfig(steps=3, routing_steps=3))  # type: ignore[call-arg]
+
+
+class TestInContext(Contract, ExpertEditorContract):
+    editor_name = "ike"
+
+
+class TestTPatcher(Contract):
+    editor_name = "t-patcher"
+    undo_is_exact = False  # Later patches were trained in the presence of earlier ones.
+
+    def make_editor(self, backbone: Backbone) -> Editor:
+        return TPatcher(backbone, TPatcherConfig(steps=3))  # type: ignore[call-arg]
+
+
+class TestLiveEdit(ExpertEditorContract, Contract):
+    editor_name = "liveedit"
+
+    def make_editor(self, backbone: Backbone) -> ExpertEditor[Any]:
+        return one_extractor(LiveEdit.untrained(backbone, LiveEditConfig.create(**SMALL, feature_parts=2)))
+
+
+class TestLiveEditRefine(ExpertEditorContract, Contract):
+    editor_name = "liveedit-refine"
+
+    def make_editor(self, backbone: Backbone) -> ExpertEditor[Any]:
+        torch.manual_seed(0)
+        modules = LiveEditModules(LiveEditConfig.create(**SMALL, feature_parts=2))
+        return one_extractor(LiveEditRefine(backbone, modules, RefineConfig(steps=3)))  # type: ignore[call-arg]
+
+
+CONTRACTS = (
+    TestNone,
+    TestFineTuneLast,
+    TestFineTuneMultimodal,
+    TestMend,
+    TestSerac,
+    TestLearningToEdit,
+    TestRecipe,
+    TestLemoe,
+    TestInContext,
+    TestTPatcher,
+    TestLiveEdit,
+    TestLiveEditRefine,
+)
+
+
+ANSWERS_STAY = {"none"}
+"""Editors whose edits change no answer here."""
 
 
 def test_every_built_in_editor_is_under_contract() -> None:
     built_in = {name for name in editor_names() if editor_class(name).__module__.startswith("liveedit.editors")}
-    assert built_in == set(MAKERS)
+    assert built_in == {contract.editor_name for contract in CONTRACTS}
+    for contract in CONTRACTS:
+        makes_experts = issubclass(editor_class(contract.editor_name), ExpertEditor)
+        assert issubclass(contract, ExpertEditorContract) == makes_experts
 
 
-@pytest.fixture(params=sorted(MAKERS))
-def editor(
-    request: pytest.FixtureRequest, random_backbone: Backbone, small_config: Callable[..., LiveEditConfig]
-) -> Iterator[Editor]:
-    made = MAKERS[request.param](random_backbone, small_config)
-    yield made
-    made.detach()
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_each_contract_makes_the_editor_of_its_name(random_backbone: Backbone, contract: type[Contract]) -> None:
+    with contract().make_editor(random_backbone) as editor:
+        assert editor.name == contract.editor_name
 
 
-@pytest.fixture
-def edits(picture: Callable[[int], Image.Image]) -> list[tuple[str, Edit]]:
-    return [
-        ("first", Edit(Question("What color is the hat?", picture(1)), "red")),
-        ("second", Edit(Question("Where does this creature live?", picture(2)), "deep well")),
-    ]
-
-
-def model_bits(backbone: Backbone, edits: list[tuple[str, Edit]]) -> tuple[bytes, list[bytes]]:
-    """Logits of questions with and without pictures, and every weight."""
-    asked = [edit.question for _, edit in edits] + [Question("What is the capital of Coraland?")]
-    with torch.no_grad():
-        logits: Tensor = backbone.logits(backbone.encode(asked))
-    return logits.numpy().tobytes(), [value.numpy().tobytes() for value in backbone.model.state_dict().values()]
-
-
-def test_names_lead_back_to_the_class(editor: Editor) -> None:
-    assert editor_class(editor.name) is type(editor)
-    assert editor.summary
-
-
-def test_reset_leaves_weights_and_logits_as_they_were(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
-    before = model_bits(editor.backbone, edits)
-    editor.edit(edits)
-    editor.reset()
-    assert model_bits(editor.backbone, edits) == before
-    editor.edit(edits[:1])
-    editor.reset()
-    assert model_bits(editor.backbone, edits) == before
-
-
-def test_detach_leaves_all_as_it_was_and_may_be_called_twice(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
-    editor.reset()
-    before = model_bits(editor.backbone, edits)
-    editor.edit(edits)
-    editor.detach()
-    editor.detach()
-    assert model_bits(editor.backbone, edits) == before
-
-
-def test_records_name_their_edits_and_what_they_cost(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
-    seen: list[tuple[int, int]] = []
-    records = editor.edit(edits, lambda done, total: seen.append((done, total)))
-    assert [record.edit_id for record in records] == ["first", "second"]
-    assert all(record.milliseconds >= 0 and record.refine_steps >= 0 for record in records)
-    assert seen == [(1, 2), (2, 2)]
-
-
-@pytest.mark.parametrize("answer", ["", " \n"])
-def test_an_empty_answer_is_refused_before_anything_changes(
-    editor: Editor, edits: list[tuple[str, Edit]], answer: str
-) -> None:
-    before = model_bits(editor.backbone, edits)
-    with pytest.raises(InvalidInputError, match="'third' is empty"):
-        editor.edit([*edits, ("third", Edit(edits[0][1].question, answer))])
-    assert model_bits(editor.backbone, edits) == before
-
-
-def test_an_exception_inside_with_leaves_all_as_it_was(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
-    editor.reset()
-    before = model_bits(editor.backbone, edits)
-    with pytest.raises(ZeroDivisionError), editor:
-        editor.edit(edits)
-        raise ZeroDivisionError
-    assert model_bits(editor.backbone, edits) == before
-
-
-def test_undo_takes_back_one_edit_or_says_that_it_cannot(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
-    before = model_bits(editor.backbone, edits)
-    editor.edit(edits[:1])
-    try:
-        editor.undo("first")
-    except NotFoundError as error:
-        assert "reset it" in str(error)
-        editor.reset()
-    assert model_bits(editor.backbone, edits) == before
-
-
-def test_undo_leaves_the_other_edit_as_if_alone(editor: Editor, edits: list[tuple[str, Edit]], tmp_path: Path) -> None:
-    editor.edit(edits[1:])
-    alone = model_bits(editor.backbone, edits)
-    editor.reset()
-    editor.edit(edits)
-    both = model_bits(editor.backbone, edits)
-    try:
-        editor.undo("first")
-    except NotFoundError as error:
-        assert "'first'" in str(error)
-        assert model_bits(editor.backbone, edits) == both, "a refused undo changed something"
-    else:
-        if editor.name not in UNDONE_BUT_NOT_FORGOTTEN:
-            assert model_bits(editor.backbone, edits) == alone
-    with pytest.raises(NotFoundError):
-        editor.undo("nobody's")
-
-
-def test_the_same_edits_give_the_same_bits(
-    editor: Editor,
-    random_backbone: Backbone,
-    small_config: Callable[..., LiveEditConfig],
-    edits: list[tuple[str, Edit]],
-) -> None:
-    editor.edit(edits)
-    first = model_bits(random_backbone, edits)
-    editor.detach()
-    with MAKERS[editor.name](random_backbone, small_config) as again:
-        assert again.digest() == editor.digest()
-        again.edit(edits)
-        assert model_bits(random_backbone, edits) == first
-
-
-def test_saved_edits_answer_as_before(
-    editor: Editor,
-    random_backbone: Backbone,
-    small_config: Callable[..., LiveEditConfig],
-    edits: list[tuple[str, Edit]],
-    tmp_path: Path,
-) -> None:
-    untouched = model_bits(random_backbone, edits)
-    editor.edit(edits)
-    before = model_bits(random_backbone, edits)
-    editor.save_edits(tmp_path / "edits.safetensors")
-    editor.detach()
-    with MAKERS[editor.name](random_backbone, small_config) as again:
-        again.edit(edits[:1])  # What was in force gives way.
-        again.load_edits(tmp_path / "edits.safetensors")
-        assert model_bits(random_backbone, edits) == before
-        again.reset()
-        assert model_bits(random_backbone, edits) == untouched
-
-
-def test_saved_edits_of_others_are_refused(editor: Editor, edits: list[tuple[str, Edit]], tmp_path: Path) -> None:
-    file = tmp_path / "edits.safetensors"
-    save_tensors(file, {}, {"made_by": {"editor": "somebody"}, "note": {}})
-    editor.edit(edits)
-    before = model_bits(editor.backbone, edits)
-    with pytest.raises(CheckpointError, match="somebody"):
-        editor.load_edits(file)
-    file.write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="could not be read"):
-        editor.load_edits(file)
-    assert model_bits(editor.backbone, edits) == before
-
-
-def test_no_edits_are_no_edits(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
-    before = model_bits(editor.backbone, edits)
-    assert editor.edit([]) == []
-    assert model_bits(editor.backbone, edits) == before
-
-
-def test_what_an_editor_fired_fits_the_batch(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
-    editor.edit(edits)
-    backbone = editor.backbone
-    backbone.generate(backbone.encode([edit.question for _, edit in edits], padding="left"), 2)
-    fired = editor.fired()
-    assert fired is None or len(fired) in (0, 2)
-
-
-def test_edits_answer_in_mixed_precision(editor: Editor, edits: list[tuple[str, Edit]]) -> None:
-    editor.edit(edits)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        asked = editor.backbone.encode([edit.question for _, edit in edits])
-        assert torch.isfinite(editor.backbone.logits(asked)).all()
-        assert len(editor.backbone.generate(asked, max_new_tokens=3)) == len(edits)
-
-
-def test_unknown_editors_are_told_with_those_there_are() -> None:
+def test_an_unknown_editor_is_refused_with_the_known_ones() -> None:
     with pytest.raises(NotFoundError, match=r"ft-l, ft-m, .*liveedit, .*none"):
         editor_class("rome")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FAMILIES
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +22,7 @@ from liveedit.editors.ft import (
 )
 from liveedit.errors import BackboneError, CheckpointError, InvalidInputError
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.family_models import FAMILIES
 
 KINDS = {
     FineTuneLast: (FineTuneConfig, "language_model.layers.5."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -44,7 +43,7 @@ def edits(picture: Callable[[int], Image.Image]) -> list[tuple[str, Edit]]:
 def pooled_by_hand(backbone: Backbone, question: Question, layer: int) -> list[torch.Tensor | None]:
     """Unit vectors of picture and prompt in float64, token by token; None without a picture."""
     inputs = backbone.encode([question])
-    states = backbone.states(inputs, layer)[0].double()
+    states = backbone.hidden_states(inputs, layer)[0].double()
     found: list[torch.Tensor | None] = []
     for mask in (inputs.image_mask[0], inputs.prompt_mask[0]):
         rows = [F.layer_norm(states[place], states.shape[1:]) for place in mask.nonzero().flatten().tolist()]
@@ -100,7 +99,7 @@ def test_both_must_exceed_their_threshold(made: Maker, edits: list[tuple[str, Ed
         asked = Question(edits[0][1].question.prompt, Image.new("RGB", (64, 64), "green"))
     inputs = editor.backbone.encode([asked])
     assert editor.fired() == [()]
-    assert inputs.asked[0].question == asked
+    assert inputs.prepared[0].question == asked
 
 
 def test_no_picture_is_unlike_any_picture(made: Maker, edits: list[tuple[str, Edit]]) -> None:
@@ -117,27 +116,27 @@ def test_of_two_answers_to_one_question_the_later_is_told(made: Maker, edits: li
     editor = made(image_threshold=0.9, prompt_threshold=0.9)
     question = edits[0][1].question
     editor.edit([edits[0], ("later", Edit(question, "blue"))])
-    assert "hat? blue\n" in editor.backbone.encode([question]).asked[0].question.prompt
+    assert "hat? blue\n" in editor.backbone.encode([question]).prepared[0].question.prompt
     editor.undo("later")
-    assert "hat? red {braces}\n" in editor.backbone.encode([question]).asked[0].question.prompt
+    assert "hat? red {braces}\n" in editor.backbone.encode([question]).prepared[0].question.prompt
 
 
 @torch.no_grad()
-def test_what_is_kept_tells_the_same(made: Maker, edits: list[tuple[str, Edit]], tmp_path: Path) -> None:
+def test_what_is_kept_tells_the_same(made: Maker, edits: list[tuple[str, Edit]]) -> None:
     editor = made(image_threshold=0.9, prompt_threshold=0.9)
     backbone, questions = editor.backbone, [edit.question for _, edit in edits]
     unedited = backbone.logits(backbone.encode(questions))
     editor.edit(edits)
     expected = backbone.logits(backbone.encode(questions))
-    editor.save_edits(tmp_path / "edits.safetensors")
+    state = editor.edited_state()
     editor.detach()
     assert torch.equal(backbone.logits(backbone.encode(questions)), unedited)
     again = made(image_threshold=0.9, prompt_threshold=0.9)
-    again.load_edits(tmp_path / "edits.safetensors")
+    again.restore(*state)
     assert torch.equal(backbone.logits(backbone.encode(questions)), expected)
     for edit_id in ("first", "second", "third"):
         again.undo(edit_id)
-    assert backbone.encode(questions).asked == ()
+    assert backbone.encode(questions).prepared == ()
     with pytest.raises(NotFoundError, match="no edit 'first'"):
         again.undo("first")
 

@@ -10,17 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from family_tokenizers import TOKENS
 from PIL import Image
 from transformers import BertConfig, BertModel
 
-from liveedit.backbones import Backbone
+from liveedit.backbones import Backbone, HiddenTokens
 from liveedit.backbones.prompt_transforms import PreparedQuestion
 from liveedit.editors.shared import (
     EncoderConfig,
     FeatureMemory,
     QuestionEncoder,
-    QuestionTokens,
     ScopeSimilarity,
     ScopeTask,
     TextExpert,
@@ -30,6 +28,7 @@ from liveedit.editors.shared import (
 from liveedit.errors import BackboneError, InvalidInputError, NotFoundError
 from liveedit.experts.expert import expert_from_bytes, expert_to_bytes
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.family_tokenizers import TOKENS
 
 LAYER = 3
 
@@ -121,7 +120,7 @@ def test_an_interceptor_does_not_stand_before_reading(random_backbone: Backbone,
 
     with random_backbone.transformed(intrude):
         found = read_questions(random_backbone, questions, LAYER)
-    assert torch.equal(found.states, expected.states)
+    assert torch.equal(found.hidden_states, expected.hidden_states)
     assert found.prompts == tuple(question.prompt for question in questions)
 
 
@@ -241,13 +240,12 @@ def test_kept_tokens_are_those_that_a_query_is_read_by(task: ScopeTask, random_b
     read = read_questions(
         random_backbone, [question for question, _ in rows.items], LAYER, [answer for _, answer in rows.items]
     )
-    assert isinstance(rows.tokens, QuestionTokens)
+    assert isinstance(rows.tokens, HiddenTokens)
     assert rows.tokens.prompts == read.prompts
-    for name in ("image", "prompt", "answer"):
-        assert torch.equal(getattr(rows.tokens, name), getattr(read, name))
-    seen = read.image | read.text
-    torch.testing.assert_close(rows.tokens.states[seen], read.states[seen], atol=0.1, rtol=0.1)
-    torch.testing.assert_close(rows.tokens.embeddings[read.answer], read.embeddings[read.answer])
+    assert torch.equal(rows.tokens.roles, read.roles)
+    seen = read.attention_mask.bool()
+    torch.testing.assert_close(rows.tokens.hidden_states[seen], read.hidden_states[seen], atol=0.1, rtol=0.1)
+    torch.testing.assert_close(rows.tokens.embeddings[read.answer_mask], read.embeddings[read.answer_mask])
 
 
 def test_scope_loss_by_hand() -> None:

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import FAMILIES
-from model_traces import hooks_of
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,6 +19,8 @@ from liveedit.editors.t_patcher.memory import LONGEST_ANSWER, PLAIN_QUESTIONS, d
 from liveedit.editors.t_patcher.patches import PatchedFeedForward, Patches, activation_loss, feed_forward, memory_loss
 from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.family_models import FAMILIES
+from liveedit.testing.model_traces import hooks_of
 
 FFN_GIVEN_TO = {"llava": "mlp", "blip2-opt": "fc1"}
 """Families with each kind of FFN, and the module that its query goes into."""

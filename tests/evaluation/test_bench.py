@@ -13,7 +13,7 @@ from liveedit.backbones import Backbone
 from liveedit.editors.base import Editor
 from liveedit.editors.none import NoEditor
 from liveedit.errors import ConfigError
-from liveedit.evaluation.bench import Bench, BenchConfig, Provenance
+from liveedit.evaluation.bench import Bench, BenchConfig, Provenance, backbone_name
 from liveedit.samples import Edit, EditCase
 
 PROVENANCE = Provenance("abc", False, "b" * 64, "d" * 64)
@@ -104,5 +104,14 @@ def test_rows_are_measured_once_and_again_where_anything_differs(
 def test_more_edits_than_cases_are_refused(
     random_backbone: Backbone, eval_cases: tuple[EditCase, ...], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="13 edits were asked for and the data holds 12"):
+    with pytest.raises(ConfigError, match="13 edits were requested and the data holds 12"):
         bench_of(random_backbone, eval_cases, tmp_path, edits=(13,))
+
+
+def test_a_folder_names_its_backbone_by_its_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my-llava"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert backbone_name(".") == backbone_name(str(folder)) == backbone_name(f"{folder}/") == "my-llava"
+    assert backbone_name("tiny-llava") == "tiny-llava"
+    assert backbone_name("organisation/model") == "organisation/model"

@@ -38,13 +38,13 @@ CURVES: list[dict[str, Any]] = [
 
 def test_a_stage_begins_where_the_one_before_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
-    new_figure = learning_curves._new_figure
+    new_figure = learning_curves.new_figure
 
     def noted(height: float) -> Figure:
         figures.append(new_figure(height))
         return figures[-1]
 
-    monkeypatch.setattr(learning_curves, "_new_figure", noted)
+    monkeypatch.setattr(learning_curves, "new_figure", noted)
     draw_curves(CURVES, tmp_path / "new" / "curves.png")
     losses, percent, validation = figures[0].axes
     lines = {

@@ -18,9 +18,7 @@ from liveedit.evaluation.perplexity import (
     PerplexityFigures,
     agreement,
     answer_likelihoods,
-    edits_perplexity,
     greedy_tokens,
-    perplexity,
 )
 from liveedit.pretraining.language_models import TINY_MISTRAL_LM
 from liveedit.samples import Edit, EditCase, Question
@@ -37,6 +35,10 @@ ANSWERS = ["She works as a bell founder, 최재봉.", "Ada", "and on " * 20, ""]
 @pytest.fixture(scope="module")
 def language_model() -> TextBackbone:
     return TextBackbone("random", TINY_MISTRAL_LM.build(seed=3), Parts(TINY_MISTRAL_LM.tokenizer(), None, None))
+
+
+def perplexity(backbone: Backbone, questions: list[Question], answers: list[str], batch: int = 8) -> list[float]:
+    return [found.perplexity for found in answer_likelihoods(backbone, questions, answers, batch)]
 
 
 Slow = list[tuple[float, int, list[int]]]
@@ -108,11 +110,12 @@ def test_what_is_too_unlikely_for_floating_point_is_infinite() -> None:
 
 def test_an_edit_lowers_its_perplexity_and_reset_brings_it_back(language_model: TextBackbone) -> None:
     case = EditCase("a", Edit(QUESTIONS[0], ANSWERS[0]))
-    before = edits_perplexity(language_model, [case])
+    before = answer_likelihoods(language_model, QUESTIONS[:1], ANSWERS[:1])
     with FineTuneLast(language_model) as editor:
         editor.edit([(case.id, case.edit)])
-        assert edits_perplexity(language_model, [case]).mean < before.mean / 2
-    assert edits_perplexity(language_model, [case]) == before
+        (after,) = answer_likelihoods(language_model, QUESTIONS[:1], ANSWERS[:1])
+        assert after.perplexity < before[0].perplexity / 2
+    assert answer_likelihoods(language_model, QUESTIONS[:1], ANSWERS[:1]) == before
 
 
 def test_greedy_tokens_are_the_likeliest_along_the_continuation(language_model: TextBackbone, slow: Slow) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from liveedit.answers import Fired
+from liveedit.answering import Answering
+from liveedit.answers import Answer, Fired
 from liveedit.backbones import Backbone
 from liveedit.editors.base import Editor, EditRecord
-from liveedit.evaluation.probing import FreeAnswer, ask_freely, choose_along
+from liveedit.evaluation.probing import ask_freely, choose_along
 from liveedit.evaluation.protocol import UneditedAnswers, cost, measure, probes_of, summarize_measurements
 from liveedit.samples import Edit, EditCase, Probe, ProbeName, Question
 
@@ -101,10 +102,17 @@ def test_generality_and_portability_are_never_left_out() -> None:
 
 
 class Scripted:
-    """Stands in for a backbone: what is said to a prompt is looked up, token by token a word."""
+    """A substitute for a backbone: answers are looked up by prompt, each word is a token.
+
+    forced: by prompt the words chosen along an expected answer, before and after edits, if they are not the answer's.
+    """
 
     def __init__(self, before: dict[str, str], after: dict[str, str]):
         self.before, self.after, self.edited = before, after, False
+        self.forced: dict[str, tuple[str, str]] = {}
+
+    def choose(self, prompt: str) -> str:
+        return self.forced[prompt][self.edited] if prompt in self.forced else self.say(prompt)
 
     def say(self, prompt: str) -> str:
         return (self.after if self.edited and prompt in self.after else self.before)[prompt]
@@ -150,21 +158,22 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     script = Scripted(before, after)
 
     def ask_freely(
-        backbone: Any, probes: Sequence[Probe], max_new_tokens: int, batch: int, editor: Any, progress: Any
-    ) -> list[FreeAnswer]:
-        found: list[FreeAnswer] = []
+        answering: Answering, probes: Sequence[Probe], max_new_tokens: int, batch: int, count: Any
+    ) -> list[Answer]:
+        found: list[Answer] = []
+        editor: Any = answering.editor
         for probe in probes:
             fired = None
             if editor is not None:
                 editor.last = [probe.question.prompt]
-                told = editor.fired()
-                fired = None if told is None else (told or [()])[0]
-            found.append(FreeAnswer(script.say(probe.question.prompt), None, fired))
-            progress(1)
+                reported = editor.fired()
+                fired = None if reported is None else (reported or [()])[0]
+            found.append(Answer(script.say(probe.question.prompt), fired))
+            count(1)
         return found
 
     def choose_along(
-        backbone: Any, probes: Sequence[Probe], answers: Sequence[str], free: Any, batch: int, progress: Any
+        backbone: Any, probes: Sequence[Probe], answers: Sequence[str], free: Any, batch: int, count: Any
     ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         def tokens(text: str, count: int) -> tuple[int, ...]:
             words = [*text.lower().strip(".").split(), *["</s>"] * (count + 1)][: max(1, count)]
@@ -173,7 +182,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
         return [
             (
                 tokens(answer, len(answer.split())),
-                tokens(script.say(probe.question.prompt), len(answer.split())),
+                tokens(script.choose(probe.question.prompt), len(answer.split())),
             )
             for probe, answer in zip(probes, answers, strict=True)
         ]
@@ -223,6 +232,23 @@ def test_locality_is_asked_of_the_unedited_model(scripted: Scripted) -> None:
     assert expected["portability"] == "dark"
 
 
+def test_locality_compares_with_the_tokens_that_the_unedited_model_chose(scripted: Scripted) -> None:
+    """These can differ from the tokens of its own text, as where one text has several encodings."""
+    size = question("cat", "size").prompt
+    scripted.after[size] = scripted.before[size] = "very big"
+    scripted.forced[size] = ("very large", "very large")
+    scores = dict_of_scores(measured(scripted, [CASE_A], ScriptedEditor(scripted, None)))
+    assert scores["same_image_locality"] == 100
+    scripted.edited = False
+    scripted.forced[size] = ("very large", "very big")
+    scores = dict_of_scores(measured(scripted, [CASE_A], ScriptedEditor(scripted, None)))
+    assert scores["same_image_locality"] == 50
+
+
+def dict_of_scores(measurement: Any) -> dict[str, float]:
+    return {item.probe.name: score.teacher_forced for item, score in measurement.scores}
+
+
 def test_an_editor_that_cannot_tell_has_no_routing_figures(scripted: Scripted) -> None:
     measurement = measured(scripted, [CASE_A], ScriptedEditor(scripted, None))
     assert measurement.fired == ()
@@ -230,7 +256,7 @@ def test_an_editor_that_cannot_tell_has_no_routing_figures(scripted: Scripted) -
 
 
 def test_routing_worked_by_hand(scripted: Scripted) -> None:
-    own, other, faint = Fired("a", 0.9, 1.0), Fired("b", 0.6, 1.0), Fired("a", 0.01, 1.0)
+    own, other, faint = Fired("a", 0.9, 1.0), Fired("b", 0.6, 1.0), Fired("a", 0.009, 1.0)
     fires = {
         question("cat", "color").prompt: (own, other),
         "Which color has the cat?": (own,),
@@ -239,9 +265,21 @@ def test_routing_worked_by_hand(scripted: Scripted) -> None:
     }
     measurement = measured(scripted, [CASE_A], ScriptedEditor(scripted, fires))
     routing = summarize_measurements([measurement])["routing"]
-    # In scope: the edit and two generality probes, of which the last one fired too faintly. Four fired above
-    # the bound, two of them the query's own.
+    # In scope: the edit and two generality probes; for the last one its edit fired below the threshold. Four fired,
+    # two of them the question's own.
     assert routing == {"recall": pytest.approx(200 / 3), "precision": pytest.approx(50)}
+
+
+def test_another_edit_that_fires_in_scope_counts_for_neither_recall_nor_precision(scripted: Scripted) -> None:
+    other = Fired("b", 0.9, 1.0)
+    in_scope = (question("cat", "color").prompt, "Which color has the cat?", question("tom", "color").prompt)
+    wrong = measured(scripted, [CASE_A], ScriptedEditor(scripted, dict.fromkeys(in_scope, (other,))))
+    assert summarize_measurements([wrong])["routing"] == {"recall": 0.0, "precision": 0.0}
+    scripted.edited = False
+    # Its own edit fired for a question out of scope: that is no hit either.
+    outside = {question("cat", "size").prompt: (Fired("a", 0.9, 1.0),)}
+    measurement = measured(scripted, [CASE_A], ScriptedEditor(scripted, outside))
+    assert summarize_measurements([measurement])["routing"] == {"recall": 0.0, "precision": 0.0}
 
 
 def test_an_editor_that_never_fires_has_no_recall(scripted: Scripted) -> None:
@@ -307,7 +345,7 @@ def test_teacher_forcing_is_the_same_where_free_answers_spare_it(
 ) -> None:
     """Against asking every probe: half of the expected answers are what the model says, half are not."""
     probes = [probe for case in eval_cases[:6] for probe in (case.reliability, *case.probes)]
-    free = ask_freely(tiny_llava, probes, 8, 16, None, lambda done: None)
+    free = ask_freely(Answering(tiny_llava), probes, 8, 16, lambda more: None)
     answers = [answer.text if place % 2 else "teal well" for place, answer in enumerate(free)]
     unknown = [replace(answer, tokens=None) for answer in free]
     forwards: list[int] = []

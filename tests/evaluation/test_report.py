@@ -9,9 +9,10 @@ from PIL import Image
 from rich.console import Console
 
 from liveedit.errors import InvalidInputError, LiveEditError
-from liveedit.evaluation import plots
+from liveedit.evaluation import plotting
 from liveedit.evaluation.lines import at_largest, lines_of
-from liveedit.evaluation.plots import COLORS, PlotsUnavailableError, write_plots
+from liveedit.evaluation.plots import write_plots
+from liveedit.evaluation.plotting import COLORS, PlotsUnavailableError
 from liveedit.evaluation.published import published_table, published_values
 from liveedit.evaluation.report import render, write_report
 from liveedit.evaluation.report_tables import answer_type_table, cost_table, interval_table, main_table
@@ -312,9 +313,9 @@ def test_no_picture_without_values(tmp_path):
 
 
 def test_edit_labels_keep_their_distance():
-    assert plots._spaced([1, 10, 100, 1000]) == [1000, 100, 10, 1]
+    assert plotting._spaced([1, 10, 100, 1000]) == [1000, 100, 10, 1]
     # 1000 ** (1 / 7) = 2.68: after 1000 comes the first number below 373, after 300 the first below 112, ...
-    assert plots._spaced([0, 1, 2, 90, 100, 300, 900, 1000]) == [1000, 300, 100, 2, 0]
+    assert plotting._spaced([0, 1, 2, 90, 100, 300, 900, 1000]) == [1000, 300, 100, 2, 0]
 
 
 def test_pictures_leave_pyplot_alone(tmp_path):
@@ -332,7 +333,7 @@ def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
     assert isinstance(caught.value, LiveEditError)
     assert isinstance(caught.value, ImportError)
     text = write_report([row()], tmp_path / "report").read_text()
-    assert "No images: matplotlib" in text
+    assert "No figures: matplotlib" in text
     assert "| 99.0 / 97.0 |" in text
     assert not list((tmp_path / "report").glob("*.png"))
 

@@ -1,4 +1,4 @@
-"""Table 1 in small: cells that are measured once, go on after an interruption, and fail by themselves."""
+"""Table 1 in small: runs that are measured once, go on after an interruption, and fail by themselves."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from liveedit.cli import main
 from liveedit.editors import editor_names
 from liveedit.errors import InvalidInputError, NotFoundError
 from liveedit.evaluation import bench as bench_module
-from liveedit.experiments import cells
-from liveedit.experiments.cells import Measuring
-from liveedit.experiments.comparison import TABLE_1, TABLE_5, TABLE_6, comparison, conclude, default_editors
-from liveedit.experiments.experiment import Conclusion, Experiment, run_experiment
+from liveedit.experiments import runs
+from liveedit.experiments.comparison import comparison, default_editors, summarize, variants
+from liveedit.experiments.experiment import Experiment, ExperimentResult, run_experiment
 from liveedit.experiments.jobs import Outcome, Workers
+from liveedit.experiments.papers import TABLE_1, TABLE_5, TABLE_6
 from liveedit.experiments.report.averages import PAPER_METRICS
+from liveedit.experiments.runs import BenchOptions
 
-SMALL = Measuring(cases=4, few_edits_cases=2, max_new_tokens=2)
+SMALL = BenchOptions(cases=4, few_edits_cases=2, max_new_tokens=2)
 
 
 @pytest.fixture
 def loaded(tiny_llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells get the backbone that is loaded already, by any name."""
-    monkeypatch.setattr(cells, "load_backbone", lambda name, **load: tiny_llava)
-    cells.loaded_backbone.cache_clear()
-    cells.opened_data.cache_clear()
+    """Runs get the backbone that is loaded already, by any name."""
+    monkeypatch.setattr(runs, "load_backbone", lambda name, **load: tiny_llava)
+    runs.loaded_backbone.cache_clear()
+    runs.opened_data.cache_clear()
 
 
 def small(out: Path, world: Path, editors: tuple[str, ...] = ("none", "ft-l"), **changes: Any) -> Experiment:
-    given: dict[str, Any] = {"backbones": ("tiny-llava",), "edits": (1, 2), "seeds": (0, 1), "measuring": SMALL}
+    given: dict[str, Any] = {"backbones": ("tiny-llava",), "edits": (1, 2), "seeds": (0, 1), "options": SMALL}
     data = (f"mmedit:{world / 'eval.json'}",)
     return comparison(TABLE_1, out, **{"editors": editors, "data": data, **given, **changes})
 
 
-def run(experiment: Experiment, out: Path, ended: Callable[..., None] = lambda *_: None) -> Conclusion:
+def run(experiment: Experiment, out: Path, ended: Callable[..., None] = lambda *_: None) -> ExperimentResult:
     return run_experiment(experiment, out, Workers(), ended)
 
 
 def row_files(out: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_mtime_ns for file in (out / "cells").rglob("*-seed?.json")}
+    return {file.name: file.stat().st_mtime_ns for file in (out / "runs").rglob("*-seed?.json")}
 
 
 @pytest.mark.usefixtures("loaded")
@@ -57,9 +58,9 @@ def test_a_table_is_measured_once(world: Path, tmp_path: Path, monkeypatch: pyte
     assert all(row["provenance"]["backbone_digest"] and row["provenance"]["data_digest"] for row in rows)
     files = row_files(tmp_path)
     assert len(files) == 8
-    assert len(list((tmp_path / "cells").rglob("*.answers.jsonl"))) == 8
+    assert len(list((tmp_path / "runs").rglob("*.answers.jsonl"))) == 8
 
-    monkeypatch.setattr(bench_module, "measure", lambda *_, **__: pytest.fail("a finished cell was measured again"))
+    monkeypatch.setattr(bench_module, "measure", lambda *_, **__: pytest.fail("a finished run was measured again"))
     again = run(small(tmp_path, world), tmp_path)
     assert (again.measured, row_files(tmp_path)) == (0, files)
     assert again.findings.rows == rows
@@ -74,7 +75,7 @@ def test_an_interrupted_table_goes_on_where_it_was(
 
     def interrupted(backbone: Any, editor: Any, group: Any, *others: Any) -> Any:
         measured.append(len(group))
-        if len(measured) == 4:  # The second cell of groups of one has begun.
+        if len(measured) == 4:  # The second run of groups of one has begun.
             raise KeyboardInterrupt
         return measure(backbone, editor, group, *others)
 
@@ -102,14 +103,14 @@ def test_other_settings_or_weights_are_measured_anew(
 ) -> None:
     few: dict[str, Any] = {"editors": ("none",), "edits": (1,), "seeds": (0,)}
     assert run(small(tmp_path, world, **few), tmp_path).measured == 1
-    longer = Measuring(cases=4, few_edits_cases=2, max_new_tokens=3)
-    assert run(small(tmp_path, world, **few, measuring=longer), tmp_path).measured == 1
-    monkeypatch.setattr(cells, "backbone_digest", lambda backbone: "other weights")
-    assert run(small(tmp_path, world, **few, measuring=longer), tmp_path).measured == 1
+    longer = BenchOptions(cases=4, few_edits_cases=2, max_new_tokens=3)
+    assert run(small(tmp_path, world, **few, options=longer), tmp_path).measured == 1
+    monkeypatch.setattr(Backbone, "digest", lambda backbone: "other weights")
+    assert run(small(tmp_path, world, **few, options=longer), tmp_path).measured == 1
 
 
 @pytest.mark.usefixtures("loaded")
-def test_a_failing_cell_is_named_and_stops_no_other(world: Path, tmp_path: Path) -> None:
+def test_a_failing_run_is_named_and_stops_no_other(world: Path, tmp_path: Path) -> None:
     missing = {"own": str(tmp_path / "nothing-here")}
     given = small(tmp_path, world, ("own=liveedit", "none"), edits=(1,), seeds=(0,), sources=missing)
     found = run(given, tmp_path)
@@ -122,7 +123,7 @@ def test_a_failing_cell_is_named_and_stops_no_other(world: Path, tmp_path: Path)
     assert "| none | 1 |" in report
 
 
-def test_cells_fill_the_table_from_few_edits_to_many_seed_by_seed(tmp_path: Path) -> None:
+def test_runs_fill_the_table_from_few_edits_to_many_seed_by_seed(tmp_path: Path) -> None:
     found = comparison(TABLE_1, tmp_path, editors=("none", "ft-l"), backbones=("tiny-llava", "tiny-blip2"))
     stages = {(job.seeds[0], job.edits[0]): job.stage for job in found.jobs}  # type: ignore[attr-defined]
     assert sorted(stages, key=lambda key: stages[key]) == [
@@ -134,7 +135,7 @@ def test_cells_fill_the_table_from_few_edits_to_many_seed_by_seed(tmp_path: Path
 def test_tables_5_and_6_are_the_other_backbones_with_all_published_data(tmp_path: Path) -> None:
     assert TABLE_5.backbones == ("tiny-blip2", "tiny-llava")
     assert TABLE_6.backbones == ("tiny-minigpt4",)
-    findings = comparison(TABLE_6, tmp_path, editors=("none",)).conclude([], [("a cell", "an error")])
+    findings = comparison(TABLE_6, tmp_path, editors=("none",)).summarize([], [("a run", "an error")])
     assert {line[0] for line in findings.published[0].rows} == {"MiniGPT-4 (7B)"}
     assert {line[1] for line in findings.published[0].rows} == {"E-VQA", "VLKEB", "E-IC"}
     assert findings.summary == ("Nothing could be measured.",)
@@ -153,7 +154,7 @@ def test_a_variant_is_judged_apart_and_is_no_rival() -> None:
         for editor, value in scores.items()
         for seed in (0, 1, 2)
     ]
-    findings = conclude(TABLE_1, list(scores), rows, [])
+    findings = summarize(TABLE_1, list(scores), rows, [])
     verdicts = (findings.extra or {})["verdicts"]
     assert [(found["own"], found["rival"], found["standing"]) for found in verdicts] == [
         *[("liveedit", "lte", "not best")] * 2,
@@ -183,7 +184,15 @@ def test_each_backbone_may_have_trained_parts_of_its_own(tmp_path: Path) -> None
 
 def test_all_editors_are_compared_unless_some_are_named() -> None:
     assert set(default_editors()) == set(editor_names())
-    assert default_editors()[0] == "none"
+    assert default_editors() == (
+        *("none", "ft-l", "ft-m", "mend", "serac", "t-patcher", "lte", "recipe", "lemoe", "ike"),
+        *("liveedit", "liveedit-refine"),
+    )
+
+
+def test_variants_of_an_editor_are_those_derived_from_it() -> None:
+    assert variants("liveedit") == ("liveedit-refine",)
+    assert variants("ft-l") == ()
 
 
 @pytest.mark.usefixtures("loaded")
@@ -198,7 +207,7 @@ def test_the_command(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "FAILED (There is no trained" in err
     assert "Average" in out and "report.md" in out
     files = {file.name for file in (tmp_path / "out").iterdir()}
-    assert files >= {"report.md", "table.md", "table.tex", "table.csv", "rows.json", "cells"}
+    assert files >= {"report.md", "table.md", "table.tex", "table.csv", "rows.json", "runs"}
 
     whole = [argument for argument in given if not argument.startswith("own=") and argument != "--editor-path"]
     assert main([*whole, "--json"]) == 0
@@ -206,4 +215,4 @@ def test_the_command(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     found = json.loads(out)
     assert [row["edits"] for row in found["rows"]] == [1, 2]
     assert (found["failed"], found["verdicts"]) == ([], [])
-    assert err.count("there already") == 2
+    assert err.count("done before") == 2

@@ -14,7 +14,8 @@ import pytest
 
 from liveedit.errors import ConfigError, NotFoundError
 from liveedit.experiments import jobs
-from liveedit.experiments.jobs import Done, Outcome, Report, Workers, run_jobs
+from liveedit.experiments.jobs import Done, Outcome, Workers, run_jobs
+from liveedit.progress import TaskProgress
 
 
 def job_class() -> Any:
@@ -28,7 +29,7 @@ def job_class() -> Any:
         kind: str = "task"
         size: float = 1.0
 
-        def run(self, report: Report) -> Done:
+        def run(self, report: TaskProgress) -> Done:
             if self.does == "fails":
                 raise NotFoundError("There is no such thing.")
             if self.does == "breaks":
@@ -73,7 +74,7 @@ def test_stages_come_first_and_within_a_stage_what_takes_longest(monkeypatch: py
     seconds = {"slow": 8.0, "quick": 1.0}
     order: list[str] = []
 
-    def timed(place: int, job: Any, report: Report) -> tuple[int, Outcome]:
+    def timed(place: int, job: Any, report: TaskProgress) -> tuple[int, Outcome]:
         order.append(job.title)
         return place, Outcome(job, seconds[job.kind] * job.size, Done((), kept=job.does == "is kept"))
 
@@ -99,7 +100,7 @@ def test_an_interruption_is_passed_on_and_nothing_more_begins() -> None:
     class Interrupted:
         title, stage, kind, size = "interrupted", 0, "task", 1.0
 
-        def run(self, report: Report) -> Done:
+        def run(self, report: TaskProgress) -> Done:
             begun.append(self.title)
             raise KeyboardInterrupt
 

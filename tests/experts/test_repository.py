@@ -272,7 +272,7 @@ def test_unknown_ids_are_named() -> None:
     repository = ExpertRepository()
     repository.add("a", make_expert(1))
     for call in (repository.get, repository.remove):
-        with pytest.raises(NotFoundError, match=r"no edit 'b'\. 1 edits are in force"):
+        with pytest.raises(NotFoundError, match=r"no edit 'b'\. 1 edits are active"):
             call("b")
     assert "b" not in repository
 

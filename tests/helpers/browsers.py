@@ -73,7 +73,7 @@ def running_browser(folder: Path) -> Iterator[Any]:
 class Visitor:
     """A person at the page: looks for things by CSS selector, waits until something is so, uses mouse and keys.
 
-    screenshots: a folder that `shot` writes to; None for no pictures.
+    screenshots: a folder that `shot` writes to; None for no images.
     """
 
     def __init__(self, driver: Any, url: str, screenshots: Path | None = None):
@@ -125,7 +125,7 @@ class Visitor:
         return any(element.is_displayed() for element in self.all(selector))
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        """Wait until this is true; returns it. What changes while it is looked at is looked at again."""
+        """Wait until this is true; returns it. Elements that change meanwhile are read again."""
         from selenium.common.exceptions import StaleElementReferenceException as Gone
         from selenium.webdriver.support.ui import WebDriverWait
 
@@ -155,18 +155,18 @@ class Visitor:
 
         ActionChains(self.driver).send_keys(*keys).perform()
 
-    def ask(self, prompt: str, picture: Path | None = None) -> str:
+    def ask(self, prompt: str, image: Path | None = None) -> str:
         """Ask by mouse and keyboard, and wait for the whole answer."""
-        if picture is not None:
-            self.find("#file").send_keys(str(picture))
-            self.until(lambda: picture.name in self.text("#picture-name"))
+        if image is not None:
+            self.find("#file").send_keys(str(image))
+            self.until(lambda: image.name in self.text("#image-name"))
         self.write("#prompt", prompt)
         asked = self.count("#log li")
         self.click("#ask")
         return self.answer(asked + 1)
 
     def answer(self, asked: int) -> str:
-        """The answer, once this many have been given and everything about it is told."""
+        """The answer, once this many have been given and everything about it is shown."""
         self.until(lambda: self.count("#log li") == asked and self.sees("#answer") and self.text("#fired"))
         return self.text("#answer-text")
 
@@ -197,7 +197,7 @@ class Visitor:
         return len(self.all(selector))
 
     def shot(self, name: str, *, whole: bool = False) -> None:
-        """A picture of the screen, or of the whole page, if pictures are wanted."""
+        """An image of the screen, or of the whole page, if images are wanted."""
         if self.screenshots is None:
             return
         width, full = self.script("return [innerWidth, document.documentElement.scrollHeight]")
@@ -205,8 +205,8 @@ class Visitor:
         further = {"clip": clip, "captureBeyondViewport": True} if whole else {}
         found = self.command("Page.captureScreenshot", format="png", **further)
         self.screenshots.mkdir(parents=True, exist_ok=True)
-        with Image.open(io.BytesIO(base64.b64decode(found["data"]))) as picture:
-            picture.convert("RGB").save(self.screenshots / f"{name}.png", optimize=True)
+        with Image.open(io.BytesIO(base64.b64decode(found["data"]))) as image:
+            image.convert("RGB").save(self.screenshots / f"{name}.png", optimize=True)
 
     # -- what went on ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from fuzzed_images import fuzzed_uri
 
 CHAT, EDITS, HEAT_MAPS, CHECK = "/v1/chat/completions", "/v1/edits", "/v1/heat-maps", "/v1/check"
 MARKER = "<image>"
-"""No model takes this in a prompt; it is found after the picture was decoded. So most pictures make no edit."""
+"""No model takes this in a prompt; it is found after the image was decoded. So most images make no edit."""
 
 _WEIRD = (
     "NaN",
@@ -83,7 +83,7 @@ def fuzzed_request(number: int, key: str) -> Fuzzed:
 
 
 def _with_images(chance: Random, key: str) -> Fuzzed:
-    """A sound request about a picture that may not be."""
+    """A sound request about an image that may not be."""
     path, body = _request(chance, fuzzed_uri(chance))
     return Fuzzed(path=path, body=json.dumps(body).encode())
 

@@ -13,7 +13,7 @@ import schemathesis
 IDS = os.environ.get("LIVEEDIT_IDS", "").split()
 
 UNSAYABLE = {"invalid_image", "invalid_value", "model_not_found", "purged"}
-"""Why a request may be refused that fits the schema: what its picture holds, how many tokens its text has."""
+"""Why a request may be refused that fits the schema: what its image holds, how many tokens its text has."""
 
 
 @schemathesis.hook

@@ -85,7 +85,7 @@ class ServedProcess:
 def serving(
     edits: Path | str, folder: Path, *options: object, count: int = 1, key: str | None = None
 ) -> Iterator[list[ServedProcess]]:
-    """So many servers on the same edits, ready; stopped at the end. folder: where they write what they have to say."""
+    """`count` servers on the same edits, ready; stopped at the end. folder: for their standard error."""
     servers: list[ServedProcess] = []
     try:
         for place in range(count):

@@ -1,4 +1,4 @@
-"""A model without weights behind the service, and a real server on a free port."""
+"""A model without weights for the service, and a real server on a free port."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -21,12 +22,11 @@ from liveedit.errors import EditStateError, InvalidInputError, NotFoundError
 from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
-from liveedit.serving.served_model import Correction, Query, Reply, ServedModel
+from liveedit.serving.served_model import Correction, GenerationRequest, GenerationResult, ServedModel
 from liveedit.serving.server import Server
 from liveedit.serving.settings import ServingSettings
 from liveedit.store.idempotency import ChangeRequest
-from liveedit.store.paging import EditPage
-from liveedit.store.records import StoredEdit
+from liveedit.store.records import EditPage, StoredEdit
 
 
 class FakeModel:
@@ -56,7 +56,7 @@ class FakeModel:
         """How often `refresh` has something to do."""
         self.refresh_problem: Exception | None = None
 
-    def enter_worker(self) -> None:
+    def start_worker(self) -> None:
         self.workers_entered.append(threading.current_thread().name)
 
     def is_outdated(self) -> bool:
@@ -70,11 +70,11 @@ class FakeModel:
         self.news -= 1
         self.change(f"news {self.news}")
 
-    def check(self, query: Query) -> None:
-        if "unfit" in query.prompt:
+    def check(self, prompt: str) -> None:
+        if "unfit" in prompt:
             raise InvalidInputError("Unfit.")
 
-    def answer(self, queries: Sequence[Query], deadline: float) -> list[Reply | Exception]:
+    def answer(self, queries: Sequence[GenerationRequest], deadline: float) -> list[GenerationResult | Exception]:
         self.entered.set()
         self.gate.wait(30)
         prompts = [query.prompt for query in queries]
@@ -88,22 +88,22 @@ class FakeModel:
                 self.write_endlessly(query)
         return [self._reply(query) for query in queries]
 
-    def _reply(self, query: Query) -> Reply:
+    def _reply(self, query: GenerationRequest) -> GenerationResult:
         left = self.left
         time.sleep(self.pause_s)
         text = f"{query.prompt}: {left}/{self.right}"
-        if query.listener is not None:
+        if query.on_text is not None:
             for piece in (text[:3], text[3:]):
-                query.listener(piece)
+                query.on_text(piece)
         faint = Fired("faint", 1e-9, 0.1)
         fired = (faint, Fired(self.left, 0.75, 1.5)) if self.left else (faint,)
-        return Reply(text, "stop", 7, 3, fired)
+        return GenerationResult(text, "stop", 7, 3, fired)
 
-    def write_endlessly(self, query: Query) -> None:
-        assert query.listener is not None
+    def write_endlessly(self, query: GenerationRequest) -> None:
+        assert query.on_text is not None
         until = time.monotonic() + 20
         while not query.is_abandoned() and time.monotonic() < until:
-            query.listener("more ")
+            query.on_text("more ")
             time.sleep(0.01)
         self.was_abandoned = query.is_abandoned()
 
@@ -139,7 +139,7 @@ class FakeModel:
         receipt = Receipt(edit_id, wanted.prompt, wanted.answer, "old", wanted.answer, 5.0, 0, 100)
         return replace(receipt, author=wanted.author, note=wanted.note)
 
-    def undo(self, edit_id: str, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
+    def undo(self, edit_id: str, *, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
         return self.once(request, lambda: self.undone_edit(edit_id))
 
     def undone_edit(self, edit_id: str) -> StoredEdit:
@@ -149,9 +149,9 @@ class FakeModel:
         self.undone[edit_id] = replace(self.stored.pop(edit_id), undone_at="2026-01-02")
         return self.undone[edit_id]
 
-    def redo(self, edit_id: str, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
+    def redo(self, edit_id: str, *, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
         if self.get(edit_id).is_active:
-            raise EditStateError("In force.")
+            raise EditStateError("Active.")
         self.change(edit_id)
         self.stored[edit_id] = replace(self.undone.pop(edit_id), undone_at=None)
         return self.stored[edit_id]
@@ -162,7 +162,24 @@ class FakeModel:
             raise NotFoundError(f"There is no edit {edit_id!r}.")
         return found
 
-    def page(self, state: str, newest_first: bool, after: str | None, limit: int) -> EditPage:
+    # -- what the service reads of the edited model and of its store
+
+    @property
+    def model(self) -> FakeModel:
+        return self
+
+    @property
+    def store(self) -> FakeModel:
+        return self
+
+    @property
+    def editor(self) -> Any:
+        return SimpleNamespace(needs_image=False)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def page(self, state: str, *, newest_first: bool, after: str | None, limit: int) -> EditPage:
         return EditPage(tuple(self.stored.values())[:limit], frozenset(), False)
 
     def one(self, edit_id: str) -> EditPage:
@@ -180,16 +197,10 @@ class FakeModel:
             for edit in edits
         ]
 
-    def look_at_store(self) -> None:
+    def latest_revision(self) -> int:
         if self.store_problem is not None:
             raise self.store_problem
-
-    @property
-    def needs_image(self) -> bool:
-        return False
-
-    def count(self) -> int:
-        return len(self.stored)
+        return 0
 
 
 def fake_app(
@@ -203,7 +214,7 @@ def fake_app(
 
 @contextmanager
 def listening(engine: Engine[ServedModel], app: FastAPI, port: int = 0) -> Iterator[tuple[str, Server]]:
-    """A server in a thread, and its URL; at the end it is told to stop and finishes. port: 0 for a free one."""
+    """A server in a thread, and its URL; at the end it is stopped and finishes its work. port: 0 for a free one."""
     server = Server(engine, app, "127.0.0.1", port)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -220,7 +231,7 @@ def listening(engine: Engine[ServedModel], app: FastAPI, port: int = 0) -> Itera
 
 
 def data_uri(image: Image.Image, kind: str = "PNG") -> str:
-    """A picture as a data URI."""
+    """An image as a data URI."""
     stream = io.BytesIO()
     image.save(stream, format=kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,8 +1,9 @@
 """A process that changes an edits file until it is killed. Run as a script: it forks one writer for each line it reads.
 
-Each line of standard input is the largest size of a file in bytes (0: any); the answers are `pid N` when a writer has
-begun, `try SEED KIND ID` before each change (`edit -`, or `supersede`, `undo` and `redo` of an edit), `done ID` for one
-that the store acknowledged, `full` for one that it refused, which is tried again by the same request, and `ended`.
+Each line of standard input is the largest size of a file in bytes (0: no limit). The answers are `pid N` when a writer
+has started, `try SEED KIND ID` before each change (`edit -`, or `supersede`, `undo` and `redo` of an edit), `done ID`
+for a change that the store acknowledged, `full` for one that it refused and that the same request tries again, and
+`ended`.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
+import numpy as np
+from safetensors.numpy import save
 
 from liveedit.errors import StoreError
-from liveedit.experts import LowRankExpert
 from liveedit.store.idempotency import ChangeRequest
 from liveedit.store.store import EditStore, NewEdit, StoredEdit
 
 Result = TypeVar("Result")
 
 
-def expert_of(seed: int) -> LowRankExpert:
-    """Numbers that tell which edit they belong to, over several pages of the file."""
-    part = torch.full((4, 512), float(seed))
-    return LowRankExpert(part, part + 0.5, part[0], part[1])
+def expert_of(seed: int) -> bytes:
+    """An expert that identifies its edit, over several pages of the file."""
+    part = np.full((4, 512), seed, np.float32)
+    return save({"u": part, "v": part + np.float32(0.5), "visual_feature": part[0], "prompt_feature": part[1]})
 
 
 def say(*words: object) -> None:
@@ -46,7 +47,7 @@ def request_of(seed: int, kind: str, edit_id: str) -> ChangeRequest:
 
 
 def make_change(store: EditStore, seed: int, kind: str, edit_id: str) -> StoredEdit:
-    """The change of this seed, made once however often it is asked for."""
+    """Make the change of this seed; repeated calls make it once."""
     request = request_of(seed, kind, edit_id)
     if kind == "undo":
         return store.undo(edit_id, request=request)
@@ -57,7 +58,7 @@ def make_change(store: EditStore, seed: int, kind: str, edit_id: str) -> StoredE
 
 
 def choose_change(store: EditStore, chance: random.Random) -> tuple[str, str]:
-    """What to do, and to which edit."""
+    """The kind of the next change, and the edit to change."""
     kind = chance.choice(["edit", "edit", "supersede", "undo", "redo"])
     active = [edit.id for edit in store.list()[-3:]]
     undone = [edit.id for edit in store.list(include_undone=True)[-9:] if not edit.is_active]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -255,7 +256,7 @@ SMALL = PretrainingConfig(
 @pytest.mark.slow
 def test_a_pretraining_that_was_cut_off_ends_with_the_same_bits(tmp_path: Path) -> None:
     def stop_at(wanted: tuple[str, int]) -> object:
-        def report(stage: str, step: int, steps: int, figures: dict[str, float]) -> None:
+        def report(stage: str, step: int, steps: int, figures: Mapping[str, float] | None = None, /) -> None:
             if (stage, step) == wanted:
                 raise KeyboardInterrupt
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_traces import weight_bits
 from safetensors.torch import load_file
 
 from liveedit.backbones import Backbone, built_in_folder, load_backbone
@@ -21,7 +20,7 @@ from liveedit.datasets import read
 from liveedit.datasets.facts import catalog, questions
 from liveedit.editors.ft import FineTuneLast
 from liveedit.errors import CheckpointError, NotFoundError
-from liveedit.pretraining.language_card import measure_language_model
+from liveedit.pretraining.cards import measure_language_model
 from liveedit.pretraining.language_models import (
     LANGUAGE_MODELS,
     WINDOW,
@@ -32,6 +31,7 @@ from liveedit.pretraining.language_models import (
     train_language_model,
 )
 from liveedit.samples import Question
+from liveedit.testing.model_traces import weight_bits
 
 DATA = Path(os.environ.get("LIVEEDIT_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 FEW = LanguageModelConfig(language_steps=3, batch=8, long_rows=1, long_turns=3, save_every=1)
@@ -120,7 +120,7 @@ def test_states_and_the_layers_behind_them_make_the_logits_of_long_texts(built_i
     assert inputs.input_ids.shape[1] > 2 * WINDOW
     with torch.no_grad():
         whole = backbone.logits(inputs)[inputs.predicting]
-        states = backbone.states(inputs, 3)
+        states = backbone.hidden_states(inputs, 3)
         resumed = backbone.logits_from(states, inputs, 3, inputs.predicting)
     torch.testing.assert_close(resumed, whole, atol=1e-4, rtol=1e-4)
 
@@ -163,7 +163,7 @@ def test_the_command_trains_one_and_refuses_what_belongs_to_pictures(
         progress(1, 1)
         return {"home": {"train": 1.0, "unseen_by_editor": 2.0, "unseen": 3.0}}
 
-    monkeypatch.setattr("liveedit.pretraining.language_card.measure_language_model", few_facts)
+    monkeypatch.setattr("liveedit.pretraining.cards.measure_language_model", few_facts)
     command = ["train-backbone", "tiny-mistral-lm", "--out", str(tmp_path), "--language-steps", "1", "--card", "--json"]
     assert main(command) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -173,8 +173,8 @@ def test_the_command_trains_one_and_refuses_what_belongs_to_pictures(
     assert json.loads(card["pretraining"])["language_steps"] == 1
     assert "| home | 1.0 | 2.0 | 3.0 |" in (model / "README.md").read_text()
     assert type(load_backbone(model, device="cpu")).__name__ == "TextBackbone"
-    assert main([*command, "--pictures", "3"]) == 1
-    assert "--pictures was given, but tiny-mistral-lm reads no pictures" in capsys.readouterr().err
+    assert main([*command, "--images", "3"]) == 1
+    assert "--images was given, but tiny-mistral-lm reads no images" in capsys.readouterr().err
     assert main(["train-backbone", "tiny-bert", "--out", str(tmp_path)]) == 1
     assert "tiny-llama-lm, tiny-mistral-lm" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from browsers import Visitor, running_browser
 
-from liveedit.serving.example_images import EXAMPLES, example_png
+from liveedit.serving.page_files import EXAMPLES, example_png
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def visitor(driver: Any, page_server: str) -> Iterator[Visitor]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A creature, the same one elsewhere, and another one."""
     folder = tmp_path_factory.mktemp("images")
     for example in EXAMPLES:

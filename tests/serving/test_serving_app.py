@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -105,7 +106,7 @@ def test_the_model_is_listed(client: TestClient) -> None:
     refused(client.get("/v1/models/other"), 404, "model_not_found")
 
 
-def test_pictures_come_as_data_uris(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
+def test_images_come_as_data_uris(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
     for kind in ("PNG", "JPEG", "WEBP", "GIF"):
         assert client.post(CHAT, json=has_image(data_uri(picture(1), kind))).status_code == 200
 
@@ -121,12 +122,12 @@ def bomb(side: int) -> str:
     return "data:image/png;base64," + base64.b64encode(data + chunk(b"IEND", b"")).decode()
 
 
-def test_bad_pictures_are_refused(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
+def test_bad_images_are_refused(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
     whole = data_uri(picture(1))
     bad = {
         "a path": "/etc/passwd",
         "a file URL": "file:///etc/passwd",
-        "a URL": "http://127.0.0.1:1/picture.png",
+        "a URL": "http://127.0.0.1:1/image.png",
         "not base64": "data:image/png;base64,$$$$",
         "empty": "data:image/png;base64,",
         "truncated": whole[: len(whole) // 2 // 4 * 4],
@@ -192,6 +193,20 @@ def test_a_body_that_is_no_json_has_no_field_to_name(client: TestClient) -> None
     assert error["param"] is None and error["message"].startswith("The body: ")
 
 
+def test_a_prompt_over_the_limit_names_its_field(fake: FakeModel) -> None:
+    with client_of(fake, prompt_tokens=2) as client:
+        for path, body, param in (
+            (CHAT, chat("x" * 65), "messages.0.content"),
+            ("/v1/edits", {**EDIT, "prompt": "x" * 65}, "prompt"),
+            ("/v1/edits", {**EDIT, "answer": "x" * 65}, "answer"),
+            ("/v1/edits", {**EDIT, "rephrasings": ["x", "x" * 65]}, "rephrasings"),
+            ("/v1/edits", {**EDIT, "locality": [{"prompt": "x" * 65}]}, "locality"),
+            ("/v1/heat-maps", {"image": "data:", "prompt": "x" * 65}, "prompt"),
+        ):
+            assert refused(client.post(path, json=body), 400, "prompt_too_long")["param"] == param
+        assert client.post(CHAT, json=chat("x" * 64)).status_code == 200
+
+
 def test_what_asks_for_nothing_is_taken(client: TestClient) -> None:
     neutral = {
         "n": 1,
@@ -207,7 +222,7 @@ def test_what_asks_for_nothing_is_taken(client: TestClient) -> None:
     assert client.post(CHAT, json=chat(**neutral, response_format={"type": "text"})).status_code == 200
 
 
-def test_two_pictures_are_one_too_many(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
+def test_two_images_are_one_too_many(client: TestClient, picture: Callable[[int], Image.Image]) -> None:
     part = {"type": "image_url", "image_url": {"url": data_uri(picture(1))}}
     refused(client.post(CHAT, json=chat([{"type": "text", "text": "x"}, part, part])), 400, "not_supported")
 
@@ -406,6 +421,24 @@ def test_a_full_queue_is_answered_with_429(fake: FakeModel) -> None:
     for response in full:
         assert refused(response, 429, "queue_full")["type"] == "rate_limit_error"
         assert int(response.headers["retry-after"]) >= 1
+
+
+def test_more_requests_in_progress_than_allowed_are_answered_with_429(fake: FakeModel) -> None:
+    engine, app = fake_app(fake, ServingSettings.model_validate({"requests": 2}))
+    with listening(engine, app) as (url, _), ThreadPoolExecutor(2) as pool:
+        fake.gate.clear()
+        waiting = [pool.submit(httpx2.post, url + CHAT, json=chat(), timeout=30)]
+        fake.entered.wait(10)
+        waiting.append(pool.submit(httpx2.post, url + CHAT, json=chat(), timeout=30))
+        while not engine._jobs:
+            time.sleep(0.01)
+        over = httpx2.get(f"{url}/v1/models")
+        assert httpx2.get(f"{url}/healthz").status_code == 200, "health checks do not count"
+        fake.gate.set()
+        assert [future.result().status_code for future in waiting] == [200, 200]
+        assert httpx2.get(f"{url}/v1/models").status_code == 200, "room again"
+    assert refused(over, 429, "too_many_requests")["type"] == "rate_limit_error"
+    assert int(over.headers["retry-after"]) >= 1
 
 
 def test_waiting_too_long_is_answered_with_503(fake: FakeModel) -> None:

@@ -17,10 +17,12 @@ import httpx2
 import openai
 import pytest
 from serving_fakes import data_uri, listening
+from typer import Context
 from typer.main import get_command
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.cli import app, main
+from liveedit.cli.serving import limit_options, settings_of
 from liveedit.edited.model import EditedModel
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase
@@ -72,7 +74,7 @@ def messages(case: EditCase) -> list[Any]:
     return [{"role": "user", "content": parts}]
 
 
-def test_the_openai_client_asks_about_a_picture_while_it_is_edited(
+def test_the_openai_client_asks_about_an_image_while_it_is_edited(
     served: Served, eval_cases: tuple[EditCase, ...]
 ) -> None:
     case = eval_cases[0]
@@ -131,9 +133,9 @@ def test_the_openai_client_understands_refusals(served: Served, eval_cases: tupl
     assert refused_marker.status_code == 400
 
 
-def test_an_edit_without_a_picture_is_refused_where_no_question_would_find_it(served: Served) -> None:
+def test_an_edit_without_an_image_is_refused_where_no_question_would_find_it(served: Served) -> None:
     refused = served.http.post("/v1/edits", json={"prompt": "Who?", "answer": "Bruvak"})
-    assert refused.status_code == 400 and "picture" in refused.json()["error"]["message"]
+    assert refused.status_code == 400 and "image" in refused.json()["error"]["message"]
 
 
 def test_an_edit_through_one_replica_is_answered_by_another_within_a_second(
@@ -182,25 +184,43 @@ def test_keys_are_made_listed_and_removed(tmp_path: Path, capsys: pytest.Capture
     assert main(["keys", "list", "--keys", str(tmp_path / "none.json")]) == 1
 
 
-def test_help_says_of_limits_what_the_settings_say() -> None:
-    shown = {option.name: option.help for option in get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
-    limits = {name: field for name, field in ServingSettings.model_fields.items() if name in shown}
-    assert limits.pop("allow_images_from").default == (), "said in other words, and without a default to show"
-    assert {"queue", "queue_seconds", "batch", "workers", "body_bytes", "new_tokens"} <= limits.keys()
-    for name, field in limits.items():
-        default = "" if field.default is None else f"  [default: {field.default}]"
-        assert shown[name] == f"{field.description}{default}"
+def test_every_limit_is_an_option_with_the_words_of_the_settings() -> None:
+    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    shown = {option.name: option for option in command.get_params(Context(command))}
+    for name, field in ServingSettings.model_fields.items():
+        assert shown[name].help == field.description
+        assert shown[name].default == (None if name == "allow_images_from" else field.default)
 
 
-def test_help_of_serving_loads_neither_settings_nor_model() -> None:
+def test_help_of_serving_loads_the_settings_but_no_model() -> None:
     code = (
         "import sys; from liveedit.cli import main; main(['serve', '--help']); "
-        "sys.exit(bool({'torch', 'fastapi', 'liveedit.serving.settings'} & sys.modules.keys()))"
+        "sys.exit(bool({'torch', 'fastapi', 'transformers'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
-    assert "[default: 256]" in shown and "[default: 8388608]" in shown
+    assert "[default: 256]" in shown and "[default: 8388608]" in shown and "--kept-idempotency-keys" in shown
+
+
+def test_other_commands_do_not_load_the_settings() -> None:
+    code = (
+        "import sys; from liveedit.cli import main; main(['--help']); "
+        "sys.exit('liveedit.serving.settings' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_limits_reach_the_settings() -> None:
+    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    given = ["--edits", "e.db", "--queue", "3", "--answer-seconds", "1.5", "--workers", "2"]
+    given += ["--allow-images-from", "https://a.example/", "--allow-images-from", "https://b.example/x"]
+    context = command.make_context("serve", given)
+    limits = {option.name: context.params[option.name] for option in limit_options()}
+    assert settings_of(limits) == ServingSettings(
+        queue=3, answer_seconds=1.5, workers=2, allow_images_from=("https://a.example/", "https://b.example/x")
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,4 +290,4 @@ def test_a_taken_port_is_told_before_anything_is_loaded(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         status, out, err = run("serve", "--edits", str(tmp_path / "edits.db"), "--no-auth", "--port", port)
-    assert status == 1 and "cannot be listened at" in err and "--port" in err and "Serving" not in out + err
+    assert status == 1 and "cannot listen at" in err and "--port" in err and "Serving" not in out + err

@@ -15,8 +15,8 @@ from liveedit.backbones import Backbone
 from liveedit.edited.model import EditedModel
 from liveedit.errors import InvalidInputError, WaitedTooLongError
 from liveedit.samples import EditCase, Question
-from liveedit.serving.decoding import Style, Writing
-from liveedit.serving.served_model import Query, Reply, ServedModel
+from liveedit.serving.decoding import DecodingState, SamplingParams
+from liveedit.serving.served_model import GenerationRequest, GenerationResult, ServedModel
 from liveedit.serving.settings import ServingSettings
 
 END = 0
@@ -42,9 +42,9 @@ def letters(next_turn: str | None = None) -> Any:
 
 
 def written(text: str, stop: tuple[str, ...] = (), next_turn: str | None = None) -> tuple[str, str | None, str]:
-    """What comes of a model that says this: the text, why it ended, and all that a listener heard."""
+    """What comes of a model that says this: the text, why it ended, and all that a callback received."""
     heard: list[str] = []
-    writing = Writing(letters(next_turn), Style(99, stop=stop), heard.append)
+    writing = DecodingState(letters(next_turn), SamplingParams(99, stop=stop), heard.append)
     for token in [*text.encode(), END]:
         if writing.take(token):
             break
@@ -76,23 +76,23 @@ def test_the_mark_of_the_next_turn_is_never_heard() -> None:
 
 
 def test_the_length_ends_the_answer() -> None:
-    writing = Writing(letters(), Style(3))
+    writing = DecodingState(letters(), SamplingParams(3))
     assert [writing.take(token) for token in b"abc"] == [False, False, True]
     assert (writing.close(), writing.finish, len(writing.tokens)) == ("abc", "length", 3)
 
 
 def test_an_answer_is_stopped_when_late_or_abandoned() -> None:
-    late = Writing(letters(), Style(99), deadline=-math.inf)
+    late = DecodingState(letters(), SamplingParams(99), deadline=-math.inf)
     assert late.take(97)
     with pytest.raises(WaitedTooLongError):
         late.close()
-    assert Writing(letters(), Style(99), is_abandoned=lambda: True).take(97)
+    assert DecodingState(letters(), SamplingParams(99), is_abandoned=lambda: True).take(97)
 
 
 def test_draws_follow_the_softmax_at_the_temperature() -> None:
     scores, temperature, draws = torch.tensor([1.0, 0.0, -1.0, -math.inf]), 0.7, 4000
-    writing = Writing(letters(), Style(1, temperature, seed=5))
-    counts = torch.bincount(torch.stack([writing.drawn(scores).argmax() for _ in range(draws)]), minlength=4)
+    writing = DecodingState(letters(), SamplingParams(1, temperature, seed=5))
+    counts = torch.bincount(torch.stack([writing.perturbed(scores).argmax() for _ in range(draws)]), minlength=4)
     wanted = [math.exp(score / temperature) for score in (1.0, 0.0, -1.0)]
     for count, share in zip(counts.tolist(), [weight / sum(wanted) for weight in wanted], strict=False):
         assert abs(count / draws - share) < 4 * math.sqrt(share * (1 - share) / draws)
@@ -100,8 +100,8 @@ def test_draws_follow_the_softmax_at_the_temperature() -> None:
 
 
 def test_a_temperature_near_zero_is_greedy() -> None:
-    writing = Writing(letters(), Style(1, 1e-300, seed=1))
-    assert all(int(writing.drawn(torch.tensor([1.0, 1.1, 0.9])).argmax()) == 1 for _ in range(50))
+    writing = DecodingState(letters(), SamplingParams(1, 1e-300, seed=1))
+    assert all(int(writing.perturbed(torch.tensor([1.0, 1.1, 0.9])).argmax()) == 1 for _ in range(50))
 
 
 # -- with a real model -----------------------------------------------------------------------------------
@@ -113,9 +113,9 @@ def served(tiny_llava: Backbone) -> Any:
         yield ServedModel(model, ServingSettings.model_validate({"prompt_tokens": 20}))
 
 
-def texts(replies: list[Reply | Exception]) -> list[str]:
-    assert all(isinstance(reply, Reply) for reply in replies)
-    return [reply.text for reply in replies if isinstance(reply, Reply)]
+def texts(replies: list[GenerationResult | Exception]) -> list[str]:
+    assert all(isinstance(reply, GenerationResult) for reply in replies)
+    return [reply.text for reply in replies if isinstance(reply, GenerationResult)]
 
 
 def test_greedy_answers_are_the_backbones_own_and_tokens_are_counted(
@@ -124,9 +124,9 @@ def test_greedy_answers_are_the_backbones_own_and_tokens_are_counted(
     questions = [case.edit.question for case in eval_cases[:4]]
     questions.append(Question("What is the capital of Coraland?"))
     backbone = served.model.backbone
-    replies = served.answer([Query(q.prompt, q.image, Style(16)) for q in questions])  # type: ignore[arg-type]
+    replies = served.answer([GenerationRequest(q.prompt, q.image, SamplingParams(16)) for q in questions])  # type: ignore[arg-type]
     for question, reply in zip(questions, replies, strict=True):
-        assert isinstance(reply, Reply)
+        assert isinstance(reply, GenerationResult)
         inputs = backbone.encode([question], padding="left")
         ((text, tokens),) = backbone.generate_tokens(inputs, 16)
         assert tokens is not None
@@ -136,8 +136,15 @@ def test_greedy_answers_are_the_backbones_own_and_tokens_are_counted(
 
 def test_every_row_is_written_in_its_own_way(served: ServedModel, picture: Callable[[int], Image.Image]) -> None:
     """Alone and in company the same, whatever seed, temperature, length and stop strings the others have."""
-    styles = [Style(1), Style(12, 8.0, 1), Style(12, 8.0, 2), Style(12, 8.0, 1), Style(5, 1.0, 3, ("e",)), Style(12)]
-    queries = [Query("What color is the hat?", picture(3), style) for style in styles]
+    styles = [
+        SamplingParams(1),
+        SamplingParams(12, 8.0, 1),
+        SamplingParams(12, 8.0, 2),
+        SamplingParams(12, 8.0, 1),
+        SamplingParams(5, 1.0, 3, ("e",)),
+        SamplingParams(12),
+    ]
+    queries = [GenerationRequest("What color is the hat?", picture(3), style) for style in styles]
     together = texts(served.answer(queries))
     assert together == [texts(served.answer([query]))[0] for query in queries]
     assert together[1] == together[3] != together[2]
@@ -146,8 +153,11 @@ def test_every_row_is_written_in_its_own_way(served: ServedModel, picture: Calla
 
 def test_a_stream_says_what_the_answer_says(served: ServedModel, picture: Callable[[int], Image.Image]) -> None:
     heard: list[str] = []
-    style = Style(24, 8.0, 4)
-    asked = [Query("What is this?", picture(1), style, heard.append), Query("What is this?", picture(1), style)]
+    style = SamplingParams(24, 8.0, 4)
+    asked = [
+        GenerationRequest("What is this?", picture(1), style, heard.append),
+        GenerationRequest("What is this?", picture(1), style),
+    ]
     first, second = texts(served.answer(asked))
     assert first == second == "".join(heard)
     assert len(heard) > 1
@@ -155,10 +165,10 @@ def test_a_stream_says_what_the_answer_says(served: ServedModel, picture: Callab
 
 def test_long_prompts_and_markers_are_refused(served: ServedModel) -> None:
     with pytest.raises(InvalidInputError, match="at most 20"):
-        served.check(Query("hat " * 40, None, Style(1)))
+        served.check("hat " * 40)
     with pytest.raises(InvalidInputError, match="<image>"):
-        served.check(Query("What is <image>?", None, Style(1)))
-    served.check(Query("What color is the hat?", None, Style(1)))
+        served.check("What is <image>?")
+    served.check("What color is the hat?")
 
 
 @pytest.mark.parametrize("text", ["\U0001f600" * 3_000, "\U0001f600 " * 3_000, "x" * 32_000, f"{'x' * 1_999} " * 16])
@@ -174,7 +184,7 @@ def test_what_would_take_a_tokenizer_minutes_is_refused_at_once(
 
     monkeypatch.setattr(served.model.backbone, "tokenize", counted)
     with pytest.raises(InvalidInputError, match="at most"):
-        served.check(Query(text, None, Style(1)))
+        served.check(text)
     assert max(given, default=0) <= 250
 
 
@@ -182,9 +192,13 @@ def test_an_answer_never_outgrows_the_models_places(served: ServedModel) -> None
     config = served.model.backbone.decoder.config
     before, config.max_position_embeddings = config.max_position_embeddings, 16
     try:
-        (reply,) = served.answer([Query("What is the capital of Coraland?", None, Style(200, 2.0, 1))])
+        (reply,) = served.answer(
+            [GenerationRequest("What is the capital of Coraland?", None, SamplingParams(200, 2.0, 1))]
+        )
         with pytest.raises(InvalidInputError):
-            served.answer([Query("What is the capital of the land of Coraland, if any?", None, Style(200))])
+            served.answer(
+                [GenerationRequest("What is the capital of the land of Coraland, if any?", None, SamplingParams(200))]
+            )
     finally:
         config.max_position_embeddings = before
-    assert isinstance(reply, Reply) and reply.prompt_tokens + reply.answer_tokens <= 16
+    assert isinstance(reply, GenerationResult) and reply.prompt_tokens + reply.answer_tokens <= 16

@@ -15,9 +15,9 @@ from PIL import Image
 from serving_fakes import FakeModel
 
 from liveedit.errors import InvalidInputError, QueueFullError, ServiceStoppingError, StoreError, WaitedTooLongError
-from liveedit.serving.decoding import Style
+from liveedit.serving.decoding import SamplingParams
 from liveedit.serving.engine import Engine
-from liveedit.serving.served_model import Query, Reply
+from liveedit.serving.served_model import GenerationRequest, GenerationResult
 from liveedit.serving.settings import ServingSettings
 
 
@@ -32,8 +32,8 @@ def engine_of(model: FakeModel, workers: int = 1, **limits: Any) -> Iterator[Eng
         engine.close()
 
 
-def query(prompt: str, side: int = 0, **further: Any) -> Query:
-    return Query(prompt, Image.new("RGB", (side, side)) if side else None, Style(8), **further)
+def query(prompt: str, side: int = 0, **further: Any) -> GenerationRequest:
+    return GenerationRequest(prompt, Image.new("RGB", (side, side)) if side else None, SamplingParams(8), **further)
 
 
 async def while_held(
@@ -121,12 +121,14 @@ def test_who_was_told_of_an_edit_sees_it(workers: int) -> None:
         assert all(asyncio.run(many(engine)))
 
 
-def test_lanes_answer_beside_each_other_and_an_action_waits_for_all_of_them() -> None:
+def test_workers_answer_beside_each_other_and_an_action_waits_for_all_of_them() -> None:
     model = FakeModel()
     inside: list[int] = []
     most = 0
 
-    def answer(model: FakeModel, queries: Sequence[Query], deadline: float) -> list[Reply | Exception]:
+    def answer(
+        model: FakeModel, queries: Sequence[GenerationRequest], deadline: float
+    ) -> list[GenerationResult | Exception]:
         nonlocal most
         inside.append(len(queries))
         most = max(most, len(inside))
@@ -147,7 +149,7 @@ def test_lanes_answer_beside_each_other_and_an_action_waits_for_all_of_them() ->
     assert len(set(model.workers_entered)) == 2
 
 
-def test_few_questions_wait_for_the_lane_that_is_at_work() -> None:
+def test_few_questions_wait_for_the_worker_that_is_at_work() -> None:
     model = FakeModel()
     with engine_of(model, workers=2) as engine:
         few = asyncio.run(while_held(model, engine, lambda: [engine.ask(query(f"q{n}")) for n in range(5)]))
@@ -198,7 +200,7 @@ def test_a_full_queue_refuses_and_finishes_what_it_took() -> None:
     assert [result.text for result in found[:3]] == ["q0: /", "q1: /", "q2: /"]
 
 
-def test_waiting_pictures_are_bounded_together() -> None:
+def test_waiting_images_are_bounded_together() -> None:
     model = FakeModel()
     with engine_of(model, queue_pixels=250) as engine:
         asked = lambda: [engine.ask(query("p", side)) for side in (20, 1, 10)]  # noqa: E731
@@ -268,7 +270,7 @@ def test_a_listener_never_hears_a_part_twice() -> None:
     model = FakeModel()
     heard: list[str] = []
     with engine_of(model) as engine:
-        asked = lambda: [engine.ask(query("broken")), engine.ask(query("s", listener=heard.append))]  # noqa: E731
+        asked = lambda: [engine.ask(query("broken")), engine.ask(query("s", on_text=heard.append))]  # noqa: E731
         found = asyncio.run(while_held(model, engine, asked))
     assert isinstance(found[1], RuntimeError) and heard == []
 

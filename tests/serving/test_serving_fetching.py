@@ -1,4 +1,4 @@
-"""Pictures by URL: from the places that were allowed, over addresses that were looked at, within limits."""
+"""Images by URL: from the places that were allowed, over addresses that were looked at, within limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 from liveedit.cli import main
 from liveedit.errors import ConfigError, ImageError
-from liveedit.serving.fetching import Fetcher, Place
+from liveedit.serving.fetching import Fetcher, UrlPrefix
 from liveedit.serving.settings import ServingSettings
 
 MOST = 50_000
@@ -33,7 +33,7 @@ def png() -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Pictures below /public/, and everything that can go wrong."""
+    """Images below /public/, and everything that can go wrong."""
 
     seen: list[tuple[str, str]]
 
@@ -104,12 +104,12 @@ def port() -> Iterator[int]:
 
 
 def fetch(url: str, *places: str, seconds: float = 5.0) -> bytes:
-    return asyncio.run(Fetcher([Place.parse(place) for place in places], MOST, seconds).fetch(url))
+    return asyncio.run(Fetcher([UrlPrefix.parse(place) for place in places], MOST, seconds).fetch(url))
 
 
 def test_what_is_below_an_allowed_url_is_fetched(port: int) -> None:
     here = f"http://127.0.0.1:{port}"
-    for url in ("/public/a.png", "/public/deep/er.png?size=1", "/public/to-picture", "/public/to-relative"):
+    for url in ("/public/a.png", "/public/deep/er.png?size=1", "/public/to-image", "/public/to-relative"):
         assert fetch(here + url, f"{here}/public/") == png()
     assert fetch(f"{here}/public/a.png", "https://images.example.com/", f"{here}/public") == png()
     assert {host for _, host in Handler.seen} == {f"127.0.0.1:{port}"}
@@ -142,15 +142,25 @@ def test_what_is_below_an_allowed_url_is_fetched(port: int) -> None:
     ],
 )
 def test_nothing_else_is_fetched(port: int, url: str) -> None:
-    with pytest.raises(ImageError, match="alone"):
+    with pytest.raises(ImageError, match="only from"):
         fetch(url.format(port=port), f"http://127.0.0.1:{port}/public/")
     assert Handler.seen == []
+
+
+@pytest.mark.parametrize("path", ["/publicity", "/publicity/a.png", "/public.png", "/publi", "/", "/Public/a.png"])
+def test_a_prefix_ends_at_a_border_of_the_path(port: int, path: str) -> None:
+    """An allowed /public reaches /public and what is below it; not another name that begins alike."""
+    here = f"http://127.0.0.1:{port}"
+    with pytest.raises(ImageError, match="only from"):
+        fetch(here + path, f"{here}/public")
+    assert Handler.seen == []
+    assert fetch(f"{here}/public", f"{here}/public") == fetch(f"{here}/public/a.png", f"{here}/public") == png()
 
 
 @pytest.mark.parametrize("name", [name for name in LEADS_TO if name not in ("to-image", "to-relative")])
 def test_what_leads_elsewhere_is_not_followed(port: int, name: str) -> None:
     here = f"http://127.0.0.1:{port}/public/"
-    with pytest.raises(ImageError, match="alone" if name != "to-itself" else "leads on more than 3 times"):
+    with pytest.raises(ImageError, match="only from" if name != "to-itself" else "redirects more than 3 times"):
         fetch(here + name, here)
     assert {path for path, _ in Handler.seen} == {f"/public/{name}"}
 
@@ -159,7 +169,7 @@ def test_what_leads_elsewhere_is_not_followed(port: int, name: str) -> None:
     ("name", "problem"),
     [("missing", "404"), ("slow", "more than 0.3 s"), ("endless", "50,000 bytes"), ("compressed", "compressed")],
 )
-def test_what_is_no_picture_of_bounded_size_and_time_is_given_up(port: int, name: str, problem: str) -> None:
+def test_what_is_no_image_of_bounded_size_and_time_is_given_up(port: int, name: str, problem: str) -> None:
     here = f"http://127.0.0.1:{port}/public/"
     begun = time.monotonic()
     with pytest.raises(ImageError, match=problem):
@@ -201,7 +211,7 @@ def test_a_name_that_changes_its_meaning_is_asked_once(monkeypatch: pytest.Monke
 )
 def test_places_that_are_none(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="beginning of a URL"):
-        Place.parse(place)
+        UrlPrefix.parse(place)
     options = ["serve", "--edits", str(tmp_path / "edits.db"), "--no-auth", "--allow-images-from", place]
     assert main(options) == 1 and "beginning of a URL" in capsys.readouterr().err
 

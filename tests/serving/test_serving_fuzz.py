@@ -1,4 +1,4 @@
-"""Broken pictures, bodies and heads against a real server: it refuses them, forgets them, and keeps its edits.
+"""Broken images, bodies and heads against a real server: it refuses them, forgets them, and keeps its edits.
 
 `LIVEEDIT_FUZZ` says how many requests; `make fuzz` asks for 10,000. Each follows from its number.
 """

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from liveedit.backbones import Backbone
 from liveedit.edited.model import EditedModel
-from liveedit.editors.liveedit.attribution import attention_map, change_map
+from liveedit.editors.occlusion import change_map
 from liveedit.images import open_image
 from liveedit.samples import EditCase, Question
 from liveedit.serving.api_keys import KeyFile
@@ -59,12 +59,29 @@ def test_the_maps_are_those_of_the_editor(
     assert (found["object"], found["change"], found["edits"]) == ("heat_maps", None, [])
     assert found["attention"]["over"] == "cells" and len(found["attention"]["values"]) == 4
     assert sum(sum(row) for row in found["attention"]["values"]) == pytest.approx(1, abs=1e-5)
-    assert found["attention"]["values"] == listed(attention_map(model.editor, question).values)
+    assert found["attention"]["values"] == listed(model.editor.attention_map(question).values)
     assert found["attention"]["area"] == {"left": 0, "top": 0, "width": 1, "height": 1}
 
-    for cells in (2, 2.0):  # JSON does not tell one from the other.
+
+def test_an_occlusion_map_is_that_of_the_editor(
+    client: TestClient, model: EditedModel, eval_cases: tuple[EditCase, ...]
+) -> None:
+    question, body = asked(eval_cases[0])
+    for cells in (2, 2.0):  # The same number in JSON.
         change = client.post(ROUTE, json={**body, "change_cells": cells}).json()["change"]
         assert change["values"] == listed(change_map(model.editor, question, 2).values)
+
+
+def test_an_editor_without_an_attention_map_has_an_occlusion_map(
+    client: TestClient, model: EditedModel, eval_cases: tuple[EditCase, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(model.editor), "attention_map", lambda self, question: None, raising=False)
+    _, body = asked(eval_cases[0])
+    refused = client.post(ROUTE, json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (501, "no_attention_map")
+    assert "change_cells" in refused.json()["error"]["message"]
+    found = client.post(ROUTE, json={**body, "change_cells": 2}).json()
+    assert found["attention"] is None and len(found["change"]["values"]) == 2
 
 
 def test_the_edits_are_those_of_the_answer(
@@ -85,7 +102,7 @@ def test_what_cannot_be_looked_at_is_refused(client: TestClient, eval_cases: tup
     _, body = asked(eval_cases[0])
     refused = [
         ({"image": "/etc/passwd"}, "invalid_image"),
-        ({"image": "http://127.0.0.1/picture.png"}, "invalid_image"),
+        ({"image": "http://127.0.0.1/image.png"}, "invalid_image"),
         ({"prompt": " "}, "invalid_value"),
         ({"prompt": "word " * 100}, "invalid_value"),
         ({"prompt": "x" * 10_000}, "prompt_too_long"),

@@ -1,4 +1,4 @@
-"""Damaged and strange pictures: an `ImageError`, whatever is wrong with them."""
+"""Damaged and strange images: an `ImageError`, whatever is wrong with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from liveedit.errors import ImageError
-from liveedit.serving.images import FORMATS, image_of, is_quick
+from liveedit.serving.images import FORMATS, bytes_of, image_of, is_long, is_small
 
 LIMIT = 10_000
 
@@ -30,7 +30,7 @@ def test_lines_of_pixels_are_refused(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_damaged_pictures_are_refused_or_read_but_break_nothing(kind: str) -> None:
+def test_damaged_images_are_refused_or_read_but_break_nothing(kind: str) -> None:
     random = np.random.default_rng(5)
     stream = io.BytesIO()
     Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(stream, kind)
@@ -51,13 +51,15 @@ def test_damaged_pictures_are_refused_or_read_but_break_nothing(kind: str) -> No
     assert image_of(f"data:image/png;base64,{base64.b64encode(whole).decode()}", LIMIT).size == (24, 24)
 
 
-def test_only_small_pictures_are_decoded_without_another_thread() -> None:
-    def flat(side: int) -> str:
-        return uri_of(Image.new("RGB", (side, side), "red"))
+def test_only_small_images_are_decoded_without_another_thread() -> None:
+    def flat(side: int) -> bytes:
+        return bytes_of(uri_of(Image.new("RGB", (side, side), "red")))
 
-    assert is_quick(flat(256)) and not is_quick(flat(257))
-    assert not is_quick(flat(3000)), "few bytes, many pixels"
+    assert is_small(flat(256)) and not is_small(flat(257))
+    assert not is_small(flat(3000)), "few bytes, many pixels"
     noise = Image.frombytes("RGB", (250, 250), random.Random(0).randbytes(250 * 250 * 3))
-    assert not is_quick(uri_of(noise)), "few pixels, many bytes"
-    assert is_quick("/etc/passwd"), "refused at once"
-    assert not is_quick("data:image/png;base64,?") and not is_quick("data:image/png;base64,AAAA")
+    assert is_long(uri_of(noise)) and not is_long(uri_of(Image.new("RGB", (257, 257), "red")))
+    assert not is_small(b"") and not is_small(b"\0\0\0"), "damaged"
+    for uri in ("/etc/passwd", "data:image/png;base64,?"):
+        with pytest.raises(ImageError):
+            bytes_of(uri)

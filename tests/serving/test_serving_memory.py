@@ -8,21 +8,21 @@ import sys
 
 import pytest
 
-from liveedit.serving import memory
+from liveedit.serving.server import keep_freed_memory
 
 _FAULTS_OF_BATCHES = """
 import resource, sys, threading
 import torch
-from liveedit.serving.memory import keep_memory
+from liveedit.serving.server import keep_freed_memory
 
 if "keep" in sys.argv:
-    assert keep_memory()
+    assert keep_freed_memory()
 
 def batch(seed):
     sizes = torch.randint(10_000, 1_000_000, (24,), generator=torch.Generator().manual_seed(seed)).tolist()
     together = [torch.ones(size) for size in sizes]
 
-def lane():
+def worker():
     torch.set_num_threads(1)
     batch(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -30,7 +30,7 @@ def lane():
         batch(seed)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-thread = threading.Thread(target=lane)
+thread = threading.Thread(target=worker)
 thread.start()
 thread.join()
 """
@@ -50,4 +50,4 @@ def test_the_next_batch_takes_the_memory_of_the_last_one() -> None:
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert not memory.keep_memory()
+    assert not keep_freed_memory()

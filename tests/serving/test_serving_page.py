@@ -1,7 +1,7 @@
 """The page in a real browser against a real server: asked, corrected, asked again, taken back.
 
 Who can use it is tested in test_serving_page_reach.py, what may go wrong in test_serving_page_problems.py. With
-LIVEEDIT_SCREENSHOTS=FOLDER the pictures of docs/PAGE.md are made on the way.
+LIVEEDIT_SCREENSHOTS=FOLDER the images of docs/PAGE.md are made on the way.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from browsers import Visitor, why_no_browser
 
-from liveedit.serving.example_images import EXAMPLES, QUESTIONS
+from liveedit.serving.page_files import EXAMPLES, QUESTIONS
 
 _REASON = why_no_browser()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]
@@ -38,14 +38,14 @@ def shades(visitor: Visitor) -> list[int]:
 # -- the whole path --------------------------------------------------------------------------------------
 
 
-def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str, pictures: list[Path]) -> None:
+def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str, images: list[Path]) -> None:
     visitor.open()
     visitor.until(lambda: visitor.text("#model-name") == "tiny-llava")
     visitor.shot("first")
-    first, again, other = pictures
+    first, again, other = images
     old = visitor.ask(QUESTION, first)
     assert old and old != NEW_NAME
-    assert "No correction took part" in visitor.text("#fired")
+    assert "No correction fired" in visitor.text("#fired")
     own = visitor.ask(QUESTION, other)
 
     assert visitor.ask(QUESTION, first) == old
@@ -55,7 +55,7 @@ def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str,
     assert "2 of 2 follow" in evidence
     visitor.shot("correction")
     newest = visitor.until(lambda: visitor.all("#history-list .edit"))[0].text
-    assert all(text in newest for text in (QUESTION, old, NEW_NAME, "in force", "Ada", "From the keeper's list"))
+    assert all(text in newest for text in (QUESTION, old, NEW_NAME, "active", "Ada", "From the keeper's list"))
 
     assert visitor.ask(REWORDED, first) == NEW_NAME
     assert visitor.ask(REWORDED, again) == NEW_NAME
@@ -70,25 +70,25 @@ def test_ask_correct_ask_again_undo_and_redo(visitor: Visitor, page_server: str,
     visitor.until(lambda: "undone" in visitor.text("#history-list .edit") and not visitor.sees("[aria-disabled=true]"))
     assert visitor.sees("#stale")
     assert visitor.ask(QUESTION, first) == old
-    assert "No correction took part" in visitor.text("#fired")
+    assert "No correction fired" in visitor.text("#fired")
 
     visitor.click("#history-list .edit button")
-    visitor.until(lambda: "in force" in visitor.text("#history-list .edit"))
+    visitor.until(lambda: "active" in visitor.text("#history-list .edit"))
     visitor.click("#ask-again")
     assert visitor.answer(8) == NEW_NAME
     visitor.click("#history-list .edit summary")
     visitor.until(lambda: visitor.count("#history-list .edit:first-child .events li") == 3)
     happened = visitor.text("#history-list .edit .events")
-    assert happened.index("made") < happened.index("undone") < happened.index("put back")
+    assert happened.index("made") < happened.index("undone") < happened.index("redone")
     visitor.shot("history")
     (edit,) = httpx2.get(f"{page_server}/v1/edits").json()["data"]
     assert edit["answer"] == NEW_NAME
 
 
-def test_the_heat_maps_are_those_of_the_server(visitor: Visitor, page_server: str, pictures: list[Path]) -> None:
+def test_the_heat_maps_are_those_of_the_server(visitor: Visitor, page_server: str, images: list[Path]) -> None:
     visitor.open()
-    visitor.ask(QUESTION, pictures[0])
-    uri = "data:image/png;base64," + base64.b64encode(pictures[0].read_bytes()).decode()
+    visitor.ask(QUESTION, images[0])
+    uri = "data:image/png;base64," + base64.b64encode(images[0].read_bytes()).decode()
     wanted = {"image": uri, "prompt": QUESTION, "change_cells": 4}
     maps = httpx2.post(f"{page_server}/v1/heat-maps", json=wanted).json()
     for kind in ("attention", "change"):
@@ -125,14 +125,14 @@ def test_examples_are_asked_about_at_a_click(visitor: Visitor) -> None:
     visitor.until(lambda: visitor.text(".fired-edit button") == "Redo")
     visitor.click("#log li:last-child button")
     assert visitor.answer(4) == old
-    assert visitor.text("#asked-prompt") == QUESTION and visitor.text("#picture-name") == EXAMPLES[0].title
+    assert visitor.text("#asked-prompt") == QUESTION and visitor.text("#image-name") == EXAMPLES[0].title
 
 
 def test_the_evidence_tells_what_stayed_and_what_is_near(visitor: Visitor) -> None:
     """As the server may tell it: of no probe and no other correction there is nothing to say."""
     tell = """const [evidence, done] = arguments;
         Promise.all([import("./page/evidence.js"), import("./page/cards.js")]).then(([{ findings }, { remember }]) => {
-          remember({ id: "0123abcd", prompt: "Who is it?", answer: "Bruvak", in_force: false });
+          remember({ id: "0123abcd", prompt: "Who is it?", answer: "Bruvak", active: false });
           const box = document.createElement("div");
           box.append(...findings(evidence));
           setTimeout(() => done(box.innerText));
@@ -146,9 +146,9 @@ def test_the_evidence_tells_what_stayed_and_what_is_near(visitor: Visitor) -> No
     assert "3 unrelated questions asked again: 1 changed" in said
     assert "Who?: nobody → (nothing)" in said and "Where?" not in said
     assert "1 earlier correction asked again: the answer stayed" in said
-    assert "took the place of an earlier correction: Who is it? Bruvak" in said
+    assert "replaced an earlier correction: Who is it? Bruvak" in said
     met = {"edit_id": "0123abcd", "weight_here": 0.4, "weight_there": 0.2, "is_estimate": True, "answers_differ": True}
-    assert "another correction, whose answer differs: Who is it? Bruvak" in told(collisions=[met])
+    assert "another correction that has another answer: Who is it? Bruvak" in told(collisions=[met])
     assert "(weight 40% here, about 20% there)" in told(collisions=[met])
 
 
@@ -167,9 +167,9 @@ def test_what_to_do_next_is_at_hand(visitor: Visitor) -> None:
     assert visitor.focused()["id"] == "correct-button" and visitor.sees("#stale")
 
 
-def test_a_picture_may_be_dropped_or_pasted(visitor: Visitor, pictures: list[Path]) -> None:
+def test_an_image_may_be_dropped_or_pasted(visitor: Visitor, images: list[Path]) -> None:
     visitor.open()
-    data = base64.b64encode(pictures[0].read_bytes()).decode()
+    data = base64.b64encode(images[0].read_bytes()).decode()
     send = """const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
         const data = new DataTransfer();
         data.items.add(new File([bytes], arguments[1], { type: arguments[2] }));
@@ -179,19 +179,19 @@ def test_a_picture_may_be_dropped_or_pasted(visitor: Visitor, pictures: list[Pat
         document.body.dispatchEvent(event);"""
     for way in ("drop", "paste"):
         visitor.script(send, data, f"{way}.png", "image/png", way)
-        visitor.until(lambda way=way: visitor.text("#picture-name") == f"{way}.png" and visitor.sees("#stage-picture"))
-    visitor.click("#remove-picture")
-    assert visitor.text("#picture-name") == "No image" and not visitor.sees("#stage-picture")
+        visitor.until(lambda way=way: visitor.text("#image-name") == f"{way}.png" and visitor.sees("#stage-image"))
+    visitor.click("#remove-image")
+    assert visitor.text("#image-name") == "No image" and not visitor.sees("#stage-image")
     visitor.script(send, base64.b64encode(b"hello").decode(), "notes.txt", "text/plain", "drop")
-    assert "notes.txt is no image" in visitor.until(lambda: visitor.text("#ask-problem"))
+    assert "notes.txt is not an image" in visitor.until(lambda: visitor.text("#ask-problem"))
 
 
-def test_a_question_may_have_no_picture_and_none_is_asked_for_nothing(visitor: Visitor) -> None:
+def test_a_question_may_have_no_image_and_none_is_asked_for_nothing(visitor: Visitor) -> None:
     visitor.open()
     visitor.click("#ask")
     assert "Type a question first" in visitor.text("#ask-problem")
     visitor.write("#prompt", "What is the capital of Norland?")
     visitor.click("#ask")
     assert visitor.answer(1)
-    assert not visitor.sees("#ask-problem") and visitor.sees("#exhibit-none") and not visitor.sees("#exhibit-picture")
+    assert not visitor.sees("#ask-problem") and visitor.sees("#exhibit-none") and not visitor.sees("#exhibit-image")
     assert not visitor.find("[name=heat][value=attention]").is_enabled()

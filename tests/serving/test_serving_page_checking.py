@@ -15,9 +15,8 @@ from serving_fakes import FakeModel, fake_app, listening
 
 from liveedit.answers import Fired
 from liveedit.edited.recheck import CheckedEdit
-from liveedit.serving.example_images import QUESTIONS
-from liveedit.store.paging import EditPage
-from liveedit.store.records import StoredEdit
+from liveedit.serving.page_files import QUESTIONS
+from liveedit.store.records import EditPage, StoredEdit
 
 _REASON = why_no_browser()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]
@@ -64,7 +63,7 @@ def test_all_are_checked_slice_by_slice_and_marked(driver: Any) -> None:
         marked = lambda number: visitor.text(f"#history-list [data-id='{number:08x}'] .verdict")  # noqa: E731
         assert marked(8) == marked(23) == "✓ Holds"
         assert "image was not kept" in marked(24) and marked(24).startswith("? Unknown")
-        visitor.until(lambda: "Also took part: Who is this? Name 2 (weight 25%)" in marked(25))
+        visitor.until(lambda: "Also fired: Who is this? Name 2 (weight 25%)" in marked(25))
         assert marked(25).startswith("✗ Fails: it now says Another") and "smaller copy of its image" in marked(25)
         elsewhere = visitor.text("#check-elsewhere")
         assert all(f"Name {number}\n" in elsewhere for number in (1, 3, 4)) and "Name 2\n" not in elsewhere
@@ -107,9 +106,9 @@ def test_a_check_may_be_stopped_and_goes_on_after_a_refusal(driver: Any) -> None
 
 
 def test_the_marks_are_what_the_server_finds_and_the_evidence_is_kept(
-    visitor: Visitor, page_server: str, pictures: list[Path]
+    visitor: Visitor, page_server: str, images: list[Path]
 ) -> None:
-    uris = ["data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in pictures]
+    uris = ["data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in images]
     asked = {"image": uris[0], "prompt": QUESTIONS[0][0]}
     first = {**asked, "answer": "Fenbax", "rephrasings": QUESTIONS[0][1:], "locality": [asked | {"image": uris[2]}]}
     second = {**first, "answer": "Bruvak", "author": "Ada", "note": "From the keeper's list"}
@@ -130,7 +129,7 @@ def test_the_marks_are_what_the_server_finds_and_the_evidence_is_kept(
         mark = visitor.text(f"#edit-{card['id']} .verdict")
         assert ("✓ Holds" in mark) is (card["holds"] is True) and ("Fails" in mark) is (card["holds"] is False)
         if not card["holds"]:
-            assert f"it now says {card['answer_now'] or 'nothing'}" in mark and ("Also took part" in mark) is bool(
+            assert f"it now says {card['answer_now'] or 'nothing'}" in mark and ("Also fired" in mark) is bool(
                 card["others"]
             )
     assert visitor.text(f"#edit-{made[0]['id']} .verdict") == ""
@@ -146,5 +145,5 @@ def test_the_marks_are_what_the_server_finds_and_the_evidence_is_kept(
     visitor.shot("check")
     visitor.click(f"{place} .edit-actions button")
     visitor.until(lambda: "undone" in visitor.text(place) and visitor.sees("#check-outdated"))
-    visitor.until(lambda: "in force" in visitor.text(f"#edit-{made[0]['id']}"))
+    visitor.until(lambda: "active" in visitor.text(f"#edit-{made[0]['id']}"))
     assert visitor.text(f"{place} .verdict") == ""

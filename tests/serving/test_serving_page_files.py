@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from liveedit.datasets.world import catalog
 from liveedit.serving.api_keys import KeyFile
-from liveedit.serving.example_images import EXAMPLES
+from liveedit.serving.page_files import EXAMPLES
 from liveedit.serving.settings import ServingSettings
 
 FOLDER = files("liveedit.serving").joinpath("page")

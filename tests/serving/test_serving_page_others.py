@@ -14,9 +14,9 @@ from browsers import PHONE, Visitor, why_no_browser
 from serving_fakes import FakeModel, fake_app, listening
 
 from liveedit.serving.api_keys import KeyFile
-from liveedit.serving.example_images import EXAMPLES, QUESTIONS, example_png
+from liveedit.serving.page_files import EXAMPLES, QUESTIONS, example_png
 from liveedit.serving.served_model import Correction
-from liveedit.store.paging import EditPage
+from liveedit.store.records import EditPage
 
 _REASON = why_no_browser()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]

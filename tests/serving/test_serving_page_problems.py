@@ -14,7 +14,7 @@ from serving_fakes import FakeModel, fake_app, listening
 
 from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.settings import ServingSettings
-from liveedit.store.paging import EditPage
+from liveedit.store.records import EditPage
 
 _REASON = why_no_browser()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]
@@ -61,7 +61,7 @@ def test_the_page_asks_for_the_key_that_the_server_asks_for(driver: Any, tmp_pat
 class ListedModel(FakeModel):
     """One whose edits are listed in pages, as the page asks for them: newest first."""
 
-    def page(self, state: str, newest_first: bool, after: str | None, limit: int) -> EditPage:
+    def page(self, state: str, *, newest_first: bool, after: str | None, limit: int) -> EditPage:
         assert newest_first
         known = {"active": self.stored, "undone": self.undone, "all": {**self.stored, **self.undone}}[state]
         edits = sorted(known.values(), key=lambda edit: -edit.number)
@@ -85,10 +85,10 @@ def test_corrections_are_listed_page_by_page_and_by_state(driver: Any) -> None:
         visitor.until(lambda: visitor.focused()["label"] == "Redo: Who is this? Name 1" and len(shown()) == 25)
         visitor.click("label:has([value=undone])")
         visitor.until(lambda: shown() == ["Name 1"])
-        visitor.click("label:has([value=in_force])")
+        visitor.click("label:has([value=active])")
         visitor.until(lambda: len(shown()) == 20 and visitor.sees("#older"))
         assert visitor.complaints() == []
-        newest = httpx2.get(f"{url}/v1/edits?state=in_force&order=desc").json()["data"][0]["id"]
+        newest = httpx2.get(f"{url}/v1/edits?state=active&order=desc").json()["data"][0]["id"]
         httpx2.post(f"{url}/v1/edits/{newest}/undo")
         visitor.click("#history-list .edit button")
         assert "Undone already" in visitor.until(lambda: visitor.text("#history-problem"))
@@ -156,7 +156,7 @@ def test_refusals_are_shown_and_what_may_pass_is_tried_again(driver: Any) -> Non
     visitor.complaints()
 
 
-def test_a_picture_over_the_limits_is_sent_smaller(driver: Any, tmp_path: Path) -> None:
+def test_an_image_over_the_limits_is_sent_smaller(driver: Any, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     Image.effect_noise((1200, 900), 80).convert("RGB").save(large)
     limits = ServingSettings.model_validate({"body_bytes": 200_000, "image_pixels": 250_000})

@@ -88,7 +88,7 @@ def test_the_whole_path_on_a_phone(visitor: Visitor) -> None:
     visitor.click("label:has([value=attention])")
     visitor.until(lambda: visitor.sees("#heat") and visitor.sees(".fired-edit img"))
     checks.append(fits(visitor))
-    visitor.click("label:has([value=in_force])")
+    visitor.click("label:has([value=active])")
     visitor.until(lambda: visitor.count("#history-list .edit") == 1)
     visitor.script("document.activeElement.blur(), scrollTo(0, 0)")
     visitor.shot("phone", whole=True)

@@ -15,21 +15,20 @@ from liveedit.backbones import Backbone
 from liveedit.edited.model import EditedModel
 from liveedit.images import open_image
 from liveedit.samples import EditCase
-from liveedit.serving.decoding import Style
-from liveedit.serving.engine import Engine
-from liveedit.serving.served_model import Query, Reply, ServedModel
+from liveedit.serving.decoding import SamplingParams
+from liveedit.serving.engine import Engine, fair_share
+from liveedit.serving.served_model import GenerationRequest, GenerationResult, ServedModel, default_workers
 from liveedit.serving.settings import ServingSettings
-from liveedit.serving.workers import default_workers, fair_share
 
 
 @pytest.mark.parametrize(
-    ("waiting", "being_answered", "workers", "batch", "taken"),
+    ("waiting", "in_progress", "workers", "batch", "taken"),
     [
-        (5, 0, 1, 64, 5),  # One lane takes what there is, up to the batch.
+        (5, 0, 1, 64, 5),  # One worker takes what there is, up to the batch.
         (90, 0, 1, 64, 64),
         (1, 0, 2, 64, 1),  # Nobody else is at work: even one question is worth it.
-        (64, 0, 2, 64, 32),  # Half of all, for the other lane.
-        (12, 0, 2, 64, 8),  # But no fewer than a lane is worth.
+        (64, 0, 2, 64, 32),  # Half of all, for the other worker.
+        (12, 0, 2, 64, 8),  # But no fewer than a worker is worth.
         (7, 20, 2, 64, 0),  # So few had better wait for the others.
         (8, 20, 2, 64, 8),
         (40, 20, 2, 64, 30),  # Half of all, those included that are being answered.
@@ -37,41 +36,41 @@ from liveedit.serving.workers import default_workers, fair_share
         (40, 64, 2, 64, 0),
     ],
 )
-def test_a_lane_takes_its_share(waiting: int, being_answered: int, workers: int, batch: int, taken: int) -> None:
-    assert fair_share(waiting, being_answered, workers, batch) == taken
+def test_a_worker_takes_its_share(waiting: int, in_progress: int, workers: int, batch: int, taken: int) -> None:
+    assert fair_share(waiting, in_progress, workers, batch) == taken
 
 
 @pytest.mark.parametrize(
     ("device", "parameters", "threads", "workers"),
     [("cuda", 4_000_000, 16, 1), ("cpu", 7_000_000_000, 16, 1), ("cpu", 4_000_000, 16, 8), ("cpu", 4_000_000, 2, 2)],
 )
-def test_small_models_on_processors_get_a_lane_for_each_thread(
+def test_small_models_on_processors_get_a_worker_for_each_thread(
     device: str, parameters: int, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert default_workers(torch.device(device), parameters) == workers
 
 
-def test_each_lane_has_its_share_of_the_threads(tiny_llava: Backbone) -> None:
+def test_each_worker_has_its_share_of_the_threads(tiny_llava: Backbone) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with EditedModel.load(tiny_llava) as model, ThreadPoolExecutor(1) as worker:
             for workers, threads in ((1, 2), (2, 1), (3, 1)):
                 served = ServedModel(model, ServingSettings(workers=workers))
-                worker.submit(served.enter_worker).result()
+                worker.submit(served.start_worker).result()
                 assert worker.submit(torch.get_num_threads).result() == threads
     finally:
         torch.set_num_threads(before)
 
 
-def asked(model: EditedModel, workers: int, cases: Sequence[EditCase]) -> list[Reply]:
+def asked(model: EditedModel, workers: int, cases: Sequence[EditCase]) -> list[GenerationResult]:
     """The answers of an engine to questions that came at once."""
     settings = ServingSettings(workers=workers)
     engine = Engine(ServedModel(model, settings), settings)
 
-    async def ask_all() -> list[Reply]:
-        queries = [Query(case.edit.question.prompt, _picture(case), Style(12)) for case in cases]
+    async def ask_all() -> list[GenerationResult]:
+        queries = [GenerationRequest(case.edit.question.prompt, _image(case), SamplingParams(12)) for case in cases]
         return await asyncio.gather(*(engine.ask(query) for query in queries))
 
     try:
@@ -80,13 +79,13 @@ def asked(model: EditedModel, workers: int, cases: Sequence[EditCase]) -> list[R
         engine.close()
 
 
-def _picture(case: EditCase) -> Image.Image:
+def _image(case: EditCase) -> Image.Image:
     assert case.edit.question.image is not None
     return open_image(case.edit.question.image)
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_answers_and_fired_edits_are_those_of_one_lane(
+def test_answers_and_fired_edits_are_those_of_one_worker(
     workers: int, tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]
 ) -> None:
     cases = eval_cases[:40]

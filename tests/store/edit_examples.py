@@ -1,30 +1,30 @@
-"""Small edits and experts, and the files that the tests of the store keep them in."""
+"""Small edits and experts, and the stores that the tests keep them in."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+import numpy as np
+from safetensors.numpy import load, save
 
-from liveedit.experts import LowRankExpert
 from liveedit.store.store import EditStore, NewEdit
 
 BACKBONE, EDITOR = "b" * 64, "e" * 64
 
 
-def make_expert(seed: int = 0, rank: int = 2) -> LowRankExpert:
-    generator = torch.Generator().manual_seed(seed)
+def make_expert(seed: int = 0, rank: int = 2) -> bytes:
+    generator = np.random.default_rng(seed)
     shapes = {"u": (rank, 3), "v": (rank, 3), "visual_feature": (4,), "prompt_feature": (4,)}
-    return LowRankExpert(**{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()})
+    return save({name: generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()})
+
+
+def part_bytes(expert: bytes, name: str = "u") -> bytes:
+    """The numbers of one part of an expert, as they lie in it."""
+    return load(expert)[name].tobytes()
 
 
 def make_edit(answer: str = "red") -> NewEdit:
     return NewEdit(prompt="What colour is the car?", answer=answer, editor="liveedit")
-
-
-def bits(expert: LowRankExpert) -> dict[str, tuple[tuple[int, ...], bytes]]:
-    """Shapes and bytes, which tell -0.0 from 0.0 where `torch.equal` does not."""
-    return {name: (tuple(part.shape), part.numpy().tobytes()) for name, part in expert.tensors.items()}
 
 
 def bound(location: Path | str, **options: float) -> EditStore:

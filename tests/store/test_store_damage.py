@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edit_examples import bits, bound, make_edit, make_expert
+from edit_examples import bound, make_edit, make_expert, part_bytes
 from PIL import Image
 
 from liveedit.errors import StoreError
@@ -30,7 +30,7 @@ def test_a_damaged_expert_is_found_by_reading_and_by_verify(path: Path) -> None:
     with bound(path) as opened:
         sound, hurt = (opened.add(make_edit(), make_expert(seed)) for seed in range(2))
         assert opened.verify() == ()
-    damage(path, make_expert(1).u.numpy().tobytes())
+    damage(path, part_bytes(make_expert(1)))
     with EditStore(path) as opened:
         message = f"The expert of edit '{hurt.id}' .*edits.db' is damaged: its digest is .* go back to a backup"
         for read in (lambda: opened.expert(hurt.id), lambda: opened.get(hurt.id).expert):
@@ -38,7 +38,7 @@ def test_a_damaged_expert_is_found_by_reading_and_by_verify(path: Path) -> None:
                 read()
         with pytest.raises(StoreError, match=message):
             list(opened.active_experts())
-        assert bits(opened.expert(sound.id)) == bits(make_expert(0))
+        assert opened.expert(sound.id) == make_expert(0)
         (problem,) = opened.verify()
         assert f"The expert of edit '{hurt.id}' is damaged" in problem
         opened.undo(hurt.id)
@@ -75,9 +75,12 @@ def test_an_expert_that_is_none_is_found_though_its_digest_is_right(path: Path) 
         ("DELETE FROM blobs WHERE edit_number = 2", "has no expert"),
         ("DELETE FROM edits WHERE number = 1", "The table edits has 1 rows, but 2 numbers were given out"),
         ("UPDATE edits SET undone_at = 'today' WHERE number = 1", "undone at today, but the history says None"),
-        ("UPDATE edits SET revision_removed = 2 WHERE number = 1", "removed at 2, but its spans are [(1, None)]"),
-        ("UPDATE spans SET revision_removed = 9 WHERE edit_number = 1", "changed at the revisions [9]"),
-        ("INSERT INTO spans VALUES (1, 2, NULL)", "do not follow one another"),
+        (
+            "UPDATE edits SET revision_removed = 2 WHERE number = 1",
+            "removed at 2, but its validity intervals are [(1, None)]",
+        ),
+        ("UPDATE intervals SET revision_removed = 9 WHERE edit_number = 1", "changed at the revisions [9]"),
+        ("INSERT INTO intervals VALUES (1, 2, NULL)", "do not follow one another"),
         (
             "INSERT INTO events (revision, at, kind, edit_id) SELECT 3, at, 'undo', edit_id FROM events LIMIT 1",
             "has a undo",

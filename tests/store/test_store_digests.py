@@ -1,4 +1,4 @@
-"""What edits, spans and history say has digests: whatever is changed behind the store's back is found."""
+"""Edits, validity intervals and history have digests: whatever is changed behind the store's back is found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from liveedit.errors import StoreError
 from liveedit.store.checksums import record_digest
 from liveedit.store.evidence import EarlierEdit, Evidence, Rephrased
 from liveedit.store.records import NewEdit
-from liveedit.store.schema import EDITS, EVENTS, SPANS
+from liveedit.store.schema import EDITS, EVENTS, INTERVALS
 from liveedit.store.store import EditStore
 
 TEXTS = {
@@ -39,7 +39,7 @@ def edit_with_texts() -> NewEdit:
 
 
 def fill(location: Path | str) -> str:
-    """One edit in force; one with all texts that was undone, came back, and was superseded; and one purged."""
+    """One active edit; one with all texts that was undone, came back, and was superseded; and one purged."""
     with bound(location) as opened:
         gone = opened.add(make_edit(), make_expert(0), supersedes=[opened.add(make_edit(), make_expert(1)).id])
         opened.purge(gone.id, author="clerk", note="asked to be forgotten")
@@ -57,13 +57,13 @@ def edit_id(path: Path) -> str:
 
 
 def row_values(path: Path, edit_id: str) -> Iterator[bytes]:
-    """Every text that the tables hold of this edit, without those that stand in the layout's description too."""
+    """Every text that the tables hold of this edit, without those that occur in the schema too."""
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT * FROM edits WHERE id = ?", (edit_id,)).fetchall()
-        layout = " ".join(row[0] or "" for row in connection.execute("SELECT sql FROM sqlite_schema"))
+        schema = " ".join(row[0] or "" for row in connection.execute("SELECT sql FROM sqlite_schema"))
         rows += connection.execute("SELECT * FROM events WHERE edit_id = ?", (edit_id,)).fetchall()
     for row in rows:
-        yield from (value.encode() for value in row if isinstance(value, str) and value not in layout)
+        yield from (value.encode() for value in row if isinstance(value, str) and value not in schema)
 
 
 def places(content: bytes, wanted: bytes) -> Iterator[int]:
@@ -73,7 +73,7 @@ def places(content: bytes, wanted: bytes) -> Iterator[int]:
         place = content.find(wanted, place + 1)
 
 
-def test_a_flipped_byte_in_the_layout_is_a_store_error(path: Path, edit_id: str) -> None:
+def test_a_flipped_byte_in_the_schema_is_a_store_error(path: Path, edit_id: str) -> None:
     """Also where it makes invalid UTF-8 of a name, which SQLite quotes."""
     content = bytearray(path.read_bytes())
     content[content.index(b"edits_undone") + 8] ^= 128
@@ -104,9 +104,9 @@ def test_a_flipped_byte_of_any_text_is_found_wherever_it_is(path: Path, edit_id:
     assert flips >= 2 * len(values)
 
 
-@pytest.mark.parametrize("name", ["edits", "events", "spans"])
+@pytest.mark.parametrize("name", ["edits", "events", "intervals"])
 def test_whatever_of_a_row_is_changed_is_found(path: Path, edit_id: str, name: str) -> None:
-    table = {"edits": EDITS, "events": EVENTS, "spans": SPANS}[name]
+    table = {"edits": EDITS, "events": EVENTS, "intervals": INTERVALS}[name]
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("DROP TRIGGER events_no_update; DROP TRIGGER events_no_delete")
         rowids = [row[0] for row in connection.execute(f"SELECT rowid FROM {name}")]
@@ -168,7 +168,7 @@ def test_a_changed_row_is_named(location: Path | str, column: str) -> None:
         assert [named in problem for problem in opened.verify()].count(True) == 1
 
 
-def test_a_span_that_was_moved_is_found(location: Path | str) -> None:
+def test_an_interval_that_was_moved_is_found(location: Path | str) -> None:
     """To another revision that is there, at which something else happened."""
     with bound(location) as opened:
         old = opened.add(make_edit(), make_expert(0))
@@ -176,10 +176,11 @@ def test_a_span_that_was_moved_is_found(location: Path | str) -> None:
         opened.add(make_edit(), make_expert(2))
         opened.undo(new.id)
         assert opened.verify() == ()
-    spoil(location, "UPDATE spans SET revision_removed = 3 WHERE edit_number = 1 AND revision_added = 1")
+    spoil(location, "UPDATE intervals SET revision_removed = 3 WHERE edit_number = 1 AND revision_added = 1")
     with EditStore(location) as opened:
         assert [problem.partition(" is damaged")[0] for problem in opened.verify()] == [
-            f"The history at revision {revision}, or a span that begins or ends there," for revision in (2, 3)
+            f"The history at revision {revision}, or a validity interval that begins or ends there,"
+            for revision in (2, 3)
         ]
 
 
@@ -200,9 +201,11 @@ def test_a_damaged_record_is_not_exported(location: Path | str, tmp_path: Path) 
 
 
 def test_a_damaged_history_is_not_exported(path: Path, edit_id: str, tmp_path: Path) -> None:
-    spoil(path, "UPDATE spans SET revision_added = 2 WHERE revision_added = 1")
+    spoil(path, "UPDATE intervals SET revision_added = 2 WHERE revision_added = 1")
     with EditStore(path) as opened:
-        with pytest.raises(StoreError, match=r"history at revision 1, or a span .* is damaged.* Export those in force"):
+        with pytest.raises(
+            StoreError, match=r"history at revision 1, or a validity interval .* is damaged.* Export the active edits"
+        ):
             opened.export_bundle(tmp_path / "bundle")
         assert opened.export_bundle(tmp_path / "bundle", whole=False).edits
 
@@ -249,7 +252,7 @@ def test_a_purge_does_not_cover_up_damage_to_others(location: Path | str) -> Non
         opened.undo(gone, author="ada")
     spoil(location, f"UPDATE edits SET note = 'not hers' WHERE id = '{ids[0]}'")
     spoil(location, f"""UPDATE edits SET evidence = '["{gone}"]' WHERE id = '{ids[1]}'""")
-    spoil(location, "UPDATE spans SET revision_removed = 4 WHERE edit_number = 1")
+    spoil(location, "UPDATE intervals SET revision_removed = 4 WHERE edit_number = 1")
     with bound(location) as opened:
         opened.purge(gone)
         assert opened.get(ids[1]).evidence is None

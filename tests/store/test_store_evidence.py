@@ -13,6 +13,7 @@ import pytest
 from edit_examples import bound, make_edit, make_expert
 
 from liveedit.errors import InvalidInputError, NotFoundError, OvertakenError
+from liveedit.store.checksums import question_digest
 from liveedit.store.evidence import (
     Collision,
     EarlierEdit,
@@ -22,7 +23,7 @@ from liveedit.store.evidence import (
     evidence_from_json,
     evidence_to_json,
 )
-from liveedit.store.records import NewEdit, question_digest
+from liveedit.store.records import NewEdit
 from liveedit.store.store import EditStore
 
 EVIDENCE = Evidence(
@@ -118,7 +119,7 @@ def test_an_edit_that_is_to_be_alone(location: Path | str) -> None:
         new = first.add(about(" Who?"), make_expert(2), supersedes=[old], alone=True).id
         with pytest.raises(NotFoundError, match="already superseded"):
             second.add(about("Who?"), make_expert(3), supersedes=[old], alone=True)
-        with pytest.raises(OvertakenError, match=f"same question came into force meanwhile: {new}"):
+        with pytest.raises(OvertakenError, match=f"same question became active meanwhile: {new}"):
             second.add(about("Who? "), make_expert(3), alone=True)
         assert [edit.id for edit in first.list()] == [stranger, new] and first.latest_revision() == 3
         assert second.add(about("Who?"), make_expert(4)).is_active, "others may have several"

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from edit_examples import bits, bound, make_edit, make_expert
+from edit_examples import bound, make_edit, make_expert, part_bytes
 from postgres_server import PostgresServer
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from liveedit.errors import InvalidInputError, StoreError
-from liveedit.store import migrations, schema
+from liveedit.store import schema
 from liveedit.store.store import EditStore
 
 pytestmark = pytest.mark.postgres
@@ -41,15 +41,16 @@ def value_of(url: str, statement: str) -> object:
         return connection.execute(text(statement)).scalar_one()
 
 
-def test_the_layout_is_recorded(postgres_url: str) -> None:
+def test_the_schema_version_is_recorded(postgres_url: str) -> None:
     for _ in range(2):
         with bound(postgres_url) as opened:
             opened.add(make_edit(), make_expert())
-    found = value_of(postgres_url, "SELECT value FROM meta WHERE key = 'liveedit_layout'")
-    assert found == str(len(migrations.MIGRATIONS))
-    run_sql(postgres_url, "UPDATE meta SET value = '99' WHERE key = 'liveedit_layout'")
-    with pytest.raises(StoreError, match="has layout 99"):
-        EditStore(postgres_url)
+    found = value_of(postgres_url, "SELECT value FROM meta WHERE key = 'liveedit_schema_version'")
+    assert found == str(schema.SCHEMA_VERSION)
+    for version, reason in ((99, "newer LiveEdit.*left as it is"), (3, "before the first release.*left as it is")):
+        run_sql(postgres_url, f"UPDATE meta SET value = '{version}' WHERE key = 'liveedit_schema_version'")
+        with pytest.raises(StoreError, match=f"has schema version {version}; .* {reason}"):
+            EditStore(postgres_url)
 
 
 @pytest.mark.parametrize("table", ["events", "meta"])
@@ -152,7 +153,7 @@ def test_a_lost_connection_is_made_anew(postgres_url: str) -> None:
 
 
 def test_purged_rows_are_gone_from_the_servers_files(postgres_url: str, postgres_server: PostgresServer) -> None:
-    secret, marker = b"Zebedee Quint asked this", make_expert(77).u.numpy().tobytes()
+    secret, marker = b"Zebedee Quint asked this", part_bytes(make_expert(77))
 
     def traces() -> list[bytes]:
         run_sql(postgres_url, "CHECKPOINT")
@@ -166,7 +167,7 @@ def test_purged_rows_are_gone_from_the_servers_files(postgres_url: str, postgres
         assert traces() == [secret, marker]
         opened.purge(edit.id)
         assert traces() == []
-        assert bits(opened.expert(other.id)) == bits(make_expert(1))
+        assert opened.expert(other.id) == make_expert(1)
         assert opened.verify() == ()
 
 

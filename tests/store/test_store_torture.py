@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 import pytest
 import store_writer
-from edit_examples import bits
 
 from liveedit.errors import StoreError
-from liveedit.store.opening import is_absent
+from liveedit.store.locations import is_absent
 from liveedit.store.store import EditStore
 
 KILLS = int(os.environ.get("LIVEEDIT_KILLS", "10"))
@@ -133,7 +132,7 @@ class Torturer:
             if self.pending is None:
                 assert {edit_id: edit.is_active for edit_id, edit in edits.items()} == self.active
             for edit_id, expert in store.experts(list(edits)):
-                assert bits(expert) == bits(store_writer.expert_of(int(edits[edit_id].answer)))
+                assert expert == store_writer.expert_of(int(edits[edit_id].answer))
             self._ask_again(store)
 
     def _settle(self, store: EditStore) -> None:

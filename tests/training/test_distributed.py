@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import SlopeTask, config_of
+from test_trainer import SlopeTask, config_of
 from torch import nn
 
 from liveedit.errors import ConfigError

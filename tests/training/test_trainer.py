@@ -57,7 +57,7 @@ class SlopeTask:
 
 def config_of(*stages: tuple[str, int], **changes: Any) -> TrainingConfig:
     values: dict[str, Any] = {
-        "stages": [StageConfig(name=name, steps=steps, batch=5, rate=0.05) for name, steps in stages],
+        "stages": [StageConfig(name=name, steps=steps, batch=5, learning_rate=0.05) for name, steps in stages],
         "validation": 4,
         "validate_every": 5,
         "warmup": 3,
@@ -155,7 +155,7 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path, changes: dict[s
 def test_a_stage_with_another_rate_is_refused(tmp_path: Path) -> None:
     trained(tmp_path, config_of(("only", 5)), SlopeTask())
     other = config_of(("only", 5)).model_copy(
-        update={"stages": (StageConfig(name="only", steps=5, batch=5, rate=0.1),)}
+        update={"stages": (StageConfig(name="only", steps=5, batch=5, learning_rate=0.1),)}
     )
     with pytest.raises(CheckpointError, match="made with other settings"):
         trained(tmp_path, other, SlopeTask())

@@ -1,4 +1,4 @@
-"""A frozen model seen as: inputs -> hidden states at a layer -> logits. The rule that holds for most families."""
+"""A frozen model: questions -> tokens -> hidden states at a layer -> logits. What most families have in common."""
 
 from __future__ import annotations
 
@@ -18,27 +18,31 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..errors import BackboneError, InvalidInputError
 from ..images import open_image
 from ..samples import Question
-from .prompt_transforms import PreparedQuestion, PromptTransform, prefixes_embedded, substitutes, unchanged
-from .split_forward import decoder_of, execution_device, resumed_at, states_after
-from .tokens import ForwardContext, Inputs, Layout, pad
+from .prompt_transforms import PromptTransform, prefixes_embedded, substitutes, unchanged
+from .split_forward import decoder_of, execution_device, run_prefix, run_suffix
+from .tokens import PreparedQuestion, TokenBatch, TokenRole, pad
 
 _NOT_OF_IMAGES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 _IMAGE_WORDS = ("image", "img", "vision", "video", "<row_")
 _SAMPLE_IMAGE = (448, 448)
-_PREFIX = 3
-"""The kind of a token that stands for a soft prompt, beside 0 (prompt), 1 (image) and 2 (answer)."""
+
+
+class _CurrentInputs(threading.local):
+    """The batch that this thread runs through the model."""
+
+    inputs: TokenBatch | None = None
 
 
 class Backbone:
-    """A model that is read and steered, but whose weights are never changed by this class.
+    """A frozen model. This class reads it and runs it, and never changes its weights.
 
-    Layers are counted from 0; "the states at layer l" are the output of decoder layer l, (batch, length, width).
-    Families that differ from the rule subclass this and override the one method that differs (`families/`).
+    Layers are counted from 0. The hidden states at layer l are the output of decoder layer l, (batch, tokens, width).
+    A family that differs subclasses this and overrides the method that differs (`families/`).
     """
 
     reads_images = True
     token_type_name: str | None = None
-    """Name of a per-token model input that is 1 at image tokens, in families that want one."""
+    """Name of a per-token model input that is 1 at image tokens, in families that take one."""
     has_positions = False
     """Whether the family has positions that are not a plain count."""
 
@@ -55,19 +59,19 @@ class Backbone:
         self.decoder: Any = decoder_of(model)
         self.image_token_id: int | None = getattr(model.config, "image_token_id", None)
         self.pad_token_id: Any = self.tokenizer.pad_token_id
-        self._now = ForwardContext()
+        self._current = _CurrentInputs()
         self._tokenizing = threading.RLock()
-        """Tokenizers change their padding from call to call: two threads at once would get each other's, or fail."""
+        """A tokenizer stores its padding between calls, so that only one thread may use it at a time."""
         self._transform: PromptTransform | None = None
 
     @property
-    def current_inputs(self) -> Inputs | None:
-        """What this thread asks the model at the moment."""
-        return self._now.inputs
+    def current_inputs(self) -> TokenBatch | None:
+        """The batch that this thread runs through the model, None outside of a call."""
+        return self._current.inputs
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        """What prepares images and text, from a folder or hub name: an object with a `tokenizer`."""
+        """Load the processor of images and text from a folder or hub name: an object with a `tokenizer`."""
         return AutoProcessor.from_pretrained(source)
 
     # -- what it is --------------------------------------------------------------------------------------
@@ -84,7 +88,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device on which the word embeddings are computed."""
+        """Device of inputs: the one on which the word embeddings are computed."""
         return execution_device(self.word_embeddings)
 
     @property
@@ -102,24 +106,24 @@ class Backbone:
         """The head that turns final hidden states into logits."""
         head = self.model.get_output_embeddings()
         if head is None:
-            raise BackboneError(f"{self.name} has no output embeddings: it is no model that generates text.")
+            raise BackboneError(f"{self.name} has no output embeddings. Give a model that generates text.")
         return head
 
     @cached_property
     def image_tokens(self) -> int:
-        """How many tokens an image of 448 x 448 pixels takes; other sizes may take others. 0 for text-only models."""
+        """Tokens of an image of 448 x 448 pixels. Other sizes may take more or fewer. 0 for text-only models."""
         if not self.reads_images:
             return 0
         return int(self.encode([Question("?", Image.new("RGB", _SAMPLE_IMAGE))]).image_mask.sum())
 
     @cached_property
     def end_token_id(self) -> int:
-        """The token that ends an answer: of those at which generate() stops, the one that ends a turn of the chat."""
+        """The token that ends an answer: among those that stop generate(), the one that ends a turn of the chat."""
         stops = getattr(self.model.generation_config, "eos_token_id", None)
         stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
         template = str(getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or "")
         end = int(self.tokenizer.eos_token_id)
-        # The tokenizer's own first: Llama 3.1's template also has <|eom_id|>, behind which a tool answers.
+        # The tokenizer's own first: Llama 3.1's template also has <|eom_id|>, after which a tool answers.
         for stop in sorted(stops, key=lambda stop: stop != end):
             if stop < len(self.tokenizer) and self.tokenizer.convert_ids_to_tokens(stop) in template:
                 return int(stop)
@@ -127,11 +131,11 @@ class Backbone:
 
     @property
     def first_edit_layer(self) -> int:
-        """The first layer from whose states the rest of the model can be run."""
+        """The first layer from whose hidden states the rest of the model can be run."""
         return 0
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every weight and buffer of a checkpoint, offloaded ones read from where they lie."""
+        """Name and value of every weight and buffer of a checkpoint. Offloaded ones are read where they are kept."""
         modules = dict(self.model.named_modules())
         for name, value in self.model.state_dict().items():
             if value.is_meta:
@@ -141,7 +145,7 @@ class Backbone:
             yield name, value
 
     def digest(self) -> str:
-        """SHA-256 of the configuration and of a sample of each weight: what tells two models apart quickly."""
+        """SHA-256 of the configuration and of a sample of each weight: a quick way to distinguish two models."""
         digest = hashlib.sha256(self.model.config.to_json_string().encode())
         for name, weight in self.weights():
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)].float().cpu()
@@ -150,7 +154,7 @@ class Backbone:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What two models must share for an editor of one to fit the other; fine-tuned weights may differ."""
+        """What two models must have in common for an editor of one to fit the other. Fine-tuned weights may differ."""
         decoder = self.decoder.config
         return {
             "model_type": self.model.config.model_type,
@@ -161,56 +165,58 @@ class Backbone:
         }
 
     def layer_device(self, layer: int) -> torch.device:
-        """Where a layer is computed."""
+        """The device on which a layer is computed."""
         return execution_device(self.layers[layer])
 
     def default_edit_layer(self) -> int:
-        """Two thirds of the depth: layer 21 of 32 in the paper (section 7.4), counted from 1 there."""
+        """Two thirds of the depth: layer 21 of 32 in the paper (section 7.4), which counts from 1."""
         return max(self.first_edit_layer, round(len(self.layers) * 21 / 32) - 1)
 
     # -- questions to tensors ----------------------------------------------------------------------------
 
     def encode(
         self, questions: Sequence[Question], answers: Sequence[str] | None = None, padding: str = "right"
-    ) -> Inputs:
-        """Questions, and their answers behind them, as one padded batch.
+    ) -> TokenBatch:
+        """Questions, each followed by its answer if answers are given, as one padded batch.
 
         Raises `InvalidInputError` for an empty batch, a prompt without text, a text with the model's image marker, a
         text that is too long, or an image for a text-only model; `ImageError` for a bad image.
         """
+        self._check_questions(questions, answers or (), padding)
+        prepared = () if self._transform is None else tuple(self._transform(questions))
+        sources = prepared or tuple(unchanged(questions))
+        texts, prompts, extras = self._tokenized([source.question for source in sources])
+        endings = [[] for _ in texts] if answers is None else self._answer_ids(texts, answers)
+        prefixes = [_prefix_tokens(source) for source in sources]
+        parts = list(zip(prefixes, prompts, endings, strict=True))
+        rows = [[self.pad_token_id] * prefix + prompt + ending for prefix, prompt, ending in parts]
+        roles = [[TokenRole.PREFIX] * prefix + self._roles(prompt, ending) for prefix, prompt, ending in parts]
+        self._check_length(max(len(row) for row in rows))
+        inputs = TokenBatch(
+            roles=pad(roles, TokenRole.PADDING, padding),
+            input_ids=pad(rows, self.pad_token_id, padding),
+            extras=extras,
+            prepared=prepared,
+        )
+        return self.complete(inputs).to(self.device)
+
+    def _check_questions(self, questions: Sequence[Question], answers: Sequence[str], padding: str) -> None:
         if not questions:
             raise InvalidInputError("No question was given. Give at least one.")
         if padding not in ("left", "right"):
             raise InvalidInputError(f"padding={padding!r} was given. Give 'left' or 'right'.")
-        self.check_texts([question.prompt for question in questions], answers or ())
+        self.check_texts([question.prompt for question in questions], answers)
         if not self.reads_images and any(question.image is not None for question in questions):
             raise InvalidInputError(f"{self.name} reads text alone, but an image was given. Ask without one.")
-        asked = [] if self._transform is None else list(self._transform(questions))
-        if asked:
-            questions = [item.question for item in asked]
+
+    def _tokenized(self, questions: Sequence[Question]) -> tuple[list[str], list[list[int]], dict[str, Tensor]]:
+        """Texts in the model's chat format, their token ids, and what the model takes of the images."""
         images = [open_image(question.image) for question in questions if question.image is not None]
         texts = [self.prompt_text(question) for question in questions]
         with self._tokenizing:
             prompts, extras = self.process(texts, images)
-        endings = [[] for _ in texts] if answers is None else self._answer_ids(texts, answers)
-        heads = [_prefix_tokens(item) for item in asked or unchanged(questions)]
-        parts = list(zip(heads, prompts, endings, strict=True))
-        rows = [[self.pad_token_id] * head + prompt + ending for head, prompt, ending in parts]
-        kinds = [[_PREFIX] * head + self._kinds(prompt, ending) for head, prompt, ending in parts]
-        self._check_length(max(len(row) for row in rows))
-        kind = pad(kinds, -1, padding)
-        inputs = Inputs(
-            input_ids=pad(rows, self.pad_token_id, padding),
-            attention_mask=(kind >= 0).long(),
-            image_mask=kind == 1,
-            prompt_mask=kind == 0,
-            answer_mask=kind == 2,
-            asked=tuple(asked),
-            extras={
-                name: value.to(self.dtype) if value.is_floating_point() else value for name, value in extras.items()
-            },
-        )
-        return self.complete(inputs).to(self.device)
+        precise = {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in extras.items()}
+        return texts, prompts, precise
 
     def prompt_text(self, question: Question) -> str:
         """The question in the model's chat format, with the marker of its image."""
@@ -226,7 +232,7 @@ class Backbone:
         )
 
     def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
-        """Token ids of each text, its image's tokens among them, and what the model takes of the images."""
+        """Token ids of each text, image tokens included, and what the model takes of the images."""
         encoded = self.processor(
             images=images or None,
             text=texts,
@@ -239,11 +245,11 @@ class Backbone:
         return ids, {name: value for name, value in encoded.items() if name not in _NOT_OF_IMAGES}
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts, with a start token where the chat template has not written one."""
+        """Token ids of texts, with a start token unless the chat template has written one."""
         return self._token_ids(texts, add_special_tokens=self._starts_are_missing(texts))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of an answer's tokens, special ones left out."""
+        """The text of an answer's tokens, without special tokens."""
         with self._tokenizing:
             return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
@@ -255,19 +261,19 @@ class Backbone:
         start = self.tokenizer.bos_token
         return not (start and texts[0].startswith(start))
 
-    def complete(self, inputs: Inputs) -> Inputs:
-        """Add what the family's model wants for each token."""
+    def complete(self, inputs: TokenBatch) -> TokenBatch:
+        """Add what the family's model takes for each token."""
         if self.token_type_name is None or not inputs.extras:
             return inputs
         return replace(inputs, extras={**inputs.extras, self.token_type_name: inputs.image_mask.long()})
 
     def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
-        """How many image tokens these images take; None where the model itself refuses other counts."""
+        """Number of image tokens of these images; None if the model itself refuses other numbers."""
         return None
 
     @cached_property
     def markers(self) -> frozenset[str]:
-        """Special tokens that have to do with images; no text may contain them."""
+        """Special tokens for images. No text may contain them."""
         special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
         found = {token for token in special if any(part in token.lower() for part in _IMAGE_WORDS)}
         if self.image_token_id is not None and self.image_token_id < len(self.tokenizer):
@@ -282,8 +288,8 @@ class Backbone:
             for marker in self.markers:
                 if marker in text:
                     raise InvalidInputError(
-                        f"The text {text!r} contains {marker}, which stands for an image in {self.name}. Take it "
-                        "out; a question's image is placed by itself."
+                        f"The text {text!r} contains {marker}, which stands for an image in {self.name}. Remove it: "
+                        "a question's image is placed automatically."
                     )
 
     def _check_length(self, tokens: int) -> None:
@@ -297,24 +303,25 @@ class Backbone:
         """Tokens of each answer as they follow the prompt, and the token that ends it."""
         found = []
         for text, answer in zip(texts, answers, strict=True):
-            if not answer.strip():  # A model may say nothing: its answer then is the end of the sequence.
+            if not answer.strip():  # An empty answer is the end of the sequence alone.
                 found.append([self.end_token_id])
                 continue
             gap = "" if text[-1:].isspace() else " "
             alone, joined = self.tokenize([text, f"{text}{gap}{answer.strip()}"])
             if joined[: len(alone)] == alone:
                 ids = joined[len(alone) :]
-            else:  # The tokenizer merged across the border: what is generated starts behind the prompt.
+            else:  # The tokenizer merged prompt and answer; generated text starts after the prompt.
                 (ids,) = self._token_ids([f"{gap}{answer.strip()}"], add_special_tokens=False)
             found.append([*ids, self.end_token_id])
         return found
 
     def answer_tokens(self, questions: Sequence[Question], answers: Sequence[str]) -> list[list[int]]:
-        """Tokens of each answer as `encode` puts them behind its question, the one that ends it included."""
+        """Tokens of each answer as `encode` puts them after its question, with the token that ends it."""
         return self._answer_ids([self.prompt_text(question) for question in questions], answers)
 
-    def _kinds(self, prompt: list[int], ending: list[int]) -> list[int]:
-        return [int(token == self.image_token_id) for token in prompt] + [2] * len(ending)
+    def _roles(self, prompt: list[int], ending: list[int]) -> list[int]:
+        roles = [TokenRole.IMAGE if token == self.image_token_id else TokenRole.PROMPT for token in prompt]
+        return [*roles, *[TokenRole.ANSWER] * len(ending)]
 
     def is_image(self, ids: Tensor) -> Tensor:
         """Which token ids stand for an image, as booleans of the same shape."""
@@ -322,7 +329,7 @@ class Backbone:
 
     @contextmanager
     def transformed(self, transform: PromptTransform | None) -> Iterator[None]:
-        """Questions reach the model through `transform` inside, or as they are where it is None."""
+        """Inside, questions reach the model through `transform`, or unchanged if it is None."""
         before, self._transform = self._transform, transform
         try:
             yield
@@ -330,70 +337,69 @@ class Backbone:
             self._transform = before
 
     def set_transform(self, transform: PromptTransform) -> None:
-        """Questions reach the model through `transform` from now on, until `remove_transform`.
+        """From now on questions reach the model through `transform`, until `remove_transform`.
 
-        Only what goes through `encode` is intercepted. Raises `BackboneError` where another interceptor is in place.
+        Only `encode` applies it. Raises `BackboneError` if another transform is set.
         """
         if self._transform is not None and self._transform != transform:
             raise BackboneError(
-                f"Another editor stands between the questions and {self.name} already. Detach it before the next."
+                f"Another editor already transforms the prompts of {self.name}. Detach it before attaching the next."
             )
         self._transform = transform
 
     def remove_transform(self, transform: PromptTransform) -> None:
-        """Take an interceptor away; nothing happens where it is not in place."""
+        """Remove a transform. Nothing happens if it is not the one that is set."""
         if self._transform == transform:
             self._transform = None
 
     # -- running -----------------------------------------------------------------------------------------
 
-    def embeddings(self, inputs: Inputs) -> Tensor:
-        """Word embeddings of the input ids, (batch, length, width); image tokens hold a placeholder."""
+    def embeddings(self, inputs: TokenBatch) -> Tensor:
+        """Word embeddings of the input ids, (batch, tokens, width). Those of image tokens are placeholders."""
         ids = inputs.input_ids
         if self.image_token_id is not None and self.image_token_id >= self.word_embeddings.num_embeddings:
             ids = ids.masked_fill(inputs.image_mask, self.pad_token_id)
         return self.word_embeddings(ids)
 
-    def logits(self, inputs: Inputs) -> Tensor:
-        """Logits of every position, (batch, length, vocabulary), where the inputs are."""
+    def logits(self, inputs: TokenBatch) -> Tensor:
+        """Logits of every position, (batch, tokens, vocabulary), on the device of the inputs."""
         with self._reading(inputs):
             logits = self.model_for(inputs)(**inputs.model_inputs(), use_cache=False).logits
-        logits = logits.to(inputs.input_ids.device)  # A part of a model that is spread leaves them where its head is.
-        for substitute, rows in substitutes(inputs.asked):
-            logits[rows] = substitute.logits([inputs.asked[row].question for row in rows], inputs, rows).to(logits)
+        logits = logits.to(inputs.input_ids.device)  # A model spread over devices returns them where its head is.
+        for substitute, rows in substitutes(inputs.prepared):
+            logits[rows] = substitute.logits([inputs.prepared[row].question for row in rows], inputs, rows).to(logits)
         return logits
 
-    def states(self, inputs: Inputs, layer: int) -> Tensor:
-        """States at a layer; the layers behind it do not run."""
+    def hidden_states(self, inputs: TokenBatch, layer: int) -> Tensor:
+        """Hidden states at a layer, (batch, tokens, width). Later layers do not run."""
         with self._reading(inputs):
             model = self.model_for(inputs)
-            states = states_after(self.layers[layer], lambda: model(**inputs.model_inputs(), use_cache=False))
-        if states is None:
-            raise BackboneError(f"Layer {layer} of {self.name} did not run.")
-        return states
+            found = run_prefix(self.layers[layer], lambda: model(**inputs.model_inputs(), use_cache=False))
+        if found is None:
+            raise BackboneError(f"Layer {layer} of {self.name} did not run. Choose a layer that its forward uses.")
+        return found
 
-    def logits_from(self, states: Tensor, layout: Layout, layer: int, wanted: Tensor) -> Tensor:
-        """Logits from the states at a layer: only the layers behind it run.
+    def logits_from(self, hidden_states: Tensor, tokens: TokenBatch, layer: int, wanted: Tensor) -> Tensor:
+        """Logits from the hidden states at a layer: only later layers run.
 
-        states: (batch, length, width), right-padded as `layout` says; wanted: (batch, length) booleans, the positions
-        whose logits are wanted. Returns (wanted, vocabulary), row by row. Gradients flow into `states`. Not for two
-        threads at once: the earlier layers are stood in for during the call.
+        hidden_states: (batch, tokens, width), right-padded as `tokens` says; wanted: (batch, tokens) booleans, the
+        positions whose logits are returned, as (wanted, vocabulary), row by row. Gradients flow into `hidden_states`.
+        Not for two threads at once: the decoder's list of layers is replaced during the call.
         """
         if layer < self.first_edit_layer:
             raise BackboneError(
-                f"{self.name} cannot be run from the states at layer {layer}: the first layers take the image in "
-                f"once more. Choose an edit layer from {self.first_edit_layer} on."
+                f"{self.name} cannot be run from the hidden states at layer {layer}: its first layers read the image "
+                f"again. Choose an edit layer from {self.first_edit_layer} on."
             )
-        with resumed_at(self.decoder, layer, states):
-            arguments = self.decoder_arguments(layout, states)
-            hidden = self.decoder(inputs_embeds=states, use_cache=False, **arguments).last_hidden_state
-        return self.head(hidden[wanted.to(hidden.device)])
+        arguments = self.decoder_arguments(tokens, hidden_states)
+        final = run_suffix(self.decoder, layer, hidden_states, arguments)
+        return self.head(final[wanted.to(final.device)])
 
-    def decoder_arguments(self, layout: Layout, states: Tensor) -> dict[str, Any]:
+    def decoder_arguments(self, tokens: TokenBatch, hidden_states: Tensor) -> dict[str, Any]:
         """What the decoder takes besides embeddings."""
-        arguments: dict[str, Any] = {"attention_mask": layout.attention_mask.to(states.device)}
-        if layout.positions is not None:
-            arguments["position_ids"] = layout.positions.to(states.device)
+        arguments: dict[str, Any] = {"attention_mask": tokens.attention_mask.to(hidden_states.device)}
+        if tokens.positions is not None:
+            arguments["position_ids"] = tokens.positions.to(hidden_states.device)
         return arguments
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -401,12 +407,18 @@ class Backbone:
         return self.output_embeddings(hidden)
 
     def generate(
-        self, inputs: Inputs, max_new_tokens: int = 32, *, beams: int = 1, sequences: int = 1, use_cache: bool = True
+        self,
+        inputs: TokenBatch,
+        max_new_tokens: int = 32,
+        *,
+        beams: int = 1,
+        sequences: int = 1,
+        use_cache: bool = True,
     ) -> list[str]:
-        """Answers without sampling, until the model stops by itself or `max_new_tokens` are spent.
+        """Answers without sampling, until the model stops or `max_new_tokens` are generated.
 
-        Expects a left-padded batch without answers; raises `InvalidInputError` for one that has any. With `beams`,
-        the `sequences` best of each question, question by question.
+        Expects a left-padded batch without answers; raises `InvalidInputError` for one with answers. With `beams`,
+        the `sequences` best answers of each question, question by question.
         """
         found = self.generate_tokens(inputs, max_new_tokens, beams=beams, sequences=sequences, use_cache=use_cache)
         return [text for text, _ in found]
@@ -414,7 +426,7 @@ class Backbone:
     @torch.inference_mode()
     def generate_tokens(
         self,
-        inputs: Inputs,
+        inputs: TokenBatch,
         max_new_tokens: int = 32,
         *,
         beams: int = 1,
@@ -422,12 +434,12 @@ class Backbone:
         use_cache: bool = True,
         **further: Any,
     ) -> list[tuple[str, tuple[int, ...] | None]]:
-        """As `generate`, each answer with its tokens, those behind its end included; None where another answered.
+        """As `generate`, each answer with its tokens, padding after its end included; None if a substitute answered.
 
-        further: of the model's own generate(), such as logits_processor and stopping_criteria.
+        further: options of the model's own generate(), such as logits_processor and stopping_criteria.
         """
         if bool(inputs.answer_mask.any()):
-            raise InvalidInputError("Questions with answers were given to generate(). Encode them without.")
+            raise InvalidInputError("Questions with answers were given to generate(). Encode the questions alone.")
         with self._reading(inputs):
             output = self.model_for(inputs).generate(
                 **inputs.model_inputs(),
@@ -436,10 +448,10 @@ class Backbone:
                 num_beams=beams,
                 num_return_sequences=sequences,
                 use_cache=use_cache,
-                # Some checkpoints ask for a penalty by default; greedy is the likeliest token, as in teacher forcing.
+                # Some checkpoints set a penalty by default; greedy takes the most likely token, as in teacher forcing.
                 repetition_penalty=1.0,
                 pad_token_id=self.pad_token_id,
-                # An image's token means nothing in an answer, and the model would want an image for it.
+                # An image token means nothing in an answer, and the model would expect an image for it.
                 suppress_tokens=None if self.image_token_id is None else [self.image_token_id],
                 **further,
             )
@@ -448,41 +460,41 @@ class Backbone:
         rows: list[tuple[str, tuple[int, ...] | None]] = [
             (self.spoken(text), tuple(tokens)) for text, tokens in zip(texts, answers.tolist(), strict=True)
         ]
-        for substitute, places in substitutes(inputs.asked):
-            answered = substitute.generate([inputs.asked[place].question for place in places], max_new_tokens)
+        for substitute, places in substitutes(inputs.prepared):
+            answered = substitute.generate([inputs.prepared[place].question for place in places], max_new_tokens)
             for place, text in zip(places, answered, strict=True):
                 rows[place * sequences : (place + 1) * sequences] = [(text, None)] * sequences
         return rows
 
     @property
     def next_turn(self) -> str | None:
-        """What the family's models write where the next turn would begin, if anything: an answer ends before it."""
+        """The text with which the family's models begin another turn, if any. An answer ends before it."""
         return None
 
     def spoken(self, text: str) -> str:
-        """What of the generated text is the answer."""
+        """The part of the generated text that is the answer."""
         return (text.split(self.next_turn)[0] if self.next_turn else text).strip()
 
-    def model_for(self, inputs: Inputs) -> Any:
+    def model_for(self, inputs: TokenBatch) -> Any:
         """The module that runs these inputs: the model itself, or the part of it that takes text alone."""
         return self.model
 
     @contextmanager
-    def _reading(self, inputs: Inputs) -> Iterator[None]:
-        """Lets editors know during a call which tokens are image, prompt and answer."""
+    def _reading(self, inputs: TokenBatch) -> Iterator[None]:
+        """Inside, `current_inputs` is this batch, so that editors know the role of each token."""
         expected, found = self.expected_image_tokens(inputs.extras), int(inputs.image_mask.sum())
         if expected is not None and expected != found:
             raise InvalidInputError(
-                f"The batch has {found} image tokens, but its images take {expected} in {self.name}. Make inputs "
+                f"The batch has {found} image tokens, but its images take {expected} in {self.name}. Make batches "
                 "with encode(), which places them."
             )
-        before, self._now.inputs = self._now.inputs, inputs
+        before, self._current.inputs = self._current.inputs, inputs
         try:
             with prefixes_embedded(self.word_embeddings, inputs):
                 yield
         finally:
-            self._now.inputs = before
+            self._current.inputs = before
 
 
-def _prefix_tokens(asked: PreparedQuestion) -> int:
-    return 0 if asked.prefix is None else len(asked.prefix)
+def _prefix_tokens(prepared: PreparedQuestion) -> int:
+    return 0 if prepared.prefix is None else len(prepared.prefix)

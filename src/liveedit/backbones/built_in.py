@@ -1,4 +1,4 @@
-"""Where the checkpoints of built-in backbones and their editors lie: in this package, or in `liveedit-models`."""
+"""Locate the checkpoints of built-in backbones and of their editors, in this package or in `liveedit-models`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..errors import NotFoundError
 
 ASSETS = Path(__file__).parent.parent / "assets"
 BUILT_IN = ("tiny-llava", "tiny-blip2", "tiny-minigpt4", "tiny-llama-lm", "tiny-mistral-lm")
-"""Backbones that come trained: the first with this package, the others with the distribution `liveedit-models`."""
+"""Trained backbones: the first comes with this package, the others with the distribution `liveedit-models`."""
 
 
 def built_in_folder(name: str) -> Path:
-    """Where the checkpoint of a built-in backbone, or of the editor NAME-liveedit for one, lies.
+    """The folder of a built-in backbone's checkpoint, or of an editor for one (BACKBONE-EDITOR).
 
-    Raises `NotFoundError` where it is in a distribution that is not installed.
+    Raises `NotFoundError` if it is in a distribution that is not installed.
     """
     if (ASSETS / name).is_dir():
         return ASSETS / name

@@ -1,98 +1,69 @@
-"""States at the edit layer, computed once and kept: in memory, or memory-mapped on disk when they are large."""
+"""Hidden states at the edit layer, computed once and kept in memory, or memory-mapped on disk if they are large."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
+from ..progress import Progress, no_progress
 from ..samples import Question
 from .backbone import Backbone
-from .tokens import Inputs, before_each, pad
+from .split_forward import first_output
+from .tokens import HiddenTokens, TokenBatch, TokenRole, pad
 
 IN_MEMORY_BYTES = 1 << 31
-"""Beyond this, states go to a file that the system pages in as needed."""
+"""Larger caches are written to a file, which the operating system pages in as needed."""
+
+_TEXT_TOKENS: Final = 32
+"""Assumed length of a question with its answer, for estimating the size of a cache before it is filled."""
+
+_KEPT_BYTES: Final = torch.bfloat16.itemsize
+"""Bytes of one number in the cache."""
 
 Item = tuple[Question, str]
-"""A question and the answer behind it."""
+"""A question and the answer that follows it."""
 
 
 @dataclass(frozen=True)
-class HiddenStateBatch:
-    """A right-padded batch of kept states.
+class HiddenStateBatch(HiddenTokens):
+    """A right-padded batch of cached hidden states, in float32.
 
-    states: (batch, length, d) float32. ids: (batch, length). image, prompt, answer: (batch, length) booleans.
-    final: (answer tokens in the batch, d), the unedited model's last hidden states that predict them, row by row.
-    positions: (axes, batch, length) where the family has positions of its own.
+    final: (answer tokens, width), the unedited model's final hidden states that predict the answer tokens, row by row.
     """
 
-    states: Tensor
-    ids: Tensor
-    image: Tensor
-    prompt: Tensor
-    answer: Tensor
+    _: KW_ONLY
     final: Tensor
-    positions: Tensor | None = None
-
-    @property
-    def image_mask(self) -> Tensor:
-        """(batch, length) booleans: `image`, by its name in `Layout`."""
-        return self.image
-
-    @property
-    def attention_mask(self) -> Tensor:
-        """(batch, length) integers."""
-        return (self.image | self.prompt | self.answer).long()
-
-    @property
-    def predicting(self) -> Tensor:
-        """(batch, length) booleans: the positions before each answer token."""
-        return before_each(self.answer)
-
-    @property
-    def targets(self) -> Tensor:
-        """(answer tokens in the batch,) token ids."""
-        return self.ids[self.answer]
 
     def select(self, rows: Tensor) -> HiddenStateBatch:
         """Some rows, given as (batch,) booleans, in their order."""
-        final = self.final[rows[self.answer.nonzero()[:, 0]]]
-        positions = None if self.positions is None else self.positions[:, rows]
-        return HiddenStateBatch(
-            self.states[rows],
-            self.ids[rows],
-            self.image[rows],
-            self.prompt[rows],
-            self.answer[rows],
-            final,
-            positions,
+        return replace(
+            self,
+            roles=self.roles[rows],
+            input_ids=self.input_ids[rows],
+            positions=None if self.positions is None else self.positions[:, rows],
+            hidden_states=self.hidden_states[rows],
+            final=self.final[rows[self.answer_mask.nonzero()[:, 0]]],
         )
-
-    def to(self, device: torch.device) -> HiddenStateBatch:
-        """The same batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class HiddenStateCache:
-    """States at a layer for a fixed list of questions with answers, one forward pass each.
+    """Hidden states at a layer for a fixed list of questions with answers, from one forward pass for each.
 
-    Kept in bfloat16, without padding. `folder` is where they go when they exceed `IN_MEMORY_BYTES` (a temporary
-    folder by default).
+    They are kept in bfloat16, without padding. `folder` is where they are written if they take more than
+    `IN_MEMORY_BYTES` (a temporary folder by default).
     """
 
     def __init__(self, backbone: Backbone, layer: int, folder: Path | None = None):
         self.backbone, self.layer, self._folder = backbone, layer, folder
         self._ids: list[Tensor] = []
-        self._kinds: list[Tensor] = []
+        self._roles: list[Tensor] = []
         self._positions: list[Tensor] | None = None
         self._starts: list[int] = []
         self._final_starts: list[int] = []
@@ -102,19 +73,14 @@ class HiddenStateCache:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def fill(
-        self,
-        items: Sequence[Item],
-        batch: int = 64,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:
-        """Run the backbone over all items. Mixed precision for float32 models: bfloat16 products, float32 sums."""
+    def fill(self, items: Sequence[Item], batch: int = 64, progress: Progress = no_progress) -> None:
+        """Run the backbone over all items. Float32 models run in mixed precision: bfloat16 products, float32 sums."""
         if not items:
-            raise InvalidInputError("No question was given to keep the states of. Give at least one.")
+            raise InvalidInputError("No question was given, so there are no hidden states to keep. Give at least one.")
         chunks = [items[start : start + batch] for start in range(0, len(items), batch)]
         states_found: list[Tensor] = []
         final_found: list[Tensor] = []
-        spill = _Spill(self._spill_file) if self._estimate(items) > IN_MEMORY_BYTES else None
+        spill = _Spill(self._spill_file) if self.estimated_bytes(len(items)) > IN_MEMORY_BYTES else None
         for done, chunk in enumerate(chunks, 1):
             inputs = self.backbone.encode([question for question, _ in chunk], [answer for _, answer in chunk])
             states, final = self._run(inputs)
@@ -132,16 +98,19 @@ class HiddenStateCache:
     def batch(self, indices: Sequence[int]) -> HiddenStateBatch:
         """These items as one batch."""
         ids = pad([self._ids[index].tolist() for index in indices], self.backbone.pad_token_id, "right")
-        kind = pad([self._kinds[index].tolist() for index in indices], -1, "right")
         states = torch.zeros(*ids.shape, self.backbone.width)
         finals = []
         for row, index in enumerate(indices):
-            length, start = len(self._ids[index]), self._starts[index]
+            length, start, final_start = len(self._ids[index]), self._starts[index], self._final_starts[index]
             states[row, :length] = self._states[start : start + length]
-            answer_tokens = int((self._kinds[index] == 2).sum())
-            finals.append(self._final[self._final_starts[index] : self._final_starts[index] + answer_tokens])
-        final, positions = torch.cat(finals).float(), self._padded_positions(indices)
-        found = HiddenStateBatch(states, ids, kind == 1, kind == 0, kind == 2, final, positions)
+            finals.append(self._final[final_start : final_start + _answer_tokens(self._roles[index])])
+        found = HiddenStateBatch(
+            roles=pad([self._roles[index].tolist() for index in indices], TokenRole.PADDING, "right"),
+            input_ids=ids,
+            positions=self._padded_positions(indices),
+            hidden_states=states,
+            final=torch.cat(finals).float(),
+        )
         return found.to(self.backbone.layer_device(self.layer))
 
     def _padded_positions(self, indices: Sequence[int]) -> Tensor | None:
@@ -152,21 +121,20 @@ class HiddenStateCache:
         return torch.stack(axes)
 
     @torch.no_grad()
-    def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def _run(self, inputs: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Hidden states at the layer, and final hidden states at the positions that predict the answers."""
         kept: list[Tensor] = []
-
-        def keep(module: object, arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            kept.append(output if isinstance(output, Tensor) else output[0])
-
         handles = [
-            self.backbone.layers[self.layer].register_forward_hook(keep),
+            self.backbone.layers[self.layer].register_forward_hook(
+                lambda module, arguments, output: kept.append(first_output(output))
+            ),
             self.backbone.output_embeddings.register_forward_pre_hook(
                 lambda module, arguments: kept.append(arguments[0])
             ),
         ]
-        kind = self.backbone.device.type
+        mixed = self.backbone.dtype == torch.float32
         try:
-            with torch.autocast(kind, torch.bfloat16, enabled=self.backbone.dtype == torch.float32):
+            with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=mixed):
                 self.backbone.logits(inputs)
         finally:
             for handle in handles:
@@ -174,22 +142,21 @@ class HiddenStateCache:
         states, final = kept
         return states.bfloat16().cpu(), final[inputs.predicting.to(final.device)].bfloat16().cpu()
 
-    def _remember(self, inputs: Inputs) -> None:
-        kinds = inputs.image_mask.int() + 2 * inputs.answer_mask.int()
+    def _remember(self, inputs: TokenBatch) -> None:
         for row in range(len(inputs)):
             present = inputs.attention_mask[row].bool()
             self._starts.append(self._starts[-1] + len(self._ids[-1]) if self._ids else 0)
-            previous = int((self._kinds[-1] == 2).sum()) if self._kinds else 0
+            previous = _answer_tokens(self._roles[-1]) if self._roles else 0
             self._final_starts.append(self._final_starts[-1] + previous if self._final_starts else 0)
             self._ids.append(inputs.input_ids[row][present].cpu())
-            self._kinds.append(kinds[row][present].to(torch.int8).cpu())
+            self._roles.append(inputs.roles[row][present].to(torch.int8).cpu())
         if self.backbone.has_positions:
             self._positions = self._positions or []
             self._positions += [_positions_of(inputs, row) for row in range(len(inputs))]
 
-    def _estimate(self, items: Sequence[Item]) -> int:
-        tokens_each = self.backbone.image_tokens + 32
-        return len(items) * tokens_each * self.backbone.width * 2
+    def estimated_bytes(self, items: int) -> int:
+        """Estimated size of the hidden states of this number of items."""
+        return items * (self.backbone.image_tokens + _TEXT_TOKENS) * self.backbone.width * _KEPT_BYTES
 
     @property
     def _spill_file(self) -> Path:
@@ -200,11 +167,19 @@ class HiddenStateCache:
         return self._folder / "states.bf16"
 
 
-def _positions_of(inputs: Inputs, row: int) -> Tensor:
-    """(axes, tokens) of one row; a batch of text alone counts on all axes."""
+def _answer_tokens(roles: Tensor) -> int:
+    return int((roles == TokenRole.ANSWER).sum())
+
+
+_POSITION_AXES: Final = 3
+"""Time, height and width, in the families that have positions of their own."""
+
+
+def _positions_of(inputs: TokenBatch, row: int) -> Tensor:
+    """(axes, tokens) of one row. In a batch of text alone, all axes count the tokens."""
     present = inputs.attention_mask[row].bool()
     if inputs.positions is None:
-        return torch.arange(int(present.sum())).expand(3, -1)
+        return torch.arange(int(present.sum())).expand(_POSITION_AXES, -1)
     return inputs.positions[:, row][:, present].cpu()
 
 

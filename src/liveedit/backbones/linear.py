@@ -1,4 +1,4 @@
-"""Linear layers on processors where PyTorch's usual library for matrix products is slow."""
+"""Linear layers for processors on which PyTorch's usual library for matrix products is slow."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 _CPU_INFO = Path("/proc/cpuinfo")
 
 _FEW_ROWS, _ROW_STEP, _MOST_ROWS = 64, 32, 1024
-"""Products are taken of up to 64 rows as they are, and else of a multiple of 32, at most 1024 at once."""
+"""Up to 64 rows are multiplied unpadded. More rows are padded to a multiple of 32, at most 1024 at once."""
 
 
 class OneDnnLinear(nn.Linear):
-    """A linear layer whose float32 products come from oneDNN instead of MKL, where no gradient is wanted.
+    """A linear layer whose float32 products come from oneDNN instead of MKL if no gradient is needed.
 
-    MKL uses AVX2 alone on AMD's processors; oneDNN uses AVX-512, for some two times as many products per second in the
-    same precision (benchmarks/linear_layers.py). The sums are taken in another order: results differ from MKL's by
-    rounding. oneDNN writes code for every number of rows that it meets, which takes longer than the product itself, and
-    keeps it: in large batches rows of zeros fill up to one of few numbers.
+    On AMD's processors MKL uses AVX2 only. oneDNN uses AVX-512 and computes about twice as many products per second in
+    the same precision (benchmarks/linear_layers.py). It sums in another order: results differ from MKL's by rounding.
+    oneDNN compiles code for every number of rows and caches it, which takes longer than the product itself. Large
+    batches are therefore padded with rows of zeros to one of few sizes.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class OneDnnLinear(nn.Linear):
 
 
 def filled_up(rows: Tensor) -> Tensor:
-    """(rows, width) with rows of zeros behind them, up to one of the few counts that products are taken of."""
+    """(rows, width), padded with rows of zeros to a multiple of `_ROW_STEP`."""
     count = len(rows)
     if count % _ROW_STEP == 0:
         return rows
@@ -52,7 +52,7 @@ def filled_up(rows: Tensor) -> Tensor:
 
 
 def speed_up_linear_layers(model: nn.Module) -> None:
-    """Let plain linear layers use `OneDnnLinear` where that is faster; weights and their names stay as they are."""
+    """Make plain linear layers `OneDnnLinear` if that is faster. Weights and their names do not change."""
     if not is_worthwhile():
         return
     for module in model.modules():
@@ -62,7 +62,7 @@ def speed_up_linear_layers(model: nn.Module) -> None:
 
 @cache
 def is_worthwhile() -> bool:
-    """Whether this is a processor of AMD with AVX-512: decided by name, not by timing, so that bits do not vary."""
+    """Whether this is an AMD processor with AVX-512. Decided by name, not by timing, so that results do not vary."""
     return (
         torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()

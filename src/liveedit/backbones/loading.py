@@ -1,4 +1,4 @@
-"""Frozen models by name: built-in, a local path, or a hub name."""
+"""Load frozen models: built-in ones, local folders, or models of the hub."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def load_backbone(
 ) -> Backbone:
     """Load a vision-language model, or a language model, for editing.
 
-    `name` is a built-in name, a local folder, or a hub name; all take transformers' ordinary path. `dtype` defaults to
-    float32 on CPUs and bfloat16 elsewhere (float16 with 8 bits). `device_map` (Accelerate's: "auto", or modules to
-    devices, "cpu" and "disk" among them) spreads the model instead of `device`; what lies on disk goes to
-    `offload_folder`. `quantization` wants bitsandbytes. Raises `BackboneError` where nothing can be loaded, with the
-    reason.
+    name: a built-in name, a local folder, or a hub name; all are loaded by transformers. dtype: float32 on CPUs and
+    bfloat16 elsewhere by default (float16 with 8 bits). device_map: spreads the model over devices instead of `device`,
+    as in Accelerate ("auto", or modules by name to devices, "cpu" or "disk"). offload_folder: for parts on disk.
+    quantization: needs bitsandbytes. Raises `BackboneError` with the reason if the model cannot be loaded, and
+    `ExtensionError` if the package that registers its family is broken.
     """
     if device is not None and device_map is not None:
         raise BackboneError("Both device and device_map were given. Give one of them.")
@@ -71,7 +71,7 @@ def load_backbone(
 
 
 def _check_name(name: str) -> None:
-    """Refuse what is plainly no model before a hub is asked for it."""
+    """Reject obviously invalid names before querying the hub."""
     path = Path(name)
     if path.is_file():
         raise BackboneError(f"{name!r} is a file. Give the folder of a transformers checkpoint.")
@@ -102,13 +102,13 @@ def _kind(name: str, config: Any) -> type[Backbone]:
 
 def _default_precision(target: torch.device, quantization: Quantization | None) -> torch.dtype:
     if quantization == "8bit":
-        return torch.float16  # What bitsandbytes multiplies in.
+        return torch.float16  # bitsandbytes multiplies in this precision.
     return torch.float32 if target.type == "cpu" and quantization is None else torch.bfloat16
 
 
 def _quantization(kind: Quantization) -> BitsAndBytesConfig:
     if find_spec("bitsandbytes") is None:
-        raise BackboneError(f"Loading in {kind} wants bitsandbytes, which is not installed: pip install bitsandbytes.")
+        raise BackboneError(f"Loading in {kind} needs bitsandbytes, which is not installed: pip install bitsandbytes.")
     return BitsAndBytesConfig(load_in_8bit=kind == "8bit", load_in_4bit=kind == "4bit")
 
 

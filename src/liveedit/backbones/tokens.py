@@ -1,111 +1,207 @@
-"""Questions as tensors: which tokens are image, prompt and answer."""
+"""A batch of questions as tokens. Every token has a role: prompt, image, answer, soft prompt or padding."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import KW_ONLY, dataclass, field, replace
+from enum import IntEnum
+from typing import Final, Protocol, Self, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .prompt_transforms import PreparedQuestion
+from ..errors import InvalidInputError
+from ..samples import Question
+
+UNKNOWN_TOKEN: Final = -1
+"""In place of a token id that is not known: generated text that reached the decoder as embeddings."""
 
 
-class Layout(Protocol):
-    """What a decoder has to know of tokens besides their states; both `Inputs` and kept states are one."""
+class TokenRole(IntEnum):
+    """What a token stands for."""
 
-    @property
-    def attention_mask(self) -> Tensor:
-        """(batch, length) integers, 0 where padding is."""
-        ...
-
-    @property
-    def image_mask(self) -> Tensor:
-        """(batch, length) booleans."""
-        ...
-
-    @property
-    def positions(self) -> Tensor | None:
-        """(axes, batch, length) where the family has positions of its own, None where the decoder counts."""
-        ...
+    PADDING = -1
+    PROMPT = 0
+    """Text before the answer. The tokens of the chat template are part of it."""
+    IMAGE = 1
+    ANSWER = 2
+    """The answer, and the end-of-sequence token that follows it."""
+    PREFIX = 3
+    """A soft prompt."""
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TokenBatch:
     """A batch of questions, with or without answers.
 
-    input_ids, attention_mask: (batch, length) integers.
-    image_mask, prompt_mask, answer_mask: (batch, length) booleans, disjoint; padding is in none of them. The
-        prompt mask covers every text token before the answer, those of the template included; the answer mask
-        covers the answer and the end-of-sequence token behind it.
-    asked: how each question reaches the model, where something stands between; empty where nothing does.
-    extras: what the model takes besides, by the model's own names: pixels, image sizes, token types.
-    positions: (axes, batch, length) integers, only for families whose positions are not a plain count.
+    roles: the `TokenRole` of each token. All masks are computed from it.
+    input_ids: token ids. `UNKNOWN_TOKEN` marks ids that are not known.
+    positions: position ids, for families whose positions are not a plain count; None if the decoder counts.
+    extras: further inputs of the model, by the model's own names: pixels, image sizes, token types.
+    prepared: how each question reaches the model; empty if no prompt transform is set.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    image_mask: Tensor
-    prompt_mask: Tensor
-    answer_mask: Tensor
+    roles: Int[Tensor, "batch tokens"]
+    input_ids: Int[Tensor, "batch tokens"]
+    _: KW_ONLY
+    positions: Int[Tensor, "axes batch tokens"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-    positions: Tensor | None = None
-    asked: tuple[PreparedQuestion, ...] = ()
+    prepared: tuple[PreparedQuestion, ...] = ()
 
     @property
-    def prefix_mask(self) -> Tensor:
-        """(batch, length) booleans: tokens that stand for a soft prompt."""
-        return self.attention_mask.bool() & ~(self.image_mask | self.prompt_mask | self.answer_mask)
+    def image_mask(self) -> Bool[Tensor, "batch tokens"]:
+        """Which tokens belong to an image."""
+        return self.roles == TokenRole.IMAGE
 
     @property
-    def pixel_values(self) -> Tensor | None:
-        """Pixels in the shape of the family's image processor, None where no row has an image."""
-        return self.extras.get("pixel_values")
+    def prompt_mask(self) -> Bool[Tensor, "batch tokens"]:
+        """Which tokens are text before the answer."""
+        return self.roles == TokenRole.PROMPT
 
     @property
-    def has_image(self) -> Tensor:
-        """(batch,) booleans: which rows have an image."""
-        return self.image_mask.any(1)
+    def answer_mask(self) -> Bool[Tensor, "batch tokens"]:
+        """Which tokens belong to the answer."""
+        return self.roles == TokenRole.ANSWER
 
     @property
-    def text_mask(self) -> Tensor:
-        """(batch, length) booleans: prompt and answer."""
+    def prefix_mask(self) -> Bool[Tensor, "batch tokens"]:
+        """Which tokens belong to a soft prompt."""
+        return self.roles == TokenRole.PREFIX
+
+    @property
+    def text_mask(self) -> Bool[Tensor, "batch tokens"]:
+        """Which tokens are prompt or answer."""
         return self.prompt_mask | self.answer_mask
 
     @property
-    def predicting(self) -> Tensor:
-        """(batch, length) booleans: the positions before each answer token."""
+    def attention_mask(self) -> Int[Tensor, "batch tokens"]:
+        """1 at tokens, 0 at padding, as models take it."""
+        return (self.roles != TokenRole.PADDING).long()
+
+    @property
+    def predicting(self) -> Bool[Tensor, "batch tokens"]:
+        """The position before each answer token: its logits predict that token."""
         return before_each(self.answer_mask)
 
+    @property
+    def has_image(self) -> Bool[Tensor, " batch"]:
+        """Which rows have an image."""
+        return self.image_mask.any(1)
+
+    @property
+    def targets(self) -> Int[Tensor, " answer_tokens"]:
+        """Ids of all answer tokens, row by row."""
+        return self.input_ids[self.answer_mask]
+
+    @property
+    def pixel_values(self) -> Tensor | None:
+        """Pixels in the shape of the family's image processor; None if no row has an image."""
+        return self.extras.get("pixel_values")
+
     def model_inputs(self) -> dict[str, Tensor]:
-        """What the model's own forward and generate take."""
+        """Keyword arguments of the model's own forward and generate."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **self.extras}
 
-    def to(self, device: torch.device) -> Inputs:
+    def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved, extras={name: value.to(device) for name, value in self.extras.items()})
 
+    def continued(self, sequences: int, length: int) -> TokenBatch:
+        """Each row `sequences` times in a row, followed by generated tokens up to `length`.
+
+        Generated tokens are answer, and their ids are unknown. Extras, positions and prepared questions are dropped.
+        """
+        roles, ids = (part.repeat_interleave(sequences, 0) for part in (self.roles, self.input_ids))
+        shape = len(roles), length - roles.shape[1]
+        return TokenBatch(
+            roles=torch.cat([roles, roles.new_full(shape, TokenRole.ANSWER)], 1),
+            input_ids=torch.cat([ids, ids.new_full(shape, UNKNOWN_TOKEN)], 1),
+        )
+
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.roles)
 
 
-def before_each(mask: Tensor) -> Tensor:
-    """(batch, length) booleans: the positions one before those of a mask."""
+@dataclass(frozen=True)
+class HiddenTokens(TokenBatch):
+    """A batch of tokens with their hidden states at one layer.
+
+    hidden_states: the output of that layer.
+    word_embeddings: the input embeddings of the same tokens; None if nothing reads them.
+    prompts: the text of each row's prompt; empty if nothing reads it.
+    """
+
+    _: KW_ONLY
+    hidden_states: Float[Tensor, "batch tokens width"]
+    word_embeddings: Float[Tensor, "batch tokens width"] | None = None
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def embeddings(self) -> Float[Tensor, "batch tokens width"]:
+        """`word_embeddings`. Raises `InvalidInputError` if there are none."""
+        if self.word_embeddings is None:
+            raise InvalidInputError(
+                "Tokens without word embeddings were given. Give HiddenTokens with word_embeddings."
+            )
+        return self.word_embeddings
+
+    @classmethod
+    def of(
+        cls,
+        tokens: TokenBatch,
+        hidden_states: Float[Tensor, "batch tokens width"],
+        word_embeddings: Float[Tensor, "batch tokens width"] | None = None,
+        prompts: Sequence[str] = (),
+    ) -> HiddenTokens:
+        """These tokens with their hidden states, on the device of the hidden states."""
+        device = hidden_states.device
+        return HiddenTokens(
+            roles=tokens.roles.to(device),
+            input_ids=tokens.input_ids.to(device),
+            positions=None if tokens.positions is None else tokens.positions.to(device),
+            hidden_states=hidden_states,
+            word_embeddings=None if word_embeddings is None else word_embeddings.to(device),
+            prompts=tuple(prompts),
+        )
+
+
+@runtime_checkable
+class SubstituteModel(Protocol):
+    """Another model, which answers in place of the backbone."""
+
+    def generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
+        """Greedy answers."""
+        ...
+
+    def logits(self, questions: Sequence[Question], inputs: TokenBatch, rows: Sequence[int]) -> Tensor:
+        """(rows, tokens, vocabulary) logits of these rows of `inputs`; only those at `inputs.predicting` are used."""
+        ...
+
+
+@dataclass(frozen=True)
+class PreparedQuestion:
+    """How one question reaches the model.
+
+    question: what the model is asked. It has an image exactly if the original question has one.
+    prefix: (tokens, width) embeddings before the first token.
+    substitute: the model that answers instead of the backbone.
+    """
+
+    question: Question
+    prefix: Tensor | None = None
+    substitute: SubstituteModel | None = None
+
+
+def before_each(mask: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+    """The positions one before those of a mask."""
     return torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
 
 
-def pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
-    """Ragged integer rows as (rows, longest), filled on one side."""
+def pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Int[Tensor, "rows longest"]:
+    """Integer rows of different lengths as one tensor, filled on the "left" or "right"."""
     longest = max(len(row) for row in rows)
     fills = [[fill] * (longest - len(row)) for row in rows]
     padded = [[*gap, *row] if side == "left" else [*row, *gap] for row, gap in zip(rows, fills, strict=True)]
     return torch.tensor(padded)
-
-
-class ForwardContext(threading.local):
-    """What each thread asks a backbone at the moment."""
-
-    inputs: Inputs | None = None

@@ -1,4 +1,7 @@
-"""`liveedit`: thin commands. Results go to standard output, progress and errors to standard error."""
+"""`liveedit`: the commands. Results go to standard output, progress and errors to standard error.
+
+Command modules import the library inside their commands, so that `liveedit edits` starts without torch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import LiveEditError
-from . import checking, conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
+from . import conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
 from .arguments import spread_values
 from .console import InterruptedRunError, complain, quiet
 
@@ -20,11 +23,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Correct a frozen vision-language model, and take any correction back.",
+    help="Correct a frozen vision-language model, and undo any correction exactly.",
 )
 editing.register(app)
 edits.register(app)
-checking.register(app)
 data.register(app)
 doctor.register(app)
 pretraining.register(app)
@@ -52,7 +54,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0, 1 for an error (told in one line), 130 for Ctrl-C."""
+    """Run a command and return its exit code: 0, 1 for an error (printed in one line), 130 for Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = spread_values([argument for argument in given if argument != "--debug"])
@@ -74,12 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    """What went wrong, in words for the person at the keyboard."""
+    """The message for an error."""
     describe_usage = getattr(error, "format_message", None)  # Errors of the option parser have this.
     if describe_usage is not None:
-        return f"{describe_usage().rstrip('. ')}. See `liveedit --help`, or --help behind a command."
+        return f"{describe_usage().rstrip('. ')}. See `liveedit --help`, or --help after a command."
     if isinstance(error, LiveEditError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'The system'}: {error.strerror}."
-    return f"{type(error).__name__}: {error} (not foreseen; --debug shows where)."
+    return f"{type(error).__name__}: {error} (unexpected; --debug shows the traceback)."

@@ -44,10 +44,13 @@ BackboneName = Annotated[
     str, typer.Option("--backbone", help="Built-in name, folder of a transformers checkpoint, or hub name.")
 ]
 
-EditorName = Annotated[str, typer.Option("--editor", help="liveedit-refine, or liveedit without refinement.")]
+EditorName = Annotated[
+    str,
+    typer.Option("--editor", help="An editor that makes one expert per edit: liveedit-refine, liveedit, or another."),
+]
 EditorPath = Annotated[
     Path | None,
-    typer.Option("--editor-path", help="Folder of a trained editor, where the backbone brings none."),
+    typer.Option("--editor-path", help="Folder of a trained editor; needed if none comes with the backbone."),
 ]
 ExpertsOn = Annotated[
     Literal["device", "host"],

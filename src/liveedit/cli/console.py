@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, progress and errors on standard error."""
+"""Output of commands: results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class InterruptedRunError(Exception):
 
 
 def console() -> Console:
-    """Standard output; wide where it is a file or a pipe, so that tables are not folded."""
+    """Standard output. A file or a pipe gets wide lines, so that tables are not folded."""
     return Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on standard output."""
+    """Print one JSON object on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def print_fields(fields: Mapping[str, object], title: str | None = None) -> None:
-    """Names and values, one a line; values of None are left out."""
+    """Print names and values, one per line. Values of None are left out."""
     table = Table(title=title, show_header=False, box=None, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -49,18 +49,18 @@ def print_fields(fields: Mapping[str, object], title: str | None = None) -> None
 
 
 def complain(message: str) -> None:
-    """One line on standard error."""
+    """Print an error in one line on standard error."""
     sys.stderr.write(f"Error: {' '.join(message.split())}\n")
 
 
 def note(message: str) -> None:
-    """One remark on standard error."""
+    """Print a remark in one line on standard error."""
     sys.stderr.write(f"Note: {' '.join(message.split())}\n")
 
 
 @contextmanager
 def quiet(debug: bool) -> Iterator[None]:
-    """Keep the bars, notes and warnings of libraries off the screen, unless they are asked for."""
+    """Suppress the progress bars, notes and warnings of libraries, except with `debug`."""
     if debug:
         yield
         return
@@ -74,7 +74,7 @@ def quiet(debug: bool) -> Iterator[None]:
 
 
 def load_quietly() -> None:
-    """Import transformers without the bars that it shows while it loads weights."""
+    """Import transformers and disable the bars that it shows while it loads weights."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -82,17 +82,19 @@ def load_quietly() -> None:
 
 @contextmanager
 def resumable(what: str) -> Iterator[None]:
-    """Turn Ctrl-C into a line that says how to go on."""
+    """Turn Ctrl-C into a message that says how to continue."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise InterruptedRunError(f"Interrupted. Run the same command again: {what} goes on where it was.") from error
+        raise InterruptedRunError(
+            f"Interrupted. Run the same command again: {what} continues where it stopped."
+        ) from error
 
 
 class Progress:
-    """Bars on a terminal, a line now and then elsewhere; always on standard error.
+    """Progress on standard error: bars on a terminal, an occasional line elsewhere.
 
-    `report(what, done, total, figures)` may be called as often as one likes; a new `what` begins a new bar.
+    `report(task, done, total, figures)` may be called as often as needed; a new task starts a new bar.
     """
 
     def __init__(self) -> None:
@@ -119,7 +121,7 @@ class Progress:
         self._bars.stop()
 
     def report(self, what: str, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
-        """So much is done of what is going on."""
+        """Show that `done` of `total` items of a task are done, with figures such as a loss."""
         text = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in (figures or {}).items())
         if not self._terminal:
             self._line(f"{what}: {done} of {total}" + (f" ({text})" if text else ""), done >= total)
@@ -130,11 +132,11 @@ class Progress:
         self._bars.update(self._tasks[what], completed=done, total=total, figures=text)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(Text(text), soft_wrap=True)
 
     def of(self, what: str) -> Any:
-        """A function of (done, total) that reports on `what`."""
+        """Progress of one task, as a function of (done, total)."""
         return lambda done, total: self.report(what, done, total)
 
     def _drop_finished(self) -> None:

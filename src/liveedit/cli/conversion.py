@@ -1,4 +1,4 @@
-"""`liveedit convert-minigpt4`: a checkpoint of transformers out of what others released."""
+"""`liveedit convert-minigpt4`: a transformers checkpoint from the published parts of MiniGPT-4."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ def convert_minigpt4(
     blip2: Annotated[Path, typer.Option(help="A BLIP-2 folder of transformers, or LAVIS's blip2_pretrained_*.pth.")],
     language_model: Annotated[Path, typer.Option(help="The folder of the Vicuna that the projection was made for.")],
     out: Annotated[Path, typer.Option(help="Folder for the model; must be new or empty.")],
-    vision_tower: Annotated[
-        Path | None, typer.Option(help="LAVIS's eva_vit_g.pth, where --blip2 is a .pth file.")
-    ] = None,
+    vision_tower: Annotated[Path | None, typer.Option(help="LAVIS's eva_vit_g.pth, if --blip2 is a .pth file.")] = None,
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"], typer.Option(help="Precision of the file.")
     ] = "float16",
     json: Json = False,
 ) -> None:
-    """Build MiniGPT-4 as a folder for --backbone, out of its projection, BLIP-2 and Vicuna."""
+    """Build MiniGPT-4 as a folder for --backbone from its projection, BLIP-2 and Vicuna."""
     load_quietly()
     from ..backbones.conversion.minigpt4 import convert_minigpt4 as convert
 

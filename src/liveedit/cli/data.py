@@ -14,7 +14,7 @@ from .console import Progress, console, print_fields, print_json
 if TYPE_CHECKING:
     from ..datasets import DataReport
 
-data = typer.Typer(no_args_is_help=True, help="Check annotation files, draw worlds.")
+data = typer.Typer(no_args_is_help=True, help="Check annotation files and draw synthetic worlds.")
 
 SHOWN_PROBLEMS = 10
 
@@ -26,12 +26,14 @@ def register(app: typer.Typer) -> None:
 
 @data.command()
 def check(
-    format: Annotated[str, typer.Argument(help="mmedit (also e-vqa, e-ic), vlkeb, zsre or selfcheckgpt.")],
+    format: Annotated[
+        str, typer.Argument(help="mmedit (also e-vqa, e-ic), vlkeb, zsre, selfcheckgpt, or another installed format.")
+    ],
     file: Annotated[Path, typer.Argument(help="The annotation file.")],
-    images: Annotated[Path | None, typer.Option(help="The image folder; without it images are not looked for.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The image folder; without it images are not checked.")] = None,
     json: Json = False,
 ) -> None:
-    """Count rows, images and empty fields, and name what is wrong (exit code 1 if anything is)."""
+    """Count rows, images and empty fields, and list problems; the exit code is 1 if there are any."""
     from ..datasets import check
     from ..errors import DatasetError
 
@@ -68,7 +70,7 @@ def draw_world(
     eval: Annotated[int, typer.Option(min=0, help="Cases to measure on.")] = 1200,
     json: Json = False,
 ) -> None:
-    """Draw a world: images of creatures, with edits and the questions that measure them."""
+    """Draw a synthetic world: images of creatures, with edits and the questions that measure them."""
     from ..datasets.world import write_world
 
     with Progress() as progress:

@@ -1,4 +1,4 @@
-"""`liveedit doctor`: is this model fit for editing, and what will it take?"""
+"""`liveedit doctor`: whether a model can be edited, and what editing it needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(backbone: BackboneName = "tiny-llava", load: LoadOptions = None, json: Json = False) -> None:
-    """Look a model over: what was found, whether it can be edited, what that takes. Exit code 1 where it cannot."""
+    """Inspect a model: what it is, whether it can be edited, what that needs. The exit code is 1 if it cannot."""
     load_quietly()
     from ..backbones import load_backbone
     from ..doctor import examine
@@ -62,9 +62,7 @@ def _print(diagnosis: Diagnosis) -> None:
     console().print(Text("To know"))
     for warning in diagnosis.warnings:
         console().print(Text(f"- {warning}"))
-    verdict = (
-        "This model can be edited." if diagnosis.healthy else "This model cannot be edited as it is: a check fails."
-    )
+    verdict = "This model can be edited." if diagnosis.healthy else "This model cannot be edited: a check fails."
     console().print(Text(verdict, style="bold"))
 
 

@@ -1,4 +1,4 @@
-"""`liveedit edit` and `ask`: correcting a model, and asking it."""
+"""`liveedit edit`, `ask` and `check`: correct a model, ask it, and check that its edits still hold."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
+from ..answers import above_threshold
+from ..registry import DEFAULT_EDITOR
 from .arguments import (
     Author,
     BackboneName,
@@ -21,60 +24,79 @@ from .arguments import (
     Note,
     loading,
 )
-from .console import console, load_quietly, note, print_fields, print_json
+from .console import InterruptedRunError, Progress, console, load_quietly, note, print_fields, print_json
 
 if TYPE_CHECKING:
+    from ..edited.model import Receipt
+    from ..edited.recheck import CheckedEdit
     from ..store.evidence import Evidence
 
 Prompt = Annotated[str, typer.Option("--prompt", help="The question.")]
+Image = Annotated[Path | None, typer.Option(help="The image; leave it out for a text-only question.")]
+NewAnswer = Annotated[str, typer.Option(help="The answer that the model should give from now on.")]
+KeepImage = Annotated[
+    bool, typer.Option("--keep-image", help="Keep the whole image with the edit, not only a thumbnail.")
+]
+Rephrasings = Annotated[
+    list[str] | None, typer.Option("--rephrasing", help="Another wording to try the edit on; may be repeated.")
+]
+LocalityPrompts = Annotated[
+    list[str] | None,
+    typer.Option("--locality", help="A question about the same image whose answer should stay; may be repeated."),
+]
+ProbesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--probes",
+        help='A JSON file with more: {"rephrasings": ["..."], "locality": [{"prompt": "...", "image": "a.png"}]}.',
+    ),
+]
+ProbeEdits = Annotated[
+    int, typer.Option("--probe-edits", min=0, help="How many of the nearest active edits are asked again.")
+]
+Supersede = Annotated[
+    bool,
+    typer.Option("--supersede/--no-supersede", help="Undo active edits of the same image and question."),
+]
+MustTake = Annotated[
+    bool, typer.Option("--must-take", help="Store nothing, and fail, if the model does not give the new answer then.")
+]
+OptionalEdits = Annotated[
+    str | None, typer.Option("--edits", help="The edits file, or the URL of a database; without one, no edits.")
+]
+AtRevision = Annotated[
+    int | None, typer.Option("--at", help="A revision: ask with the edits that were active after it.")
+]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Only these edits.")]
+Batch = Annotated[int, typer.Option(min=1, help="How many questions are asked at once.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command()(edit)
     app.command()(ask)
+    app.command()(check)
 
 
 def edit(
     edits: EditsLocation,
     prompt: Prompt,
-    answer: Annotated[str, typer.Option(help="What the model is to answer from now on.")],
-    image: Annotated[Path | None, typer.Option(help="The image; none for a text-only question.")] = None,
+    answer: NewAnswer,
+    image: Image = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = "liveedit-refine",
+    editor: EditorName = DEFAULT_EDITOR,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     author: Author = None,
     why: Note = None,
-    keep_image: Annotated[
-        bool, typer.Option("--keep-image", help="Keep the whole image with the edit, not only a thumbnail.")
-    ] = False,
-    rephrasing: Annotated[
-        list[str] | None, typer.Option("--rephrasing", help="Another wording to check the edit on; once for each.")
-    ] = None,
-    locality: Annotated[
-        list[str] | None,
-        typer.Option("--locality", help="A question about the same image whose answer should stay; once for each."),
-    ] = None,
-    probes: Annotated[
-        Path | None,
-        typer.Option(
-            "--probes",
-            help='A JSON file of more: {"rephrasings": ["..."], "locality": [{"prompt": "...", "image": "a.png"}]}.',
-        ),
-    ] = None,
-    probe_edits: Annotated[
-        int, typer.Option("--probe-edits", min=0, help="How many of the edits in force are asked again, the nearest.")
-    ] = 8,
-    supersede: Annotated[
-        bool,
-        typer.Option("--supersede/--no-supersede", help="Whether edits in force of the same image and question leave."),
-    ] = True,
-    must_take: Annotated[
-        bool,
-        typer.Option("--must-take", help="Store nothing, and fail, where the model does not answer as asked for then."),
-    ] = False,
+    keep_image: KeepImage = False,
+    rephrasing: Rephrasings = None,
+    locality: LocalityPrompts = None,
+    probes: ProbesFile = None,
+    probe_edits: ProbeEdits = 8,
+    supersede: Supersede = True,
+    must_take: MustTake = False,
     json: Json = False,
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this image."""
@@ -82,17 +104,9 @@ def edit(
     from ..edited.model import EditedModel
     from .probes import probes_of
 
-    options = loading(load)
     rephrasings, questions = probes_of(probes, image, rephrasing or [], locality or [])
-    with EditedModel.load(
-        backbone,
-        edits=edits,
-        keep_images=keep_image,
-        editor=editor,
-        editor_path=editor_path,
-        experts_on=experts_on,
-        **options,
-    ) as model:
+    options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
+    with EditedModel.load(backbone, keep_images=keep_image, **options) as model:
         receipt = model.edit(
             image,
             prompt,
@@ -107,15 +121,98 @@ def edit(
         )
     if json:
         print_json(receipt.to_dict())
+    else:
+        _print_receipt(receipt, edits)
+
+
+def ask(
+    prompt: Prompt,
+    edits: OptionalEdits = None,
+    at: AtRevision = None,
+    image: Image = None,
+    backbone: BackboneName = "tiny-llava",
+    load: LoadOptions = None,
+    editor: EditorName = DEFAULT_EDITOR,
+    editor_path: EditorPath = None,
+    experts_on: ExpertsOn = "device",
+    json: Json = False,
+) -> None:
+    """Ask the model, with the active edits of a file."""
+    load_quietly()
+    from ..answering import Answering
+    from ..backbones import load_backbone
+    from ..edited.model import EditedModel
+    from ..editors import editor_class
+    from ..samples import Question
+    from ..store.locations import is_absent
+
+    kept = edits if edits is not None and not is_absent(edits) else None  # Asking must not create the file.
+    editor_class(editor)
+    frozen = load_backbone(backbone, **loading(load))
+    if kept is None and editor_path is None and at is None:  # Without edits no trained editor is needed.
+        (answer,) = Answering(frozen).ask([Question(prompt, image)])
+    else:
+        options = {"editor": editor, "editor_path": editor_path, "experts_on": experts_on}
+        with EditedModel.load(frozen, edits=kept, at=at, **options) as model:
+            answer = model.ask(image, prompt)
+    if edits is not None and kept is None:
+        note(f"There is no edits file {edits!r} yet: no edits are active.")
+    if json:
+        print_json(answer.to_dict())
         return
+    out = console()
+    out.print(Text(answer.text or "(the model says nothing)"))
+    for fired in above_threshold(answer.fired):
+        out.print(Text(f"edit {fired.edit_id}, weight {fired.weight:.2f}", style="dim"))
+
+
+def check(
+    edits: EditsLocation,
+    ids: Ids = None,
+    backbone: BackboneName = "tiny-llava",
+    load: LoadOptions = None,
+    editor: EditorName = DEFAULT_EDITOR,
+    editor_path: EditorPath = None,
+    experts_on: ExpertsOn = "device",
+    batch: Batch = 16,
+    json: Json = False,
+) -> None:
+    """Ask all active edits again and list those that no longer hold; the exit code is then 1."""
+    load_quietly()
+    from ..edited.model import EditedModel
+    from ..store.locations import is_absent
+    from ..store.store import EditStore
+
+    if is_absent(edits):
+        EditStore(edits, create=False).close()  # Raises the error before a model is loaded.
+    options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
+    found: list[CheckedEdit] = []
+    with EditedModel.load(backbone, **options) as model:
+        chosen = [model.store.get(edit_id) for edit_id in ids] if ids else list(model.edits())
+        try:
+            with Progress() as progress:
+                for checked in model.check(chosen, batch=batch):
+                    found.append(checked)
+                    progress.report("edits", len(found), len(chosen))
+        except KeyboardInterrupt as interruption:
+            _print_checked(found, len(chosen), json)
+            raise InterruptedRunError(f"Interrupted after {len(found)} of {len(chosen)} edits.") from interruption
+    _print_checked(found, len(chosen), json)
+    if any(checked.holds is False for checked in found):
+        raise typer.Exit(1)
+
+
+# -- what is printed -------------------------------------------------------------------------------------
+
+
+def _print_receipt(receipt: Receipt, edits: str) -> None:
+    took = "yes" if receipt.took else f"no: {receipt.answer!r} was asked for; the edit is active all the same"
     print_fields(
         {
             "edit": receipt.id,
             "before": receipt.answer_before,
             "after": receipt.answer_after,
-            "took": "yes"
-            if receipt.took
-            else f"no: {receipt.answer!r} was asked for; the edit is in force all the same",
+            "took": took,
             "time": f"{receipt.milliseconds:.0f} ms, {receipt.refine_steps} refine steps",
             "size": f"{receipt.store_bytes:,} bytes",
             **described_evidence(receipt.evidence),
@@ -125,62 +222,49 @@ def edit(
 
 
 def described_evidence(evidence: Evidence) -> dict[str, str | None]:
-    """The evidence for people; None where there is nothing to say."""
+    """The evidence as fields to print; None for fields to leave out."""
     counts = (
         ("rephrasings", "took", evidence.rephrasings_taken, len(evidence.rephrasings)),
         ("locality", "kept their answer", evidence.locality_kept, len(evidence.locality)),
         ("earlier edits", "asked again kept their answer", evidence.earlier_kept, len(evidence.earlier_edits)),
     )
-    told: dict[str, str | None] = {"supersedes": ", ".join(evidence.supersedes) or None}
-    told |= {name: f"{good} of {asked} {what}" if asked else None for name, what, good, asked in counts}
+    described: dict[str, str | None] = {"supersedes": ", ".join(evidence.supersedes) or None}
+    described |= {name: f"{good} of {asked} {what}" if asked else None for name, what, good, asked in counts}
     spoiled = ", ".join(earlier.edit_id for earlier in evidence.earlier_edits if not earlier.kept)
-    met = (
-        f"{met.edit_id} (weight {met.weight_here:.2f} here, {'about ' if met.is_estimate else ''}"
-        f"{met.weight_there:.2f} there, {'another' if met.answers_differ else 'the same'} answer)"
-        for met in evidence.collisions
+    collisions = (
+        f"{one.edit_id} (weight {one.weight_here:.2f} here, {'about ' if one.is_estimate else ''}"
+        f"{one.weight_there:.2f} there, {'another' if one.answers_differ else 'the same'} answer)"
+        for one in evidence.collisions
     )
-    return {**told, "changed": spoiled or None, "collides with": ", ".join(met) or None}
+    return {**described, "changed": spoiled or None, "collides with": ", ".join(collisions) or None}
 
 
-def ask(
-    prompt: Prompt,
-    edits: Annotated[
-        str | None, typer.Option("--edits", help="The edits file, or the URL of a database; without one, no edits.")
-    ] = None,
-    at: Annotated[int | None, typer.Option("--at", help="A revision: ask as the edits stood after it.")] = None,
-    image: Annotated[Path | None, typer.Option(help="The image; without one, a text-only question.")] = None,
-    backbone: BackboneName = "tiny-llava",
-    load: LoadOptions = None,
-    editor: EditorName = "liveedit-refine",
-    editor_path: EditorPath = None,
-    experts_on: ExpertsOn = "device",
-    json: Json = False,
-) -> None:
-    """Ask the model, with the edits of a file in force."""
-    load_quietly()
-    from ..answers import above_threshold
-    from ..backbones import load_backbone
-    from ..edited.model import Answer, EditedModel
-    from ..editors import editor_class
-    from ..samples import Question
-    from ..store.opening import is_absent
-
-    kept = edits if edits is not None and not is_absent(edits) else None  # Asking makes no file.
-    editor_class(editor)
-    frozen = load_backbone(backbone, **loading(load))
-    if kept is None and editor_path is None and at is None:  # Without edits no editor is needed.
-        answer = Answer(frozen.generate(frozen.encode([Question(prompt, image)], padding="left"))[0], ())
-    else:
-        with EditedModel.load(
-            frozen, edits=kept, at=at, editor=editor, editor_path=editor_path, experts_on=experts_on
-        ) as model:
-            answer = model.ask(image, prompt)
-    if edits is not None and kept is None:
-        note(f"There is no edits file {edits!r} yet: no edits are in force.")
+def _print_checked(found: list[CheckedEdit], expected: int, json: bool) -> None:
+    counts = {
+        "edits": expected,
+        "checked": len(found),
+        "holding": sum(checked.holds is True for checked in found),
+        "failing": sum(checked.holds is False for checked in found),
+        "unknown": sum(checked.holds is None for checked in found),
+    }
     if json:
-        print_json(answer.to_dict())
+        print_json({**counts, "results": [checked.to_dict() for checked in found]})
         return
-    out = console()
-    out.print(Text(answer.text or "(the model says nothing)"))
-    for fired in above_threshold(answer.fired):
-        out.print(Text(f"edit {fired.edit_id}, weight {fired.weight:.2f}", style="dim"))
+    listed = [checked for checked in found if not checked.holds]
+    if listed:
+        table = Table()
+        for name in ("Edit", "Question", "Expected", "Now", "Asked about", "Other edits that fired"):
+            table.add_column(name, overflow="fold")
+        for checked in listed:
+            others = ", ".join(f"{other.edit_id} ({other.weight:.2f})" for other in above_threshold(checked.others))
+            now = "not asked: its image was not kept" if checked.answer_now is None else checked.answer_now
+            about = {"image": "its image", "thumbnail": "its thumbnail", "text": "text"}.get(checked.asked_about)
+            cells = (checked.edit_id, checked.prompt, checked.answer, now, about or "", others)
+            table.add_row(*(Text(cell) for cell in cells))
+        console().print(table)
+    console().print(
+        Text(
+            f"{counts['holding']:,} of {len(found):,} edits hold, {counts['failing']:,} do not, {counts['unknown']:,} "
+            "could not be asked."
+        )
+    )

@@ -1,4 +1,4 @@
-"""`liveedit edits`: what is in an edits file, its history, and taking corrections back and forth."""
+"""`liveedit edits`: list, show, undo, redo, move, verify and purge stored edits. Needs neither torch nor a model."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def register(app: typer.Typer) -> None:
 @edits.command("list")
 def list_edits(
     edits: EditsLocation,
-    all: Annotated[bool, typer.Option("--all", help="Those undone and purged as well.")] = False,
-    at: Annotated[int | None, typer.Option("--at", help="A revision: those in force after it.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="Include undone and purged edits.")] = False,
+    at: Annotated[int | None, typer.Option("--at", help="A revision: the edits that were active after it.")] = None,
     json: Json = False,
 ) -> None:
-    """The edits in force, oldest first."""
+    """List the active edits, oldest first."""
     with _opened(edits) as store:
         revision = store.latest_revision() if at is None else at
         found = store.list(include_undone=all, at=at)
@@ -43,7 +43,7 @@ def list_edits(
         print_json({"revision": revision, "edits": [_as_dict(stored) for stored in found]})
         return
     active = sum(stored.is_active for stored in found) if at is None else len(found)
-    table = Table(caption=f"{active:,} edits in force" + (f" after revision {at}" if at is not None else ""))
+    table = Table(caption=f"{active:,} active edits" + (f" after revision {at}" if at is not None else ""))
     for name in ("Edit", "Made (UTC)", "Author", "Image", "Question", "Before", "Wanted", "After", "Undone"):
         table.add_column(name, overflow="fold")
     for stored in found:
@@ -56,11 +56,13 @@ def list_edits(
 
 @edits.command("show")
 def show_edit(edit_id: EditId, edits: EditsLocation, json: Json = False) -> None:
-    """Everything the file says of one edit."""
+    """Show everything that is stored about one edit."""
+    from ..store.validation import expert_store_bytes
+
     with _opened(edits) as store:
         stored = store.get(edit_id)
         history = [asdict(event) for event in store.history(stored.id)]
-        size = stored.expert.store_bytes if stored.purged_at is None else 0
+        size = expert_store_bytes(stored.expert) if stored.purged_at is None else 0
     described = {**_as_dict(stored), "store_bytes": size}
     if json:
         print_json({**described, "history": history})
@@ -76,29 +78,29 @@ def show_edit(edit_id: EditId, edits: EditsLocation, json: Json = False) -> None
 def undo_edit(
     edit_id: EditId, edits: EditsLocation, author: Author = None, why: Note = None, json: Json = False
 ) -> None:
-    """Take an edit back: the model is as if it had never been made."""
+    """Undo an edit: the model answers as if it had never been made."""
     with _opened(edits) as store:
         undone = store.undo(edit_id, author=author, note=why)
-        _tell(undone, len(store), "is undone", json)
+        _print_change(undone, len(store), "is undone", json)
 
 
 @edits.command("redo")
 def redo_edit(
     edit_id: EditId, edits: EditsLocation, author: Author = None, why: Note = None, json: Json = False
 ) -> None:
-    """Put an undone edit into force again, as it was."""
+    """Activate an undone edit again, as it was."""
     with _opened(edits) as store:
         redone = store.redo(edit_id, alone=True, author=author, note=why)
-        _tell(redone, len(store), "is in force again", json)
+        _print_change(redone, len(store), "is active again", json)
 
 
 @edits.command("history")
 def show_history(
     edits: EditsLocation,
-    edit_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one edit alone.")] = None,
+    edit_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only the changes of this edit.")] = None,
     json: Json = False,
 ) -> None:
-    """Every change that was ever made, oldest first, by its revision."""
+    """List every change that was ever made, oldest first, by revision."""
     with _opened(edits) as store:
         events = store.history(edit_id)
     if json:
@@ -119,18 +121,18 @@ def export_edits(
     bundle: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle to write, such as edits.safetensors.")],
     edits: EditsLocation,
     active: Annotated[
-        bool, typer.Option("--in-force", help="Only the edits in force, without undone ones and history.")
+        bool, typer.Option("--active", help="Only active edits, without undone edits and history.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write the edits, with their experts and history, to one file."""
+    """Write the edits, their experts and their history to one file."""
     with _opened(edits) as store:
         contents = store.export_bundle(bundle, whole=not active)
     done = {"bundle": str(bundle), "edits": len(contents.edits), "revision": contents.revision}
     if json:
         print_json(done)
         return
-    console().print(Text(f"{done['edits']:,} edits at revision {contents.revision} are in {bundle}."))
+    console().print(Text(f"Wrote {done['edits']:,} edits at revision {contents.revision} to {bundle}."))
 
 
 @edits.command("import")
@@ -139,27 +141,27 @@ def import_edits(
     edits: EditsLocation,
     json: Json = False,
 ) -> None:
-    """Take in the edits of a bundle: all of them or none. The edits file is made where there is none."""
+    """Import the edits of a bundle: all of them or none. The edits file is created if it does not exist."""
     from ..store.store import EditStore
 
     with EditStore(edits) as store:
         done = store.import_bundle(bundle)
         left = len(store)
     if json:
-        print_json({**asdict(done), "edits_in_force": left})
+        print_json({**asdict(done), "active_edits": left})
         return
     there, purged = len(done.already_there), len(done.purged_here)
     console().print(
         Text(
-            f"{len(done.added):,} edits came in, {there:,} were there already, {purged:,} were purged here and stay so "
-            f"({left:,} edits in force)."
+            f"Imported {len(done.added):,} edits; {there:,} were there already, {purged:,} were purged here and stay "
+            f"purged ({left:,} active edits)."
         )
     )
 
 
 @edits.command("verify")
 def verify_edits(edits: EditsLocation, json: Json = False) -> None:
-    """Derive every digest anew and check that edits and history agree; the exit code is 1 where they do not."""
+    """Recompute every digest and compare edits with history; the exit code is 1 if a problem is found."""
     with _opened(edits) as store:
         problems = store.verify()
         checked = len(store.list(include_undone=True))
@@ -179,22 +181,22 @@ def verify_edits(edits: EditsLocation, json: Json = False) -> None:
 def purge_edit(
     edit_id: EditId,
     edits: EditsLocation,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     author: Author = None,
     why: Note = None,
     json: Json = False,
 ) -> None:
-    """Remove what an edit says for good, from the file's bytes as well. There is no way back."""
+    """Delete the content of an edit for good, also from the bytes of the file. This cannot be undone."""
     with _opened(edits) as store:
         stored = store.get(edit_id)
         if not yes:
-            typer.confirm(f"Remove edit {stored.id} ({stored.prompt!r}) for good?", abort=True, err=True)
+            typer.confirm(f"Delete edit {stored.id} ({stored.prompt!r}) for good?", abort=True, err=True)
         purged = store.purge(stored.id, author=author, note=why)
         left = len(store)
     if json:
-        print_json({**_as_dict(purged), "edits_in_force": left})
+        print_json({**_as_dict(purged), "active_edits": left})
         return
-    console().print(Text(f"Edit {purged.id} is purged ({left:,} edits in force)."))
+    console().print(Text(f"Edit {purged.id} is purged ({left:,} active edits)."))
 
 
 def _opened(edits: str) -> EditStore:
@@ -203,11 +205,11 @@ def _opened(edits: str) -> EditStore:
     return EditStore(edits, create=False)
 
 
-def _tell(stored: StoredEdit, left: int, what: str, json: bool) -> None:
+def _print_change(stored: StoredEdit, left: int, what: str, json: bool) -> None:
     if json:
-        print_json({**_as_dict(stored), "edits_in_force": left})
+        print_json({**_as_dict(stored), "active_edits": left})
         return
-    console().print(Text(f"Edit {stored.id} {what}: {stored.prompt!r} ({left:,} edits in force)."))
+    console().print(Text(f"Edit {stored.id} {what}: {stored.prompt!r} ({left:,} active edits)."))
 
 
 def _as_dict(stored: StoredEdit) -> dict[str, Any]:

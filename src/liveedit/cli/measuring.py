@@ -1,11 +1,12 @@
-"""`liveedit bench`, `demo` and `editors`: what editors are worth."""
+"""`liveedit bench`, `demo` and `editors`: measuring editors, and listing them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from .arguments import BackboneName, Json, LoadOptions, loading, named_values, setting_value
 from .console import Progress, console, load_quietly, print_json, resumable
+from .paper_options import with_options
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
@@ -26,6 +28,25 @@ def register(app: typer.Typer) -> None:
     app.command()(editors)
 
 
+@dataclass(frozen=True)
+class BenchArguments:
+    """Options of the bench besides what it measures."""
+
+    few_edits_cases: Annotated[
+        int,
+        typer.Option(min=1, help="For few edits: repeat on fresh models until this many cases are measured."),
+    ] = 100
+    batch: Annotated[int, typer.Option(min=1, help="Questions per forward pass.")] = 128
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of free answers, in tokens.")] = 16
+    mixed_precision: Annotated[
+        bool, typer.Option("--mixed-precision", help="Ask with bfloat16 products and float32 sums.")
+    ] = False
+    passages: Annotated[
+        bool, typer.Option("--passages", help="Also perplexity and agreement, for answers that are passages of text.")
+    ] = False
+
+
+@with_options(BenchArguments)
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for rows, raw answers and the report.")],
     editor: Annotated[
@@ -48,57 +69,52 @@ def bench(
             "--set", help="NAME.SETTING=VALUE: a setting of an editor, by its name or label; several in a row."
         ),
     ] = None,
-    few_edits_cases: Annotated[
-        int,
-        typer.Option(min=1, help="For few edits: repeat on fresh models until so many cases are measured."),
-    ] = 100,
-    batch: Annotated[int, typer.Option(min=1, help="Questions per forward pass.")] = 128,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest free answer, in tokens.")] = 16,
-    mixed_precision: Annotated[
-        bool, typer.Option("--mixed-precision", help="Ask with bfloat16 products and float32 sums.")
-    ] = False,
-    passages: Annotated[
-        bool, typer.Option("--passages", help="Also perplexity and agreement, for answers that are passages of text.")
-    ] = False,
     published: Annotated[
         bool, typer.Option("--published", help="Add the paper's values, in a table of their own.")
     ] = False,
     json: Json = False,
+    *,
+    options: BenchArguments,
 ) -> None:
     """Measure editors over a lifetime of edits: --editor liveedit ft-l --edits 1 10 100 --seeds 0 1 2."""
     load_quietly()
-    from ..backbones import load_backbone
-    from ..datasets.sources import open_data
-    from ..evaluation.bench import Bench, BenchConfig, make_provenance
     from ..evaluation.report import render, write_report
 
     makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"), _settings(changes))
+    measured = {"edits": tuple(sorted(set(edits))), "seeds": tuple(dict.fromkeys(seeds or [0])), **vars(options)}
     with resumable("the bench"), Progress() as progress:
-        found = open_data(data, max(edits), progress.of("drawing"))
-        if found.left_out:
-            progress.note(f"{found.left_out} rows of {found.name} have a blank answer to edit to: they are left out.")
-        frozen = load_backbone(backbone, **loading(load))
-        for _, make in makers:  # What cannot be loaded is said before anything long begins.
-            make(frozen).detach()
-        config = BenchConfig(
-            backbone=Path(backbone).name if Path(backbone).is_dir() else backbone,
-            data=found.name,
-            edits=tuple(sorted(set(edits))),
-            seeds=tuple(dict.fromkeys(seeds or [0])),
-            few_edits_cases=few_edits_cases,
-            batch=batch,
-            max_new_tokens=max_new_tokens,
-            mixed_precision=mixed_precision,
-            passages=passages,
-        )
-        provenance = make_provenance(frozen.digest(), found.files)
-        rows = Bench(frozen, found.cases, config, out, provenance, progress.report).run(makers)
+        rows = _measure(out, makers, data, backbone, loading(load), measured, progress)
     report = write_report(rows, out, published=published)
     if json:
         print_json({"rows": rows, "report": str(report)})
         return
     console().print(render(rows))
     console().print(Text(f"Report: {report}"))
+
+
+def _measure(
+    out: Path,
+    makers: list[tuple[str, Callable[[Backbone], Editor]]],
+    data: str,
+    backbone: str,
+    load: dict[str, Any],
+    measured: dict[str, Any],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The rows of the bench."""
+    from ..backbones import load_backbone
+    from ..datasets.sources import open_data
+    from ..evaluation.bench import Bench, BenchConfig, backbone_name, make_provenance
+
+    found = open_data(data, max(measured["edits"]), progress.of("drawing"))
+    if found.left_out:
+        progress.note(f"{found.left_out} rows of {found.name} have a blank answer to edit to: they are left out.")
+    frozen = load_backbone(backbone, **load)
+    for _, make in makers:  # Editors that cannot be loaded are reported before anything long begins.
+        make(frozen).detach()
+    config = BenchConfig(backbone=backbone_name(backbone), data=found.name, **measured)
+    provenance = make_provenance(frozen.digest(), found.files)
+    return Bench(frozen, found.cases, config, out, provenance, progress.report).run(makers)
 
 
 def _settings(changes: list[str] | None) -> dict[str, dict[str, object]]:
@@ -146,7 +162,7 @@ def demo(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Three images edited and asked again, one edit undone, then 1,000 edits measured."""
+    """Edit three images and ask again, undo one edit, then measure 1,000 edits."""
     load_quietly()
     from ..demo import run_demo
 
@@ -159,7 +175,7 @@ def demo(
 
 
 def editors(json: Json = False) -> None:
-    """The editors that are installed."""
+    """List the installed editors."""
     from ..editors import editor_class, editor_names
 
     found = {name: editor_class(name).summary for name in editor_names()}

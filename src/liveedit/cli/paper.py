@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
-from . import paper_figure6, paper_lemoe, paper_trained
-from .arguments import Json, LoadOptions, named_values
-from .console import load_quietly
+from ..experiments.papers import OWN, TABLE_1, TABLES
+from .arguments import Json, LoadOptions, loading, named_values
+from .console import Progress, console, load_quietly, print_json
 from .paper_options import (
-    Batch,
-    Cluster,
-    Data,
+    DataSource,
     Edits,
-    FewEditsCases,
-    Jobs,
-    MixedPrecision,
-    NewTokens,
+    LifelongOptions,
     Out,
+    RunOptions,
     Seeds,
-    measuring_of,
+    TrainingOptions,
     run_paper,
+    settings_of,
+    with_options,
 )
 
 if TYPE_CHECKING:
-    from ..experiments.comparison import PaperTable
+    from ..experiments.experiment import Experiment
+    from ..experiments.liveedit.instances import Entries
+    from ..experiments.liveedit.sweeps import Sweep
+    from ..progress import TaskProgress
+    from ..samples import EditCase, Question
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The papers' tables and figures, measured here; resumable."
 )
-
-Editors = Annotated[
-    list[str] | None, typer.Option("--editor", help="Editors, several in a row, or LABEL=NAME (all that there are).")
-]
-Backbones = Annotated[
-    list[str] | None, typer.Option("--backbone", help="Backbones, several in a row (those of the table).")
-]
-EditorPaths = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--editor-path", help="[BACKBONE/]EDITOR=DIR: the trained parts of an editor, for one backbone or for all."
-    ),
-]
 
 
 def register(root: typer.Typer) -> None:
@@ -50,50 +43,323 @@ def register(root: typer.Typer) -> None:
     root.add_typer(app, name="paper")
 
 
+# -- tables 1, 5 and 6 -----------------------------------------------------------------------------------
+
+_Editors = Annotated[
+    list[str] | None, typer.Option("--editor", help="Editors, several in a row, or LABEL=NAME (all installed).")
+]
+_Backbones = Annotated[
+    list[str] | None, typer.Option("--backbone", help="Backbones, several in a row (those of the table).")
+]
+_DataSources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data", help="world, world:SEED, a folder with eval.json, or FORMAT:FILE[:IMAGES]; several in a row."
+    ),
+]
+_EditorPaths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--editor-path", help="[BACKBONE/]EDITOR=DIR: the trained parts of an editor, for one backbone or for all."
+    ),
+]
+
+
 def _comparison_command(name: str, text: str) -> None:
     @app.command(name, help=text)
+    @with_options(LifelongOptions)
     def command(
         out: Out,
-        editor: Editors = None,
-        backbone: Backbones = None,
+        editor: _Editors = None,
+        backbone: _Backbones = None,
         edits: Edits = None,
         seeds: Seeds = None,
-        data: Data = None,
-        editor_path: EditorPaths = None,
-        jobs: Jobs = None,
-        cluster: Cluster = None,
-        few_edits_cases: FewEditsCases = 100,
-        batch: Batch = 128,
-        max_new_tokens: NewTokens = 16,
-        mixed_precision: MixedPrecision = False,
-        load: LoadOptions = None,
-        json: Json = False,
+        data: _DataSources = None,
+        editor_path: _EditorPaths = None,
+        *,
+        options: LifelongOptions,
     ) -> int | None:
         load_quietly()
-        from ..experiments.comparison import TABLES, comparison
-        from ..experiments.jobs import Workers
+        from ..experiments.comparison import comparison
 
-        table: PaperTable = TABLES[name]
-        numbers = edits or list(table.edits)
-        measuring = measuring_of(max(numbers), few_edits_cases, batch, max_new_tokens, mixed_precision, load)
+        table = TABLES[name]
+        numbers, sources = edits or list(table.edits), data or ["world"]
+        bench = options.bench_of(numbers)
         experiment = comparison(
             table,
             out,
             editors=editor or (),
             backbones=backbone or (),
-            data=data or ("world",),
+            data=sources,
             edits=numbers,
             seeds=seeds or (),
             sources=named_values(editor_path or [], "--editor-path"),
-            measuring=measuring,
+            options=bench,
         )
-        return run_paper(experiment, out, Workers(jobs, cluster), json, data or ["world"], measuring.cases)
+        return run_paper(experiment, out, options, sources, bench.cases)
 
 
 _comparison_command("table1", "All editors over a lifetime of edits, with a verdict (LiveEdit, table 1).")
 _comparison_command("table5", "The same in full on BLIP-2 and LLaVA, on all --data (LiveEdit, table 5).")
 _comparison_command("table6", "The same in full on MiniGPT-4, on all --data (LiveEdit, table 6).")
-paper_trained.register(app)
-paper_lemoe.register(app)
-app.command()(paper_figure6.figure6)
-app.command()(paper_figure6.figure7)
+
+
+# -- table 2 and figures 3 to 5: editors trained to be compared ------------------------------------------
+
+_Backbone = Annotated[str, typer.Option("--backbone", help="Built-in name, folder, or hub name.")]
+_TrainedEdits = Annotated[
+    list[int] | None, typer.Option("--edits", min=1, help="Numbers of edits (1000, as in the paper).")
+]
+
+
+@app.command()
+@with_options(TrainingOptions, LifelongOptions)
+def table2(
+    out: Out,
+    setting: Annotated[
+        list[str] | None, typer.Option("--setting", help="Settings to compare, several in a row (all of the table).")
+    ] = None,
+    backbone: _Backbone = "tiny-blip2",
+    edits: _TrainedEdits = None,
+    seeds: Seeds = None,
+    data: DataSource = "world",
+    *,
+    trained: TrainingOptions,
+    options: LifelongOptions,
+) -> int | None:
+    """LiveEdit without one part at a time, each trained separately (LiveEdit, table 2)."""
+    load_quietly()
+    from ..experiments.liveedit.ablation import ablation
+
+    numbers = edits or [1000]
+    bench = options.bench_of(numbers)
+    experiment = ablation(out, setting or (), backbone, data, numbers, seeds or (0, 1, 2), trained.training, bench)
+    return _run_trained(experiment, out, data, bench.cases, trained, options)
+
+
+def _sweep_command(name: str, text: str) -> None:
+    @app.command(name, help=text)
+    @with_options(TrainingOptions, LifelongOptions)
+    def command(
+        out: Out,
+        grid: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--grid", help="NAME=VALUE,VALUE,... for what the figure varies; VALUE,VALUE,... if it is one setting."
+            ),
+        ] = None,
+        backbone: _Backbone = "tiny-blip2",
+        edits: _TrainedEdits = None,
+        seeds: Seeds = None,
+        data: DataSource = "world",
+        *,
+        trained: TrainingOptions,
+        options: LifelongOptions,
+    ) -> int | None:
+        load_quietly()
+        from ..experiments.liveedit.sweeps import SWEEPS, sweep
+        from ..experiments.runs import loaded_backbone
+
+        figure, numbers = SWEEPS[name], edits or [1000]
+        bench = options.bench_of(numbers)
+        frozen = loaded_backbone(backbone, bench.load)
+        values, orders = _grid(figure, grid or []), seeds or (0, 1, 2)
+        experiment = sweep(figure, out, frozen, backbone, values, data, numbers, orders, trained.training, bench)
+        return _run_trained(experiment, out, data, bench.cases, trained, options)
+
+
+_sweep_command("figure3", "Module width and rank: every combination is trained and measured (LiveEdit, figure 3).")
+_sweep_command("figure4", "The feature size k (LiveEdit, figure 4).")
+_sweep_command("figure5", "The edit layer (LiveEdit, figure 5).")
+
+
+def _grid(figure: Sweep, given: list[str]) -> dict[str, list[int]]:
+    """`NAME=1,2` or, for a figure that varies one setting, `1 2`."""
+    only = next(iter(figure.letters)) if len(figure.letters) == 1 else ""
+    texts = [item if "=" in item or not only else f"{only}={item}" for item in given]
+    found: dict[str, list[int]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        try:
+            found.setdefault(name, []).extend(int(value) for value in values.split(","))
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"--grid {text!r} is not of the form NAME=VALUE,VALUE with whole numbers."
+            ) from error
+    return found
+
+
+def _run_trained(
+    experiment: Experiment, out: Path, data: str, cases: int, trained: TrainingOptions, options: RunOptions
+) -> int | None:
+    from ..experiments.liveedit.trained_runs import training_cases
+
+    with Progress() as progress:  # Drawn here, once, and not by several processes at the same time.
+        training_cases(trained.training, progress.of("drawing the training cases"))
+    return run_paper(experiment, out, options, [data], cases)
+
+
+# -- figures 6 and 7: attribution of single questions ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _InstanceOptions:
+    """What figures 6 and 7 share."""
+
+    data: DataSource = "world"
+    editor: Annotated[str, typer.Option(help="liveedit or liveedit-refine.")] = OWN
+    editor_path: Annotated[
+        list[str] | None, typer.Option("--editor-path", help="BACKBONE=DIR: a trained editor for a backbone.")
+    ] = None
+    load: LoadOptions = None
+    json: Json = False
+
+
+_Out = Annotated[Path, typer.Option(help="Folder for the figure, its images, numbers and report.")]
+_ActiveEdits = Annotated[int, typer.Option("--edits", min=1, help="Active edits.")]
+_AddEntries = Callable[[Any, "Sequence[EditCase]", "Entries", "TaskProgress"], str | None]
+"""Makes edits and adds questions to the figure for one backbone; returns a remark."""
+
+
+@app.command()
+@with_options(_InstanceOptions)
+def figure6(
+    out: _Out,
+    backbone: Annotated[list[str] | None, typer.Option(help="Backbones, several in a row (tiny-llava).")] = None,
+    edits: _ActiveEdits = 10,
+    image: Annotated[Path | None, typer.Option(help="Ask about this image instead.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
+    *,
+    options: _InstanceOptions,
+) -> None:
+    """Attribution of a question, which edits passed hard routing, and their soft weights (LiveEdit, figure 6)."""
+    load_quietly()
+    from ..experiments.liveedit.instances import figure_6
+
+    own = _own_question(image, prompt)
+
+    def add(attached: Any, cases: Sequence[EditCase], entries: Entries, report: TaskProgress) -> None:
+        figure_6(attached, cases, entries, own, report)
+
+    title = f"Attribution of questions, {edits:,} active edits (LiveEdit paper, figure 6)"
+    _instances(out, title, backbone or ["tiny-llava"], edits, options, add)
+
+
+@app.command()
+@with_options(_InstanceOptions)
+def figure7(
+    out: _Out,
+    backbone: Annotated[list[str] | None, typer.Option(help="Backbones, several in a row (those of table 1).")] = None,
+    edits: _ActiveEdits = 100,
+    questions: Annotated[int, typer.Option(min=1, help="Questions to show for each backbone.")] = 2,
+    *,
+    options: _InstanceOptions,
+) -> None:
+    """The hardest questions for the router among edits on nearly the same images (LiveEdit, figure 7)."""
+    load_quietly()
+    from ..experiments.liveedit.instances import figure_7
+
+    def add(attached: Any, cases: Sequence[EditCase], entries: Entries, report: TaskProgress) -> str:
+        return figure_7(attached, cases, entries, most=questions, report=report)
+
+    title = f"Difficult questions, {edits:,} active edits and related ones (LiveEdit paper, figure 7)"
+    _instances(out, title, backbone or list(TABLE_1.backbones), edits, options, add)
+
+
+def _own_question(image: Path | None, prompt: str | None) -> Question | None:
+    from ..samples import Question
+
+    if (image is None) != (prompt is None):
+        raise typer.BadParameter("--image and --prompt belong together: give both, or neither.")
+    return None if image is None or prompt is None else Question(prompt, image)
+
+
+def _instances(
+    out: Path, title: str, backbones: Sequence[str], edits: int, options: _InstanceOptions, add: _AddEntries
+) -> None:
+    from ..backbones import load_backbone
+    from ..datasets.sources import open_data
+    from ..errors import InvalidInputError
+    from ..experiments.liveedit.instance_report import write_attribution
+    from ..experiments.liveedit.instances import Entries, attributable_editor
+
+    kind, folders = attributable_editor(options.editor), named_values(options.editor_path or [], "--editor-path")
+    if stray := sorted(folders.keys() - set(backbones)):
+        raise InvalidInputError(f"--editor-path names {', '.join(stray)}; the backbones are {', '.join(backbones)}.")
+    entries, remarks = Entries(), []
+    with Progress() as progress:
+        cases = open_data(options.data, edits, progress.of("drawing")).cases[:edits]
+        for name in backbones:
+            frozen = load_backbone(name, **loading(options.load))
+            with kind.load(frozen, folders.get(name)) as attached:
+                remarks.append(add(attached, cases, entries, progress.report))
+    shown = [remark for remark in remarks if remark]
+    report = write_attribution(entries.entries, entries.images, out, title, shown)
+    if options.json:
+        print_json({"title": title, "remarks": shown, "questions": entries.entries, "report": str(report)})
+        return
+    screen = console()
+    for remark in shown:
+        screen.print(Text(remark))
+    screen.print(Text(f"Report: {report}"))
+
+
+# -- LEMoE's figures -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LemoeOptions(RunOptions):
+    """What LEMoE's figures share."""
+
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option("--backbone", help="Backbones, several in a row (tiny-llama-lm tiny-mistral-lm)."),
+    ] = None
+    data: Annotated[
+        str, typer.Option("--data", help="facts, facts:SEED, world (with images), a folder, or FORMAT:FILE[:IMAGES].")
+    ] = "facts"
+    edits: Annotated[int, typer.Option("--edits", min=1, help="Edits.")] = 200
+    batch_edits: Annotated[int, typer.Option(min=1, help="Edits per expert.")] = 10
+    changes: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE for any other setting of LEMoE.")] = (
+        None
+    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the editor."""
+        return {"batch_edits": self.batch_edits, **settings_of(self.changes)}
+
+
+@app.command("lemoe-figure2")
+@with_options(_LemoeOptions)
+def lemoe_figure2(
+    out: Out,
+    seeds: Annotated[list[int] | None, typer.Option("--seeds", min=0, help="Seeds, several in a row (0).")] = None,
+    *,
+    options: _LemoeOptions,
+) -> int | None:
+    """Immediate and final evaluation, and routing consistency, by key and by gate (LEMoE, figure 2)."""
+    load_quietly()
+    from ..experiments.lemoe.figures import BACKBONES, figure_2
+
+    names, edits = options.backbone or BACKBONES, options.edits
+    experiment = figure_2(out, names, options.data, edits, seeds or (0,), options.settings, options.bench(edits))
+    return run_paper(experiment, out, options, [options.data], edits)
+
+
+@app.command("lemoe-figure3")
+@with_options(_LemoeOptions)
+def lemoe_figure3(
+    out: Out,
+    orders: Annotated[int, typer.Option(min=1, help="Random orders.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Seed: which edits.")] = 0,
+    *,
+    options: _LemoeOptions,
+) -> int | None:
+    """The spread over orders of edits, and similarity within and between batches (LEMoE, figure 3)."""
+    load_quietly()
+    from ..experiments.lemoe.figures import BACKBONES, figure_3
+
+    names, edits, bench = options.backbone or BACKBONES, options.edits, options.bench(options.edits)
+    experiment = figure_3(out, names, options.data, edits, orders, seed, options.settings, bench)
+    return run_paper(experiment, out, options, [options.data], edits)

@@ -1,4 +1,4 @@
-"""`liveedit train-backbone`: making a built-in backbone."""
+"""`liveedit train-backbone`: pretrain a built-in backbone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .console import Progress, load_quietly, print_fields, print_json, resumable
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
-    from ..pretraining.vision_card import Accuracy
+    from ..pretraining.cards import Accuracy
 
 
 def register(app: typer.Typer) -> None:
@@ -33,23 +33,23 @@ def train_backbone(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; the finished model lies in OUT/model.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, pictures and batches.")] = 0,
-    images: Annotated[int | None, typer.Option(min=1, help="Pictures to draw (60,000).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, images and batches.")] = 0,
+    images: Annotated[int | None, typer.Option(min=1, help="Images to generate (60,000).")] = None,
     vision_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the vision stage (3,000).")] = None,
     language_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the language stage (1,150; language models: LM_STEPS).")
     ] = None,
     vision_from: Annotated[
-        Path | None, typer.Option(help="Folder of the checkpoint whose vision tiny-minigpt4 takes (tiny-blip2's).")
+        Path | None, typer.Option(help="Folder of the checkpoint whose vision part tiny-minigpt4 uses (tiny-blip2's).")
     ] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
     card: Annotated[bool, typer.Option("--card", help="Measure the model and write its model card.")] = False,
     card_images: Annotated[
-        int | None, typer.Option(min=1, help="Fresh pictures that the card is measured on (400).")
+        int | None, typer.Option(min=1, help="New images that the card is measured on (400).")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Pretrain a built-in backbone from scratch. Run again, it goes on where it was cut off."""
+    """Pretrain a built-in backbone from scratch. Run the same command again to resume an interrupted one."""
     load_quietly()
     from ..pretraining.language_models import LANGUAGE_MODELS
     from ..pretraining.models import BUILT_INS
@@ -97,10 +97,10 @@ def _train_with_vision(
     progress: Progress,
 ) -> Accuracy | None:
     from ..backbones import load_backbone
+    from ..pretraining.cards import CARD_SEED, measure_backbone, write_card
     from ..pretraining.models import BUILT_INS
     from ..pretraining.train import PretrainingConfig
     from ..pretraining.train import train_backbone as pretrain
-    from ..pretraining.vision_card import CARD_SEED, measure_backbone, write_card
 
     config = PretrainingConfig(**settings)
     pretrain(out, config, progress.report, vision_from)
@@ -116,7 +116,7 @@ def _train_with_vision(
 
 def _train_language_model(settings: dict[str, Any], out: Path, card: bool, progress: Progress) -> Accuracy | None:
     from ..backbones import load_backbone
-    from ..pretraining.language_card import CARD_SEED, measure_language_model, write_language_card
+    from ..pretraining.cards import LANGUAGE_CARD_SEED, measure_language_model, write_language_card
     from ..pretraining.language_models import LANGUAGE_MODELS, LanguageModelConfig, train_language_model
 
     config = LanguageModelConfig(**settings)
@@ -125,12 +125,12 @@ def _train_language_model(settings: dict[str, Any], out: Path, card: bool, progr
         return None
     backbone = load_backbone(out / "model")
     accuracy = measure_language_model(backbone, progress=progress.of("model card"))
-    facts = _facts(backbone, config, card_seed=CARD_SEED)
+    facts = _facts(backbone, config, card_seed=LANGUAGE_CARD_SEED)
     write_language_card(LANGUAGE_MODELS[config.backbone], accuracy, facts, out / "model")
     return accuracy
 
 
 def _facts(backbone: Backbone, config: Any, **measured: object) -> dict[str, object]:
-    """What a card says besides accuracies."""
+    """The facts of a model card other than accuracies."""
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     return {"parameters": parameters, **measured, "pretraining": json_format.dumps(asdict(config))}

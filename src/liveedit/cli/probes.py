@@ -1,4 +1,4 @@
-"""What an edit is checked on, as options and as a file."""
+"""The file of `liveedit edit --probes`. A module of its own, so that other commands start without pydantic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import ConfigError, issues_of
 
 
 class LocalityQuestion(BaseModel):
-    """A question that an edit should leave alone. `image`: an image, by its path from the file's folder."""
+    """A question whose answer should stay. image: a path, relative to the folder of the probes file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,7 +20,7 @@ class LocalityQuestion(BaseModel):
 
 
 class Probes(BaseModel):
-    """Other wordings of an edit's question, and questions whose answers should stay."""
+    """Content of a probes file: other wordings of an edit's question, and questions whose answers should stay."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,17 +31,17 @@ class Probes(BaseModel):
 def probes_of(
     file: Path | None, image: Path | None, rephrasings: Sequence[str], locality: Sequence[str]
 ) -> tuple[list[str], list[tuple[Path | None, str]]]:
-    """Rephrasings and locality questions from a file and from options; the latter are about the edit's own image.
+    """Rephrasings and locality questions of a probes file and of options. Those of options are about the edit's image.
 
-    Raises `ConfigError` where the file cannot be read.
+    Raises `ConfigError` if the file cannot be used.
     """
-    probes = Probes() if file is None else _read(file)
+    probes = Probes() if file is None else _read_probes(file)
     folder = Path() if file is None else file.parent
     questions = [(asked.image and folder / asked.image, asked.prompt) for asked in probes.locality]
     return [*rephrasings, *probes.rephrasings], [*((image, prompt) for prompt in locality), *questions]
 
 
-def _read(file: Path) -> Probes:
+def _read_probes(file: Path) -> Probes:
     try:
         return Probes.model_validate_json(file.read_bytes())
     except OSError as error:

@@ -1,109 +1,98 @@
-"""`liveedit serve` and `keys`: a service that is asked and corrected over HTTP, and who may do it."""
+"""`liveedit serve` and `liveedit keys`: the HTTP service and its API keys."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from importlib.util import find_spec
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from typer.core import TyperCommand
 
-from ..errors import ConfigError
+from ..errors import ConfigError, issues_of
+from ..registry import DEFAULT_EDITOR
 from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions, loading
 from .console import console, load_quietly, note, print_fields, print_json
 
 if TYPE_CHECKING:
     from ..serving.api_keys import KeyFile
+    from ..serving.settings import ServingSettings
 
-KeysFile = Annotated[Path, typer.Option("--keys", help="The file of API keys (JSON); only their digests are in it.")]
+KeysFile = Annotated[Path, typer.Option("--keys", help="The file of API keys (JSON). It contains only their digests.")]
 
 keys = typer.Typer(no_args_is_help=True, help="Make, list and remove the API keys of a service.")
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    app.command()(serve)
+    app.command(cls=ServeCommand)(serve)
     app.add_typer(keys, name="keys")
 
 
-# Help says of the limits what `ServingSettings` says, in the same words; a test compares them. To import those here
-# would make every command wait.
+# The settings are imported only when `serve` is run or its help is shown, so that other commands start fast.
+class ServeCommand(TyperCommand):
+    """`serve`, with an option for each field of `ServingSettings`. Their values reach the function as `ctx.obj`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options of the function, then those of the limits."""
+        return [*super().get_params(ctx), *limit_options()]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Take the limits out of the function's arguments."""
+        ctx.obj = {option.name: ctx.params.pop(option.name) for option in limit_options()}
+        return super().invoke(ctx)
+
+
+def limit_options() -> list[Any]:
+    """An option for each field of `ServingSettings`, with its description and its default."""
+    from ..serving.settings import ServingSettings
+
+    def limits(**values: Any) -> None: ...
+
+    parameters = []
+    for name, field in ServingSettings.model_fields.items():
+        is_list = field.default == ()
+        option = typer.Option(help=field.description, rich_help_panel="Limits", metavar="URL" if is_list else None)
+        annotation = Annotated[list[str] if is_list else field.annotation, option]
+        default = None if is_list else field.default
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    limits.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False)
+    app.command()(limits)
+    return [option for option in typer.main.get_command(app).params if option.name in ServingSettings.model_fields]
+
+
 def serve(
+    ctx: typer.Context,
     edits: EditsLocation,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = "liveedit-refine",
+    editor: EditorName = DEFAULT_EDITOR,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
     keep_images: Annotated[
-        bool, typer.Option("--keep-images", help="Keep whole images with edits: checks ask about them exactly.")
+        bool, typer.Option("--keep-images", help="Keep whole images with edits, so that checks ask about them exactly.")
     ] = False,
-    name: Annotated[str | None, typer.Option(help="What clients call it; the backbone's name by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in requests; the backbone's name by default.")
+    ] = None,
     keys: Annotated[Path | None, typer.Option(help="The file of API keys, made by `liveedit keys add`.")] = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Ask for no keys; on a loopback address alone.")] = False,
-    queue: Annotated[int | None, typer.Option(help="Most requests that wait for the model.  [default: 256]")] = None,
-    queue_seconds: Annotated[
-        float | None, typer.Option(help="Longest wait for the model, in seconds.  [default: 30.0]")
-    ] = None,
-    answer_seconds: Annotated[
-        float | None, typer.Option(help="Longest time for an answer once begun, in seconds.  [default: 60.0]")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(help="Most questions that are answered at once.  [default: 64]")] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Batches that are answered side by side; one by default but for small models."),
-    ] = None,
-    body_bytes: Annotated[int | None, typer.Option(help="Largest request body, in bytes.  [default: 8388608]")] = None,
-    image_pixels: Annotated[int | None, typer.Option(help="Largest image, in pixels.  [default: 16000000]")] = None,
-    prompt_tokens: Annotated[
-        int | None,
-        typer.Option(help="Longest prompt, in tokens of text; those of the image are free.  [default: 1024]"),
-    ] = None,
-    new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer, in tokens; also where a request names none.  [default: 256]")
-    ] = None,
-    allow_images_from: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="Fetch images of requests from below this URL; may be given several times."),
-    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Require no API key; only at a loopback address.")] = False,
 ) -> None:
-    """Serve the model: asked by OpenAI's protocol, corrected by /v1/edits, until SIGTERM or Ctrl-C."""
-    given = {
-        "queue": queue,
-        "queue_seconds": queue_seconds,
-        "answer_seconds": answer_seconds,
-        "batch": batch,
-        "workers": workers,
-        "body_bytes": body_bytes,
-        "image_pixels": image_pixels,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "allow_images_from": tuple(allow_images_from or ()),
-    }
+    """Serve the model over HTTP until SIGTERM or Ctrl-C: OpenAI's chat protocol, and /v1/edits for corrections."""
     _check_extra()
-    from pydantic import ValidationError
-
-    from ..errors import issues_of
-    from ..serving.fetching import Place
-    from ..serving.memory import keep_memory
-    from ..serving.settings import ServingSettings
-
-    try:
-        settings = ServingSettings.model_validate({key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigError(f"The limits cannot be used: {issues_of(error)}.") from error
-    for place in settings.allow_images_from:
-        Place.parse(place)
-    holders = _holders(host, keys, no_auth)
-    keep_memory()
+    settings = settings_of(ctx.obj)
+    holders = _key_file(host, keys, no_auth)
     load_quietly()
     from ..edited.model import EditedModel
-    from ..serving.server import model_name, reserved, server_of
+    from ..serving.server import keep_freed_memory, model_name, reserved, server_of
 
+    keep_freed_memory()
     options: dict[str, Any] = {
         "edits": edits,
         "keep_images": keep_images,
@@ -112,23 +101,41 @@ def serve(
         "experts_on": experts_on,
         **loading(load),
     }
-    with closing(reserved(host, port)) as door, EditedModel.load(backbone, **options) as model:
-        called, port = name or model_name(backbone), door.getsockname()[1]
+    with closing(reserved(host, port)) as bound, EditedModel.load(backbone, **options) as model:
+        called, port = name or model_name(backbone), bound.getsockname()[1]
         server = server_of(model, called, settings, holders, host, port)
-        note(f"Serving {called!r} with {len(model):,} edits at {host}, port {port}; SIGTERM or Ctrl-C stops it.")
-        server.run([door])
+        note(f"Serving {called!r} with {len(model):,} edits at {host}, port {port}. Stop it with SIGTERM or Ctrl-C.")
+        server.run([bound])
+
+
+def settings_of(limits: dict[str, Any]) -> ServingSettings:
+    """The settings of these options. Raises `ConfigError` if one is out of its range."""
+    from pydantic import ValidationError
+
+    from ..serving.fetching import UrlPrefix
+    from ..serving.settings import ServingSettings
+
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in limits.items()}
+    try:
+        settings = ServingSettings.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(f"The limits cannot be used: {issues_of(error)}. See `liveedit serve --help`.") from error
+    for prefix in settings.allow_images_from:
+        UrlPrefix.parse(prefix)
+    return settings
 
 
 @keys.command("add")
 def add_key(
     keys: KeysFile,
     role: Annotated[
-        Literal["ask", "edit", "admin"], typer.Option(help="ask; edit (may ask too); admin (may read the metrics too).")
+        Literal["ask", "edit", "admin"],
+        typer.Option(help="ask; edit (includes ask); admin (includes edit, and reads the metrics)."),
     ] = "ask",
-    name: Annotated[str | None, typer.Option(help="Whose it is, for the list.")] = None,
+    name: Annotated[str | None, typer.Option(help="The owner, for the list.")] = None,
     json: Json = False,
 ) -> None:
-    """Make a key and print it, this once: the file keeps its digest alone."""
+    """Make a key and print it. It is shown only once: the file keeps its digest."""
     from ..serving.api_keys import KeyFile
 
     key, text = KeyFile(keys).add(role, name)
@@ -136,19 +143,19 @@ def add_key(
         print_json({"id": key.id, "role": key.role, "name": key.name, "key": text})
         return
     print_fields({"key": text, "id": key.id, "role": key.role, "name": key.name})
-    note("This is the only time that the key is shown.")
+    note("The key is not shown again.")
 
 
 @keys.command("list")
 def list_keys(keys: KeysFile, json: Json = False) -> None:
-    """The keys of a file, without the keys themselves."""
+    """List the keys of a file, without their texts."""
     from ..serving.api_keys import KeyFile
 
     found = [key.model_dump(mode="json", exclude={"sha256"}) for key in _existing(KeyFile(keys)).keys]
     if json:
         print_json({"keys": found})
         return
-    table = Table("Id", "Role", "Name", "Made (UTC)")
+    table = Table("Id", "Role", "Name", "Created (UTC)")
     for key in found:
         table.add_row(key["id"], key["role"], key["name"] or "", key["created_at"])
     console().print(table)
@@ -158,7 +165,7 @@ def list_keys(keys: KeysFile, json: Json = False) -> None:
 def remove_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], keys: KeysFile, json: Json = False
 ) -> None:
-    """Take a key away; a running service follows at once."""
+    """Remove a key. A running service refuses it at once."""
     from ..serving.api_keys import KeyFile
 
     removed = _existing(KeyFile(keys)).remove(key_id)
@@ -180,8 +187,8 @@ def _check_extra() -> None:
         raise ConfigError(f"Serving needs {', '.join(missing)}, not installed here: pip install 'liveedit[serve]'.")
 
 
-def _holders(host: str, keys: Path | None, no_auth: bool) -> KeyFile | None:
-    """Who may do what; refuses a service that is open to strangers."""
+def _key_file(host: str, keys: Path | None, no_auth: bool) -> KeyFile | None:
+    """The API keys; None for --no-auth. Raises `ConfigError` if other machines could use the service without a key."""
     from ..serving.api_keys import KeyFile
     from ..serving.middleware import is_loopback
 
@@ -190,14 +197,14 @@ def _holders(host: str, keys: Path | None, no_auth: bool) -> KeyFile | None:
     if no_auth:
         if not is_loopback(host):
             raise ConfigError(
-                f"--no-auth was given with the address {host!r}, which others can reach. Listen at 127.0.0.1, or make "
-                "keys (`liveedit keys add --role edit --keys FILE`) and give --keys FILE."
+                f"--no-auth was given with the address {host!r}, which other machines can reach. Use 127.0.0.1, or "
+                "make keys (`liveedit keys add --role edit --keys FILE`) and give --keys FILE."
             )
         return None
     if keys is None:
         raise ConfigError(
-            "Who may ask and edit? Make keys (`liveedit keys add --role edit --keys FILE`) and give --keys FILE, or "
-            "give --no-auth on a loopback address."
+            "Neither --keys nor --no-auth was given. Make keys (`liveedit keys add --role edit --keys FILE`) and give "
+            "--keys FILE, or give --no-auth at a loopback address."
         )
     file = _existing(KeyFile(keys))
     if not file.keys:

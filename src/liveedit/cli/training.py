@@ -1,118 +1,114 @@
-"""`liveedit train`: an editor for a backbone."""
+"""`liveedit train`: train an editor for a backbone."""
 
 from __future__ import annotations
 
 import json as json_format
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..registry import DEFAULT_TRAINED_EDITOR
 from .arguments import BackboneName, Json, LoadOptions, loading, named_values, setting_value
 from .console import Progress, load_quietly, print_fields, print_json, resumable
 from .training_data import TrainingData
-from .training_editors import Training, drawn_cases, train_other, trained_class
-from .training_estimate import print_estimate, with_disk
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
-    from ..editors.liveedit.recipe import TrainingRecipe
-    from ..editors.trained import Report, TrainingResult
+    from ..editors.trained import Form, TrainedEditor, TrainingResult, TrainingSetup
+    from ..progress import TaskProgress
     from ..samples import EditCase
     from ..training.distributed import Processes
     from ..training.trainer import StageConfig
 
+Out = Annotated[Path, typer.Option(help="Folder for checkpoints; the trained editor lies in OUT/editor.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="world, facts (for language models), either with :SEED, a folder with train.json, or a format for "
+        "--annotations."
+    ),
+]
+Annotations = Annotated[Path | None, typer.Option(help="The annotation file, if --data is a format.")]
+Images = Annotated[Path | None, typer.Option(help="The image folder of the annotation file.")]
+Cases = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Cases to train on (of world and facts 16,000 for liveedit and serac, 3,000 for others; of files all).",
+    ),
+]
+TrainedEditorName = Annotated[str, typer.Option("--editor", help="The editor to train; `liveedit editors` lists them.")]
+FormName = Annotated[Literal["improved", "paper"], typer.Option("--form", help="The improved form, or the paper's.")]
+Layer = Annotated[int | None, typer.Option(min=0, help="Edit layer, from 0 (two thirds of the depth).")]
+ModuleWidth = Annotated[int | None, typer.Option(min=1, help="Module width d_m.")]
+Rank = Annotated[int | None, typer.Option(min=1, help="Rank of an expert.")]
+Heads = Annotated[int | None, typer.Option(min=1, help="Attention heads.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE for any other setting of editor, losses or training; several in a row."),
+]
+Stages = Annotated[
+    list[str] | None,
+    typer.Option("--stage", help="NAME:STEPS:BATCH:RATE, several in a row; for liveedit: routing, generator, joint."),
+]
+Validation = Annotated[int | None, typer.Option(min=1, help="Cases kept for validation (256, or a quarter).")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only try a few cases, and estimate what the training takes.")]
+
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
+    """Add this command."""
     app.command()(train)
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints; the trained editor lies in OUT/editor.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="world, facts (for language models), either with :SEED, a folder with train.json, or a format for "
-            "--annotations."
-        ),
-    ] = "world",
-    annotations: Annotated[Path | None, typer.Option(help="The annotation file, where --data is a format.")] = None,
-    images: Annotated[Path | None, typer.Option(help="The image folder of the annotation file.")] = None,
-    cases: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="Cases to train on (made here: 16,000 for liveedit and serac, else 3,000; files: all)."
-        ),
-    ] = None,
-    editor: Annotated[str, typer.Option(help="The editor to train; `liveedit editors` lists them.")] = "liveedit",
+    out: Out,
+    data: Data = "world",
+    annotations: Annotations = None,
+    images: Images = None,
+    cases: Cases = None,
+    editor: TrainedEditorName = DEFAULT_TRAINED_EDITOR,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    form: Annotated[
-        Literal["improved", "paper"], typer.Option(help="The improved form, or the paper's own.")
-    ] = "improved",
-    layer: Annotated[int | None, typer.Option(min=0, help="Edit layer, from 0 (two thirds of the depth).")] = None,
-    module_width: Annotated[int | None, typer.Option(min=1, help="Module width d_m.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Rank of an expert.")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads.")] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="NAME=VALUE for any other setting of editor, losses or training; several in a row."),
-    ] = None,
-    stage: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME:STEPS:BATCH:RATE, several in a row; for liveedit: routing, generator, joint."),
-    ] = None,
-    validation: Annotated[
-        int | None, typer.Option(min=1, help="Cases kept for validation (256, or a quarter).")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only try a few cases and say what the training would take.")
-    ] = False,
+    form: FormName = "improved",
+    layer: Layer = None,
+    module_width: ModuleWidth = None,
+    rank: Rank = None,
+    heads: Heads = None,
+    changes: Settings = None,
+    stage: Stages = None,
+    validation: Validation = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Train an editor for a backbone, LiveEdit or another that has trained parts. Run again, it goes on.
+    """Train an editor for a backbone. Run the same command again to resume an interrupted training.
 
     On several devices: torchrun --nproc_per_node N -m liveedit train ..., which takes the same steps as one.
     """
     load_quietly()
+    from ..editors import trained_editor_class
     from ..training.distributed import joined_processes
 
-    kind = trained_class(editor)
-    if not kind.has_forms and (form != "improved" or dry_run):
-        raise typer.BadParameter(
-            f"The editor {editor} has one form and no estimate: give neither --form nor --dry-run."
-        )
-    stages = _stages(stage, kind.paper_stages() if form == "paper" else kind.default_stages())
+    kind = trained_editor_class(editor)
+    named = {"layer": layer, "module_width": module_width, "rank": rank, "heads": heads}
     settings = {
-        **{"layer": layer, "module_width": module_width, "rank": rank, "heads": heads, "seed": seed},
+        **{name: value for name, value in named.items() if value is not None},
         **{name: setting_value(text) for name, text in named_values(changes or [], "--set").items()},
     }
-
-    def recipe(frozen: Backbone, count: int) -> TrainingRecipe:
-        given = {"validation": validation or min(256, max(1, count // 4)), **settings}
-        return _recipe(frozen, form, stages, {name: value for name, value in given.items() if value is not None})
-
-    source, load_options = TrainingData(data, annotations, images, cases or drawn_cases(kind, data)), loading(load)
+    source = TrainingData(data, annotations, images, cases, kind.training_cases)
+    stages = _stages(stage, kind.stages(form))
     with resumable("the training"), joined_processes() as processes, _reporting(processes) as report:
-
-        def load_frozen() -> Backbone:
-            return _load(backbone, load_options, processes)
-
-        training = (
-            partial(_train_by_recipe, recipe)
-            if kind.has_forms
-            else partial(train_other, kind, stages, settings, validation)
+        command = _Training(
+            kind, form, stages, settings, validation, seed, source, backbone, loading(load), out, processes, report
         )
-        if dry_run:
-            result = _estimate(source, load_frozen, recipe, out, processes, report)
-        else:
-            result = _train(source, load_frozen, training, out, processes, report)
+        result = command.estimate() if dry_run else command.run()
     if not processes.is_first:
         return
     if json:
@@ -124,22 +120,80 @@ def train(
         print_fields({**{k: v for k, v in result.items() if k != "validation"}, **figures})
 
 
-def _load(name: str, options: dict[str, Any], processes: Processes) -> Backbone:
-    """The backbone, in every process a copy of its own on the process's device."""
-    from ..backbones import load_backbone
-    from ..errors import ConfigError
+@dataclass(frozen=True)
+class _Training:
+    """One call of the command, in one process."""
 
-    placed = {"device", "device_map"} & options.keys()
-    if placed and processes.count > 1:
-        raise ConfigError(
-            f"--load {placed.pop()} was given to {processes.count} processes, each of which has a device of its own. "
-            "Leave it out, or start one process."
+    kind: type[TrainedEditor]
+    form: Form
+    stages: tuple[StageConfig, ...]
+    settings: Mapping[str, Any]
+    validation: int | None
+    seed: int
+    source: TrainingData
+    backbone: str
+    load_options: Mapping[str, Any]
+    out: Path
+    processes: Processes
+    report: TaskProgress
+
+    def estimate(self) -> dict[str, Any]:
+        """The estimate for JSON, with the free space of the disk that the output folder is on."""
+        from ..editors.training_estimate import estimate_training
+
+        with self.source.sampled(self.report) as (found, planned):
+            frozen = self._loaded()
+            _require_readable(frozen, found)
+            setup = self._setup(frozen, planned)
+            estimate = estimate_training(setup, frozen, found, self.processes, planned, self.report)
+        out = self.out.absolute()
+        existing = next(folder for folder in (out, *out.parents) if folder.exists())
+        return {**estimate.to_dict(), "disk_free_bytes": shutil.disk_usage(existing).free}
+
+    def run(self) -> dict[str, Any]:
+        """Train; return the result for JSON."""
+        from ..editors.trained import train_editor
+
+        started = time.monotonic()
+        with self.processes.first_goes_ahead():
+            found: Sequence[EditCase] = self.source.read(self.out / "world", self.report)
+        frozen = self._loaded()
+        _require_readable(frozen, found)
+        plot: Path | None = None
+        try:
+            setup = self._setup(frozen, len(found))
+            trained = train_editor(setup, frozen, found, self.out, self.report, self.processes)
+        finally:
+            if self.processes.is_first:
+                plot = _plot_curves(self.out)
+        return _summary(trained, self.out, plot, time.monotonic() - started)
+
+    def _setup(self, frozen: Backbone, cases: int) -> TrainingSetup:
+        from ..editors.trained import training_setup
+        from ..training.trainer import TrainingConfig, usual_validation
+
+        training = TrainingConfig(
+            stages=self.stages, validation=self.validation or usual_validation(cases), seed=self.seed
         )
-    return load_backbone(name, **({} if placed else {"device": processes.device}), **options)
+        return training_setup(self.kind, frozen, self.settings, self.form, training)
+
+    def _loaded(self) -> Backbone:
+        """The backbone; each process has a copy on its own device."""
+        from ..backbones import load_backbone
+        from ..errors import ConfigError
+
+        placed = {"device", "device_map"} & self.load_options.keys()
+        if placed and self.processes.count > 1:
+            raise ConfigError(
+                f"--load {placed.pop()} was given to {self.processes.count} processes, each of which has a device of "
+                "its own. Leave it out, or start one process."
+            )
+        device = {} if placed else {"device": self.processes.device}
+        return load_backbone(self.backbone, **device, **self.load_options)
 
 
 def _require_readable(frozen: Backbone, cases: Sequence[EditCase]) -> None:
-    """Questions about images are for models that read them."""
+    """Raise `ConfigError` for questions about images if the model reads text only."""
     from ..errors import ConfigError
 
     if not frozen.reads_images and any(case.edit.question.image is not None for case in cases):
@@ -149,71 +203,19 @@ def _require_readable(frozen: Backbone, cases: Sequence[EditCase]) -> None:
         )
 
 
-def _estimate(
-    source: TrainingData,
-    load_frozen: Callable[[], Backbone],
-    recipe: Callable[[Backbone, int], TrainingRecipe],
-    out: Path,
-    processes: Processes,
-    report: Report,
-) -> dict[str, Any]:
-    from ..editors.training_estimate import estimate_training
-
-    with source.sampled(report) as (found, planned):
-        frozen = load_frozen()
-        _require_readable(frozen, found)
-        estimate = estimate_training(frozen, found, recipe(frozen, planned), processes, planned, report)
-    return with_disk(estimate, out)
-
-
-def _train(
-    source: TrainingData,
-    load_frozen: Callable[[], Backbone],
-    training: Training,
-    out: Path,
-    processes: Processes,
-    report: Report,
-) -> dict[str, Any]:
-    started = time.monotonic()
-    with processes.first_goes_ahead():
-        found: Sequence[EditCase] = source.read(out / "world", report)
-    frozen = load_frozen()
-    _require_readable(frozen, found)
-    image: Path | None = None
-    try:
-        trained = training(frozen, found, out, report, processes)
-    finally:
-        if processes.is_first:
-            image = _draw(out)
-    return _summary(trained, out, image, time.monotonic() - started)
-
-
-def _train_by_recipe(
-    recipe: Callable[[Backbone, int], TrainingRecipe],
-    frozen: Backbone,
-    cases: Sequence[EditCase],
-    out: Path,
-    report: Report,
-    processes: Processes,
-) -> TrainingResult:
-    from ..editors.liveedit.recipe import train_liveedit
-
-    return train_liveedit(frozen, cases, recipe(frozen, len(cases)), out, report, processes)
-
-
-def _summary(trained: TrainingResult, out: Path, image: Path | None, seconds: float) -> dict[str, Any]:
+def _summary(trained: TrainingResult, out: Path, plot: Path | None, seconds: float) -> dict[str, Any]:
     return {
         "editor": str(trained.folder),
         "parameters": trained.parameters,
         "validation": trained.validation,
         "curves": str(out / "curves.json"),
-        "image": image and str(image),
+        "image": plot and str(plot),
         "seconds": round(seconds, 1),
     }
 
 
 def _stages(given: Sequence[str] | None, usual: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
-    """The stages that were given, each by a name of the usual ones; the usual ones where none was."""
+    """Parse the stages of `--stage`, which have names of the usual ones; if none were given, the usual ones."""
     from pydantic import ValidationError
 
     from ..errors import ConfigError
@@ -223,7 +225,7 @@ def _stages(given: Sequence[str] | None, usual: tuple[StageConfig, ...]) -> tupl
         return usual
     stages = []
     for text in given:
-        names = ("name", "steps", "batch", "rate")
+        names = ("name", "steps", "batch", "learning_rate")
         try:
             stage = StageConfig.model_validate(dict(zip(names, text.split(":"), strict=True)))
         except (ValidationError, ValueError) as error:
@@ -237,57 +239,31 @@ def _stages(given: Sequence[str] | None, usual: tuple[StageConfig, ...]) -> tupl
     return tuple(stages)
 
 
-def _recipe(backbone: Backbone, form: str, stages: tuple[StageConfig, ...], given: dict[str, object]) -> TrainingRecipe:
-    """Each given setting goes to the one of editor, losses and training that has it."""
-    from pydantic import ValidationError
-
-    from ..editors.liveedit import LiveEditConfig
-    from ..editors.liveedit.recipe import TrainingRecipe, default_shape
-    from ..editors.liveedit.task import LiveEditLosses
-    from ..errors import ConfigError, issues_of
-    from ..training.trainer import TrainingConfig
-
-    kinds = (LiveEditConfig, LiveEditLosses, TrainingConfig)
-    known = sorted({name for kind in kinds for name in kind.model_fields} - {"width", "image_tokens", "stages"})
-    if unknown := sorted(given.keys() - set(known)):
-        raise ConfigError(f"There is no setting {', '.join(unknown)}. Give one of {', '.join(known)}.")
-    parts = [{name: value for name, value in given.items() if name in kind.model_fields} for kind in kinds]
-    paper = form == "paper"
-    shape = {**default_shape(backbone), **parts[0]}
-    make: Callable[..., LiveEditConfig] = LiveEditConfig.paper if paper else LiveEditConfig.create
-    losses = LiveEditLosses.paper() if paper else LiveEditLosses.model_validate({})
-    try:
-        return TrainingRecipe(
-            make(**shape),
-            LiveEditLosses.model_validate({**losses.model_dump(), **parts[1]}),
-            TrainingConfig.model_validate({"stages": stages, **parts[2]}),
-        )
-    except ValidationError as error:
-        raise ConfigError(f"The settings cannot be used: {issues_of(error)}.") from error
-
-
 @contextmanager
-def _reporting(processes: Processes) -> Iterator[Report]:
-    """Progress on the screen; of the first process alone."""
+def _reporting(processes: Processes) -> Iterator[TaskProgress]:
+    """Progress on the screen, for the first process only."""
+    from ..progress import no_task_progress
+
     if not processes.is_first:
-        yield lambda what, done, total, figures: None
+        yield no_task_progress
         return
     with Progress() as progress:
 
-        def report(what: str, done: int, total: int, figures: dict[str, float]) -> None:
-            if what.endswith(" validation"):
-                shown = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in figures.items())
-                progress.note(f"{what}, step {done}: {shown}")
+        def report(task: str, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
+            if task.endswith(" validation"):
+                found = (figures or {}).items()
+                shown = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in found)
+                progress.note(f"{task}, step {done}: {shown}")
             else:
-                progress.report(what, done, total, figures)
+                progress.report(task, done, total, figures)
 
         yield report
 
 
-def _draw(out: Path) -> Path | None:
-    """The learning curves so far as an image; None where there are none, or no matplotlib."""
+def _plot_curves(out: Path) -> Path | None:
+    """Plot the learning curves so far; None if there are none, or if matplotlib is not installed."""
     from ..evaluation.learning_curves import draw_curves
-    from ..evaluation.plots import PlotsUnavailableError
+    from ..evaluation.plotting import PlotsUnavailableError
 
     curves = out / "curves.json"
     if not curves.is_file():
@@ -297,3 +273,60 @@ def _draw(out: Path) -> Path | None:
     except PlotsUnavailableError:
         return None
     return out / "curves.png"
+
+
+# -- the estimate, for reading ---------------------------------------------------------------------------
+
+
+def print_estimate(found: Mapping[str, Any]) -> None:
+    """Print an estimate in units that people read."""
+    states = f"{_size(found['states_bytes'])}, kept {'on disk' if found['states_on_disk'] else 'in memory'}"
+    if found["processes"] > 1:
+        states += " by each process"
+    fields: dict[str, object] = {
+        "device": found["device"],
+        "processes": found["processes"],
+        "cases": f"{found['cases']:,}, of which {found['validation_cases']:,} for validation",
+        "inputs": f"{found['inputs']:,}",
+        "tokens of an input with image": _tokens(found["tokens_per_image_input"]),
+        "tokens of an input without": _tokens(found["tokens_per_text_input"]),
+        "hidden states": states,
+        "disk free": _size(found["disk_free_bytes"]),
+        "backbone": _size(found["backbone_bytes"]),
+        "trained parameters": f"{found['parameters']:,}, {_size(found['parameters_bytes'])}",
+        "gradients": _size(found["gradients_bytes"]),
+        "moments of AdamW": _size(found["moments_bytes"]),
+        "peak memory": _size(found["peak_memory_bytes"]),
+        "GPU memory": _gpu(found["gpu_peak_bytes"], found["gpu_total_bytes"]),
+        "computing hidden states": _duration(found["fill_seconds"]),
+    }
+    for stage in found["stages"]:
+        fields[f"stage {stage['name']}"] = (
+            f"{_duration(stage['seconds'])}: {stage['steps']:,} steps of {stage['batch']} edits at "
+            f"{stage['seconds_per_step']:.3g} s, validated {stage['validations']} times"
+        )
+    print_fields({**fields, "in all": _duration(found["seconds"])}, "What the training takes")
+
+
+def _tokens(mean: float | None) -> str | None:
+    return None if mean is None else f"{mean:.1f}"
+
+
+def _gpu(peak: int | None, total: int | None) -> str | None:
+    return None if peak is None or total is None else f"{_size(peak)} of {_size(total)}"
+
+
+def _size(count: float) -> str:
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""The cases that `liveedit train` is given: a drawn world, facts, a folder, or an annotation file with images."""
+"""The cases of `liveedit train`: the world, facts, a folder, or an annotation file with images."""
 
 from __future__ import annotations
 
@@ -10,36 +10,44 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..editors.trained import Report
+    from ..progress import TaskProgress
     from ..samples import EditCase
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the options of the command say: `--data`, `--annotations`, `--images`, `--cases`."""
+    """The options `--data`, `--annotations`, `--images` and `--cases`.
+
+    generated: number of cases of the world and of facts if `--cases` is not given.
+    """
 
     data: str
     annotations: Path | None
     images: Path | None
     count: int | None
+    generated: int
 
-    def read(self, world: Path, report: Report) -> Sequence[EditCase]:
-        """All cases; a world is drawn into `world`. Raises `DatasetError` where an image is not there."""
-        from ..datasets.sources import facts_seed
+    def read(self, world: Path, report: TaskProgress) -> Sequence[EditCase]:
+        """All cases; the world is generated into the folder `world`. Raises `DatasetError` if an image is missing."""
+        from ..datasets.sources import facts_seed, world_seed
 
-        seed, planned = self._world()
-        if seed is not None:
-            return _drawn(world, seed, planned, report)
+        if (seed := world_seed(self.data)) is not None:
+            return _drawn(world, seed, self._generated, report)
         if (seed := facts_seed(self.data)) is not None:
-            return _facts(seed, planned)
+            return _facts(seed, self._generated)
         found = self._annotated()
         _require_images(found)
         return found
 
     @contextmanager
-    def sampled(self, report: Report) -> Iterator[tuple[Sequence[EditCase], int]]:
-        """Cases to try a training on, and how many it would have. Of a world a few are drawn, and then removed."""
-        seed, planned = self._world()
+    def sampled(self, report: TaskProgress) -> Iterator[tuple[Sequence[EditCase], int]]:
+        """Yield cases for an estimate, and the number of cases of the training.
+
+        Of the world only a few cases are generated, and removed afterwards.
+        """
+        from ..datasets.sources import world_seed
+
+        seed, planned = world_seed(self.data), self._generated
         if seed is None:
             found = self.read(Path(), report)
             yield found, len(found)
@@ -49,12 +57,9 @@ class TrainingData:
         with TemporaryDirectory(prefix="liveedit-dry-run-") as folder:
             yield _drawn(Path(folder), seed, min(planned, 2 * SAMPLE), report), planned
 
-    def _world(self) -> tuple[int | None, int]:
-        """The seed of the drawn world, None for other data, and the cases to draw."""
-        from ..datasets.sources import world_seed
-        from ..editors.liveedit.recipe import TRAINING_CASES
-
-        return world_seed(self.data), self.count or TRAINING_CASES
+    @property
+    def _generated(self) -> int:
+        return self.count or self.generated
 
     def _annotated(self) -> Sequence[EditCase]:
         from ..datasets import read
@@ -76,24 +81,25 @@ class TrainingData:
         return found[:count]
 
 
-def _drawn(folder: Path, seed: int, count: int, report: Report) -> Sequence[EditCase]:
+def _drawn(folder: Path, seed: int, count: int, report: TaskProgress) -> Sequence[EditCase]:
     from ..datasets import read
     from ..datasets.world.kept import kept_world
+    from ..progress import progress_of
 
-    files = kept_world(folder, seed, count, 0, lambda done, total: report("drawing", done, total, {}))
+    files = kept_world(folder, seed, count, 0, progress_of(report, "drawing"))
     return read("mmedit", files["train"])
 
 
 def _facts(seed: int, count: int) -> Sequence[EditCase]:
     from ..datasets import read
     from ..datasets.facts import write_facts
-    from ..datasets.sources import cache_folder
+    from ..files import cache_folder
 
     return read("zsre", write_facts(cache_folder() / f"facts-train-{seed}-{count}.json", "train", seed, count))
 
 
 def _require_images(cases: Sequence[EditCase]) -> None:
-    """An image that is missing is found before the first state is computed, not hours later."""
+    """Report missing images before anything is computed, not hours later."""
     from ..errors import DatasetError
 
     named = {

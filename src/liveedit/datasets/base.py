@@ -1,9 +1,9 @@
-"""What every annotation reader shares: opening the file, looking at one row, naming what is wrong with it.
+"""The base of all annotation readers: open the file, read rows field by field, report problems.
 
-A format is a function from a `Row` to an `EditCase`, wrapped in a `Reader`. The function asks the row for
-its fields (`row.prompt("src")`, `row.image("image")`, ...); the row notes what is missing or of the wrong
-type and hands back a stand-in, so one pass over a row finds everything that is wrong with it. Whether the
-first finding is raised or all of them are collected is decided once, in `Reader.read`.
+A format is a function from a `Row` to an `EditCase`, wrapped in a `Reader`. The function gets the fields of the row
+(`row.prompt("src")`, `row.image("image")`, ...). For a field that is missing or of the wrong type the row records a
+problem and returns a placeholder, so that one pass finds all problems of a row. `Reader.read` raises the first problem
+or passes all of them to a callback.
 
 Rows are counted from 0 everywhere, as in the JSON list.
 """
@@ -20,15 +20,15 @@ from ..errors import DatasetError
 from ..samples import EditCase
 
 _INVISIBLE: Final = str.maketrans("", "", "\ufeff\u200b")
-"""Byte-order marks and zero-width spaces, which the text questions of the real files carry here and there."""
+"""Byte-order marks and zero-width spaces, which some text questions of the published files contain."""
 
 _MISSING: Final = object()
 
 
 class RowError(DatasetError):
-    """Something wrong with an annotation file: in which row (counted from 0), at which key.
+    """A problem of an annotation file, with its row (counted from 0) and key.
 
-    `row` is None where the file as a whole is meant, `key` where the whole row is.
+    `row` is None for a problem of the whole file, `key` for one of the whole row.
     """
 
     def __init__(self, file: Path, row: int | None, key: str | None, reason: str) -> None:
@@ -51,23 +51,23 @@ OnError = Callable[[RowError], None]
 
 
 class JsonNumber(str):
-    """A number exactly as it is written in the file, so that `2.50` and `1e3` survive as answers."""
+    """A number as it is written in the file, so that `2.50` and `1e3` are kept as answers."""
 
     __slots__ = ()
 
 
 def fold(text: str) -> str:
-    """A prompt with every run of white space as one space, none at the ends, and no invisible marks."""
+    """Remove invisible marks, replace runs of white space by one space, and strip both ends."""
     return " ".join(text.translate(_INVISIBLE).split())
 
 
 @dataclass
 class Row:
-    """One row of an annotation file, asked for its fields one by one.
+    """One row of an annotation file, read field by field.
 
-    Every accessor notes a missing key or a wrong type in `problems` and returns a stand-in; the case that is
-    built from such a row is thrown away. `images` collects each image with the key that named it, `empty`
-    the keys whose text was blank, `used` the keys that were asked for.
+    An accessor records a missing key or a wrong type in `problems` and returns a placeholder; the case of such a row is
+    discarded. `images` collects each image with its key, `empty` the keys with blank text, `used` the keys that were
+    read.
     """
 
     file: Path
@@ -82,17 +82,17 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The row's own `id` where it has one, otherwise the file's stem and the row number."""
+        """The row's `id` if it has one, otherwise the file's stem and the row number."""
         given = self.optional_answer("id")
         return given or f"{self.file.stem}-{self.index}"
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and is not null."""
+        """Whether the key exists and is not null."""
         self.used.add(key)
         return self.values.get(key) is not None
 
     def prompt(self, key: str, *, drop_prefix: str = "") -> str:
-        """A question, folded (see `fold`); `drop_prefix` is taken off its start, in any case of letters."""
+        """A question, normalised by `fold`; `drop_prefix` is removed from its start, in any case of letters."""
         text = fold(self._string(key, "a question"))
         if drop_prefix and text.lower().startswith(drop_prefix.lower()):
             text = text[len(drop_prefix) :].lstrip()
@@ -101,8 +101,8 @@ class Row:
     def answer(self, key: str) -> str:
         """An answer as exact text: strings untouched, numbers as written, `true` and `false` as in JSON.
 
-        An answer is what the model is held to, character by character, so nothing is trimmed or folded: the
-        trailing blanks of many E-IC captions are still there.
+        Nothing is trimmed or normalised, because the model is compared with the answer character by character: the
+        trailing blanks of many E-IC captions are kept.
         """
         value = self._value(key)
         if value is _MISSING:
@@ -115,22 +115,22 @@ class Row:
         return ""
 
     def optional_answer(self, key: str) -> str | None:
-        """As `answer`; None where the key is absent or null."""
+        """As `answer`; None if the key is absent or null."""
         return self.answer(key) if self.has(key) else None
 
     def nullable_answer(self, key: str) -> str | None:
-        """As `answer`; the key must be there but may be null, for labels that nothing is measured against."""
+        """As `answer`; the key is required but may be null, for labels that are not used in measurements."""
         if self.values.get(key, _MISSING) is None:
             self.used.add(key)
             return None
         return self.answer(key)
 
     def optional_text(self, key: str) -> str | None:
-        """A folded string; None where the key is absent, null or blank."""
+        """A normalised string; None if the key is absent, null or blank."""
         return (fold(self._string(key, "text or null")) or None) if self.has(key) else None
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings; empty where the key is absent or null."""
+        """A list of strings; empty if the key is absent or null."""
         if not self.has(key):
             return ()
         value = self.values[key]
@@ -140,11 +140,11 @@ class Row:
         return tuple(value)
 
     def image(self, key: str) -> Path:
-        """An image's path, resolved against the image folder. Nothing is opened or looked for."""
+        """An image's path, resolved against the image folder. The file is not opened."""
         text = self._string(key, "the path of an image")
         if not text.strip():
             given = self.values.get(key)
-            if isinstance(given, str) and not given.strip():  # Otherwise the problem is noted already.
+            if isinstance(given, str) and not given.strip():  # Otherwise the problem is recorded already.
                 self.empty.append(self._full(key))
                 self.problem(key, "is empty. Give the path of an image, relative to the image folder.")
             return self.images_dir
@@ -153,11 +153,11 @@ class Row:
         return path
 
     def optional_image(self, key: str) -> Path | None:
-        """As `image`; None where the key is absent or null."""
+        """As `image`; None if the key is absent or null."""
         return self.image(key) if self.has(key) else None
 
     def children(self, key: str) -> list[Row]:
-        """The objects of a list as rows, with keys reported as `key[0].inner`; absent or null is none."""
+        """The objects of a list as rows, with keys reported as `key[0].inner`; empty if absent or null."""
         if not self.has(key):
             return []
         value = self.values[key]
@@ -170,7 +170,7 @@ class Row:
             if not isinstance(item, dict):
                 self._wrong(label, item, "an object")
                 continue
-            # The lists are shared: what is found in a child is found in this row.
+            # The lists are shared: problems of a child are problems of this row.
             rows.append(
                 Row(
                     self.file,
@@ -186,7 +186,7 @@ class Row:
         return rows
 
     def problem(self, key: str | None, reason: str) -> None:
-        """Note that something is wrong at `key`."""
+        """Record a problem at `key`."""
         self.problems.append(RowError(self.file, self.index, key and self._full(key), reason))
 
     def _full(self, key: str) -> str:
@@ -226,23 +226,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Reader:
-    """One annotation format: its name, what it is, and how a row of it becomes a case."""
+    """One annotation format: its name, a description in one line, and the function from a row to a case."""
 
     name: str
     about: str
     case: Callable[[Row], EditCase]
-    aliases: tuple[str, ...] = ()
 
     def read(
         self, file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
     ) -> tuple[EditCase, ...]:
         """All cases of a file, in its order.
 
-        Image paths are resolved against `images`, or against the file's own folder where that is None; no
-        image is opened. Without `on_error` the first problem is raised as a `RowError` (a `DatasetError`
-        with file, row and key). With it, every problem is handed over and the good rows are returned, among
-        them the rows before the place where broken JSON breaks off. A file that is missing or is no text is
-        a `DatasetError` in any case.
+        images: the folder of the images, by default that of the file; no image is opened. on_error: called with every
+        problem; the valid rows are returned, for broken JSON those before the break. Without it, the first problem is
+        raised as a `RowError`, a `DatasetError` with file, row and key. A file that is missing or is not text raises
+        `DatasetError` in both cases.
         """
         if on_error is None:
             on_error = _raise
@@ -251,7 +249,7 @@ class Reader:
     def rows(
         self, file: str | Path, images: str | Path | None, on_error: OnError
     ) -> Iterator[tuple[Row, EditCase | None]]:
-        """Each row with its case, or with None where something is wrong with it."""
+        """Each row with its case, or with None if the row has a problem."""
         file = Path(file)
         values, broken = load_rows(file)
         images_dir = file.parent if images is None else Path(images)
@@ -272,15 +270,15 @@ class Reader:
         case = self.case(row)
         first = first_with.setdefault(case.id, row.index)
         if first != row.index:
-            # Reports and the expert store address a case by its id.
+            # Reports and the store identify a case by its id.
             row.problem("id", f"{case.id!r} is already the id of row {first}. Make the ids distinct.")
         return case
 
 
 def load_rows(file: Path) -> tuple[list[Any], RowError | None]:
-    """The rows of a JSON list; where it is broken, the rows before the break and what is wrong there.
+    """The rows of a JSON list; for broken JSON, the rows before the break and the problem.
 
-    Numbers come as `JsonNumber`. Raises `DatasetError` where the file is missing or is not UTF-8 text.
+    Numbers are `JsonNumber`. Raises `DatasetError` if the file is missing or is not UTF-8 text.
     """
     text = _read_text(file)
     decoder = json.JSONDecoder(parse_int=JsonNumber, parse_float=JsonNumber)
@@ -312,7 +310,7 @@ def _read_text(file: Path) -> str:
 def _rows_before_break(
     file: Path, text: str, decoder: json.JSONDecoder, error: json.JSONDecodeError
 ) -> tuple[list[Any], RowError]:
-    """Decode row by row up to the break, so that the message can name the row."""
+    """Decode row by row up to the break, to find out in which row it is."""
     reason = f"is not valid JSON at line {error.lineno}, column {error.colno} ({error.msg})."
     if not text.strip():
         return [], RowError(file, None, None, "is empty. Give a JSON list of objects.")
@@ -349,7 +347,7 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as a person would look for it in the file, with its JSON type, cut short."""
+    """A value for messages, as in the file but cut short, with its JSON type."""
     kinds = {dict: "an object", list: "a list", bool: "a boolean", float: "no number", type(None): "null"}
     kind = "a number" if isinstance(value, JsonNumber) else kinds.get(type(value), "text")
     text = value if isinstance(value, JsonNumber) else json.dumps(value)

@@ -1,28 +1,26 @@
-"""Looking through an annotation file and its images before anything long is started on them."""
+"""Check an annotation file and its images before a long run uses them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, ImageError
 from ..images import open_image
+from ..progress import Progress, no_progress
 from ..samples import EditCase
 from .base import Reader, Row, RowError
 
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
-
 KEPT_PROBLEMS = 100
-"""How many problems a report keeps unless told otherwise; all are counted."""
+"""Default number of problems that a report keeps; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: in which row (counted from 0; None: the file), at which key, and what."""
+    """One problem: its row (counted from 0; None: the whole file), its key, and the reason."""
 
     file: str
     row: int | None
@@ -63,7 +61,7 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong. Empty fields and unused keys are not wrong."""
+        """Whether there is no problem. Empty fields and unused keys are no problems."""
         return self.problem_count == 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,14 +93,14 @@ def check_file(
     file: str | Path,
     images: str | Path | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     keep: int = KEPT_PROBLEMS,
 ) -> DataReport:
-    """Read every row and, where `images` is given, open every image once.
+    """Read every row and, if `images` is given, open every image once.
 
-    Everything wrong is counted and the first `keep` problems are kept: those of the rows first, then those of
-    the images, each image once under the first row and key that name it. Raises `DatasetError` only where
-    the file or the image folder is missing, or the file is no text.
+    All problems are counted and the first `keep` are kept: problems of rows first, then problems of images, each image
+    once under the first row and key that name it. progress: images opened, and their total. Raises `DatasetError` only
+    if the file or the image folder is missing, or if the file is not text.
     """
     if images is not None and not Path(images).is_dir():
         raise DatasetError(f"The image folder {str(images)!r} does not exist. Give an existing folder.")
@@ -150,10 +148,8 @@ def _note_case(case: EditCase, probes: Counter[str], types: Counter[str]) -> Non
     types[case.answer_type] += 1
 
 
-def _open_all(
-    file: Path, uses: Mapping[Path, _ImageUse], problems: _Problems, progress: Progress | None
-) -> tuple[int, int]:
-    """Open each image once; (how many are missing, how many exist and cannot be opened)."""
+def _open_all(file: Path, uses: Mapping[Path, _ImageUse], problems: _Problems, progress: Progress) -> tuple[int, int]:
+    """Open each image once; returns the number of missing ones and of those that exist but cannot be opened."""
     missing = unreadable = 0
     for done, (path, image) in enumerate(uses.items(), start=1):
         try:
@@ -165,8 +161,7 @@ def _open_all(
                 missing += 1
             rows = f" Named by {len(image.used_by)} rows." if len(image.used_by) > 1 else ""
             problems.add(RowError(file, image.row, image.key, f"{error}{rows}"))
-        if progress is not None:
-            progress(done, len(uses))
+        progress(done, len(uses))
     return missing, unreadable
 
 
@@ -174,5 +169,5 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        # Not to be looked at (a name too long, a closed folder) is as good as not there.
+        # A path that cannot be examined (name too long, folder without access) counts as missing.
         return False

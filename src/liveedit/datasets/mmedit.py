@@ -1,4 +1,4 @@
-"""The MMEdit schema: E-VQA, E-IC, and the worlds that LiveEdit draws itself.
+"""The MMEdit schema: E-VQA, E-IC, and the synthetic worlds of LiveEdit.
 
 Cheng et al., "Can We Edit Multimodal Large Language Models?" (EMNLP 2023). A file is a JSON list of objects:
 
@@ -18,27 +18,26 @@ Further keys, all optional:
     answer_type            otherwise see `answer_type`
     tags                   a list of further groups that results are reported by
     subject, relation      the scope of the edit and of its generality probes; cross_modal keeps the relation
-                           only, for without an image nobody can tell the subject
+                           only, because without an image the subject is unknown
     loc_subject, loc_relation, m_loc_subject, m_loc_relation
                            the scopes of the two locality probes
     probes                 a list of {name, prompt, image, answer, subject, relation}, all but name and prompt
                            optional or null: further probes under any name of `samples.ProbeName`
 
-Keys beyond these are ignored, for derived data sets add their own; `check` lists them.
+Other keys, which derived data sets add, are ignored; `check` lists them.
 
 **Prompts** (src, rephrase, loc, m_loc_q, probes[].prompt) are normalised:
 
 - Runs of white space become one space, none is left at the ends. Some 30 questions of E-VQA have doubled
   spaces, and some rephrasings are several lines long. No letter changes: the quotation marks and "Rewritten:"
   that a language model left in some 2,300 rephrasings are part of the published benchmark.
-- Byte-order marks and zero-width spaces go, which a dozen text questions carry: nobody who asks the same
-  question types them.
-- The "nq question: " that MEND put before every Natural Questions prompt is taken off `loc`. It names where
-  the question comes from, and VLKEB gives the same questions without it.
+- Byte-order marks and zero-width spaces, which a dozen text questions contain, are removed: nobody types them.
+- The "nq question: " that MEND put before every Natural Questions prompt is removed from `loc`. It names the source
+  of the question, and VLKEB has the same questions without it.
 
-A template such as "Question: ... Short answer:" is the backbone's business, not the data's.
+Templates such as "Question: ... Short answer:" belong to the backbone, not to the data.
 
-**Answers** are never touched, see `Row.answer`: 2 and "2" are both "2", "0" stays "0", true becomes "true",
+**Answers** are never changed, see `Row.answer`: 2 and "2" are both "2", "0" stays "0", true becomes "true",
 the empty string stays empty.
 """
 
@@ -49,7 +48,7 @@ from pathlib import Path
 from typing import Final, cast, get_args
 
 from ..samples import Edit, EditCase, Probe, ProbeName, Question
-from .base import OnError, Reader, Row
+from .base import Reader, Row
 
 NQ_PREFIX: Final = "nq question:"
 """What MEND put before every Natural Questions prompt."""
@@ -61,7 +60,7 @@ _NUMBER: Final = re.compile(r"[+-]?\d[\d,]*(\.\d+)?|[+-]?\.\d+")
 
 
 def answer_type(answer: str) -> str:
-    """The kind of an answer where the data set does not say.
+    """The kind of an answer if the data set does not give it.
 
     "yes/no" for those two words, "number" for digits (with sign, thousands and decimals), "caption" for more
     than `CAPTION_WORDS` words, "other" for the rest. The first two and the last are VQA's names. VQA's own
@@ -76,7 +75,7 @@ def answer_type(answer: str) -> str:
 
 
 def read_case(row: Row) -> EditCase:
-    """One row as a case; what is wrong with it stands in `row.problems`."""
+    """One row as a case; problems are added to `row.problems`."""
     subject, relation = row.optional_text("subject"), row.optional_text("relation")
     prompt, image, answer = row.prompt("src"), row.image("image"), row.answer("alt")
     rephrased, redrawn = row.prompt("rephrase"), row.image("image_rephrase")
@@ -144,7 +143,7 @@ def _probe_name(row: Row) -> ProbeName:
     name = row.prompt("name")
     allowed = get_args(ProbeName)
     if name not in allowed and isinstance(row.values.get("name"), str):
-        row.problem("name", f"holds {name!r}, which no probe is called. Give one of {', '.join(allowed)}.")
+        row.problem("name", f"holds {name!r}, which is no name of a probe. Give one of {', '.join(allowed)}.")
     return cast(ProbeName, name)
 
 
@@ -152,12 +151,4 @@ MMEDIT: Final = Reader(
     "mmedit",
     "MMEdit: E-VQA, E-IC and drawn worlds, a JSON list with src, alt, image, ...",
     read_case,
-    aliases=("e-vqa", "e-ic"),
 )
-
-
-def read_cases(
-    file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
-) -> tuple[EditCase, ...]:
-    """Read a file of the MMEdit schema, see `Reader.read`."""
-    return MMEDIT.read(file, images, on_error)

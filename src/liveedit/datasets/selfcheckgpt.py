@@ -1,6 +1,6 @@
 """SelfCheckGPT's hallucinations as edits: `hallucination-edit.json` and `hallucination-train.json`. Text alone.
 
-Manakul et al., "SelfCheckGPT" (EMNLP 2023): GPT-3's Wikipedia passages about people, with what it made up. Hartvigsen
+Manakul et al., "SelfCheckGPT" (EMNLP 2023): GPT-3's Wikipedia passages about people, with hallucinations. Hartvigsen
 et al. (GRACE, NeurIPS 2023) made them into edits, Wang et al. (WISE, NeurIPS 2024) into these files. A file is a JSON
 list of objects:
 
@@ -11,28 +11,27 @@ list of objects:
     locality_ground_truth     its label, how the text goes on (blank in some rows; locality is measured against the
                               unedited model's own words)
 
-There is no rephrasing and so no generality. What is asked of an edit is the perplexity of its target: see
+There is no rephrasing, so generality is not measured. Edits are measured by the perplexity of their target, see
 `evaluation.perplexity`. An id is optional; otherwise it is the file's stem and the row number.
 
-**Prompts are running text** and stay as they are, line breaks and double spaces included, for the model is to go on
-where they end. Only white space at the ends goes: the model's own space stands before what follows. (Locality prompts
-are cut after 150 characters, in the middle of a word as often as not.)
+**Prompts are running text** and stay as they are, line breaks and double spaces included, because the model
+continues them. Only white space at the ends is removed: the model generates the space before its continuation.
+(Locality prompts are cut after 150 characters, often in the middle of a word.)
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from ..samples import Edit, EditCase, Probe, Question
-from .base import OnError, Reader, Row
+from .base import Reader, Row
 
 ANSWER_TYPE: Final = "sentence"
 """The kind of all answers of these files."""
 
 
 def read_case(row: Row) -> EditCase:
-    """One row as a case; what is wrong with it stands in `row.problems`."""
+    """One row as a case; problems are added to `row.problems`."""
     edited = Question(_passage(row, "prompt"), None, row.optional_text("subject"))
     unrelated = Question(_passage(row, "locality_prompt"))
     return EditCase(
@@ -44,7 +43,7 @@ def read_case(row: Row) -> EditCase:
 
 
 def _passage(row: Row, key: str) -> str:
-    row.prompt(key)  # Notes what is missing or no text; its folding is for questions.
+    row.prompt(key)  # Records a missing key or a wrong type; its normalisation is for questions only.
     value = row.values.get(key)
     return value.strip() if isinstance(value, str) else ""
 
@@ -53,12 +52,4 @@ SELFCHECKGPT: Final = Reader(
     "selfcheckgpt",
     "SelfCheckGPT's hallucinations (WISE's files): text alone, a JSON list with prompt, target_new, subject, ...",
     read_case,
-    aliases=("hallucination",),
 )
-
-
-def read_cases(
-    file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
-) -> tuple[EditCase, ...]:
-    """Read a SelfCheckGPT file, see `Reader.read`; there are no images to look for."""
-    return SELFCHECKGPT.read(file, images, on_error)

@@ -1,35 +1,33 @@
-"""Data by one word: "world", "world:SEED", "facts", "facts:SEED", a drawn folder, or FORMAT:FILE[:IMAGES]."""
+"""Cases from the value of `--data`: world[:SEED], facts[:SEED], a drawn folder, or FORMAT:FILE[:IMAGES]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError, InvalidInputError, NotFoundError
 from ..files import cache_folder
+from ..progress import Progress, no_progress
 from ..samples import EditCase
-from . import read, readers
+from . import format_names, read
 from .facts import write_facts
 from .world.kept import kept_world
 
-Progress = Callable[[int, int], None]
-
 HELD_OUT_SEED = 0
-"""The seed of the world that is measured on unless another is given."""
+"""Default seed of the cases to measure on."""
 
 FEWEST_DRAWN = 6_000
-"""Cases that are drawn at least: runs of up to 5,000 edits share one world, and seeds take different edits of it."""
+"""Fewest cases that are drawn: runs of up to 5,000 edits share one world, and their seeds choose different edits."""
 
 FEWEST_FACTS = 3_000
-"""Edits of facts that are made at least: of more, fewer than a third would change what the models know."""
+"""Fewest cases of facts. In larger sets, fewer than a third of the edits would change what the models know."""
 
 
 @dataclass(frozen=True)
 class NamedData:
-    """Cases, the name that results carry, and the annotation files that they come from.
+    """Cases, their name in results, and the annotation files they come from.
 
-    left_out: rows of the files whose answer is blank, so that there is nothing to edit to (ZsRE has some).
+    left_out: number of rows left out because their answer is blank (ZsRE has some): there is nothing to edit to.
     """
 
     name: str
@@ -39,12 +37,12 @@ class NamedData:
 
 
 def world_seed(source: str) -> int | None:
-    """The seed of "world" or "world:SEED"; None where something else is meant."""
+    """The seed of "world" or "world:SEED"; None for any other source."""
     return _seed("world", source)
 
 
 def facts_seed(source: str) -> int | None:
-    """The seed of "facts" or "facts:SEED"; None where something else is meant."""
+    """The seed of "facts" or "facts:SEED"; None for any other source."""
     return _seed("facts", source)
 
 
@@ -60,15 +58,14 @@ def _seed(kind: str, source: str) -> int | None:
 def open_data(
     source: str,
     at_least: int = 0,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
     fewest: int | None = None,
 ) -> NamedData:
     """The cases to measure on.
 
-    source: "world" or "world:SEED" (the held-out part, drawn into `cache_folder` with a fifth more cases
-    than `at_least`, and no fewer than `fewest`, or `FEWEST_DRAWN`), "facts" or "facts:SEED" (made-up
-    facts for language models, as many cases, and no fewer than `fewest`, or `FEWEST_FACTS`), a folder with eval.json,
-    or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for anything else.
+    source: "world" or "world:SEED" (evaluation cases, drawn into `cache_folder`: a fifth more than `at_least`, but at
+    least `fewest`, by default `FEWEST_DRAWN`), "facts" or "facts:SEED" (invented facts for language models, with
+    `FEWEST_FACTS` as default), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for others.
     """
     seed = world_seed(source)
     if seed is not None:
@@ -91,10 +88,10 @@ def open_data(
 
 def _annotated(source: str) -> NamedData:
     format, _, rest = source.partition(":")
-    if format.lower() not in readers or not rest:
+    if format.lower() not in format_names() or not rest:
         raise NotFoundError(
             f"There is no data {source!r}. Give world, world:SEED, facts, facts:SEED, a folder with eval.json, or "
-            f"FORMAT:FILE[:IMAGES] with one of the formats {', '.join(sorted(readers))}."
+            f"FORMAT:FILE[:IMAGES] with one of the formats {', '.join(format_names())}."
         )
     name, _, images = rest.partition(":")
     file = Path(name)

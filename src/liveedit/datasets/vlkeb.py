@@ -5,10 +5,10 @@ those of `mmedit`, and its normalisation of prompts applies. Three things differ
 
 - `port_new`, in the one-hop file only: a list of {port_q, port_a, port_edit_q, port_edit_a}. Each becomes a
   portability probe that asks `port_q` about the edited image. `port_edit_q` is the same question with the
-  entity's name in place of the image; it asks what the model must know beforehand, not what the edit should
-  carry over, and is left out.
-- An image's folder (`m.010bnr/google_13.jpg`) is the entity's id in MMKG. It is taken as the subject
-  wherever the row names none, so that all photographs of one entity are in one scope. In the released files
+  entity's name in place of the image; it tests what the model knows beforehand, not the edit, and
+  is left out.
+- An image's folder (`m.010bnr/google_13.jpg`) is the entity's id in MMKG. It is the subject if
+  the row names none, so that all photographs of one entity are in one scope. In the released files
   a row's two images always share their folder, and an entity is never edited to two different answers. The
   relation of the generality probes is then the edit's question: a rephrasing asks the same thing.
 - Every answer is an entity's name, also where it is long or a number ("11" is a film): `answer_type` is
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Final
 
 from ..samples import GENERALITY, Edit, EditCase, ImageSource, Probe, Question
-from .base import OnError, Reader, Row, fold
+from .base import Reader, Row, fold
 from .mmedit import read_case as read_mmedit_case
 
 
 def read_case(row: Row) -> EditCase:
-    """One row as a case; what is wrong with it stands in `row.problems`."""
+    """One row as a case; problems are added to `row.problems`."""
     case = read_mmedit_case(row)
     question = _with_entity(case.edit.question, row)
     question = replace(question, relation=question.relation or fold(question.prompt).lower())
@@ -64,7 +64,7 @@ def _with_entity(question: Question, row: Row) -> Question:
 
 
 def _entity(image: ImageSource | None, images_dir: Path) -> str | None:
-    """The folder that holds the image, where there is one below the image folder."""
+    """The name of the image's folder if that is below the image folder."""
     if not isinstance(image, Path) or image.parent == images_dir:
         return None
     return image.parent.name or None
@@ -75,10 +75,3 @@ VLKEB: Final = Reader(
     "VLKEB: the MMEdit keys over entity photographs, with port_new in the one-hop file",
     read_case,
 )
-
-
-def read_cases(
-    file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
-) -> tuple[EditCase, ...]:
-    """Read a VLKEB file, see `Reader.read`."""
-    return VLKEB.read(file, images, on_error)

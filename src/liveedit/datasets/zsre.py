@@ -9,35 +9,34 @@ Mitchell et al., "Fast Model Editing at Scale" (ICLR 2022). A file is a JSON lis
     loc, loc_ans      text_locality, a Natural Questions prompt and its label (may be null)
     subject           the scope of the edit and of its rephrasing, with the question (see below)
     pred              `answer_before`: what MEND's base model said (may be null)
-    answers           the true answers; looked at, not used
+    answers           the true answers; checked, not used
     cond              "pred >> alt || src", the text that MEND's own editors condition on; ignored
 
 **`alt` is the edit's target**, and not the true answer in `answers`. MEND draws `alt` as the label of an edit, and its
 `cond` says so row by row; WISE and EasyEdit edit to `alt` likewise. ROME and MEMIT read the same file the other way
-and edit to `answers[0]`: figures by that protocol are not comparable with ours.
+and edit to `answers[0]`: results by that protocol are not comparable with ours.
 
 **Scopes.** The file names the subject of a question and not its relation: the edit's question, in lower case, is taken
 as the relation of the edit and of its rephrasing. Two rows that ask the same of one subject in different words (the
 file has such pairs, with contradicting targets) are two scopes therefore.
 
-Further keys, all optional, as in `mmedit`: id, answer_type, tags, relation, loc_subject, loc_relation, probes. Made-up
-facts are written with them. Prompts are normalised as `mmedit` does it, "nq question: " included; answers are never
-touched.
+Further keys, all optional, as in `mmedit`: id, answer_type, tags, relation, loc_subject, loc_relation, probes. The
+invented facts are written with them. Prompts are normalised as in `mmedit`, "nq question: " included; answers are never
+changed.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from ..samples import Edit, EditCase, Probe, Question
-from .base import OnError, Reader, Row
+from .base import Reader, Row
 from .mmedit import NQ_PREFIX, answer_type, further_probes
 
 
 def read_case(row: Row) -> EditCase:
-    """One row as a case; what is wrong with it stands in `row.problems`."""
+    """One row as a case; problems are added to `row.problems`."""
     prompt, answer = row.prompt("src"), row.answer("alt")
     subject = row.optional_text("subject")
     edited = Question(prompt, None, subject, row.optional_text("relation") or prompt.lower())
@@ -69,10 +68,3 @@ ZSRE: Final = Reader(
     "ZsRE as MEND's evaluation file: text alone, a JSON list with subject, src, alt, rephrase, loc, ...",
     read_case,
 )
-
-
-def read_cases(
-    file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
-) -> tuple[EditCase, ...]:
-    """Read a ZsRE file, see `Reader.read`; there are no images to look for."""
-    return ZSRE.read(file, images, on_error)

@@ -1,4 +1,4 @@
-"""The public face: a model that can be asked, edited, and brought back."""
+"""`EditedModel`: a model that can be asked and edited, and whose edits can be undone."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from ..answering import NEW_TOKENS, Answering
 from ..answers import Answer, same_answer
 from ..backbones import Backbone, load_backbone
 from ..editors import editor_class, expert_editor_names
-from ..editors.base import ExpertEditor, ExpertsOn
+from ..editors.base import ExpertEditor
 from ..errors import InvalidInputError, NotFoundError, OvertakenError
 from ..experts import Expert
+from ..experts.blocks import ExpertsOn
+from ..experts.expert import expert_from_bytes, expert_to_bytes
 from ..images import image_digest, open_image
+from ..registry import DEFAULT_EDITOR
 from ..samples import Edit, ImageSource, Question
 from ..store.evidence import Evidence
 from ..store.idempotency import ChangeRequest
-from ..store.records import Changes, NewEdit, StoredEdit, image_png, thumbnail_png
+from ..store.records import Changes, NewEdit, StoredEdit
 from ..store.store import EditStore
+from ..store.thumbnails import image_png, thumbnail_png
 from .recheck import CheckedEdit, check_edits
 from .trial import Trial, TrialRun
 
 _ATTEMPTS: Final = 5
-"""How often an edit is tried out where other processes keep changing the edits of its question."""
+"""Number of trials of an edit if other processes keep changing the edits of its question."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an edit did: its id, the answer before and after, what it cost, and what it did to other answers."""
+    """The result of an edit: its id, the answers before and after, its cost, and its effect on other answers."""
 
     id: str
     prompt: str
@@ -42,14 +46,14 @@ class Receipt:
     answer_before: str
     answer_after: str
     milliseconds: float
-    """Time to make the edit, without the two answers around it."""
+    """Time to make the edit, without its trial."""
     refine_steps: int
     store_bytes: int
     evidence: Evidence = field(default_factory=Evidence)
     author: str | None = None
     note: str | None = None
     replayed: bool = field(default=False, compare=False)
-    """Whether the same request had made the edit before, and nothing happened now."""
+    """Whether the same request had made the edit before, so that nothing happened this time."""
 
     @classmethod
     def of(cls, edit: StoredEdit) -> Self:
@@ -72,7 +76,7 @@ class Receipt:
 
     @property
     def took(self) -> bool:
-        """Whether the model now says what was asked for."""
+        """Whether the model gives the requested answer."""
         return same_answer(self.answer_after, self.answer)
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,16 +85,16 @@ class Receipt:
 
 
 class EditedModel:
-    """A frozen vision-language model with edits in force.
+    """A frozen vision-language model with active edits.
 
-    Edits live in memory, or in an edits file (SQLite) or a PostgreSQL database that keeps them from one process to the
-    next. Close the model, or use it as a context manager, to leave the backbone as it was.
+    The edits are in memory, or in an edits file (SQLite) or a PostgreSQL database that keeps them from one process to
+    the next. Close the model, or use it as a context manager, to leave the backbone as it was.
 
-    store: what keeps them: pages of edits, thumbnails, history. Any thread may read it. None for one in memory.
-    at: a revision of the store; the edits that were in force after it are, and the model cannot be edited.
+    store: where the edits are kept; any thread may read it (pages of edits, thumbnails, history). None: in memory.
+    at: a revision of the store; the edits active after it are active here, and the model cannot be edited.
     keep_images: keep the whole image of each edit in the store, not only a thumbnail and its digest.
-    experts_on: on the "host", what is needed of experts only when they fire lies in memory-mapped files without names,
-    in `experts_folder` (the system's temporary one by default): answers are the same, bit for bit.
+    experts_on: "host" keeps the parts of experts that are needed only when they fire in unnamed memory-mapped files in
+    `experts_folder` (by default the system's temporary folder). Answers are the same, bit for bit.
     """
 
     def __init__(
@@ -111,12 +115,12 @@ class EditedModel:
         try:
             editor.keep_experts_on(experts_on, experts_folder)
             if store is None and at is not None:
-                raise InvalidInputError(f"Revision {at} was asked for, but of no edits file. Give `edits` as well.")
+                raise InvalidInputError(f"Revision {at} was given without an edits file. Give `edits` as well.")
             self.store = EditStore(None) if store is None else store
             self.store.bind(backbone.digest(), editor.digest(), backbone=backbone.name, editor=editor.name)
             self._revision = self.store.latest_revision() if at is None else at
-            for edit_id, expert in self.store.active_experts(self._revision):
-                editor.add(edit_id, expert)
+            for edit_id, data in self.store.active_experts(self._revision):
+                editor.add(edit_id, self._expert(edit_id, data))
         except BaseException:
             editor.detach()
             raise
@@ -129,7 +133,7 @@ class EditedModel:
         edits: str | Path | None = None,
         at: int | None = None,
         keep_images: bool = False,
-        editor: str = "liveedit-refine",
+        editor: str = DEFAULT_EDITOR,
         editor_path: str | Path | None = None,
         experts_on: ExpertsOn = "device",
         experts_folder: str | Path | None = None,
@@ -139,12 +143,13 @@ class EditedModel:
     ) -> Self:
         """Load a model for editing.
 
-        backbone: a built-in name, a local folder, or a hub name. edits: the edits file, made by the first edit where
-        there is none, or the URL of a PostgreSQL database. at: a revision, to have the edits that were in force after
-        it; the model cannot be edited then. keep_images, experts_on, experts_folder: as for the class. editor:
-        "liveedit" (generation alone) or "liveedit-refine" (with gradient steps where an edit does not take at once).
-        editor_path: the folder of a trained editor; built-in backbones bring theirs. loading: further arguments of
-        `load_backbone` (device_map, quantization, offload_folder).
+        backbone: a built-in name, a local folder, or a hub name. edits: the edits file, created by the first edit if it
+        does not exist, or the URL of a PostgreSQL database. at, keep_images, experts_on, experts_folder: as for the
+        class. editor: the name of an editor that makes one expert per edit. editor_path: the folder of a trained
+        editor; built-in backbones have trained editors. loading: further arguments of `load_backbone` (device_map,
+        quantization, offload_folder).
+
+        Raises `InvalidInputError` for an editor that makes no expert per edit.
         """
         kind = editor_class(editor)
         if not issubclass(kind, ExpertEditor):
@@ -172,13 +177,13 @@ class EditedModel:
     # -- asking ------------------------------------------------------------------------------------------
 
     def ask(self, image: ImageSource | None, prompt: str, max_new_tokens: int = NEW_TOKENS) -> Answer:
-        """The model's answer, with the edits that took part."""
+        """The model's answer, and the edits that fired for it."""
         return self.ask_batch([(image, prompt)], max_new_tokens)[0]
 
     def ask_batch(
         self, questions: Sequence[tuple[ImageSource | None, str]], max_new_tokens: int = NEW_TOKENS
     ) -> list[Answer]:
-        """Answers to several questions in one batch: the same as one by one."""
+        """Answers to several questions in one batch; the same as asked one by one."""
         return self.answering.ask([Question(prompt, image) for image, prompt in questions], max_new_tokens)
 
     # -- editing -----------------------------------------------------------------------------------------
@@ -198,24 +203,24 @@ class EditedModel:
         note: str | None = None,
         request: ChangeRequest | None = None,
     ) -> Receipt:
-        """From now on, answer this prompt about this image (and what it shows) with `answer`.
+        """Make the model answer this prompt about this image (and what it shows) with `answer` from now on.
 
         Without an image the edit is found by its prompt alone; editors of scope "text+image" reach such questions.
 
-        The edit is tried out before it is kept, on other wordings of its question (`rephrasings`), on questions whose
-        answers should stay (`locality`: image or None, prompt), and on those of up to `probe_edits` of the edits in
-        force, the nearest ones. What comes out is in the receipt and stays with the edit.
+        Before the edit is stored, a trial asks with and without it: its own question, other wordings of it
+        (`rephrasings`), questions whose answers should stay (`locality`: image or None, prompt), and the questions of
+        up to `probe_edits` of the nearest active edits. The receipt and the stored edit have the result.
 
-        supersede: edits in force of the same question (the same image to the pixel, or none, and the same prompt up
-        to spaces) leave in the same change; False keeps them; ids name others that leave instead.
-        must_take: refuse an edit with which the model does not answer its own question as asked for; by default it is
-        stored all the same, and `Receipt.took` says so. Rephrasings do not count.
-        author, note: who made the edit, and why, for the history. request: where it has made an edit before, by
-        whatever process, its receipt is returned and nothing happens.
+        supersede: True deactivates, in the same change, the active edits of the same question (the same image to the
+        pixel, or none, and the same prompt up to white space); False keeps them; ids name other edits to deactivate.
+        must_take: refuse an edit with which the model does not give the requested answer to the edit's own question.
+        By default it is stored, and `Receipt.took` is False. Rephrasings do not count.
+        author, note: who makes the edit, and why, for the history. request: if it has made an edit before, in whatever
+        process, that edit's receipt is returned and nothing happens.
 
-        Raises `InvalidInputError` for an empty prompt or answer, or an image that is missing, `ImageError` for a bad
-        one, `NotFoundError` where `supersede` names an edit that is not in force, `EditDidNotTakeError` where the edit
-        must take and does not; nothing changes then, and `request` may be sent again.
+        Raises `InvalidInputError` for an empty prompt or answer, or a missing image, `ImageError` for a bad one,
+        `NotFoundError` if `supersede` names an edit that is not active, `EditDidNotTakeError` if the edit must take and
+        does not. Nothing changes then, and `request` may be sent again.
         """
         self._check_editable()
         if request is not None and (made := self.store.made_by(request)) is not None:
@@ -225,24 +230,13 @@ class EditedModel:
         opened = _opened(image)
         probes = tuple(Question(asked, _opened(other)) for other, asked in locality)
         trial = Trial(opened, prompt, answer, tuple(rephrasings), probes, probe_edits)
-        started = time.perf_counter()
-        expert, steps = self.editor.make_expert(Edit(Question(prompt, opened), answer))
-        edit = NewEdit(
-            prompt=prompt,
-            answer=answer,
-            editor=self.editor.name,
-            milliseconds=1000 * (time.perf_counter() - started),
-            refine_steps=steps,
-            image_sha256=image_digest(opened) if opened is not None else None,
-            image_name=Path(image).name if isinstance(image, str | Path) else None,
-            author=author,
-            note=note,
-        )
+        image_name = Path(image).name if isinstance(image, str | Path) else None
+        edit, expert = self._made(trial, image_name, author, note)
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                return Receipt.of(self._kept(edit, expert, trial, supersede, must_take, request))
+                return Receipt.of(self._stored(edit, expert, trial, supersede, must_take, request))
             except (OvertakenError, NotFoundError):
-                # Another process changed the edits of this question in the meantime: what was tried is no more so.
+                # Another process changed the edits of this question in the meantime, so the trial result is stale.
                 if supersede is not True or not attempts_left:
                     raise
         raise AssertionError("every attempt returns or raises")
@@ -250,9 +244,9 @@ class EditedModel:
     def undo(
         self, edit_id: str, *, author: str | None = None, note: str | None = None, request: ChangeRequest | None = None
     ) -> StoredEdit:
-        """Take an edit out: logits are bit for bit as before it, and what it superseded is in force again.
+        """Deactivate an edit: logits are bit for bit as before it, and edits that it superseded are active again.
 
-        request: as for `edit`. Raises `NotFoundError` where it is not in force.
+        request: as for `edit`. Raises `NotFoundError` if the edit is not active.
         """
         self._check_editable()
         undone = self.store.undo(edit_id, author=author, note=note, request=request)
@@ -262,9 +256,9 @@ class EditedModel:
     def redo(
         self, edit_id: str, *, author: str | None = None, note: str | None = None, request: ChangeRequest | None = None
     ) -> StoredEdit:
-        """Put an undone edit into force again, as it was; what it superseded leaves again.
+        """Activate an undone edit again, as it was; edits that it superseded are deactivated again.
 
-        request: as for `edit`. Raises `NotFoundError` where none of this id was undone.
+        request: as for `edit`. Raises `NotFoundError` if no edit of this id was undone.
         """
         self._check_editable()
         redone = self.store.redo(edit_id, alone=True, author=author, note=note, request=request)
@@ -272,20 +266,22 @@ class EditedModel:
         return redone
 
     def check(self, edits: Sequence[StoredEdit] | None = None, *, batch: int = 16) -> Iterator[CheckedEdit]:
-        """Ask edits again, all in force by default, oldest first: does the model still answer as they asked for?
+        """Ask the questions of edits again, by default of all active ones, oldest first, and compare the answers.
 
-        They are asked about the image that was kept, or its thumbnail, which is the image itself where that is
-        small; `CheckedEdit.asked_about` says which. batch: how many are asked at once. Results come as they are had.
+        They are asked about the image that was kept, or else about the thumbnail, which for a small image is the image
+        itself; `CheckedEdit.asked_about` says which. batch: number of questions asked at once. Yields each result as
+        soon as it is known.
         """
         return check_edits(self.answering, self.store, self.edits() if edits is None else edits, batch)
 
     def refresh(self) -> Changes:
-        """Take in what others have changed in the edits since; returns that. Cheap where nothing changed."""
+        """Apply the changes that others have made in the store since, and return them. Cheap if nothing changed."""
         if self._at is not None:
             return Changes(self._revision, (), ())
         found = self.store.changes_since(self._revision)
         known = set(self.editor.ids)
-        experts = list(self.store.experts([edit_id for edit_id in found.added if edit_id not in known]))
+        missing = [edit_id for edit_id in found.added if edit_id not in known]
+        experts = [(edit_id, self._expert(edit_id, data)) for edit_id, data in self.store.experts(missing)]
         for edit_id in known.intersection(found.removed):
             self.editor.undo(edit_id)
         for edit_id, expert in experts:
@@ -295,11 +291,11 @@ class EditedModel:
 
     @property
     def revision(self) -> int:
-        """The revision of the store that the edits in force were read at; own edits since are in force as well."""
+        """Store revision the active edits were loaded from; this process's later edits are active too."""
         return self._revision
 
     def edits(self) -> tuple[StoredEdit, ...]:
-        """The edits in force, oldest first."""
+        """The active edits, oldest first."""
         return self.store.list(at=self._at)
 
     def __len__(self) -> int:
@@ -308,7 +304,7 @@ class EditedModel:
     # -- ending ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take the editor off the backbone and close the edits file."""
+        """Detach the editor from the backbone and close the store."""
         self.editor.detach()
         self.store.close()
 
@@ -336,7 +332,32 @@ class EditedModel:
                 "image would ever find it. Give the image, or an editor trained with --set scope=text+image."
             )
 
-    def _kept(
+    def _expert(self, edit_id: str, data: bytes) -> Any:
+        try:
+            return expert_from_bytes(data, self.editor.expert_class)
+        except ValueError as error:
+            raise self.store.damage(edit_id, "expert", str(error)) from error
+
+    def _made(
+        self, trial: Trial, image_name: str | None, author: str | None, note: str | None
+    ) -> tuple[NewEdit, Expert]:
+        """The edit before its trial, and its expert."""
+        started = time.perf_counter()
+        expert, steps = self.editor.make_expert(Edit(Question(trial.prompt, trial.image), trial.answer))
+        edit = NewEdit(
+            prompt=trial.prompt,
+            answer=trial.answer,
+            editor=self.editor.name,
+            milliseconds=1000 * (time.perf_counter() - started),
+            refine_steps=steps,
+            image_sha256=image_digest(trial.image) if trial.image is not None else None,
+            image_name=image_name,
+            author=author,
+            note=note,
+        )
+        return edit, expert
+
+    def _stored(
         self,
         edit: NewEdit,
         expert: Expert,
@@ -345,7 +366,7 @@ class EditedModel:
         must_take: bool,
         request: ChangeRequest | None,
     ) -> StoredEdit:
-        """The edit, tried out with the edits that are in force now, stored, and in force."""
+        """Try the edit with the edits that are active now, store it, and activate it."""
         self.refresh()
         superseded = self._superseded(edit, supersede)
         result = TrialRun(self.answering, self.editor, self.store, trial, expert, superseded).run()
@@ -358,14 +379,14 @@ class EditedModel:
                 answer_after=result.answer_after,
                 evidence=result.evidence,
             ),
-            expert,
+            expert_to_bytes(expert),
             thumbnail_png(trial.image) if trial.image is not None else None,
             image=image_png(trial.image) if trial.image is not None and self._keep_images else None,
             supersedes=[other.id for other in superseded],
             alone=supersede is True,
             request=request,
         )
-        if request is not None:  # It may have been faster elsewhere: only the store knows what is in force.
+        if request is not None:  # Another process may have made the same change: only the store knows what is active.
             self.refresh()
             return stored
         if stored.revision_added == self._revision + 1:

@@ -1,30 +1,54 @@
-"""Editors by name: the built-in ones and those of other packages, found by the same entry points."""
+"""Editors by name: the built-in ones and those of other packages, registered as `liveedit.editors` entry points."""
 
 from __future__ import annotations
 
-from importlib import metadata
-
-from ..errors import NotFoundError
+from .. import registry
+from ..errors import ConfigError, ExtensionError
+from ..registry import EDITORS
 from .base import Editor, EditRecord, ExpertEditor
+from .trained import TrainedEditor
 
-ENTRY_POINTS = "liveedit.editors"
-
-__all__ = ["EditRecord", "Editor", "ExpertEditor", "editor_class", "editor_names", "expert_editor_names"]
+__all__ = [
+    "EditRecord",
+    "Editor",
+    "ExpertEditor",
+    "TrainedEditor",
+    "editor_class",
+    "editor_names",
+    "expert_editor_names",
+    "trained_editor_class",
+]
 
 
 def editor_names() -> tuple[str, ...]:
-    """Names of every editor that is installed."""
-    return tuple(sorted({point.name for point in metadata.entry_points(group=ENTRY_POINTS)}))
+    """Names of all installed editors."""
+    return registry.names(EDITORS)
 
 
 def expert_editor_names() -> tuple[str, ...]:
-    """Names of the installed editors that make one expert per edit."""
-    return tuple(name for name in editor_names() if issubclass(editor_class(name), ExpertEditor))
+    """Names of the installed editors that make one expert per edit. Leaves out those that cannot be imported."""
+    return tuple(name for name in editor_names() if _makes_experts(name))
 
 
 def editor_class(name: str) -> type[Editor]:
-    """The editor of this name. Raises `NotFoundError`, naming those there are."""
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        if point.name == name:
-            return point.load()
-    raise NotFoundError(f"There is no editor {name!r}. Installed are: {', '.join(editor_names())}.")
+    """The editor of this name. Raises `NotFoundError` with the installed names, `ExtensionError` if it is broken."""
+    found = registry.load(EDITORS, name)
+    if not isinstance(found, type) or not issubclass(found, Editor):
+        raise registry.wrong_kind(EDITORS, name, found, "a subclass of liveedit.editors.Editor")
+    return found
+
+
+def _makes_experts(name: str) -> bool:
+    try:
+        return issubclass(editor_class(name), ExpertEditor)
+    except ExtensionError:
+        return False
+
+
+def trained_editor_class(name: str) -> type[TrainedEditor]:
+    """The editor of this name. Raises `ConfigError` if it has nothing to train, `NotFoundError` if there is none."""
+    kind = editor_class(name)
+    if not issubclass(kind, TrainedEditor):
+        trained = [other for other in editor_names() if issubclass(editor_class(other), TrainedEditor)]
+        raise ConfigError(f"The editor {name!r} has nothing to train. Give one of {', '.join(trained)}.")
+    return kind

@@ -1,4 +1,4 @@
-"""What every editor is: something that makes a model answer edits, and can take them back."""
+"""The interface of editors: they make a model answer edits, and can undo them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
@@ -17,17 +17,18 @@ from torch import Tensor
 from ..answers import Fired
 from ..backbones import Backbone
 from ..errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError, issues_of
+from ..experts.blocks import ExpertsOn
 from ..experts.expert import AnyExpert
 from ..progress import Progress, no_progress
-from ..samples import Edit
-from ..training.checkpoints import load_tensors, save_tensors
+from ..samples import Edit, Question
+from .heat_map import HeatMap
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class EditRecord:
-    """What making one edit cost."""
+    """The costs of one edit."""
 
     edit_id: str
     milliseconds: float
@@ -39,26 +40,28 @@ class EditRecord:
 class Editor(ABC):
     """An editing method on one backbone.
 
-    An editor is attached from its making until `detach`; used as a context manager it detaches by itself, also after
-    an exception. `edit` makes edits one after the other, `undo` takes any of them back, `reset` all of them; where
-    all are taken back, the model is bit for bit what it was.
+    An editor is attached when it is created, and detached by `detach` or at the end of a `with` block, also after an
+    exception. `edit` makes edits in order, `undo` undoes one of them, `reset` all of them. Without edits the model is
+    bit for bit the unedited one.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """One line for lists."""
+    """One line that describes the method in lists."""
+    table_order: ClassVar[int] = 100
+    """Place in comparison tables, ascending; equal places by name."""
     settings_class: ClassVar[type[BaseModel] | None] = None
-    """Its configuration, where that is chosen when the editor is made and not when it is trained."""
+    """Its configuration, if that is chosen when the editor is created and not when it is trained."""
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
-        self._unedited_digest = backbone.digest()
 
     @classmethod
     def load(cls, backbone: Backbone, source: str | None = None) -> Self:
-        """Make this editor for a backbone; `source` is a folder with its trained parts, where it has any.
+        """Create this editor for a backbone. source: the folder of its trained modules, if it has any.
 
-        Raises `NotFoundError` where the editor needs training and nothing trained is found.
+        Raises `NotFoundError` if the editor needs training and nothing trained is found, `InvalidInputError` if a
+        folder is given to an editor without trained modules.
         """
         if source is not None:
             raise InvalidInputError(f"The editor {cls.name!r} has no trained parts, but {source!r} was given.")
@@ -66,19 +69,19 @@ class Editor(ABC):
 
     @classmethod
     def configured(cls, backbone: Backbone, settings: Mapping[str, Any]) -> Self:
-        """This editor with some of its settings changed. Raises `ConfigError` for those that it does not know or take.
+        """Create this editor with some of its settings changed; its constructor takes `settings_class` second.
 
-        Its `settings_class` is the second argument of its constructor.
+        Raises `ConfigError` for unknown settings and invalid values.
         """
         if cls.settings_class is None:
             raise ConfigError(
-                f"The editor {cls.name!r} is made as it was trained, or has no settings; given were "
-                f"{', '.join(settings)}. What training decides is given to `liveedit train --set`."
+                f"The editor {cls.name!r} has no settings besides those it was trained with; given were "
+                f"{', '.join(settings)}. Give settings of a training to `liveedit train --set`."
             )
         return cls(backbone, checked_config(cls.settings_class, settings, cls.name))  # type: ignore[call-arg]
 
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
-        """Make edits, given with their ids, in their order."""
+        """Make edits, given with their ids, in order."""
         check_answers(edits)
         records = []
         for done, (edit_id, edit) in enumerate(edits, 1):
@@ -91,29 +94,29 @@ class Editor(ABC):
 
     @abstractmethod
     def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
-        """Make one edit; returns further fields of its `EditRecord`."""
+        """Make one edit; return further fields of its `EditRecord`."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Take every edit back."""
+        """Undo every edit."""
 
     def undo(self, edit_id: str) -> None:
-        """Take one edit back. Editors that cannot tell edits apart raise `NotFoundError`."""
+        """Undo one edit. Raises `NotFoundError` if it is not active, or if the editor cannot undo single edits."""
         raise NotFoundError(f"The editor {self.name!r} cannot take back single edits ({edit_id!r}); reset it.")
 
     def fired(self) -> list[tuple[Fired, ...]] | None:
-        """The edits that took part in the last batch of answers, query by query.
+        """The edits that took part in the last batch of answers, for each query.
 
-        Empty where none took part in any, None where this editor cannot tell.
+        An empty list if there were none in the whole batch, None if this editor cannot report them.
         """
         return None
 
     def configuration(self) -> dict[str, Any]:
-        """Everything that decides what this editor does, for results."""
+        """The whole configuration of this editor, for results."""
         return {}
 
     def digest(self) -> str:
-        """What tells this editor from another of the same name, "" where nothing does."""
+        """Identifies this editor among others of the same name; "" if all of them are the same."""
         return ""
 
     @property
@@ -134,38 +137,18 @@ class Editor(ABC):
         finally:
             self.restore(tensors, note)
 
-    # -- keeping what edits left behind ------------------------------------------------------------------
+    # -- saving and restoring the active edits -----------------------------------------------------------
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the edits made so far have left, as tensors by name and a JSON object."""
+        """The state of the active edits: tensors by name, and a JSON object."""
         raise NotImplementedError
 
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put what `edited_state` gave in place of the edits made so far: answers are the same again."""
+        """Replace the active edits by the state that `edited_state` returned: answers are the same again."""
         raise NotImplementedError
 
-    def save_edits(self, file: Path) -> None:
-        """Write the edits in force to one safetensors file."""
-        tensors, note = self.edited_state()
-        save_tensors(file, tensors, {"made_by": self._maker(), "note": note})
-
-    def load_edits(self, file: Path) -> None:
-        """Put saved edits in place of those in force.
-
-        Raises `CheckpointError` for a damaged file and for edits of another editor, settings or backbone, and
-        changes nothing then.
-        """
-        tensors, metadata = load_tensors(file)
-        made_by, mine = metadata.get("made_by"), self._maker()
-        if made_by != mine:
-            raise CheckpointError(f"The edits in {file} were made by {made_by}, and this is {mine}. Use the same.")
-        self.restore(tensors, metadata["note"])
-
-    def _maker(self) -> dict[str, Any]:
-        return {"editor": self.name, "editor_digest": self.digest(), "backbone_digest": self._unedited_digest}
-
     def detach(self) -> None:
-        """Leave the backbone as it was before this editor."""
+        """Remove the editor from the backbone, which is then as before."""
         self.reset()
 
     def __enter__(self) -> Self:
@@ -183,10 +166,6 @@ class Neighbour:
 
     edit_id: str
     similarity: float
-
-
-ExpertsOn = Literal["device", "host"]
-"""Where experts are kept: on the model's device, or in memory-mapped files on the host."""
 
 
 class ExpertEditor(Editor, Generic[AnyExpert]):
@@ -229,6 +208,18 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
         """Estimated weight of a new expert in the answers of active edits, by their ids; at least
         `FIRING_THRESHOLD` each. margin: its `Fired.margin` for its own question."""
         return {}
+
+    def attention_map(self, question: Question) -> HeatMap | None:
+        """Where in its image the editor reads what it finds edits by. None if the editor has no such map."""
+        return None
+
+    occlusion_feature: ClassVar[str] = "probabilities of the first answer token"
+    """What `occlusion_features` returns, for notes and figures."""
+
+    def occlusion_features(self, questions: Sequence[Question]) -> Tensor:
+        """(questions, width): what `occlusion.change_map` compares. Probabilities of the first answer token here."""
+        inputs = self.backbone.encode(questions, padding="left")
+        return self.backbone.logits(inputs)[:, -1].float().softmax(-1)
 
     def keep_experts_on(self, place: ExpertsOn, folder: str | Path | None = None) -> None:
         """Move experts to the device or the host. Raises `InvalidInputError` if the editor has no choice."""
@@ -276,7 +267,10 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
 
 
 def checked_config(kind: type[_Config], settings: Mapping[str, Any], owner: str) -> _Config:
-    """A configuration of these settings. Raises `ConfigError` where one is unknown or cannot be."""
+    """A configuration of these settings. Raises `ConfigError` for unknown settings and invalid values.
+
+    owner: what has these settings, for the message.
+    """
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
@@ -285,7 +279,7 @@ def checked_config(kind: type[_Config], settings: Mapping[str, Any], owner: str)
 
 
 def check_answers(edits: Sequence[tuple[str, Edit]]) -> None:
-    """Raise `InvalidInputError` for an edit without an answer, before any is made."""
+    """Raise `InvalidInputError` if an edit has no answer, before any edit is made."""
     for edit_id, edit in edits:
         if not edit.answer.strip():
             raise InvalidInputError(f"The answer of edit {edit_id!r} is empty. Give what the model should answer.")

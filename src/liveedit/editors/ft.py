@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone, Inputs
+from ..backbones import Backbone, TokenBatch
 from ..errors import BackboneError, CheckpointError, InvalidInputError
 from ..progress import Progress, no_progress
 from ..samples import Edit
@@ -69,7 +69,7 @@ class FineTune(Editor):
         self._original = {name: value.clone() for name, value in part.state_dict().items()}
 
     @abstractmethod
-    def _answering(self, inputs: Inputs) -> AbstractContextManager[Logits]:
+    def _answering(self, inputs: TokenBatch) -> AbstractContextManager[Logits]:
         """Computes once what training does not change; gives what answers with the weights as they are now."""
 
     def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
@@ -124,16 +124,17 @@ class FineTuneLast(FineTune):
 
     name = "ft-l"
     summary = "fine-tuning of the last language layer (FT-L)"
+    table_order = 10
     settings_class = FineTuneConfig
 
     def __init__(self, backbone: Backbone, config: FineTuneConfig | None = None):
         super().__init__(backbone, backbone.layers[-1], config or FineTuneConfig())
 
     @contextmanager
-    def _answering(self, inputs: Inputs) -> Iterator[Logits]:
+    def _answering(self, inputs: TokenBatch) -> Iterator[Logits]:
         before = len(self.backbone.layers) - 2
         with torch.no_grad():
-            states = self.backbone.states(inputs, before)
+            states = self.backbone.hidden_states(inputs, before)
         yield lambda: self.backbone.logits_from(states, inputs, before, inputs.predicting)
 
 
@@ -146,6 +147,7 @@ class FineTuneMultimodal(FineTune):
 
     name = "ft-m"
     summary = "fine-tuning of the part between vision tower and language model (FT-M)"
+    table_order = 11
     settings_class = FineTuneMultimodalConfig
 
     def __init__(self, backbone: Backbone, config: FineTuneMultimodalConfig | None = None):
@@ -163,7 +165,7 @@ class FineTuneMultimodal(FineTune):
         return super().edit(edits, progress)
 
     @contextmanager
-    def _answering(self, inputs: Inputs) -> Iterator[Logits]:
+    def _answering(self, inputs: TokenBatch) -> Iterator[Logits]:
         with _computed_once(self._tower):
             yield lambda: self.backbone.logits(inputs)[inputs.predicting]
 

@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..answers import Fired
-from ..backbones import Backbone
+from ..backbones import Backbone, HiddenTokens
 from ..backbones.prompt_transforms import PreparedQuestion
 from ..samples import Edit, Question
 from .shared import RetrievalEditor, TextExpert, nearest, read_questions
-from .shared.question_encoder import TokenStates
 
 _FIELDS = {"prompt", "answer", "question"}
 
@@ -67,6 +66,7 @@ class InContext(RetrievalEditor[TextExpert]):
     """
 
     name = "ike"
+    table_order = 80
     summary = "the nearest edit in the prompt (IKE)"
     settings_class = InContextConfig
     expert_class = TextExpert
@@ -135,10 +135,10 @@ class InContext(RetrievalEditor[TextExpert]):
     def _features(self, questions: Sequence[Question]) -> Tensor:
         """(questions, 2 width): pooled states of image, zero if there is none, and prompt, each of unit length."""
         tokens = read_questions(self.backbone, questions, self.layer)
-        return torch.cat([_pooled(tokens, mask) for mask in (tokens.image, tokens.prompt)], 1)
+        return torch.cat([_pooled(tokens, mask) for mask in (tokens.image_mask, tokens.prompt_mask)], 1)
 
 
-def _pooled(tokens: TokenStates, mask: Tensor) -> Tensor:
+def _pooled(tokens: HiddenTokens, mask: Tensor) -> Tensor:
     # Without LayerNorm the few tokens that gather attention, which are longest, would decide.
-    states = F.layer_norm(tokens.states, tokens.states.shape[-1:]) * mask[..., None]
+    states = F.layer_norm(tokens.hidden_states, tokens.hidden_states.shape[-1:]) * mask[..., None]
     return F.normalize(states.sum(1), dim=-1)

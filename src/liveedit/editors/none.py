@@ -15,6 +15,7 @@ class NoEditor(Editor):
 
     name = "none"
     summary = "the unedited model"
+    table_order = 0
 
     def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
         return {}

@@ -1,22 +1,23 @@
-"""Editors with trained parts: how they are made, trained, saved and loaded is the same for all."""
+"""Editors with trained modules: how they are created, trained, saved and loaded is the same for all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel
 from torch import nn
 
 from ..backbones import BUILT_IN, Backbone, built_in_folder
-from ..datasets.sources import cache_folder
-from ..errors import BackboneError, CheckpointError, NotFoundError
+from ..errors import BackboneError, CheckpointError, ConfigError, NotFoundError
+from ..files import cache_folder, write_json, write_text
+from ..progress import TaskProgress, no_task_progress
 from ..samples import EditCase
 from ..training.checkpoints import load_tensors, save_tensors
 from ..training.distributed import ALONE, Processes
@@ -25,41 +26,47 @@ from .base import Editor, checked_config
 
 _FILE, _CONFIG = "editor.safetensors", "editor.json"
 
-Report = Callable[[str, int, int, dict[str, float]], None]
-"""Called with what is going on, how much of it is done, how much there is, and figures."""
+Form = Literal["improved", "paper"]
+"""The form of an editor: this project's, or exactly the paper's."""
 
 
 class TrainedEditor(Editor):
-    """An editor whose `modules` are trained once for a backbone, and then make every edit.
+    """An editor whose `modules` are trained once for a backbone and then make every edit.
 
-    A kind of editor gives its configuration, its modules, what it trains on, and its stages; the rest is here.
+    A subclass gives `config_class`, `new_modules`, `default_stages` and `make_task`. It may give `backbone_settings`
+    if the backbone determines some of its configuration, `options_class` if its task has settings of its own, and
+    `paper_config`, `paper_options` and `paper_stages` if it also has the paper's form.
     """
 
     config_class: ClassVar[type[BaseModel]]
-    """Everything that decides what its modules are and how they are trained."""
+    """The configuration of its modules; it is saved with them."""
+    options_class: ClassVar[type[BaseModel] | None] = None
+    """Further settings of its training task, such as the forms of losses; None if there are none."""
+    paper_config: ClassVar[Mapping[str, Any] | None] = None
+    """Settings of `config_class` that give the paper's form; None if the editor has one form only."""
+    paper_options: ClassVar[Mapping[str, Any]] = {}
+    """Settings of `options_class` that give the paper's form."""
     parts_of: ClassVar[str] = ""
-    """The editor whose trained parts this one uses, where they are not its own."""
-    has_forms: ClassVar[bool] = False
-    """Whether it comes in the paper's form and an improved one, with losses and an estimate of its own."""
+    """The editor whose trained modules this one uses, if they are not its own."""
     training_cases: ClassVar[int] = 3_000
-    """Cases of the drawn world that a training draws by default."""
+    """Number of cases that are generated for its training by default."""
 
     def __init__(self, backbone: Backbone, modules: Any):
         super().__init__(backbone)
         self.modules = modules.eval()
         self.config: Any = modules.config
 
-    # -- what a kind of editor gives ---------------------------------------------------------------------
+    # -- for subclasses ----------------------------------------------------------------------------------
 
     @classmethod
     def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
-        """The settings that the backbone decides."""
+        """The settings of `config_class` that the backbone determines, such as its width."""
         return {}
 
     @classmethod
     @abstractmethod
     def new_modules(cls, backbone: Backbone, config: Any) -> nn.Module:
-        """Untrained modules with an attribute `config`. Raises `BackboneError` where they do not fit the backbone."""
+        """Untrained modules with an attribute `config`. Raises `BackboneError` if they do not fit the backbone."""
 
     @classmethod
     @abstractmethod
@@ -68,7 +75,7 @@ class TrainedEditor(Editor):
 
     @classmethod
     def paper_stages(cls) -> tuple[StageConfig, ...]:
-        """What trains the paper's own form, where the editor has one beside its own."""
+        """The stages that train the paper's form, if the editor has one."""
         return cls.default_stages()
 
     @classmethod
@@ -79,27 +86,50 @@ class TrainedEditor(Editor):
         config: Any,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
+        options: Any = None,
     ) -> Task:
-        """What it is trained on, ready to be; states may be kept in `folder`."""
+        """Its training task, ready to run. Hidden states may be kept in `folder`.
 
-    # -- making, saving, loading -------------------------------------------------------------------------
+        options: an instance of `options_class`; None for its defaults, and for editors without one.
+        """
+
+    # -- its forms ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def forms(cls) -> tuple[Form, ...]:
+        """The forms in which it can be trained."""
+        return ("improved",) if cls.paper_config is None else ("improved", "paper")
+
+    @classmethod
+    def stages(cls, form: Form = "improved") -> tuple[StageConfig, ...]:
+        """The stages that train a form. Raises `ConfigError` if the editor does not have this form."""
+        if form not in cls.forms():
+            raise ConfigError(
+                f"The editor {cls.name!r} has no {form} form; it has only: {', '.join(cls.forms())}. Leave out --form."
+            )
+        return cls.paper_stages() if form == "paper" else cls.default_stages()
+
+    # -- creating, saving, loading -----------------------------------------------------------------------
 
     @classmethod
     def new_config(cls, backbone: Backbone, **settings: Any) -> Any:
-        """The configuration for a backbone. Raises `ConfigError` for settings that it does not know or take."""
+        """The configuration for a backbone. Raises `ConfigError` for unknown settings and invalid values."""
         return checked_config(cls.config_class, {**cls.backbone_settings(backbone), **settings}, cls.name)
 
     @classmethod
     def untrained(cls, backbone: Backbone, config: Any = None, seed: int = 0) -> Self:
-        """An editor whose modules have their first weights."""
+        """An editor with randomly initialised modules."""
         torch.manual_seed(seed)
         return cls(backbone, cls.new_modules(backbone, config or cls.new_config(backbone)))
 
     @classmethod
     def load(cls, backbone: Backbone, source: str | None = None) -> Self:
-        """The trained editor in `source`, or the one that ships with, or was made here for, a built-in backbone."""
+        """Load the trained editor in `source`; by default the one of a built-in backbone, shipped or made here.
+
+        Raises `NotFoundError` if there is none.
+        """
         named = cls.parts_of or cls.name
         folder = Path(source) if source is not None else trained_folder(named, backbone.name)
         if not (folder / _CONFIG).is_file():
@@ -113,7 +143,11 @@ class TrainedEditor(Editor):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> Self:
-        """Load what `save_pretrained` wrote. Raises `CheckpointError` where the two files do not fit each other."""
+        """Load what `save_pretrained` wrote.
+
+        Raises `CheckpointError` for damaged files and for weights that do not fit the configuration, `BackboneError`
+        if the editor was trained for another model.
+        """
         config = cls.new_config(backbone, **_read_json(Path(folder) / _CONFIG))
         tensors, metadata = load_tensors(Path(folder) / _FILE)
         meant, found = metadata.get("trained_for"), backbone.fingerprint
@@ -136,27 +170,78 @@ class TrainedEditor(Editor):
         folder = Path(folder)
         tensors = {name: tensor.to(dtype) for name, tensor in self.modules.state_dict().items()}
         save_tensors(folder / _FILE, tensors, {"trained_for": self.backbone.fingerprint})
-        (folder / _CONFIG).write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_text(folder / _CONFIG, self.config.model_dump_json(indent=2) + "\n")
 
     def configuration(self) -> dict[str, Any]:
         """The whole configuration."""
         return self.config.model_dump(mode="json")
 
-    def settings_for_digest(self) -> str:
-        """The configuration as text; fields that came later are left out where they say what held before."""
-        return self.config.model_dump_json()
-
     def digest(self) -> str:
-        """SHA-256 of configuration and weights."""
-        digest = hashlib.sha256(self.settings_for_digest().encode())
+        """SHA-256 of configuration and weights, in hexadecimal digits."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode())
         for name, tensor in sorted(self.modules.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
+class TrainingSetup:
+    """Everything that determines the result of a training, apart from the backbone and the cases.
+
+    config: an instance of the editor's `config_class`. options: one of its `options_class`, None if it has none.
+    """
+
+    kind: type[TrainedEditor]
+    config: Any
+    training: TrainingConfig
+    options: BaseModel | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; "options" is left out if the editor has none."""
+        parts = {"editor": self.config, "options": self.options, "training": self.training}
+        return {name: part.model_dump(mode="json") for name, part in parts.items() if part is not None}
+
+
+def training_setup(
+    kind: type[TrainedEditor],
+    backbone: Backbone,
+    settings: Mapping[str, Any],
+    form: Form = "improved",
+    training: TrainingConfig | None = None,
+) -> TrainingSetup:
+    """Give each setting to the configuration that has a field of its name: of the editor, its options, or the training.
+
+    settings: values by name. training: stages and schedule, which settings may change; by default those of the form.
+    Raises `ConfigError` for unknown settings, invalid values, and a form that the editor does not have.
+    """
+    stages = kind.stages(form)
+    models: list[type[BaseModel]] = [kind.config_class, TrainingConfig]
+    if kind.options_class is not None:
+        models.append(kind.options_class)
+    known = sorted({name for model in models for name in model.model_fields} - {"stages"})
+    if unknown := sorted(settings.keys() - set(known)):
+        raise ConfigError(f"There is no setting {', '.join(unknown)}. Give one of {', '.join(known)}.")
+
+    def given(model: type[BaseModel]) -> dict[str, Any]:
+        return {name: value for name, value in settings.items() if name in model.model_fields}
+
+    paper = form == "paper"
+    general = (training or TrainingConfig(stages=stages)).model_dump()
+    options = None
+    if kind.options_class is not None:
+        chosen = {**(kind.paper_options if paper else {}), **given(kind.options_class)}
+        options = checked_config(kind.options_class, chosen, f"The training of {kind.name}")
+    return TrainingSetup(
+        kind,
+        kind.new_config(backbone, **{**((kind.paper_config or {}) if paper else {}), **given(kind.config_class)}),
+        checked_config(TrainingConfig, {**general, **given(TrainingConfig)}, "A training"),
+        options,
+    )
+
+
+@dataclass(frozen=True)
 class TrainingResult:
-    """What a training gave: the editor's folder, its size, and the validation figures in percent."""
+    """The folder of a trained editor, its number of parameters, and its validation figures in percent."""
 
     folder: Path
     parameters: int
@@ -164,51 +249,49 @@ class TrainingResult:
 
 
 def train_editor(
-    kind: type[TrainedEditor],
+    setup: TrainingSetup,
     backbone: Backbone,
     cases: Sequence[EditCase],
-    config: Any,
-    training: TrainingConfig,
     folder: Path,
-    report: Report = lambda what, done, total, figures: None,
+    report: TaskProgress = no_task_progress,
     processes: Processes = ALONE,
-    **options: BaseModel,
 ) -> TrainingResult:
-    """Train an editor into `folder`/editor; a later call with the same settings goes on where one was cut off.
+    """Train an editor into `folder`/editor; a later call with the same setup resumes an interrupted training.
 
-    `options` are further settings of the editor's task, as LiveEdit's losses. Learning curves go to
-    `folder`/curves.json. Under several processes each calls this; the first writes and reports.
-    Raises `CheckpointError` where the folder holds a training with other settings, `BackboneError` where the editor
-    does not fit the backbone, `ConfigError` for too few cases or too small a batch.
+    Learning curves go to `folder`/curves.json. With several processes, each calls this; the first writes and reports,
+    and a resumed training may have another number of them.
+
+    Raises `CheckpointError` if the folder holds a training of another setup, `BackboneError` if the editor does not
+    fit the backbone, `ConfigError` for too few cases or too small a batch.
     """
-    check_cases(len(cases), training, processes)
-    modules = untrained_modules(kind, backbone, config, training.seed)
-    parts = {"editor": config, "training": training, **options}
+    check_cases(len(cases), setup.training, processes)
+    modules = untrained_modules(setup, backbone)
     with processes.first_goes_ahead():
-        named = {"kind": kind.name, "backbone": backbone.name, "cases": len(cases)}
-        check_resumable(folder / "training.json", named, parts)
-    task = kind.make_task(backbone, config, cases, folder, report, processes, **options)
-    validation = Trainer(folder, training, task, report, processes).run(modules)
+        named = {"kind": setup.kind.name, "backbone": backbone.name, "cases": len(cases)}
+        check_resumable(folder / "training.json", {**named, **setup.to_dict()})
+    task = setup.kind.make_task(backbone, setup.config, cases, folder, report, processes, setup.options)
+    validation = Trainer(folder, setup.training, task, report, processes).run(modules)
     if processes.is_first:
-        with kind(backbone, modules) as editor:
+        with setup.kind(backbone, modules) as editor:
             editor.save_pretrained(folder / "editor")
     processes.wait()
     return TrainingResult(folder / "editor", sum(part.numel() for part in modules.parameters()), validation)
 
 
-def untrained_modules(kind: type[TrainedEditor], backbone: Backbone, config: Any, seed: int) -> Any:
-    """Modules on the backbone's device, the same on every one: their weights are drawn on the CPU.
+def untrained_modules(setup: TrainingSetup, backbone: Backbone) -> Any:
+    """New modules on the backbone's device, in training mode.
 
-    Raises `BackboneError` where they do not fit the backbone.
+    Their weights are drawn on the CPU, so that they are the same on every device. Raises `BackboneError` if they do
+    not fit the backbone.
     """
-    torch.manual_seed(seed)
-    modules = kind.new_modules(backbone, config)
-    kind(backbone, modules).detach()  # Refuses what would not fit when the training is over, and moves them.
+    torch.manual_seed(setup.training.seed)
+    modules = setup.kind.new_modules(backbone, setup.config)
+    setup.kind(backbone, modules).detach()  # The constructor checks that they fit, and moves them to the device.
     return modules.train()
 
 
 def trained_folder(editor: str, backbone: str) -> Path:
-    """Where the trained parts of an editor for a backbone lie: shipped, or made here by `make editors`."""
+    """The folder of the trained editor for a backbone: shipped, or made here by `make editors`."""
     if backbone in BUILT_IN:
         try:
             return built_in_folder(f"{backbone}-{editor}")
@@ -222,35 +305,26 @@ def train_command(editor: str, backbone: str) -> str:
     return f"liveedit train --editor {editor} --backbone {backbone} --out DIR"
 
 
-def check_resumable(note: Path, named: dict[str, Any], parts: Mapping[str, BaseModel]) -> None:
-    """Write down what this folder trains, or make sure that it is the same. Raises `CheckpointError`.
+def check_resumable(note: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a training to `note`, or check that those found there are the same.
 
-    A setting that did not exist when the note was written had what is now its default.
+    Raises `CheckpointError` if they differ or cannot be read.
     """
-    settings = {**named, **{name: part.model_dump(mode="json") for name, part in parts.items()}}
     if not note.exists():
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_json(note, dict(settings))
         return
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{note} could not be read ({error}). Remove it or choose another folder.") from error
-    found = {"kind": "liveedit", **found}  # The only editor that was trained before others were.
-    for name, part in parts.items():
-        fields = type(part).model_fields.items()
-        later = {field: info.default for field, info in fields if not info.is_required() and info.default is not None}
-        found[name] = {**later, **(found.get(name) or {})}
-    differing = [f"{name} = {before!r} there, {after!r} here" for name, before, after in _differences(found, settings)]
+    differing = [
+        f"{name} = {before!r} there, {after!r} here" for name, before, after in _differences(_read_json(note), settings)
+    ]
     if differing:
         raise CheckpointError(
             f"{note.parent} holds a training with other settings ({'; '.join(differing)}). Choose another "
-            "folder, remove it, or give the settings that it was begun with."
+            "folder, remove it, or give the settings that it was started with."
         )
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(name, found, wanted) of every setting in which the two differ."""
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(name, value found, value wanted) of every setting that differs."""
     differing = []
     for name in [*wanted, *(found.keys() - wanted.keys())]:
         before, after = found.get(name), wanted.get(name)
@@ -263,6 +337,11 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = ""
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} could not be read as a configuration ({error}).") from error
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} could not be read as settings ({error}). Remove it, or choose another folder."
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} holds no JSON object, but {found!r}. Remove it, or choose another folder.")
+    return found

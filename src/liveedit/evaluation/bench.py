@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..backbones import Backbone
 from ..editors.base import Editor, EditRecord
 from ..errors import ConfigError
+from ..files import write_json, written_atomically
+from ..progress import Counter, TaskProgress, no_task_progress, progress_of
 from ..samples import EditCase
-from .passages import PassageScores
+from .perplexity import PassageScores
 from .protocol import Measurement, UneditedAnswers, cost, measure, probes_of, summarize_measurements
 
 Row = dict[str, Any]
-Report = Callable[[str, int, int], None]
-"""Called with what is going on, how much of it is done, and how much there is."""
 
 
 class BenchConfig(BaseModel):
@@ -38,7 +38,7 @@ class BenchConfig(BaseModel):
     few_edits_cases: int = Field(
         default=100,
         ge=1,
-        description="For small T: groups of T edits, each on a fresh model, until so many cases are measured.",
+        description="For small T: groups of T edits, each on a fresh model, until this many cases are measured.",
     )
     batch: int = Field(default=128, ge=1, description="Questions per forward pass.")
     max_new_tokens: int = Field(default=16, ge=1, description="Longest free answer, in tokens.")
@@ -52,7 +52,7 @@ class BenchConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where figures come from."""
+    """The code, backbone and data that a row was measured with."""
 
     git_sha: str | None
     dirty: bool | None
@@ -60,8 +60,13 @@ class Provenance:
     data_digest: str
 
 
+def backbone_name(given: str) -> str:
+    """The name of a backbone in rows: the last part of a folder's absolute path, or the name itself."""
+    return Path(given).resolve().name if Path(given).is_dir() else given
+
+
 def make_provenance(backbone_digest: str, data_files: Sequence[Path]) -> Provenance:
-    """Git state of the source tree where it is one, digests of backbone and annotation files."""
+    """The git state of the source tree, if it is in a repository, and digests of backbone and annotation files."""
     here = Path(__file__).parent
     sha = _git(here, "rev-parse", "HEAD")
     dirty = None if sha is None else bool(_git(here, "status", "--porcelain"))
@@ -72,7 +77,7 @@ def make_provenance(backbone_digest: str, data_files: Sequence[Path]) -> Provena
 class Bench:
     """Runs a `BenchConfig` into a folder: one JSON file per row, raw answers beside it as JSON lines.
 
-    Rows that are there already are not measured again, so that an interrupted bench goes on where it was.
+    Rows that exist already are not measured again: an interrupted bench continues where it stopped.
     """
 
     def __init__(
@@ -82,14 +87,14 @@ class Bench:
         config: BenchConfig,
         folder: Path,
         provenance: Provenance,
-        report: Report = lambda what, done, total: None,
+        report: TaskProgress = no_task_progress,
         unedited: Path | None = None,
     ):
-        """`unedited` is a folder in which runs of the same backbone share what the unedited model answers."""
+        """unedited: a folder in which runs of the same backbone share the unedited model's answers."""
         if max(config.edits) > len(cases):
             raise ConfigError(
-                f"{max(config.edits)} edits were asked for and the data holds {len(cases)}. "
-                "Ask for fewer or give more data."
+                f"{max(config.edits)} edits were requested and the data holds {len(cases)}. "
+                "Request fewer, or give more data."
             )
         self.backbone, self.cases, self.config, self.folder = backbone, tuple(cases), config, folder
         self.provenance, self.report = provenance, report
@@ -134,30 +139,24 @@ class Bench:
         label = f"{name}, {edits} edits, seed {seed}"
         measurements: list[Measurement] = []
         records: list[EditRecord] = []
-        total = 2 * sum(len(probes_of(group)[0]) for group in groups)
-        raw_file = self._file(name, edits, seed, ".answers.jsonl")
-        beside = raw_file.with_suffix(".tmp")
-        tick = self._ticking(f"asking: {label}", total)
         editor.reset()
         self._ask_unedited(groups, label)
         passages = PassageScores(self.backbone) if self.config.passages else None
         if passages is not None:
             passages.ask_unedited([case for group in groups for case in group])
-        with beside.open("w", encoding="utf-8") as raw:
+        asking = progress_of(self.report, f"asking: {label}")
+        count_asked = Counter(asking, 2 * sum(len(probes_of(group)[0]) for group in groups))
+        count_edited = Counter(progress_of(self.report, f"editing: {label}"), sum(map(len, groups)))
+        answers = self._file(name, edits, seed, ".answers.jsonl")
+        with written_atomically(answers) as temporary, temporary.open("w", encoding="utf-8") as raw:
             for group in groups:
                 editor.reset()
-                ids = [(case.id, case.edit) for case in group]
-                made = len(records)
-                records += editor.edit(
-                    ids,
-                    lambda count, _, made=made: self.report(f"editing: {label}", made + count, sum(map(len, groups))),
-                )
+                records += editor.edit([(case.id, case.edit) for case in group], lambda done, total: count_edited(1))
                 with self._precision():
-                    measurements.append(measure(self.backbone, editor, group, self.unedited, tick, raw))
+                    measurements.append(measure(self.backbone, editor, group, self.unedited, count_asked, raw))
                 if passages is not None:
                     passages.add(group)
         editor.reset()
-        beside.replace(raw_file)
         row = {
             "editor": name,
             "backbone": self.config.backbone,
@@ -170,40 +169,28 @@ class Bench:
             "status": "complete",
             "provenance": {**vars(self.provenance), "config": self._settings(settings)},
         }
-        self._write(self._file(name, edits, seed, ".json"), row)
+        write_json(self._file(name, edits, seed, ".json"), row)
         return row
 
     def _ask_unedited(self, groups: Sequence[Sequence[EditCase]], label: str) -> None:
-        """All groups at once: of few edits each, they would make small batches."""
+        """Ask the locality probes of all groups at once: groups of few edits would make small batches."""
         asked = [item for group in groups for item in probes_of(group)[0]]
-        tick = self._ticking(f"asking the unedited model: {label}", 2 * len(self.unedited.missing(asked)))
+        asking = progress_of(self.report, f"asking the unedited model: {label}")
         with self._precision():
-            self.unedited.ask(asked, tick)
+            self.unedited.ask(asked, Counter(asking, 2 * len(self.unedited.missing(asked))))
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self.config.mixed_precision)
 
-    def _ticking(self, what: str, total: int) -> Callable[[int], None]:
-        """A function that is told how many more are done, and reports how many that makes."""
-        done = 0
-
-        def tick(count: int) -> None:
-            nonlocal done
-            done += count
-            self.report(what, done, total)
-
-        return tick
-
     # -- rows on disk ------------------------------------------------------------------------------------
 
     def _settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """What a row's figures hang on. Settings that came later are named only where they are used."""
-        later = {name for name in ("mixed_precision", "passages") if getattr(self.config, name)}
-        general = self.config.model_dump(mode="json", include={"few_edits_cases", "max_new_tokens", *later})
-        return json.loads(json.dumps({**general, **settings}))
+        """The settings that a row's figures depend on."""
+        fields = {"few_edits_cases", "max_new_tokens", "mixed_precision", "passages"}
+        return json.loads(json.dumps({**self.config.model_dump(mode="json", include=fields), **settings}))
 
     def _read(self, name: str, edits: int, settings: dict[str, Any]) -> Row | None:
-        """A row of an earlier run with the same settings, backbone and data; None where it must be measured."""
+        """A row of an earlier run with the same settings, backbone and data; None if it must be measured."""
         file = self._file(name, edits, settings["seed"], ".json")
         if not file.exists():
             return None
@@ -217,7 +204,7 @@ class Bench:
         return row if same else None
 
     def _unedited_file(self) -> Path:
-        """One file for each backbone, data set, longest answer and precision: digests tell them apart."""
+        """One file for each backbone, data set, length limit and precision; a digest of these is its name."""
         digests = (self.provenance.backbone_digest, self.provenance.data_digest)
         config = self.config
         parts = (*digests, config.max_new_tokens, config.mixed_precision)
@@ -228,12 +215,6 @@ class Bench:
         folder = self.folder / "results"
         folder.mkdir(exist_ok=True)
         return folder / f"{name}-{edits}-seed{seed}{ending}"
-
-    @staticmethod
-    def _write(file: Path, row: Row) -> None:
-        beside = file.with_suffix(".tmp")
-        beside.write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(file)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Learning curves as an image; see `plots` for how images are made."""
+"""The learning curves of a training as a figure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidInputError
-from .plots import COLORS, MARKERS, _new_figure, _panels, _percent_axis
+from .plotting import COLORS, MARKERS, new_figure, panels_of, percent_axis, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ Entry = Mapping[str, Any]
 def draw_curves(curves: Sequence[Entry], file: Path) -> None:
     """Draw losses, training figures and validation figures against all steps of all stages into a PNG file.
 
-    Raises `InvalidInputError` for no curves at all, `PlotsUnavailableError` without matplotlib.
+    Raises `InvalidInputError` if there are no curves, `PlotsUnavailableError` without matplotlib.
     """
     if not curves:
         raise InvalidInputError("There are no learning curves to draw. Train for at least ten steps.")
@@ -36,20 +36,19 @@ def draw_curves(curves: Sequence[Entry], file: Path) -> None:
         ("Validation, %", validation, _names(validation, losses=False)),
     )
     shown = [part for part in parts if part[2]]
-    figure = _new_figure(1.0 + 3.4 * len(shown))
-    for panel, (title, entries, names) in zip(_panels(figure, len(shown), 1), shown, strict=True):
+    figure = new_figure(1.0 + 3.4 * len(shown))
+    for panel, (title, entries, names) in zip(panels_of(figure, len(shown), 1), shown, strict=True):
         for place, name in enumerate(names):
             _draw_line(panel, entries, name, place, starts)
         for stage, start in starts.items():
             panel.axvline(start, color="#999999", linewidth=0.8)
             panel.annotate(stage, (start, 1.0), xycoords=("data", "axes fraction"), fontsize=9, va="bottom")
         if "nats" not in title:
-            _percent_axis(panel)
+            percent_axis(panel)
         panel.set_ylabel(title)
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     figure.axes[-1].set_xlabel("Step")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, format="png", dpi=100)
+    save(figure, file, "Learning curves")
 
 
 def _stage_starts(curves: Sequence[Entry]) -> dict[str, int]:
@@ -69,7 +68,7 @@ def _names(entries: Sequence[Entry], *, losses: bool) -> list[str]:
 
 
 def _draw_line(panel: Axes, entries: Sequence[Entry], name: str, place: int, starts: Mapping[str, int]) -> None:
-    """One figure; a line for each stage, for between two stages it means something else."""
+    """One quantity; a line for each stage, because its meaning differs between stages."""
     color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
     dash = "-" if place < len(COLORS) else "--"
     label = name.removesuffix("_nats").replace("_", " ")

@@ -1,4 +1,4 @@
-"""The rows of the bench, gathered into the lines of a table: one line is one setting over all its seeds."""
+"""Rows of the bench grouped into the lines of a table: a line is one setting over all its seeds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Row = Mapping[str, Any]
 """One run of the bench: `editor`, `backbone`, `data`, `edits`, `seed`, `status`, `metrics` and more."""
 
 COMPLETE: Final = "complete"
-"""The status of a run that went through to its end."""
+"""The status of a run that ended normally."""
 
 _KEYS: Final = {"editor": str, "backbone": str, "data": str, "edits": int, "seed": int, "status": str}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One editor on one backbone and data set after so many edits, with a row for each seed.
+    """One editor on one backbone and data set after a number of edits, with a row for each seed.
 
-    Rows of different status never share a line: a run that was cut short is not averaged into whole ones.
+    Rows of different status are in different lines: an incomplete run is not averaged with complete ones.
     """
 
     backbone: str
@@ -35,17 +35,17 @@ class Line:
 
     @property
     def seeds(self) -> int:
-        """How many seeds were run."""
+        """Number of seeds."""
         return len(self.rows)
 
     @property
     def complete(self) -> bool:
-        """Whether these runs went through to their end."""
+        """Whether these runs are complete."""
         return self.status == COMPLETE
 
     @property
     def label(self) -> str:
-        """The editor, and the status where it is not complete."""
+        """The editor, and the status if it is not complete."""
         return self.editor if self.complete else f"{self.editor} ({self.status})"
 
     @property
@@ -60,7 +60,7 @@ class Line:
         return [(row.get("by_answer_type") or {}).get(answer_type, {}) for row in self.rows]
 
     def score(self, metric: str, score: str, answer_type: str | None = None) -> Spread | None:
-        """A score (such as `exact_match`, in percent) over the seeds that have it, None where none has."""
+        """A score (such as `exact_match`, in percent) over the seeds that have it; None if none has it."""
         found = [metrics.get(metric, {}).get(score) for metrics in self.metrics(answer_type)]
         return _spread(found)
 
@@ -77,28 +77,28 @@ class Line:
 
 
 def lines_of(rows: Sequence[Row]) -> tuple[Line, ...]:
-    """Rows gathered by setting and status, sorted by backbone, data, edits and editor.
+    """Rows grouped by setting and status, sorted by backbone, data, edits and editor.
 
-    Raises `InvalidInputError` for no rows at all, for a row without its keys, and for a seed that occurs
-    twice in one line, which would make the spread look smaller than it is.
+    Raises `InvalidInputError` if there are no rows, if a row lacks one of its keys, and if a seed occurs twice
+    in one line, which would make the spread too small.
     """
     if not rows:
         raise InvalidInputError("There are no rows to report. Run the bench first and give its rows.")
-    left_pack: dict[tuple[str, str, int, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, int, str, str], list[Row]] = {}
     for index, row in enumerate(rows):
         _check(index, row)
         key = (row["backbone"], row["data"], row["edits"], row["editor"], row["status"])
-        left_pack.setdefault(key, []).append(row)
-    for key, members in left_pack.items():
+        groups.setdefault(key, []).append(row)
+    for key, members in groups.items():
         seed, times = Counter(row["seed"] for row in members).most_common(1)[0]
         if times > 1:
             raise InvalidInputError(
                 f"Seed {seed} occurs {times} times for (backbone, data, edits, editor, status) = {key}. Give "
                 "each seed once, or give settings that differ different editor names."
             )
-    # Complete lines stand before others of the same setting.
-    ordered = sorted(left_pack, key=lambda key: (*key[:4], key[4] != COMPLETE, key[4]))
-    return tuple(Line(*key, rows=tuple(sorted(left_pack[key], key=lambda row: row["seed"]))) for key in ordered)
+    # Complete lines come before others of the same setting.
+    ordered = sorted(groups, key=lambda key: (*key[:4], key[4] != COMPLETE, key[4]))
+    return tuple(Line(*key, rows=tuple(sorted(groups[key], key=lambda row: row["seed"]))) for key in ordered)
 
 
 def metric_names(lines: Iterable[Line], *, by_answer_type: bool = False) -> tuple[str, ...]:
@@ -121,16 +121,16 @@ def answer_types(lines: Iterable[Line]) -> tuple[str, ...]:
 
 
 def sections(lines: Sequence[Line]) -> tuple[tuple[Line, ...], ...]:
-    """The lines apart by backbone and data."""
+    """The lines of each backbone and data set."""
     names = dict.fromkeys(line.section for line in lines)
     return tuple(tuple(line for line in lines if line.section == name) for name in names)
 
 
 def at_largest(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """The lines with the most edits, apart by backbone and data.
+    """The lines with the most edits of each backbone and data set.
 
-    The most edits that a complete run reached; where no run is complete, the most that any reached. Editors
-    without a run of that many edits are not among them: results after fewer edits are not comparable.
+    The most edits of a complete run; if no run is complete, the most of any run. Editors without a run of that many
+    edits are not included: results after fewer edits are not comparable.
     """
     chosen: list[Line] = []
     for section in sections(lines):
@@ -140,7 +140,7 @@ def at_largest(lines: Sequence[Line]) -> tuple[Line, ...]:
 
 
 def metric_label(name: str) -> str:
-    """The name of a metric as people read it: `text_generality` is "Text generality"."""
+    """The name of a metric for readers: `text_generality` is "Text generality"."""
     return name.replace("_", " ").capitalize()
 
 

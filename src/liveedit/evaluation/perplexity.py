@@ -1,37 +1,38 @@
-"""Perplexity of edited answers, and agreement with the unedited model: how SelfCheckGPT's hallucinations are measured.
+"""Edits that are passages of text: perplexity of the answers, and agreement with the unedited model.
 
-WISE (Wang et al., NeurIPS 2024, after GRACE, Hartvigsen et al., NeurIPS 2023) reports of these long answers their
-perplexity under the edited model, in place of an exact match that no sentence would reach, and as locality the share
-of tokens along an unrelated text at which the edited model would choose what the unedited model chooses.
+SelfCheckGPT's hallucinations are measured in this way. WISE (Wang et al., NeurIPS 2024, after GRACE, Hartvigsen et
+al., NeurIPS 2023) reports the perplexity of these long answers under the edited model, since no long answer would match
+exactly, and as locality the share of tokens along an unrelated text at which the edited model would choose what the
+unedited model chooses.
 
 For the answer o_1 ... o_n to a prompt p
 
     perplexity = exp(-1/n sum_i ln P(o_i | p, o_1 ... o_(i-1)))
 
 in nats per token of the model's own tokenizer: figures of models with different tokenizers cannot be compared. The
-end-of-sequence token behind an answer is not counted, as elsewhere in the bench.
+end-of-sequence token after an answer is not counted, as elsewhere in the bench.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Self, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone, Inputs
+from ..backbones import Backbone, TokenBatch
 from ..errors import InvalidInputError
+from ..progress import Progress, no_progress
 from ..samples import EditCase, Question
+from .protocol import AskedProbe, probes_of
 
 BATCH = 8
-"""Questions per forward pass, unless told otherwise: passages are long, and every position has its logits."""
+"""Default number of questions per forward pass: passages are long, and logits are kept for every position."""
 
 Found = TypeVar("Found")
-Progress = Callable[[int], None]
-"""Called with how many more questions are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +44,16 @@ class AnswerLikelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats / tokens); infinite where that is beyond floating point."""
+        """exp(nats / tokens); infinite if that exceeds floating point."""
         return _exp(self.nats / self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class PerplexityFigures:
-    """Perplexity over all answers, in the two ways in which it is averaged."""
+    """Perplexity over all answers: mean, median and over the corpus."""
 
     mean: float
-    """Mean of the answers' perplexities: WISE's figure. One hopeless answer can outweigh all others."""
+    """Mean of the answers' perplexities: as WISE reports it. A single very unlikely answer can outweigh all others."""
     corpus: float
     """exp of the mean over all tokens of all answers: the perplexity of one long text."""
     median: float
@@ -61,9 +62,9 @@ class PerplexityFigures:
 
     @classmethod
     def of(cls, likelihoods: Sequence[AnswerLikelihood]) -> Self:
-        """The figures of these answers. Raises `InvalidInputError` where there are none."""
+        """The figures of these answers. Raises `InvalidInputError` if there are none."""
         if not likelihoods:
-            raise InvalidInputError("The perplexity of no answers was asked for. Give at least one.")
+            raise InvalidInputError("The perplexity of no answers was requested. Give at least one.")
         single = sorted(likelihood.perplexity for likelihood in likelihoods)
         tokens = sum(likelihood.tokens for likelihood in likelihoods)
         middle = len(single) // 2
@@ -76,31 +77,16 @@ class PerplexityFigures:
         )
 
 
-def perplexity(
-    backbone: Backbone, questions: Sequence[Question], answers: Sequence[str], batch: int = BATCH
-) -> list[float]:
-    """The perplexity of each answer behind its question, with whatever edits are in force."""
-    return [likelihood.perplexity for likelihood in answer_likelihoods(backbone, questions, answers, batch)]
-
-
-def edits_perplexity(backbone: Backbone, cases: Sequence[EditCase], batch: int = BATCH) -> PerplexityFigures:
-    """Perplexity of the edits' own answers, with whatever edits are in force."""
-    edits = [case.edit for case in cases]
-    return PerplexityFigures.of(
-        answer_likelihoods(backbone, [edit.question for edit in edits], [edit.answer for edit in edits], batch)
-    )
-
-
 def answer_likelihoods(
     backbone: Backbone,
     questions: Sequence[Question],
     answers: Sequence[str],
     batch: int = BATCH,
-    progress: Progress = lambda done: None,
+    progress: Progress = no_progress,
 ) -> list[AnswerLikelihood]:
-    """How likely each answer is behind its question; of an empty answer, how likely the model is to say nothing.
+    """How likely each answer is after its question; of an empty answer, how likely the model is to answer nothing.
 
-    Raises `InvalidInputError` where the numbers of questions and answers differ, or an input is too long.
+    Raises `InvalidInputError` if the numbers of questions and answers differ, or if an input is too long.
     """
 
     def likelihood(logits: Tensor, wanted: Tensor) -> AnswerLikelihood:
@@ -115,9 +101,9 @@ def greedy_tokens(
     questions: Sequence[Question],
     continuations: Sequence[str],
     batch: int = BATCH,
-    progress: Progress = lambda done: None,
+    progress: Progress = no_progress,
 ) -> list[tuple[int, ...]]:
-    """The tokens that the model would choose along each continuation (behind an empty one: its very next token)."""
+    """The tokens that the model would choose along each continuation (after an empty one: its next token)."""
     return _along(
         backbone, questions, continuations, batch, progress, lambda logits, _: tuple(logits.argmax(-1).tolist())
     )
@@ -134,6 +120,41 @@ def agreement(before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]) -
     return 100 * math.fsum(shares) / len(shares)
 
 
+class PassageScores:
+    """Perplexity and agreement over all groups of edits of one row of the bench."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+        self._unedited: dict[tuple[str, int], tuple[int, ...]] = {}
+        self._likelihoods: list[AnswerLikelihood] = []
+        self._before: list[tuple[int, ...]] = []
+        self._after: list[tuple[int, ...]] = []
+
+    def ask_unedited(self, cases: Sequence[EditCase]) -> None:
+        """Record what the model chooses along unrelated texts. No edit may be active."""
+        missing = [item for item in _along_texts(cases) if item.key not in self._unedited]
+        found = self._greedy(missing)
+        self._unedited |= {item.key: tokens for item, tokens in zip(missing, found, strict=True)}
+
+    def add(self, cases: Sequence[EditCase]) -> None:
+        """Measure these edits, which are active."""
+        edits = [case.edit for case in cases]
+        questions, answers = [edit.question for edit in edits], [edit.answer for edit in edits]
+        self._likelihoods += answer_likelihoods(self.backbone, questions, answers)
+        texts = _along_texts(cases)
+        self._before += [self._unedited[item.key] for item in texts]
+        self._after += self._greedy(texts)
+
+    def summary(self) -> dict[str, Any]:
+        """`perplexity` of the answers, and `agreement` with the unedited model in percent (None without such texts)."""
+        shared = agreement(self._before, self._after) if self._before else None
+        return {"perplexity": asdict(PerplexityFigures.of(self._likelihoods)), "agreement": shared}
+
+    def _greedy(self, texts: Sequence[AskedProbe]) -> list[tuple[int, ...]]:
+        answers = [str(item.probe.answer) for item in texts]
+        return greedy_tokens(self.backbone, [item.probe.question for item in texts], answers) if texts else []
+
+
 @torch.inference_mode()
 def _along(
     backbone: Backbone,
@@ -141,14 +162,14 @@ def _along(
     answers: Sequence[str],
     batch: int,
     progress: Progress,
-    look: Callable[[Tensor, Tensor], Found],
+    evaluate: Callable[[Tensor, Tensor], Found],
 ) -> list[Found]:
-    """What `look` finds in the logits (n, vocabulary) that predict an answer's tokens (n,), answer by answer."""
+    """What `evaluate` returns for the logits (n, vocabulary) that predict an answer's tokens (n,), answer by answer."""
     if len(questions) != len(answers):
         raise InvalidInputError(f"{len(questions)} questions and {len(answers)} answers were given. Give one for each.")
     if batch < 1:
         raise InvalidInputError(f"batch = {batch} was given. Give 1 or more.")
-    # Texts of like length together: little padding.
+    # Texts of similar length share a batch, which needs little padding.
     order = sorted(range(len(questions)), key=lambda index: len(questions[index].prompt) + len(answers[index]))
     found: dict[int, Found] = {}
     for start in range(0, len(order), batch):
@@ -157,12 +178,12 @@ def _along(
         logits = backbone.logits(inputs)
         for row, index in enumerate(part):
             positions = _counted(inputs, row)
-            found[index] = look(logits[row, positions - 1], inputs.input_ids[row, positions])
-        progress(len(part))
+            found[index] = evaluate(logits[row, positions - 1], inputs.input_ids[row, positions])
+        progress(len(found), len(order))
     return [found[index] for index in range(len(questions))]
 
 
-def _counted(inputs: Inputs, row: int) -> Tensor:
+def _counted(inputs: TokenBatch, row: int) -> Tensor:
     """Positions of the answer's tokens, without the end token unless it stands alone."""
     positions = inputs.answer_mask[row].nonzero().flatten()
     return positions[:-1] if len(positions) > 1 else positions
@@ -173,3 +194,9 @@ def _exp(nats: float) -> float:
         return math.exp(nats)
     except OverflowError:
         return math.inf
+
+
+def _along_texts(cases: Sequence[EditCase]) -> list[AskedProbe]:
+    """The text locality probes with a text, outside every edit's scope."""
+    asked, _, _ = probes_of(cases, ("text_locality",))
+    return [item for item in asked if item.probe.name == "text_locality" and (item.probe.answer or "").strip()]

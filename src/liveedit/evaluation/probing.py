@@ -1,62 +1,28 @@
-"""Asking probes: batches of questions, scored teacher-forced and by free generation."""
+"""Asking probes, scored in two ways: by free generation and teacher-forced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from ..answers import Fired
-from ..backbones import Backbone, Inputs
-from ..editors.base import Editor
+from ..answering import Answering
+from ..answers import Answer
+from ..backbones import Backbone, TokenBatch
 from ..samples import Probe, Question
-
-Progress = Callable[[int], None]
-"""Called with how many more probes are done."""
-
 
 Tokens = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a model said to one probe.
-
-    `text` is its free answer. `forced` are the tokens it would choose, one by one, along the expected answer.
-    """
-
-    text: str
-    forced: Tokens
-
-
-@dataclass(frozen=True)
-class FreeAnswer:
-    """A greedy answer, its tokens where the model itself gave it, and the edits that fired where the editor tells."""
-
-    text: str
-    tokens: Tokens | None
-    fired: tuple[Fired, ...] | None
-
-
 def ask_freely(
-    backbone: Backbone,
-    probes: Sequence[Probe],
-    max_new_tokens: int,
-    batch: int,
-    editor: Editor | None,
-    progress: Progress,
-) -> list[FreeAnswer]:
-    """Greedy answers through `generate()`."""
-    found: list[FreeAnswer] = []
-    for part in _parts(probes, batch):
-        inputs = backbone.encode([probe.question for probe in part], padding="left")
-        answers = backbone.generate_tokens(inputs, max_new_tokens)
-        fired = editor.fired() if editor is not None else None
-        unfired = None if fired is None else ()
-        rows = zip(answers, fired or [unfired] * len(part), strict=True)
-        found += [FreeAnswer(text, tokens, edits) for (text, tokens), edits in rows]
-        progress(len(part))
+    answering: Answering, probes: Sequence[Probe], max_new_tokens: int, batch: int, count: Callable[[int], None]
+) -> list[Answer]:
+    """Greedy answers through `generate()`. `count` is called with the number of further probes that are done."""
+    found: list[Answer] = []
+    questions = [probe.question for probe in probes]
+    for answer in answering.ask_all(questions, max_new_tokens, batch=batch):
+        found.append(answer)
+        count(1)
     return found
 
 
@@ -64,29 +30,30 @@ def choose_along(
     backbone: Backbone,
     probes: Sequence[Probe],
     answers: Sequence[str],
-    free: Sequence[FreeAnswer],
+    free: Sequence[Answer],
     batch: int,
-    progress: Progress,
+    count: Callable[[int], None],
 ) -> list[tuple[Tokens, Tokens]]:
-    """Per probe: the tokens of its expected answer, and those the model chooses in their place (teacher-forced).
+    """Per probe: the tokens of its expected answer, and those that the model chooses in their place (teacher-forced).
 
-    The end-of-sequence token behind an answer is not counted, as in the field; free generation counts it. Where the
-    free answer is the expected one token by token, each of them was chosen behind the ones before it: teacher forcing
-    would ask the same once more, and is left out.
+    The end-of-sequence token after an answer is not counted, as in the field; free generation counts it. If the free
+    answer is the expected one token by token, each token was chosen after the ones before it: teacher forcing would
+    ask the same again and is skipped.
     """
-    wanted = [
+    expected = [
         _counted(tokens) for tokens in backbone.answer_tokens([probe.question for probe in probes], list(answers))
     ]
-    said = [answer.tokens and answer.tokens[: len(tokens)] for answer, tokens in zip(free, wanted, strict=True)]
-    open_places = [place for place, tokens in enumerate(wanted) if said[place] != tokens]
-    found = [(tokens, tokens) for tokens in wanted]
-    progress(len(probes) - len(open_places))
-    for part in _parts(open_places, batch):
+    generated = [answer.tokens and answer.tokens[: len(tokens)] for answer, tokens in zip(free, expected, strict=True)]
+    different = [place for place, tokens in enumerate(expected) if generated[place] != tokens]
+    found = [(tokens, tokens) for tokens in expected]
+    count(len(probes) - len(different))
+    for start in range(0, len(different), batch):
+        part = different[start : start + batch]
         questions = [probes[place].question for place in part]
         forced = _forced(backbone, questions, [str(answers[place]) for place in part])
         for place, pair in zip(part, forced, strict=True):
             found[place] = pair
-        progress(len(part))
+        count(len(part))
     return found
 
 
@@ -97,12 +64,13 @@ def _forced(backbone: Backbone, questions: Sequence[Question], answers: Sequence
     return [_along(inputs, chosen, row) for row in range(len(questions))]
 
 
-def token_accuracy(chosen: Sequence[int], wanted: Sequence[int]) -> float:
+def token_accuracy(chosen: Sequence[int], expected: Sequence[int]) -> float:
     """Share of equal tokens, in percent."""
-    return 100 * sum(a == b for a, b in zip(chosen, wanted, strict=True)) / len(wanted)
+    return 100 * sum(a == b for a, b in zip(chosen, expected, strict=True)) / len(expected)
 
 
-def _along(inputs: Inputs, chosen: torch.Tensor, row: int) -> tuple[Tokens, Tokens]:
+def _along(inputs: TokenBatch, chosen: torch.Tensor, row: int) -> tuple[Tokens, Tokens]:
+    """The answer's tokens of a row, and the tokens chosen at the positions that predict them."""
     positions = inputs.answer_mask[row].nonzero().flatten()
     if len(positions) > 1:
         positions = positions[:-1]
@@ -110,9 +78,5 @@ def _along(inputs: Inputs, chosen: torch.Tensor, row: int) -> tuple[Tokens, Toke
 
 
 def _counted(tokens: Sequence[int]) -> Tokens:
-    """Tokens of an answer without the one that ends it; an empty answer is its end."""
+    """The tokens of an answer without its end-of-sequence token; of an empty answer that token."""
     return tuple(tokens[:-1] if len(tokens) > 1 else tokens)
-
-
-def _parts(items: Sequence, size: int) -> list[Sequence]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from ..answers import FIRING_THRESHOLD, Fired
+from ..answering import Answering
+from ..answers import Fired, above_threshold
 from ..backbones import Backbone
 from ..editors.base import Editor, EditRecord
 from ..samples import GENERALITY, LOCALITY, EditCase, Probe, ProbeName, edited_scopes
-from .probing import Reply, ask_freely, choose_along, token_accuracy
+from .probing import Tokens, ask_freely, choose_along, token_accuracy
 from .scoring import ProbeScore, summarize, summarize_by_answer_type
 
 MEASURED: tuple[ProbeName, ...] = (*GENERALITY, *LOCALITY, "portability")
@@ -33,7 +34,7 @@ class AskedProbe:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What the unedited model's answers are remembered by."""
+        """The key under which the unedited model's answer is stored."""
         return self.case.id, self.place
 
 
@@ -42,7 +43,7 @@ def probes_of(
 ) -> tuple[list[AskedProbe], Counter[ProbeName], Counter[tuple[str, ProbeName]]]:
     """The probes to ask of these edits, and those left out by name, and by answer type and name.
 
-    A locality probe in the scope of any of the edits is left out: it has every right to change.
+    A locality probe in the scope of any of the edits is left out: its answer may change.
     """
     wanted, scopes = frozenset(names), edited_scopes(cases)
     asked: list[AskedProbe] = []
@@ -60,37 +61,48 @@ def probes_of(
     return asked, left_out, left_out_by_type
 
 
-class UneditedAnswers:
-    """What the unedited model says to locality probes; asked once, remembered for every editor.
+@dataclass(frozen=True)
+class UneditedAnswer:
+    """The unedited model's free answer to a probe, and the tokens that it chooses, one by one, along that answer."""
 
-    With `file`, across runs as well: one backbone's answers to one data set, as JSON lines. Several processes may
-    share it; each adds what it asked, and reads what was there when it began.
+    text: str
+    forced: Tokens
+
+
+class UneditedAnswers:
+    """The unedited model's answers to locality probes; each probe is asked once, for all editors.
+
+    With `file`, answers are kept across runs: one backbone's answers to one data set, as JSON lines. Several processes
+    may share the file; each appends what it asked, and reads what was there when it started.
     """
 
     def __init__(self, backbone: Backbone, max_new_tokens: int, batch: int, file: Path | None = None):
         self.backbone, self.max_new_tokens, self.batch, self._file = backbone, max_new_tokens, batch, file
-        self._replies: dict[tuple[str, int], Reply] = {}
+        self._answers: dict[tuple[str, int], UneditedAnswer] = {}
         if file is not None and file.is_file():
             self._read(file)
 
     def missing(self, asked: Sequence[AskedProbe]) -> list[AskedProbe]:
-        """Those locality probes that are not answered yet."""
-        return [item for item in asked if item.key not in self._replies and item.probe.name in LOCALITY]
+        """The locality probes among these that are not answered yet."""
+        return [item for item in asked if item.key not in self._answers and item.probe.name in LOCALITY]
 
-    def ask(self, asked: Sequence[AskedProbe], progress: Any = lambda done: None) -> None:
-        """Make sure that these probes are answered. No editor may be attached with edits in force.
+    def ask(self, asked: Sequence[AskedProbe], count: Callable[[int], None] = lambda more: None) -> None:
+        """Make sure that these probes are answered. No edit may be active.
 
-        `progress` is told of each probe twice: it is asked freely, and along its answer.
+        `count` is called with increments; each probe counts twice, once for each way of asking.
         """
         missing = self.missing(asked)
         probes = [item.probe for item in missing]
-        free = ask_freely(self.backbone, probes, self.max_new_tokens, self.batch, None, progress)
+        free = ask_freely(Answering(self.backbone), probes, self.max_new_tokens, self.batch, count)
         texts = [answer.text for answer in free]
-        forced = choose_along(self.backbone, probes, texts, free, self.batch, progress)
-        found = {item.key: Reply(text, chosen) for item, text, (_, chosen) in zip(missing, texts, forced, strict=True)}
-        self._replies |= found
+        forced = choose_along(self.backbone, probes, texts, free, self.batch, count)
+        found = {
+            item.key: UneditedAnswer(text, chosen)
+            for item, text, (_, chosen) in zip(missing, texts, forced, strict=True)
+        }
+        self._answers |= found
         if self._file is not None and found:
-            rows = [json.dumps([*key, reply.text, reply.forced]) + "\n" for key, reply in found.items()]
+            rows = [json.dumps([*key, answer.text, answer.forced]) + "\n" for key, answer in found.items()]
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(rows))
@@ -99,12 +111,12 @@ class UneditedAnswers:
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 case, place, text, forced = json.loads(line)
-            except ValueError:  # A line that was cut off when a run was killed: its probe is asked again.
+            except ValueError:  # A line cut off when a run was killed: its probe is asked again.
                 continue
-            self._replies[case, place] = Reply(text, tuple(forced))
+            self._answers[case, place] = UneditedAnswer(text, tuple(forced))
 
-    def __getitem__(self, asked: AskedProbe) -> Reply:
-        return self._replies[asked.key]
+    def __getitem__(self, asked: AskedProbe) -> UneditedAnswer:
+        return self._answers[asked.key]
 
 
 @dataclass(frozen=True)
@@ -122,34 +134,36 @@ def measure(
     editor: Editor,
     cases: Sequence[EditCase],
     unedited: UneditedAnswers,
-    progress: Any = lambda done: None,
+    count: Callable[[int], None] = lambda more: None,
     raw: TextIO | None = None,
 ) -> Measurement:
-    """Ask every probe of these edits, which are in force, in both ways; raw answers go to `raw` as JSON lines.
+    """Ask every probe of these edits, which are active, freely and teacher-forced; raw answers go to `raw` as JSON
+    lines.
 
-    `progress` is told of each probe twice, once for each way.
+    `count` is called with increments; each probe counts twice, once for each way of asking.
     """
     asked, left_out, left_out_by_type = probes_of(cases)
     expected = [unedited[item].text if item.probe.name in LOCALITY else str(item.probe.answer) for item in asked]
     probes = [item.probe for item in asked]
-    free = ask_freely(backbone, probes, unedited.max_new_tokens, unedited.batch, editor, progress)
-    forced = choose_along(backbone, probes, expected, free, unedited.batch, progress)
+    free = ask_freely(Answering(backbone, editor), probes, unedited.max_new_tokens, unedited.batch, count)
+    forced = choose_along(backbone, probes, expected, free, unedited.batch, count)
     scores, fired_found = [], []
     for item, wanted, answer, (tokens, chosen) in zip(asked, expected, free, forced, strict=True):
-        text, fired = answer.text, answer.fired
+        # Locality compares with the tokens that the unedited model chooses itself, which can differ from those of its
+        # text encoded again.
         reference = unedited[item].forced if item.probe.name in LOCALITY else tokens
         accuracy = token_accuracy(chosen, reference)
-        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, text, accuracy)
+        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy)
         scores.append((item, score))
-        if fired is not None:
-            fired_found.append((item, fired))
+        if answer.fired is not None:
+            fired_found.append((item, answer.fired))
         if raw is not None:
-            raw.write(json.dumps(_raw_row(item, score, fired), ensure_ascii=False) + "\n")
+            raw.write(json.dumps(_raw_row(item, score, answer.fired), ensure_ascii=False) + "\n")
     return Measurement(tuple(scores), left_out, left_out_by_type, tuple(fired_found))
 
 
 def summarize_measurements(measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """Metrics over all groups, over all and by answer type, and routing figures."""
+    """Metrics over all groups of edits, also by answer type, and the routing's precision and recall."""
     scores = [pair for measurement in measurements for pair in measurement.scores]
     left_out: Counter[ProbeName] = sum((m.left_out for m in measurements), Counter())
     by_type = sum((m.left_out_by_type for m in measurements), Counter())
@@ -186,11 +200,12 @@ def cost(records: Sequence[EditRecord]) -> dict[str, Any]:
 
 
 def _routing(fired: Sequence[tuple[AskedProbe, tuple[Fired, ...]]]) -> dict[str, float] | None:
-    """Recall: in-scope queries whose own edit fired. Precision: experts fired that were the query's own. Percent."""
+    """Recall: in-scope questions for which their own edit fired. Precision: fired edits that were the question's own.
+    Both in percent; None without in-scope questions."""
     inside = own = total = 0
-    for item, experts in fired:
+    for item, edits in fired:
         in_scope = item.probe.name in ("reliability", *GENERALITY)
-        ids = [expert.edit_id for expert in experts if expert.weight >= FIRING_THRESHOLD]
+        ids = [edit.edit_id for edit in above_threshold(edits)]
         inside += in_scope
         own += in_scope and item.case.id in ids
         total += len(ids)
@@ -218,5 +233,5 @@ def _raw_row(item: AskedProbe, score: ProbeScore, fired: tuple[Fired, ...] | Non
         "answer": score.answer,
         "teacher_forced": score.teacher_forced,
         "exact_match": score.exact,
-        "fired": None if fired is None else [asdict(expert) for expert in fired],
+        "fired": None if fired is None else [asdict(edit) for edit in fired],
     }

@@ -1,4 +1,4 @@
-"""The values of the paper, to be read beside our own and never mixed with them."""
+"""The values that the LiveEdit paper reports, in tables separate from measured values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .table import Table
 
 
 def published_table(edits: Collection[int] = (), backbones: Collection[str] = (), data: Collection[str] = ()) -> Table:
-    """The paper's own values, for these numbers of edits or for all where the paper has none of them.
+    """The paper's own values, for these numbers of edits, or for all if the paper has none of them.
 
-    backbones, data: only those with these names, as the paper writes them; all where none are given.
+    backbones, data: only those with these names, as the paper writes them; all if none are given.
     """
     published = published_values()
     columns: list[str] = published["columns"]
@@ -37,7 +37,7 @@ def published_table(edits: Collection[int] = (), backbones: Collection[str] = ()
     header = ("Backbone", "Data", "Editor", "Edits", *map(metric_label, names), "Average")
     notes = (
         f"Source: {published['source']}",
-        "Teacher-forced token accuracy only, in %: the source gives no exact match of free generation. "
+        "Teacher-forced token accuracy only, in %: the source does not report exact match of free generation. "
         "Models, data and training differ from the runs above; compare with care.",
     )
     return Table("Published values (not ours)", header, rows, notes, text_columns=3)

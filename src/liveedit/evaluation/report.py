@@ -1,11 +1,11 @@
-"""A report of bench rows: tables, images and the rows themselves, in one folder.
+"""A report of bench rows: tables, figures and the rows themselves, in one folder.
 
-report.md    to read: images, tables, where the rows come from
+report.md    to read: figures, tables, where the rows come from
 table.md     the tables alone
 table.tex    the tables for a paper (needs the booktabs package)
 table.csv    one line per row, unrounded
-rows.json    {"rows": rows}, everything that the bench returned
-*.png        the images, where matplotlib is installed
+rows.json    {"rows": rows}, as the bench returned them
+*.png        the figures, if matplotlib is installed
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pathlib import Path
 import rich.table
 
 from ..errors import InvalidInputError
+from ..files import write_text
 from .lines import COMPLETE, Line, Row, lines_of, metric_names
-from .plots import PlotsUnavailableError, write_plots
+from .plots import write_plots
+from .plotting import PlotsUnavailableError, plots_markdown
 from .published import published_table
 from .report_tables import answer_type_table, cost_table, interval_table, main_table, passage_table
 from .table import Table, markdown_text
@@ -39,26 +41,26 @@ def write_report(
 ) -> Path:
     """Write the report of `rows` into `folder` and return the path of its report.md.
 
-    Without matplotlib the report has no images and says so. `published` adds the paper's values in a table
-    of their own. Raises `InvalidInputError` for rows that cannot be reported; nothing is written then.
+    Without matplotlib the report has no figures, and says so. published: add the paper's values, in a table of
+    their own. Raises `InvalidInputError` for rows that cannot be reported; nothing is written then.
     """
     lines = lines_of(rows)
     tables = _tables(lines, title)
     files = {
         "rows.json": _json(rows),
-        "table.csv": _csv(rows, metric_names(lines)),
+        "table.csv": rows_csv(rows, metric_names(lines)),
         "table.md": "\n".join(table.markdown() for table in tables),
         "table.tex": "% Needs \\usepackage{booktabs}.\n" + "\n".join(table.latex() for table in tables),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"# {markdown_text(title)}", *_images(lines, folder), *(table.markdown() for table in tables)]
+    parts = [f"# {markdown_text(title)}", *_figures(lines, folder), *(table.markdown() for table in tables)]
     if published:
         parts.append(published_table({line.edits for line in lines}).markdown())
-    parts.append(_provenance(lines))
+    parts.append(provenance_markdown(lines))
     files["report.md"] = "\n\n".join(part.rstrip() for part in parts) + "\n"
     for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        write_text(folder / name, text)
     return folder / "report.md"
 
 
@@ -78,12 +80,11 @@ def _tables(lines: Sequence[Line], title: str) -> list[Table]:
     return [table for table in candidates if table is not None]
 
 
-def _images(lines: Sequence[Line], folder: Path) -> list[str]:
+def _figures(lines: Sequence[Line], folder: Path) -> list[str]:
     try:
-        plots = write_plots(lines, folder)
+        return plots_markdown(write_plots(lines, folder))
     except PlotsUnavailableError as error:
-        return [f"No images: {error}"]
-    return [f"![{markdown_text(plot.caption)}]({plot.path.name})\n\n*{markdown_text(plot.caption)}*" for plot in plots]
+        return [f"No figures: {error}"]
 
 
 def _json(rows: Sequence[Row]) -> str:
@@ -96,7 +97,8 @@ def _json(rows: Sequence[Row]) -> str:
         ) from error
 
 
-def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
+def rows_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Rows of the bench as CSV, unrounded; names: the metrics."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
     quantities = [f"{key}.{inner}" for key, inners in _QUANTITIES for inner in inners]
@@ -114,8 +116,8 @@ def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
     return stream.getvalue()
 
 
-def _provenance(lines: Sequence[Line]) -> str:
-    """Where the rows come from; the whole configuration of each stands in rows.json."""
+def provenance_markdown(lines: Sequence[Line]) -> str:
+    """Which code, backbone and data the rows come from."""
     origins: dict[str, list[str]] = {}
     mixed: list[str] = []
     for line in lines:
@@ -128,14 +130,14 @@ def _provenance(lines: Sequence[Line]) -> str:
     items = [f"- {origin}: {_some(who)}" for origin, who in origins.items()]
     complete = sum(row["status"] == COMPLETE for line in lines for row in line.rows)
     count = sum(line.seeds for line in lines)
-    lead = f"{count} rows, {complete} of them complete. Each row's configuration stands in rows.json."
+    lead = f"{count} rows, {complete} of them complete. Each row's configuration is in rows.json."
     return "\n".join(["## Provenance", "", lead, "", *items, *mixed])
 
 
 def _origin(record: Row) -> str:
     sha = record.get("git_sha")
     dirty = record.get("dirty")
-    tree = " (tree clean or not: not recorded)" if dirty is None else " with uncommitted changes" * dirty
+    tree = " (uncommitted changes: not recorded)" if dirty is None else " with uncommitted changes" * dirty
     code = f"code {str(sha)[:12]}{tree}" if sha else "code not recorded"
     digests = (
         f"{what} {str(record[key])[:12]}" if record.get(key) else f"{what} not recorded"

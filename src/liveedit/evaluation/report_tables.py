@@ -1,7 +1,4 @@
-"""The tables of a report: which figures stand in which cell.
-
-A teacher-forced figure never stands without what free generation gave: every cell holds both.
-"""
+"""The tables of a report. Every cell has both scores: teacher-forced accuracy and free generation."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ from .scoring import Spread
 from .table import Table
 
 MISSING: Final = "–"
-"""What stands in a cell without a value."""
+"""The text of a cell without a value."""
 
-_CELL_NOTE: Final = "Each cell: teacher-forced token accuracy / exact match of free generation, in %."
+CELL_NOTE: Final = "Each cell: teacher-forced token accuracy / exact match of free generation, in %."
 _STD_NOTE: Final = "± is the sample standard deviation over seeds."
 
 
 def main_table(lines: Sequence[Line], title: str) -> Table:
     """One line per editor and number of edits; the columns are the metrics."""
     names = metric_names(lines)
-    setting = _Setting.of(lines)
+    setting = SettingColumns.of(lines)
     rows = [
         (
             *setting.cells(line),
@@ -34,9 +31,9 @@ def main_table(lines: Sequence[Line], title: str) -> Table:
         )
         for line in lines
     ]
-    notes = [_CELL_NOTE, *_std_note(lines), *setting.notes, *status_notes(lines), *left_out_notes(lines)]
+    notes = [CELL_NOTE, *_std_note(lines), *setting.notes, *status_notes(lines), *left_out_notes(lines)]
     if "cross_modal" in names:
-        notes.append("Cross modal asks for the edited fact without the image: neither good nor bad by itself.")
+        notes.append("Cross modal asks for the edited fact without the image: high values are neither good nor bad.")
     header = (*setting.header, *map(metric_label, names), "Seeds", "ms per edit")
     return Table(title, header, tuple(rows), tuple(notes), setting.text_columns)
 
@@ -48,7 +45,7 @@ def answer_type_table(lines: Sequence[Line]) -> Table | None:
     names = [name for name in ("reliability", *GENERALITY) if name in occurring]
     if not names:
         return None
-    setting = _Setting.of(largest)
+    setting = SettingColumns.of(largest)
     rows = [
         (
             *setting.cells(line),
@@ -60,23 +57,23 @@ def answer_type_table(lines: Sequence[Line]) -> Table | None:
         for kind in answer_types([line])
     ]
     header = (*setting.header, "Answer type", *map(metric_label, names), "Samples")
-    notes = [_CELL_NOTE, *_std_note(largest), *setting.notes, *absence_notes(lines)]
+    notes = [CELL_NOTE, *_std_note(largest), *setting.notes, *absence_notes(lines)]
     notes.append(f"Samples: {metric_label(names[0]).lower()} probes over all seeds.")
     return Table("By answer type, after the most edits", header, tuple(rows), tuple(notes), len(setting.header) + 1)
 
 
 def interval_table(lines: Sequence[Line]) -> Table | None:
-    """The 95 % confidence intervals of the means over seeds; None where every line has one seed."""
+    """The 95 % confidence intervals of the means over seeds; None if every line has one seed."""
     several = [line for line in lines if line.seeds > 1]
     if not several:
         return None
     names = metric_names(several)
-    setting = _Setting.of(several)
+    setting = SettingColumns.of(several)
     rows = [
         (
             *setting.cells(line),
             *(
-                _pair(*(_interval(line.score(name, score)) for score in ("teacher_forced", "exact_match")))
+                score_pair(*(_interval(line.score(name, score)) for score in ("teacher_forced", "exact_match")))
                 for name in names
             ),
             str(line.seeds),
@@ -85,7 +82,7 @@ def interval_table(lines: Sequence[Line]) -> Table | None:
     ]
     notes = (
         "Each cell: 95 % confidence interval of the mean over seeds (Student's t), teacher-forced / exact "
-        "match, in %. The interval is not cut off at 0 and 100.",
+        "match, in %. The interval is not limited to 0 and 100.",
         *setting.notes,
     )
     header = (*setting.header, *map(metric_label, names), "Seeds")
@@ -113,15 +110,15 @@ _OF_PASSAGES: Final[tuple[tuple[str, str, str | None], ...]] = (
 
 
 def cost_table(lines: Sequence[Line]) -> Table | None:
-    """Time, memory, refine steps and routing; None where nothing of it was measured."""
+    """Time, memory, refine steps and routing; None if none of these was measured."""
     return _quantity_table("Cost and routing", _QUANTITIES, lines, ())
 
 
 def passage_table(lines: Sequence[Line]) -> Table | None:
-    """Perplexity of edited answers and agreement along unrelated texts; None where neither was measured."""
+    """Perplexity of edited answers and agreement along unrelated texts; None if neither was measured."""
     note = (
         "Perplexity per token of the model's own tokenizer: mean and median over answers, corpus over all tokens. "
-        "Agreement: tokens along unrelated texts at which the edited model chooses as the unedited one does."
+        "Agreement: share of tokens along unrelated texts that the edited and the unedited model choose alike."
     )
     return _quantity_table("Passages", _OF_PASSAGES, lines, (note,))
 
@@ -136,22 +133,23 @@ def _quantity_table(
     found = {label: cells for label, cells in found.items() if any(cell != MISSING for cell in cells)}
     if not found:
         return None
-    setting = _Setting.of(lines)
+    setting = SettingColumns.of(lines)
     rows = tuple((*setting.cells(line), *(cells[i] for cells in found.values())) for i, line in enumerate(lines))
-    notes = (*further, "Each figure is of one run; the mean over seeds is shown.", *_std_note(lines), *setting.notes)
+    notes = (*further, "Figures are measured per run; the mean over seeds is shown.", *_std_note(lines), *setting.notes)
     return Table(title, (*setting.header, *found), rows, notes, setting.text_columns)
 
 
 @dataclass(frozen=True, slots=True)
-class _Setting:
-    """The first columns of a table: backbone and data only where they differ, then editor and edits."""
+class SettingColumns:
+    """The first columns of a table: backbone and data only if they differ, then editor and edits."""
 
     backbone: bool
     data: bool
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, lines: Sequence[Line]) -> _Setting:
+    def of(cls, lines: Sequence[Line]) -> SettingColumns:
+        """The columns that these lines need."""
         backbones = {line.backbone for line in lines}
         data = {line.data for line in lines}
         fixed = [f"Backbone: {lines[0].backbone}."] if len(backbones) == 1 else []
@@ -160,26 +158,29 @@ class _Setting:
 
     @property
     def header(self) -> tuple[str, ...]:
+        """Names of the columns."""
         names = ("Backbone",) * self.backbone + ("Data",) * self.data
         return (*names, "Editor", "Edits")
 
     @property
     def text_columns(self) -> int:
+        """How many of the columns are texts: all but the number of edits."""
         return len(self.header) - 1
 
     def cells(self, line: Line) -> tuple[str, ...]:
+        """The cells of a line in these columns."""
         names = (line.backbone,) * self.backbone + (line.data,) * self.data
         return (*names, line.label, f"{line.edits:,}")
 
 
 def score_cell(line: Line, metric: str, answer_type: str | None = None) -> str:
-    """Teacher-forced / exact match, each with its standard deviation where there are several seeds."""
+    """Teacher-forced / exact match, each with its standard deviation if there are several seeds."""
     scores = (line.score(metric, score, answer_type) for score in ("teacher_forced", "exact_match"))
-    return _pair(*(number_cell(score, line.seeds) for score in scores))
+    return score_pair(*(number_cell(score, line.seeds) for score in scores))
 
 
 def number_cell(spread: Spread | None, seeds: int) -> str:
-    """The mean, its standard deviation where known, and the number of seeds where some lack the value."""
+    """The mean, its standard deviation if known, and the number of seeds if some lack the value."""
     if spread is None:
         return MISSING
     digits = 0 if abs(spread.mean) >= 1000 else 1
@@ -190,7 +191,7 @@ def number_cell(spread: Spread | None, seeds: int) -> str:
 
 
 def status_notes(lines: Iterable[Line]) -> list[str]:
-    """Which lines come from runs that did not go through to their end."""
+    """A note for each line of runs that are not complete."""
     return [
         f"Not complete: {line.editor} at {line.edits:,} edits on {line.backbone}, {line.data}: {line.status} "
         f"(seed {', '.join(str(row['seed']) for row in line.rows)}); not averaged with complete runs."
@@ -200,7 +201,7 @@ def status_notes(lines: Iterable[Line]) -> list[str]:
 
 
 def left_out_notes(lines: Sequence[Line]) -> list[str]:
-    """How many probes were left out, said once for all editors of whom the same is true."""
+    """How many probes were left out, in one note for all editors with the same numbers."""
     same: dict[tuple[str, str, int, str], list[str]] = {}
     for line in lines:
         parts = []
@@ -211,7 +212,7 @@ def left_out_notes(lines: Sequence[Line]) -> list[str]:
             same.setdefault((*line.section, line.edits, ", ".join(parts)), []).append(line.label)
     several = len(sections(lines)) > 1
     return [
-        "Left out because they stand in the scope of another edit, over all seeds: "
+        "Left out because they are in the scope of another edit, over all seeds: "
         + (f"{backbone}, {data}, " if several else "")
         + f"{edits:,} edits ({', '.join(editors)}): {parts}."
         for (backbone, data, edits, parts), editors in same.items()
@@ -219,7 +220,7 @@ def left_out_notes(lines: Sequence[Line]) -> list[str]:
 
 
 def absence_notes(lines: Sequence[Line]) -> list[str]:
-    """Which editors have no run with the most edits of their section."""
+    """A note on editors without a run of the most edits of their section."""
     largest = at_largest(lines)
     notes = []
     for section in sections(lines):
@@ -240,6 +241,7 @@ def _interval(spread: Spread | None) -> str:
     return f"[{spread.low:.1f}, {spread.high:.1f}]"
 
 
-def _pair(teacher_forced: str, exact_match: str) -> str:
+def score_pair(teacher_forced: str, exact_match: str) -> str:
+    """Both scores in one cell."""
     both_missing = teacher_forced == exact_match == MISSING
     return MISSING if both_missing else f"{teacher_forced} / {exact_match}"

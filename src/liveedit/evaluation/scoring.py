@@ -1,8 +1,8 @@
-"""How one answer is scored, and how scores are summed up over samples and over seeds.
+"""Scores of single answers, and their means over samples and over seeds.
 
-Two scores always stand side by side: teacher-forced token accuracy, which is the field's convention and is
-measured by the bench, and what the model says when it generates freely, which is scored here by exact match,
-containment and token F1. All scores are in percent, 0 to 100.
+Two kinds of scores are always reported together: teacher-forced token accuracy, the convention of the field, which the
+bench measures, and exact match, containment and token F1 of the freely generated answer, which are computed here. All
+scores are in percent, 0 to 100.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import InvalidInputError
 from ..samples import ProbeName
 
 PROBE_NAMES: Final[tuple[ProbeName, ...]] = get_args(ProbeName)
-"""Every metric, in the order in which tables and images show them."""
+"""Every metric, in the order of tables and figures."""
 
 LeftOut = Mapping[ProbeName, int] | Mapping[str, int]
 """How many probes of each name were not asked."""
@@ -28,13 +28,13 @@ CONFIDENCE: Final = 0.95
 
 
 def contains(answer: str, expected: str) -> bool:
-    """Whether the words of `expected` stand in `answer`, whole, in order and side by side.
+    """Whether `answer` contains the words of `expected`, in order and adjacent.
 
     Compared with and without articles, as an article's removal depends on its place: "vitamin A" is found in
-    "vitamin A is good". Nothing but the empty answer contains the empty answer.
+    "vitamin A is good". Only the empty answer contains the empty answer.
     """
     return any(
-        _stands_in(answer_words(expected, drop_articles=drop), answer_words(answer, drop_articles=drop))
+        _is_part_of(answer_words(expected, drop_articles=drop), answer_words(answer, drop_articles=drop))
         for drop in (True, False)
     )
 
@@ -52,7 +52,7 @@ def token_f1(answer: str, expected: str) -> float:
     return 200.0 * common / (len(given) + len(wanted))
 
 
-def _stands_in(part: Sequence[str], whole: Sequence[str]) -> bool:
+def _is_part_of(part: Sequence[str], whole: Sequence[str]) -> bool:
     if not part:
         return not whole
     return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
@@ -62,7 +62,7 @@ def _stands_in(part: Sequence[str], whole: Sequence[str]) -> bool:
 class ProbeScore:
     """One probe of one edit, answered and scored.
 
-    `teacher_forced` is token accuracy in percent, or None where it was not measured; `f1` is in percent. The
+    `teacher_forced` is token accuracy in percent, or None if it was not measured; `f1` is in percent. The
     expected answer of a locality probe is the unedited model's own answer.
     """
 
@@ -109,9 +109,9 @@ class MetricValues(TypedDict):
 def summarize(scores: Iterable[ProbeScore], left_out: LeftOut | None = None) -> dict[str, MetricValues]:
     """The mean of each metric over its samples, in the order of `PROBE_NAMES`.
 
-    `left_out` says how many probes of each name were not asked because they stand in the scope of another
-    edit. A metric of which every probe was left out appears with a count of 0 and null values; a metric that
-    was neither asked nor left out does not appear.
+    left_out: how many probes of each name were not asked because they are in the scope of another edit. A metric whose
+    probes were all left out appears with a count of 0 and null values; a metric that was neither asked nor left out
+    does not appear. Raises `InvalidInputError` for unknown names in left_out.
     """
     left_out = left_out or {}
     if unknown := set(left_out) - set(PROBE_NAMES):
@@ -158,9 +158,9 @@ def _metric(scores: Sequence[ProbeScore], left_out: int) -> MetricValues:
 class Spread:
     """Mean over seeds, sample standard deviation and 95 % confidence interval of the mean.
 
-    low, high = mean -+ t * std / sqrt(n), with t the two-sided 95 % quantile of Student's t with n - 1
-    degrees of freedom and std taken with n - 1. The interval is not cut off at 0 or 100. With one seed,
-    `std`, `low` and `high` are None: one run says nothing of the spread.
+    low, high = mean -+ t * std / sqrt(n), with t the two-sided 95 % quantile of Student's t with n - 1 degrees of
+    freedom and std computed with n - 1. The interval is not limited to 0 and 100. With one seed, `std`, `low` and
+    `high` are None: the spread is not known.
     """
 
     mean: float
@@ -174,7 +174,7 @@ class Spread:
         """The spread of one value per seed."""
         count = len(values)
         if not count:
-            raise InvalidInputError("A spread of no values was asked for. Give one value per seed.")
+            raise InvalidInputError("A spread of no values was requested. Give one value per seed.")
         mean = math.fsum(values) / count
         if count == 1:
             return cls(mean, None, None, None, 1)

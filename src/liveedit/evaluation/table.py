@@ -1,4 +1,4 @@
-"""A finished table and its three forms: Markdown, LaTeX and the console."""
+"""Tables of text, as Markdown, LaTeX and for the console."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MARKDOWN: Final = str.maketrans(
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A finished table: texts only. `text_columns` first columns are texts (left), the others numbers."""
+    """A table of texts. The first `text_columns` columns are left-aligned, the others, numbers, right-aligned."""
 
     title: str
     header: tuple[str, ...]
@@ -53,7 +53,7 @@ class Table:
         return "\n".join(lines).rstrip() + "\n"
 
     def latex(self) -> str:
-        """A `table` with a plain `tabular` and rules of the booktabs package; the notes stand below it."""
+        """A `table` with a plain `tabular` and rules of the booktabs package; the notes are below it."""
         columns = "".join("l" if i < self.text_columns else "r" for i in range(len(self.header)))
         lines = [
             "\\begin{table}",
@@ -75,7 +75,7 @@ class Table:
         """The table for the console."""
         table = rich.table.Table(title=Text(self.title), caption=Text("\n".join(self.notes)) or None)
         for i, name in enumerate(self.header):
-            # The setting and the seeds stay on one line; a cell of two scores may break at its blanks.
+            # Short cells stay on one line; a cell of two scores may break at its spaces.
             table.add_column(Text(name), justify="left" if i < self.text_columns else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*map(Text, row))
@@ -83,12 +83,12 @@ class Table:
 
 
 def markdown_text(text: str) -> str:
-    """The text with everything escaped that Markdown would read as its own."""
+    """The text with the special characters of Markdown escaped."""
     return text.translate(_MARKDOWN)
 
 
 def latex_text(text: str) -> str:
-    """The text with everything escaped that LaTeX would read as its own."""
+    """The text with the special characters of LaTeX escaped."""
     return text.translate(_LATEX)
 
 

@@ -1,4 +1,4 @@
-"""Independent jobs, run one by one, in several processes, or on a Ray cluster; one that fails does not stop others."""
+"""Independent jobs, run one by one, in several processes or on a Ray cluster. A job that fails stops no other."""
 
 from __future__ import annotations
 
@@ -13,50 +13,48 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ConfigError, LiveEditError
+from ..progress import TaskProgress, no_task_progress
 
 Row = Mapping[str, Any]
-Report = Callable[[str, int, int], None]
-"""Called with what is going on, how much of it is done, and how much there is."""
 
-
-_KILLED = "The process that worked on it was killed, also when it ran alone. Did the system run out of memory?"
+_KILLED = "Its process was killed, also when the job ran alone. Check whether the system ran out of memory."
 
 
 class ClusterUnavailableError(LiveEditError, ImportError):
-    """A cluster was asked for, but Ray is not installed."""
+    """A cluster is to be used, but Ray is not installed."""
 
 
 class Job(Protocol):
-    """One piece of work that needs no other; it is pickled to where it runs."""
+    """A piece of work that depends on no other; it is pickled to the process that runs it."""
 
     @property
     def title(self) -> str:
-        """What it is, in a line."""
+        """A description in one line."""
         ...
 
     @property
     def stage(self) -> int:
-        """Jobs of a lower stage begin first."""
+        """Jobs of a lower stage start first."""
         ...
 
     @property
     def kind(self) -> str:
-        """Jobs of a kind take times in proportion to their sizes."""
+        """Jobs of the same kind take time in proportion to their sizes."""
         ...
 
     @property
     def size(self) -> float:
-        """How much work it is, beside other jobs of its kind."""
+        """The amount of work, relative to other jobs of its kind."""
         ...
 
-    def run(self, report: Report) -> Done:
-        """Do it, or find it done."""
+    def run(self, report: TaskProgress) -> Done:
+        """Do the work, or read its result if it was done before."""
         ...
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a job gave: rows, and whether all of them were there already."""
+    """The result of a job: rows, and whether all of them existed already."""
 
     rows: tuple[Row, ...]
     kept: bool
@@ -77,9 +75,9 @@ class Outcome:
 class Workers:
     """Where jobs run.
 
-    jobs: how many at once; above 1 each has a process of its own with one torch thread. None is one, or as many as a
-    cluster has CPUs. cluster: None for this machine, else "local" (a cluster of this machine), "auto" (one that runs),
-    or the address of a Ray cluster; its machines must see the folders that are given.
+    jobs: how many run at once; above 1, each has its own process with one torch thread. None: one, or as many as the
+    cluster has CPUs. cluster: None for this machine, else "local" (a cluster on this machine), "auto" (a running one)
+    or the address of a Ray cluster; its machines must have access to the folders that are given.
     """
 
     jobs: int | None = None
@@ -89,30 +87,30 @@ class Workers:
         fewest = 1 if self.cluster is None else 2
         if self.jobs is not None and self.jobs < fewest:
             where = "" if self.cluster is None else " on a cluster"
-            raise ConfigError(f"{self.jobs} jobs at once were asked for{where}. Give {fewest} or more.")
+            raise ConfigError(f"{self.jobs} jobs at once were requested{where}. Give {fewest} or more.")
 
     @property
     def in_process(self) -> bool:
-        """Whether jobs run in this very process, where their progress can be watched."""
+        """Whether jobs run in this process, so that their progress can be shown."""
         return self.jobs in (None, 1) and self.cluster is None
 
     @property
     def count(self) -> int:
-        """How many at once, as joblib has it: -1 for as many as there are CPUs."""
+        """How many run at once, as joblib counts: -1 for as many as there are CPUs."""
         return self.jobs or (1 if self.cluster is None else -1)
 
 
 Ended = Callable[[Outcome, int, int], None]
-"""Called with an outcome, how many jobs have ended, and how many there are."""
+"""Called with an outcome, the number of jobs that have ended, and the number of all jobs."""
 
 
 def run_jobs(
-    jobs: Sequence[Job], workers: Workers, ended: Ended = lambda *_: None, report: Report = lambda *_: None
+    jobs: Sequence[Job], workers: Workers, ended: Ended = lambda *_: None, report: TaskProgress = no_task_progress
 ) -> list[Outcome]:
     """Run all jobs; the outcomes come in the order of `jobs`.
 
-    A job that raises is an outcome with its error. Ctrl-C stops all and is raised again. Raises
-    `ClusterUnavailableError` where a cluster is asked for without Ray.
+    A job that raises gives an outcome with its error. Ctrl-C stops all jobs and is raised again. Raises
+    `ClusterUnavailableError` if a cluster is to be used without Ray.
     """
     queue = _Queue(list(jobs), list(range(len(jobs))))
     found: dict[int, Outcome] = {}
@@ -130,9 +128,9 @@ def run_jobs(
 
 
 def _until_killed(
-    places: Iterable[int], queue: _Queue, workers: Workers, report: Report, killings: type[Exception]
+    places: Iterable[int], queue: _Queue, workers: Workers, report: TaskProgress, killings: type[Exception]
 ) -> Iterator[tuple[int, Outcome]]:
-    """Outcomes of these jobs, until a process is killed."""
+    """The outcomes of these jobs, until a process is killed."""
     from joblib import Parallel, delayed
 
     runner, argument = (_run_here, report) if workers.in_process else (_run_there, str(Path.cwd()))
@@ -146,10 +144,10 @@ def _until_killed(
 
 @dataclass
 class _Queue:
-    """Places of jobs in the order in which they begin: by stage, and within one those that take longest first.
+    """Indices of jobs in the order in which they start: by stage, and within a stage the longest first.
 
-    How long a job takes is known from others of its kind that have ended; kinds not seen yet go first, in their order.
-    When a process is killed, each job that had begun is suspected, and tried again alone when no other waits.
+    How long a job takes is estimated from ended jobs of its kind; kinds without an ended job go first, in their order.
+    When a process is killed, every job that was running is suspected, and is run again alone after all others.
     """
 
     jobs: list[Job]
@@ -157,11 +155,11 @@ class _Queue:
     begun: set[int] = field(default_factory=set)
     suspects: list[int] = field(default_factory=list)
     alone: int | None = None
-    """The suspect that is tried at present."""
-    rates: dict[str, float] = field(default_factory=dict)
+    """The suspect that is running."""
+    seconds_per_size: dict[str, float] = field(default_factory=dict)
 
     def next_batch(self) -> Iterator[int] | None:
-        """What to run next: all that wait, or one suspect; None where nothing is left."""
+        """What to run next: all that wait, or one suspect; None if nothing is left."""
         if self.waiting:
             return self._in_order()
         if not self.suspects:
@@ -178,17 +176,17 @@ class _Queue:
 
     def _rank(self, place: int) -> tuple[int, float]:
         job = self.jobs[place]
-        rate = self.rates.get(job.kind)
-        return (job.stage, float("-inf") if rate is None else -rate * job.size)
+        known = self.seconds_per_size.get(job.kind)
+        return (job.stage, float("-inf") if known is None else -known * job.size)
 
     def took(self, place: int, outcome: Outcome) -> None:
-        """Learn from a job that has ended."""
+        """Record a job that has ended, and how long it took."""
         self.begun.discard(place)
         if outcome.done is not None and not outcome.done.kept and outcome.job.size > 0:
-            self.rates[outcome.job.kind] = outcome.seconds / outcome.job.size
+            self.seconds_per_size[outcome.job.kind] = outcome.seconds / outcome.job.size
 
     def killed(self) -> Iterator[tuple[int, Outcome]]:
-        """What follows from a killed process: suspects, or the outcome of the one that was tried alone."""
+        """Handle a killed process: running jobs become suspects; a job that ran alone has failed."""
         if self.alone is not None:
             yield self.alone, Outcome(self.jobs[self.alone], 0.0, None, _KILLED)
         else:
@@ -196,7 +194,7 @@ class _Queue:
             self.begun.clear()
 
 
-def _run_here(place: int, job: Job, report: Report) -> tuple[int, Outcome]:
+def _run_here(place: int, job: Job, report: TaskProgress) -> tuple[int, Outcome]:
     started = time.perf_counter()
     try:
         done = job.run(report)
@@ -207,7 +205,7 @@ def _run_here(place: int, job: Job, report: Report) -> tuple[int, Outcome]:
 
 
 def _run_there(place: int, job: Job, folder: str) -> tuple[int, Outcome]:
-    """In a process of its own, in the same folder: one thread, and nothing on the screen but errors."""
+    """Run a job in its own process, in the same folder, with one thread and no output but errors."""
     import warnings
 
     import torch
@@ -215,17 +213,17 @@ def _run_there(place: int, job: Job, folder: str) -> tuple[int, Outcome]:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    if Path(folder).is_dir():  # A machine of a cluster may have no such folder; paths are then to be whole ones.
+    if Path(folder).is_dir():  # A machine of a cluster may lack it; paths must then be absolute.
         os.chdir(folder)
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _run_here(place, job, lambda *_: None)
+        return _run_here(place, job, no_task_progress)
 
 
 @contextmanager
 def _backend(workers: Workers) -> Iterator[type[Exception]]:
-    """Where joblib runs jobs inside; gives the error by which it says that a process was killed."""
+    """Set joblib's backend; yields the error that it raises when a process was killed."""
     from joblib import parallel_config
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -239,11 +237,11 @@ def _backend(workers: Workers) -> Iterator[type[Exception]]:
         from ray.util.joblib.ray_backend import RayBackend  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ClusterUnavailableError(
-            "A cluster was asked for, but Ray cannot be imported. Install it with: pip install 'liveedit[cluster]'"
+            "A cluster is to be used, but Ray cannot be imported. Install it with: pip install 'liveedit[cluster]'"
         ) from error
 
     class StreamingRay(RayBackend):
-        """Ray's backend, whose outcomes come as they end; joblib asks for this word, all else is there."""
+        """Ray's backend with outcomes as they end; joblib only checks for this attribute."""
 
         supports_return_generator = True
 
@@ -261,7 +259,7 @@ def _backend(workers: Workers) -> Iterator[type[Exception]]:
 
 
 def _stop_workers(workers: Workers) -> None:
-    """Leave no process behind that still works on a job nobody waits for."""
+    """End the worker processes, so that none continues a job that nobody waits for."""
     if workers.in_process or workers.cluster is not None:
         return
     from joblib.externals.loky import get_reusable_executor

@@ -1,4 +1,4 @@
-"""Rows that stay where they are: tensors that grow by further blocks, on a device or in files on the host."""
+"""Tensors that grow block by block, so that rows never move: on a device, or in files on the host."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ..errors import StoreError
 
-Place = Literal["device", "host"]
-"""Where experts lie: in the device's memory, or in memory-mapped files on the host."""
+ExpertsOn = Literal["device", "host"]
+"""Where the large parts of experts are: in the device's memory, or in memory-mapped files on the host."""
 
 FIRST_ROWS: Final = 1024
 FIRST_BLOCK_BYTES: Final = 8 * 2**20
-"""The first block has so many rows, or fewer where they would take more bytes."""
+"""The first block has `FIRST_ROWS` rows, or fewer if they would take more than `FIRST_BLOCK_BYTES`."""
 
 LARGEST_BLOCK_BYTES: Final = 64 * 2**20
-"""Every other block has as many rows as all before it, but is no larger than this: so much is spare at most."""
+"""Every other block has as many rows as all before it, but at most this size. It bounds the unused memory."""
 
 _ZEROS: Final = bytes(2**20)
 
@@ -33,8 +33,8 @@ _ZEROS: Final = bytes(2**20)
 Group = tuple[int, Tensor, Tensor]
 
 
-class Layout:
-    """Which rows a repository has room for: blocks of, say, 1024, 1024, 2048, ... rows, up to a size in bytes."""
+class BlockLayout:
+    """The blocks of a repository: 1024, 1024, 2048, ... rows, each up to a size in bytes."""
 
     def __init__(self, row_bytes: int):
         row_bytes = max(1, row_bytes)
@@ -46,29 +46,29 @@ class Layout:
 
     @property
     def next_block(self) -> int:
-        """How many rows the next block has."""
+        """Number of rows of the next block."""
         return min(max(self._first, self.rows), self._most)
 
     def grow(self) -> None:
-        """Have one block more."""
+        """Append a block."""
         self.starts.append(self.rows)
         self.rows += self.next_block
 
     def shrink(self) -> None:
-        """Have one block less."""
+        """Remove the last block."""
         self.rows = self.starts.pop()
 
     def has_block_to_spare(self, used_rows: int) -> bool:
-        """Whether the last two blocks are empty: one stays, so that coming and going at a border costs nothing."""
+        """Whether the last two blocks are empty. One empty block stays: alternating adds and removes are then cheap."""
         return len(self.starts) > 1 and used_rows <= self.starts[-2]
 
     def place_of(self, row: int) -> tuple[int, int]:
-        """(block, place in it) of a row."""
+        """(block, index in it) of a row."""
         block = bisect_right(self.starts, row) - 1
         return block, row - self.starts[block]
 
     def groups(self, rows: Tensor) -> list[Group]:
-        """(block, places in it, places in `rows`) of these rows, block by block. rows: (wanted,) on the CPU."""
+        """(block, indices in it, indices in `rows`) of these rows, block by block. rows: (wanted,) on the CPU."""
         of_block = torch.bucketize(rows, torch.tensor(self.starts), right=True) - 1
         counts = of_block.bincount().tolist()
         orders = of_block.argsort(stable=True).split(counts)
@@ -78,25 +78,25 @@ class Layout:
 
 
 class Column:
-    """One part of every row, (rows, *shape), float32, in the blocks of a layout."""
+    """One part of every expert, (rows, *shape), float32, in the blocks of a layout."""
 
-    def __init__(self, layout: Layout, shape: Sequence[int], device: torch.device):
+    def __init__(self, layout: BlockLayout, shape: Sequence[int], device: torch.device):
         self.shape, self.device = tuple(shape), device
         self._layout, self._blocks = layout, list[Tensor]()
 
-    # Blocks made in inference mode could not be written to outside of it.
+    # Blocks created in inference mode could not be written to outside of it.
     @torch.inference_mode(False)
     def append_block(self, rows: int) -> None:
-        """Make room for further rows, which hold anything yet."""
+        """Append a block of this many uninitialised rows."""
         self._blocks.append(self._new_block((rows, *self.shape)))
 
     def drop_block(self) -> None:
-        """Give the last block back."""
+        """Release the last block."""
         self._blocks.pop()
 
     @property
     def block_count(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks."""
         return len(self._blocks)
 
     def write(self, row: int, values: Tensor) -> None:
@@ -105,7 +105,7 @@ class Column:
         self._blocks[block][place] = values.detach().to(self.device)
 
     def read(self, row: int) -> Tensor:
-        """A copy of one row, where the rows are kept."""
+        """A copy of one row, on the device of the rows."""
         block, place = self._layout.place_of(row)
         return self._blocks[block][place].clone()
 
@@ -116,11 +116,11 @@ class Column:
                 yield block[: rows - start]
 
     def at(self, places: list[tuple[int, int]]) -> Tensor:
-        """Copies of the rows at these places of blocks, (wanted, *shape), on the column's device."""
+        """Copies of the rows at these (block, index) pairs: (wanted, *shape), on the column's device."""
         return torch.stack([self._blocks[block][place] for block, place in places])
 
     def copy(self, groups: list[Group], to: Tensor) -> None:
-        """Copy rows, grouped by the layout, to their places. to: (wanted, *shape), on the column's device."""
+        """Copy rows, grouped by the layout, into `to`: (wanted, *shape), on the column's device."""
         for number, places, order in groups:
             found = self._blocks[number].index_select(0, places.to(self.device))
             to.index_copy_(0, order.to(self.device), found)
@@ -132,32 +132,31 @@ class Column:
 class MappedColumn(Column):
     """A column in memory-mapped files on the host, which the system may page out.
 
-    The files have no names: they are gone when the process is, however it ends. Raises `StoreError` where the folder
-    cannot be written to or the disk is full; the disk's space is taken when a block is made, so that writing rows
-    never fails.
+    The files have no names, so they vanish with the process, however it ends. Raises `StoreError` if the folder cannot
+    be written to or the disk is full. Disk space is reserved when a block is created, so that writing rows never fails.
     """
 
-    def __init__(self, layout: Layout, shape: Sequence[int], folder: Path | None):
+    def __init__(self, layout: BlockLayout, shape: Sequence[int], folder: Path | None):
         super().__init__(layout, shape, torch.device("cpu"))
         self._folder, self._maps = Path(folder or tempfile.gettempdir()), list[np.memmap]()
         self._row_bytes = 4 * math.prod(shape)
 
     def drop_block(self) -> None:
-        """Give the last block and its file back."""
+        """Release the last block and its file."""
         super().drop_block()
         self._maps.pop()
 
     def write(self, row: int, values: Tensor) -> None:
-        """Set one row, and let go of its pages: writing many rows takes no memory of the process."""
+        """Set one row and release its pages, so that writing many rows takes no memory of the process."""
         super().write(row, values)
         block, place = self._layout.place_of(row)
-        self._let_go(self._maps[block], place)
+        self._release_pages(self._maps[block], place)
 
-    def _let_go(self, mapped: np.memmap, place: int) -> None:
+    def _release_pages(self, mapped: np.memmap, place: int) -> None:
         pages: mmap.mmap = mapped._mmap  # pyright: ignore[reportAttributeAccessIssue]
         if hasattr(pages, "madvise") and hasattr(mmap, "MADV_DONTNEED"):  # Not on Windows.
             start = place * self._row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-            # Of a shared mapping of a file only this process's view goes: the pages stay with the system.
+            # Only this process's view of the shared mapping is dropped; the page cache keeps the data.
             pages.madvise(mmap.MADV_DONTNEED, start, (place + 1) * self._row_bytes - start)
 
     def _new_block(self, shape: tuple[int, ...]) -> Tensor:
@@ -177,7 +176,7 @@ class MappedColumn(Column):
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Take the disk's space now: a page that finds the disk full later would end the process."""
+    """Reserve the disk space now: writing to a mapped page on a full disk would kill the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
         return

@@ -1,4 +1,4 @@
-"""The expert repository in memory: one row per edit, ready for the forward pass."""
+"""The expert repository in memory: one row per edit, read by the forward pass."""
 
 from __future__ import annotations
 
@@ -7,36 +7,39 @@ from pathlib import Path
 from typing import Final, Literal
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import InvalidInputError, NotFoundError
-from .blocks import Column, Layout, MappedColumn, Place
+from .blocks import BlockLayout, Column, ExpertsOn, MappedColumn
 from .expert import LowRankExpert
 
 Part = Literal["u", "v", "visual_feature", "prompt_feature"]
 
 _KEYS: Final = ("visual_feature", "prompt_feature")
-"""What every query is compared with; the other parts are needed of the experts that fire alone."""
+"""The parts that every query is compared with. The other parts are needed only for experts that fire."""
 
 _COPIED_ONE_BY_ONE: Final = 128
-"""Up to so many rows are gathered one by one: for more, sorting them by their blocks first costs less."""
+"""Up to this many rows are copied one by one. For more, grouping them by block first costs less."""
 
-_GATHERED_AT_ONCE: Final = 256
+_ROWS_PER_COPY: Final = 256
+"""Few enough that rows copied twice stay in the processor's cache."""
 
 
 class ExpertRepository:
-    """`{(U, V, phi_hat, psi_hat)}` (paper, section 4.1), in blocks of rows that never move: an edit writes its own row.
+    """The repository `{(U, V, phi_hat, psi_hat)}` of the LiveEdit paper, section 4.1, in blocks of rows.
 
-    Keys, by which experts are found, lie on the device. experts_on: where u and v lie; on the "host" they are in
-    memory-mapped files without names in `folder` (the system's temporary one by default), and those that fire are
-    copied to the device: the same bits. Rows are in no particular order: removing one moves the last into its place.
-    What is computed from them must not depend on the order, so experts are mixed by their digest.
+    Adding an edit writes its own row and copies no other. The features, by which experts are found, are on the device.
+    experts_on: where u and v are. On the "host" they are in unnamed memory-mapped files in `folder` (by default the
+    system's temporary folder), and the experts that fire are copied to the device, bit for bit. Removing an expert
+    moves the last row into the freed one, so the order of rows is arbitrary; experts are therefore mixed in the order
+    of their digests.
 
-    Raises `StoreError` where a file on the host cannot be made.
+    Raises `StoreError` if a file on the host cannot be created.
     """
 
     def __init__(
-        self, device: torch.device | str = "cpu", *, experts_on: Place = "device", folder: str | Path | None = None
+        self, device: torch.device | str = "cpu", *, experts_on: ExpertsOn = "device", folder: str | Path | None = None
     ):
         if experts_on not in ("device", "host"):
             raise InvalidInputError(f"Experts cannot be kept on {experts_on!r}. Give device or host.")
@@ -45,14 +48,14 @@ class ExpertRepository:
         self.clear()
 
     def clear(self) -> None:
-        """Take every expert out."""
-        self._layout = Layout(0)
+        """Remove every expert."""
+        self._layout = BlockLayout(0)
         self._columns: dict[str, Column] = {}
         self._ids: list[str] = []
         self._digests: list[str] = []
         self._rows: dict[str, int] = {}
         self.longest_visual_feature = 0.0
-        """No visual feature has a larger norm, nor had."""
+        """Upper bound of the norms of all visual features that are, or were, in the repository."""
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -76,7 +79,7 @@ class ExpertRepository:
     # -- changing ----------------------------------------------------------------------------------------
 
     def add(self, edit_id: str, expert: LowRankExpert) -> None:
-        """Append an expert. Raises `InvalidInputError` for a known id or another shape; nothing changes then."""
+        """Add an expert. Raises `InvalidInputError` for a known id or another shape; nothing changes then."""
         if edit_id in self._rows:
             raise InvalidInputError(f"The edit {edit_id!r} is already there. Undo it first or use another id.")
         self._check_shapes(expert)
@@ -91,7 +94,7 @@ class ExpertRepository:
         self._rows[edit_id] = row
 
     def remove(self, edit_id: str) -> None:
-        """Take an expert out. Raises `NotFoundError`."""
+        """Remove an expert. Raises `NotFoundError`."""
         row, last = self._row(edit_id), len(self._ids) - 1
         if row != last:
             for column in self._columns.values():
@@ -113,16 +116,16 @@ class ExpertRepository:
         row = self._row(edit_id)
         return LowRankExpert(**{name: column.read(row).to(self.device) for name, column in self._columns.items()})
 
-    def parts(self, name: Part, largest: int | None = None) -> Iterator[Tensor]:
-        """A part of all experts, as views in the order of their rows: (rows, ...), at most `largest` rows each.
+    def parts(self, name: Part, largest: int | None = None) -> Iterator[Float[Tensor, "rows ..."]]:
+        """One part of all experts, in the order of their rows, as views of at most `largest` rows: (rows, ...).
 
-        They are good until the next change.
+        The views are valid until the next change.
         """
         for part in self._column(name).parts(len(self)):
             yield from part.split(largest or len(part))
 
-    def gather(self, rows: Tensor | Sequence[int], *names: Part) -> list[Tensor]:
-        """Copies of parts of these experts on the device, (*shape of rows, ...) each."""
+    def gather(self, rows: Int64[Tensor, "*wanted"] | Sequence[int], *names: Part) -> list[Float[Tensor, "*part"]]:
+        """Copies of parts of the experts in these rows, on the device: (*shape of rows, ...) each."""
         wanted = torch.as_tensor(rows, dtype=torch.long, device="cpu")
         flat = wanted.flatten()
         columns = [self._column(name) for name in names]
@@ -134,32 +137,31 @@ class ExpertRepository:
         return [part.to(self.device).unflatten(0, wanted.shape) for part in found]
 
     @property
-    def u(self) -> Tensor:
-        """(edits, rank, width), a copy."""
+    def u(self) -> Float[Tensor, "edits rank width"]:
+        """The matrices U of all experts, a copy."""
         return self._whole("u")
 
     @property
-    def v(self) -> Tensor:
-        """(edits, rank, width), a copy."""
+    def v(self) -> Float[Tensor, "edits rank width"]:
+        """The matrices V of all experts, a copy."""
         return self._whole("v")
 
     @property
-    def visual_features(self) -> Tensor:
-        """(edits, k * d_m): phi_hat, a copy."""
+    def visual_features(self) -> Float[Tensor, "edits feature"]:
+        """phi_hat of all experts, a copy."""
         return self._whole("visual_feature")
 
     @property
-    def prompt_features(self) -> Tensor:
-        """(edits, k * d_m): psi_hat, a copy."""
+    def prompt_features(self) -> Float[Tensor, "edits feature"]:
+        """psi_hat of all experts, a copy."""
         return self._whole("prompt_feature")
 
     # -- inside ------------------------------------------------------------------------------------------
 
     def _gather_many(self, rows: Tensor, columns: list[Column]) -> list[Tensor]:
         found = [torch.empty((len(rows), *column.shape), device=column.device) for column in columns]
-        # Few at a time, so that what is copied twice stays in the processor's cache in between.
-        for start in range(0, len(rows), _GATHERED_AT_ONCE):
-            some = slice(start, start + _GATHERED_AT_ONCE)
+        for start in range(0, len(rows), _ROWS_PER_COPY):
+            some = slice(start, start + _ROWS_PER_COPY)
             groups = self._layout.groups(rows[some])
             for column, to in zip(columns, found, strict=True):
                 column.copy(groups, to[some])
@@ -167,7 +169,7 @@ class ExpertRepository:
 
     def _row(self, edit_id: str) -> int:
         if edit_id not in self._rows:
-            raise NotFoundError(f"There is no edit {edit_id!r}. {len(self)} edits are in force.")
+            raise NotFoundError(f"There is no edit {edit_id!r}. {len(self)} edits are active.")
         return self._rows[edit_id]
 
     def _column(self, name: Part) -> Column:
@@ -191,7 +193,7 @@ class ExpertRepository:
 
     def _make_room(self, expert: LowRankExpert, row: int) -> None:
         if not self._columns:
-            self._layout = Layout(expert.store_bytes)
+            self._layout = BlockLayout(expert.store_bytes)
             self._columns = {name: self._new_column(name, tensor) for name, tensor in expert.tensors.items()}
         if row < self._layout.rows:
             return
@@ -199,7 +201,7 @@ class ExpertRepository:
             for column in self._columns.values():
                 column.append_block(self._layout.next_block)
         except BaseException:
-            # Where memory or disk ran out on the way, all is as it was.
+            # If memory or disk ran out, restore the state before.
             for column in self._columns.values():
                 while column.block_count > len(self._layout.starts):
                     column.drop_block()

@@ -1,1 +1,1 @@
-"""The built-in backbones: transformers' LLaVA and BLIP-2 in small, pretrained from scratch on the drawn world."""
+"""The built-in backbones: transformers' small versions of LLaVA, BLIP-2, Llama and Mistral, pretrained from scratch."""

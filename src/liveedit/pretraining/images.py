@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from ..datasets.world import catalog, drawing, scene
 from ..datasets.world.scene import Scene
+from ..files import write_text
+from ..progress import Progress, no_progress
 
 KNOWN_SHARE = 0.6
-"""Share of the images that show a creature of the catalogue; the others show strangers."""
+"""Share of the images that show a creature of the catalogue; the others show random creatures."""
 STRENGTH = 1.35
-"""Poses are drawn this much stronger than in the world, so that the world's lie well inside."""
+"""Factor on the poses of the world, so that the world's poses are well within the trained range."""
 _CHUNK = 500
-
-Progress = Callable[[int, int], None]
 
 
 class ImagePool:
-    """`count` scenes with their pixels; scene and pixels of an index depend on seed and index alone."""
+    """`count` scenes with their pixels; scene and pixels depend on seed and index only."""
 
-    def __init__(self, folder: Path, count: int, seed: int, progress: Progress = lambda done, total: None):
+    def __init__(self, folder: Path, count: int, seed: int, progress: Progress = no_progress):
         self.count, self.seed = count, seed
         self._file, self._meta = folder / "images.npy", folder / "images.json"
         if not self._complete():
@@ -57,7 +57,7 @@ class ImagePool:
                 pixels[start : start + len(chunk)] = chunk
                 progress(start + len(chunk), self.count)
         pixels.flush()
-        self._meta.write_text(json.dumps(self._identity))
+        write_text(self._meta, json.dumps(self._identity))
 
 
 def scene_of(index: int, seed: int) -> Scene:

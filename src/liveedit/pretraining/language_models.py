@@ -1,4 +1,4 @@
-"""The built-in language models: Llama and Mistral in small, pretrained from scratch on the made-up facts."""
+"""The built-in language models: a small Llama and a small Mistral, pretrained from scratch on the made-up facts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from transformers import (
 )
 
 from ..datasets.facts import catalog, questions
+from ..progress import TaskProgress, no_task_progress
 from .tokenizer import tokenizer_of
-from .train import Report, optimize
+from .train import PretrainingRun, optimize
 
 LONGEST = 4096
-"""Tokens that a text may take: real passages, spelt out in bytes, take some 600."""
+"""Largest number of tokens of a text. Real passages, spelt out in bytes, have about 600."""
 WINDOW = 128
-"""How far back the layers of `tiny-mistral-lm` see."""
+"""Sliding window of `tiny-mistral-lm`, in tokens."""
 
 Turn = tuple[str, str]
 """A prompt and its answer."""
@@ -35,7 +36,7 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class BuiltInLanguageModel:
-    """How a built-in language model is made. It has no chat template: prompts are given to it as they are."""
+    """How a built-in language model is made. It has no chat template: prompts are given to it unchanged."""
 
     name: str
     base: str
@@ -51,7 +52,7 @@ class BuiltInLanguageModel:
         torch.manual_seed(seed)
         tokenizer = self.tokenizer()
         model = self.make_model(tokenizer)
-        model.set_attn_implementation("eager")  # Of so short rows the others make slow work on CPUs.
+        model.set_attn_implementation("eager")  # Faster than the others on CPUs for rows this short.
         generation: Any = model.generation_config
         generation.pad_token_id, generation.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
         generation.eos_token_id = tokenizer.eos_token_id
@@ -59,21 +60,19 @@ class BuiltInLanguageModel:
 
 
 @dataclass(frozen=True)
-class LanguageModelConfig:
+class LanguageModelConfig(PretrainingRun):
     """How a built-in language model is pretrained. `batch` and `long_rows` are rows of a step, see `draw_rows`."""
 
     backbone: str = "tiny-llama-lm"
-    seed: int = 0
     language_steps: int = 600
     batch: int = 192
     long_rows: int = 2
     long_turns: int = 24
     rate: float = 2e-3
-    save_every: int = 200
 
 
-def train_language_model(folder: Path, config: LanguageModelConfig, report: Report = lambda *_: None) -> None:
-    """Pretrain a built-in language model into `folder`/model, resuming what an earlier run left in `folder`."""
+def train_language_model(folder: Path, config: LanguageModelConfig, report: TaskProgress = no_task_progress) -> None:
+    """Pretrain a built-in language model into `folder`/model, and resume an earlier run in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     built_in = LANGUAGE_MODELS[config.backbone]
     model, tokenizer = built_in.build(config.seed), built_in.tokenizer()
@@ -107,8 +106,8 @@ def draw_rows(
 ) -> tuple[list[list[Turn]], list[list[Turn]]]:
     """Rows of one turn, three of four a fact and the others a text to repeat; and long rows of many facts.
 
-    The texts to repeat keep every token of the vocabulary in use. The long rows teach positions, and an answer from
-    behind other turns.
+    The texts to repeat keep every token of the vocabulary in use. The long rows teach positions, and answers
+    that follow other turns.
     """
     repeated = config.batch // 4
     facts = [draw_fact(rng) for _ in range(config.batch - repeated)]
@@ -117,7 +116,7 @@ def draw_rows(
 
 
 def draw_fact(rng: np.random.Generator) -> Turn:
-    """A question about a known subject, in a wording that is not kept back."""
+    """A question about a known subject, in a wording that is not held out."""
     subject = catalog.pick(catalog.known_subjects(), rng)
     relation = catalog.pick(subject.relations, rng)
     wording = "train" if rng.random() < 0.8 else "unseen_by_editor"
@@ -125,7 +124,7 @@ def draw_fact(rng: np.random.Generator) -> Turn:
 
 
 def draw_repetition(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator) -> Turn:
-    """One to four tokens of any kind, special ones apart, to be said again."""
+    """A text of one to four tokens, none of them special, that the answer repeats."""
     text = ""
     while not text:
         tokens = rng.integers(len(tokenizer.all_special_ids), len(tokenizer), rng.integers(1, 5))
@@ -134,9 +133,9 @@ def draw_repetition(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator
 
 
 def pack(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Turn]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask and labels (-100 where no answer is), each (rows, length), right-padded.
+    """Token ids, attention mask and labels (-100 outside of answers), each (rows, length), right-padded.
 
-    A row is a start token and its turns, one behind the other: a prompt, its answer, an end token.
+    A row is a start token and its turns, one after the other: a prompt, its answer, an end token.
     """
     turns = [turn for row in rows for turn in row]
     options: Any = {"add_special_tokens": False}
@@ -162,7 +161,7 @@ def pack(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Turn]]) -> 
 def _answered(
     decoder: Any, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[Turn]]
 ) -> tuple[Tensor, Tensor]:
-    """Logits (answer tokens, vocabulary) where an answer is wanted, and the answers' tokens."""
+    """Logits (answer tokens, vocabulary) at the positions that predict answers, and the answers' tokens."""
     ids, mask, labels = pack(tokenizer, rows)
     hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     answered = labels[:, 1:] >= 0
@@ -189,7 +188,7 @@ def _shape(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def _eased(model: PreTrainedModel) -> PreTrainedModel:
-    """As with the other built-in backbones, so that a small model finds a word again that was said before.
+    """Initialise the model so that it learns to repeat an earlier word, as the other built-in backbones are.
 
     Word embeddings start four times larger than usual, and half of the key heads of each layer start as a query head.
     """

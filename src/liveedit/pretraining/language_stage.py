@@ -49,7 +49,7 @@ class PackedRows:
 
 
 class RowPacker:
-    """Turns questions and answers into `PackedRows`, remembering each text's tokens."""
+    """Turns questions and answers into `PackedRows`, and caches each text's tokens."""
 
     def __init__(self, built_in: BuiltIn):
         self.built_in = built_in
@@ -82,7 +82,7 @@ class RowPacker:
         return ids, positions, segments, labels
 
     def _head(self, with_image: bool) -> list[int]:
-        """The tokens before every question, the image's among them."""
+        """The tokens before every question, image tokens included."""
         ids: list[int] = []
         for token in self._encode(self.built_in.image_head if with_image else self.built_in.text_head):
             ids += [token] * (IMAGE_TOKENS if token == self._image_id else 1)
@@ -95,7 +95,7 @@ class RowPacker:
 
 
 def image_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """Eight questions about a scene; a stranger is asked nothing that only facts could answer."""
+    """Eight questions about a scene; no question about facts if the creature is not a known one."""
     known = bool(scene.creature.name)
     attributes = [topic for topic in questions.topics(scene) if not topic.is_entity]
     things = [topic for topic in attributes if topic.thing]
@@ -107,7 +107,7 @@ def image_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def text_turns(tokenizer: Any, rng: np.random.Generator) -> list[Turn]:
-    """Six facts about countries, and two texts to repeat: these keep every token of the vocabulary in use."""
+    """Six facts about countries, and two texts to repeat, which keep every token of the vocabulary in use."""
     turns = []
     for _ in range(QUESTIONS_PER_ROW - 2):
         country = catalog.countries()[rng.integers(60)]
@@ -122,7 +122,7 @@ def text_turns(tokenizer: Any, rng: np.random.Generator) -> list[Turn]:
 
 
 class LanguageStage(nn.Module):
-    """The language model and projector with their losses; `emblem` is a helper head, thrown away."""
+    """The language model and projector with their losses; `emblem` is a helper head that is dropped after training."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -169,7 +169,7 @@ class LanguageStage(nn.Module):
         return answer_loss + 0.3 * alignment + 0.5 * emblem_loss, report
 
     def _alignment(self, image: Tensor, words: Tensor) -> Tensor:
-        """Each image token is to point at the embeddings of the words for what it shows."""
+        """Loss that aligns each image token with the embeddings of the words for what it shows."""
         shown = (words >= 0).any(-1)
         scores = F.linear(image[shown], self.language.embed_tokens.weight).float().log_softmax(-1)
         wanted = words[shown]
@@ -178,7 +178,7 @@ class LanguageStage(nn.Module):
 
 
 def alignment_words(scene: Scene, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Token ids (16, 3) of the words for what each image token shows, -100 where nothing."""
+    """Token ids (16, 3) of the words for what each image token shows, -100 if it shows nothing."""
     words = np.full((IMAGE_TOKENS, 3), -100)
     words[hat_token(scene), :2] = _word_ids(tokenizer, scene.hat, scene.hat_color)
     for thing in scene.things:

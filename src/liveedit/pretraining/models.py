@@ -1,4 +1,4 @@
-"""The untrained built-in backbones: configurations, processors, and where pretraining finds their parts."""
+"""The untrained built-in backbones: configurations, processors, and the parts that are pretrained."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class BuiltIn:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Its tokenizer."""
-        # BLIP-2's processor makes the image's token itself, and stumbles over one that the tokenizer names.
+        # BLIP-2's processor makes the image's token itself, and fails if the tokenizer has one.
         return build_tokenizer(self.template_words, names_image_token=self.base.startswith("Llava"))
 
     def processor(self) -> ProcessorMixin:
@@ -88,7 +88,7 @@ class BuiltIn:
 
 
 class VisionPart(nn.Module):
-    """What turns pixels into an image's 16 features, before the projection into the language model."""
+    """The vision part: pixels -> an image's 16 features, before the projection into the language model."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -115,7 +115,7 @@ def language_parts(model: Any) -> tuple[Any, Any]:
 
 
 def _ease_pointing(model: PreTrainedModel) -> None:
-    """Both help a small model to find a word's thing in the image.
+    """Initialisation that helps a small model to relate words to what the image shows.
 
     Word embeddings start four times larger than usual, and half of the heads of each layer start with equal query and
     key matrices.
@@ -199,7 +199,7 @@ def _blip2(tokenizer: PreTrainedTokenizerFast, text: OPTConfig | LlamaConfig) ->
     )
     config._attn_implementation = "eager"
     model = Blip2ForConditionalGeneration(config)
-    with torch.no_grad():  # transformers starts all queries at zero, so alike that they part only slowly.
+    with torch.no_grad():  # transformers starts all queries at zero; equal queries take long to become different.
         model.query_tokens.normal_()
     return model
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -15,33 +14,31 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ..backbones.built_in import built_in_folder
 from ..errors import CheckpointError
+from ..progress import TaskProgress, no_task_progress, progress_of
 from ..training.checkpoints import load_tensors, resume_training, save_tensors, save_training
 from .images import ImagePool
 from .language_stage import LanguageStage, RowPacker, alignment_words, image_turns, text_turns
 from .models import BUILT_INS, BuiltIn, VisionPart
 from .vision_stage import VisionHeads, VisionTargets, use_convolved_patches, use_linear_patches
 
-Report = Callable[[str, int, int, dict[str, float]], None]
-"""Called with stage, step, steps and figures."""
 
+@dataclass(frozen=True)
+class PretrainingRun:
+    """What every pretraining has. Fields named ..._steps and `save_every` may change between two runs.
 
-class Resumable(Protocol):
-    """A dataclass that says how something is trained; fields named ..._steps may change between two runs."""
+    backbone: name of the built-in backbone. save_every: steps between checkpoints.
+    """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def save_every(self) -> int:
-        """Steps between checkpoints."""
-        ...
+    backbone: str
+    seed: int = 0
+    save_every: int = 200
 
 
 @dataclass(frozen=True)
-class PretrainingConfig:
-    """How a built-in backbone is pretrained."""
+class PretrainingConfig(PretrainingRun):
+    """How a built-in backbone is pretrained on the drawn world."""
 
     backbone: str = "tiny-llava"
-    seed: int = 0
     images: int = 60_000
     vision_steps: int = 3_000
     vision_batch: int = 128
@@ -50,19 +47,18 @@ class PretrainingConfig:
     language_batch: int = 32
     text_rows: int = 4
     language_rate: float = 1e-3
-    save_every: int = 200
 
 
 def train_backbone(
-    folder: Path, config: PretrainingConfig, report: Report = lambda *_: None, vision_source: Path | None = None
+    folder: Path, config: PretrainingConfig, report: TaskProgress = no_task_progress, vision_source: Path | None = None
 ) -> None:
-    """Pretrain a built-in backbone into `folder`/model, resuming whatever an earlier run left in `folder`.
+    """Pretrain a built-in backbone into `folder`/model, and resume an earlier run in `folder`.
 
-    `vision_source` is the checkpoint that the vision part is taken from, where the backbone takes it from another.
+    vision_source: the checkpoint of the vision part, for a backbone that takes it from another one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     built_in = BUILT_INS[config.backbone]
-    pool = ImagePool(folder, config.images, config.seed, lambda done, total: report("images", done, total, {}))
+    pool = ImagePool(folder, config.images, config.seed, progress_of(report, "images"))
     model = built_in.build(config.seed)
     vision = VisionPart(model)
     if built_in.vision_from is None:
@@ -94,7 +90,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _vision_stage(vision: VisionPart, pool: ImagePool, folder: Path, config: PretrainingConfig, report: Report) -> None:
+def _vision_stage(
+    vision: VisionPart, pool: ImagePool, folder: Path, config: PretrainingConfig, report: TaskProgress
+) -> None:
     stage = nn.ModuleDict({"vision": vision, "heads": VisionHeads(vision.width)})
     use_linear_patches(vision.tower)
 
@@ -117,7 +115,7 @@ def _language_stage(
     pool: ImagePool,
     folder: Path,
     config: PretrainingConfig,
-    report: Report,
+    report: TaskProgress,
 ) -> None:
     features = _features(vision, pool, folder / "features.safetensors", report)
     stage, packer = LanguageStage(model), RowPacker(built_in)
@@ -131,7 +129,7 @@ def _language_stage(
         rows = [(True, image_turns(pool.scenes[index], rng)) for index in indices]
         rows += [(False, text_turns(tokenizer, rng)) for _ in range(config.text_rows)]
         picked = features[torch.from_numpy(indices)].float()
-        # Vision is frozen here: noise on its features stands in for fresh drawings.
+        # Vision is frozen here: noise on its features replaces new drawings.
         picked += 0.05 * picked.std() * torch.randn(picked.shape, generator=torch.Generator().manual_seed(step))
         with torch.autocast("cpu", torch.bfloat16):
             return stage(
@@ -149,10 +147,10 @@ def optimize(
     checkpoint: Path,
     steps: int,
     peak_rate: float,
-    config: Resumable,
-    report: Report,
+    config: PretrainingRun,
+    report: TaskProgress,
 ) -> None:
-    """AdamW from the last checkpoint on. A step depends on the weights and its number alone."""
+    """Run AdamW from the last checkpoint on. A step depends only on the weights and its number."""
     decayed = [value for value in module.parameters() if value.ndim > 1]
     plain = [value for value in module.parameters() if value.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
@@ -160,8 +158,8 @@ def optimize(
     resumed = resume_training(checkpoint, module, optimizer)
     if resumed and resumed[1] != _identity(config):
         raise CheckpointError(
-            f"{checkpoint} was made with {resumed[1]}, now {_identity(config)} is asked for. Choose another folder, "
-            "remove it, or give the settings it was made with. (Steps may change: a training can be lengthened.)"
+            f"{checkpoint} was made with {resumed[1]}, but {_identity(config)} was given. Choose another folder, "
+            "remove it, or give the settings it was made with. Only the number of steps may change."
         )
     module.train()
     for step in range(resumed[0] if resumed else 0, steps):
@@ -178,7 +176,7 @@ def optimize(
     module.eval()
 
 
-def _identity(config: Resumable) -> dict[str, float]:
+def _identity(config: PretrainingRun) -> dict[str, float]:
     """What must not change between two runs that continue each other."""
     return {
         name: value for name, value in asdict(config).items() if not name.endswith("_steps") and name != "save_every"
@@ -186,8 +184,8 @@ def _identity(config: Resumable) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _features(vision: VisionPart, pool: ImagePool, file: Path, report: Report) -> Tensor:
-    """What the trained vision part says of every image, (images, 16, width) in half precision."""
+def _features(vision: VisionPart, pool: ImagePool, file: Path, report: TaskProgress) -> Tensor:
+    """Output of the trained vision part for every image, (images, 16, width) in half precision."""
     if file.exists():
         return load_tensors(file)[0]["features"]
     found = []
@@ -195,14 +193,14 @@ def _features(vision: VisionPart, pool: ImagePool, file: Path, report: Report) -
         pixels = pool.normalized(range(start, min(start + 500, pool.count)))
         with torch.autocast("cpu", torch.bfloat16):
             found.append(vision(pixels).half())
-        report("features", start + len(pixels), pool.count, {})
+        report("features", start + len(pixels), pool.count)
     features = torch.cat(found)
     save_tensors(file, {"features": features}, {"images": pool.count})
     return features
 
 
 def _augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """A little noise and a whole shift by up to one pixel: an image is never seen twice alike."""
+    """Add a little noise and shift by up to one pixel, so that the model never sees the same image twice."""
     down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
     noise = torch.randn(pixels.shape, generator=generator) * 0.06
     return pixels.roll((down, right), (2, 3)) + noise

@@ -31,7 +31,7 @@ _GLOBAL_HEADS = {
 
 
 def use_linear_patches(vision_tower: Any) -> None:
-    """Embed patches by one matrix product instead of a convolution: the same numbers, faster on CPUs."""
+    """Embed patches by one matrix product instead of a convolution: the same results, faster on CPUs."""
     convolution = vision_tower.embeddings.patch_embedding
     patch = convolution.kernel_size[0]
 
@@ -51,7 +51,7 @@ def use_convolved_patches(vision_tower: Any) -> None:
 
 
 class VisionTargets:
-    """What the heads must say about each of a batch of scenes; -100 where there is nothing to say."""
+    """Targets of the heads for each of a batch of scenes; -100 if a head has none."""
 
     def __init__(self, scenes: Sequence[Scene]):
         self.emblem = torch.tensor(np.stack([scene.creature.cells.reshape(-1) for scene in scenes])).float()
@@ -76,7 +76,7 @@ class VisionTargets:
 
 
 class VisionHeads(nn.Module):
-    """Linear heads on image tokens; thrown away after the first stage."""
+    """Linear heads on image tokens, dropped after the first stage."""
 
     def __init__(self, width: int):
         super().__init__()

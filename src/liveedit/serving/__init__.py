@@ -1,1 +1,1 @@
-"""The edit service: one model behind HTTP, asked by OpenAI's protocol and corrected by `/v1/edits`."""
+"""The HTTP service of one model: OpenAI's chat protocol for questions, `/v1/edits` for corrections."""

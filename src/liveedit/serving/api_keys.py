@@ -1,4 +1,4 @@
-"""Who may do what: API keys with roles, kept as digests in a JSON file."""
+"""API keys with roles. A JSON file keeps their digests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import secrets
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -16,10 +14,11 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError, NotFoundError, issues_of
+from ..files import written_atomically
 
 Role = Literal["ask", "edit", "admin"]
 ROLES: Final[tuple[Role, ...]] = ("ask", "edit", "admin")
-"""Each may do what those before it may."""
+"""Each role includes the ones before it."""
 
 _PREFIX = "le-"
 _KEY_BYTES = 32
@@ -30,8 +29,8 @@ _log = logging.getLogger(__name__)
 class Key(BaseModel):
     """One key. `sha256` is its digest.
 
-    A plain digest is enough, and no salt or slow function is needed: keys are 256 random bits, which nobody guesses.
-    A slow function would let strangers keep the processor busy with wrong keys.
+    A plain digest without salt is enough, because a key has 256 random bits. A slow hash function would let anybody
+    keep the processor busy with wrong keys.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +42,7 @@ class Key(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     def allows(self, role: Role) -> bool:
-        """Whether it may do what takes this role."""
+        """Whether this key has the rights of a role."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
 
@@ -55,7 +54,7 @@ class _KeysOfFile(BaseModel):
 
 
 class KeyFile:
-    """The keys of a file; it is read again when it has changed."""
+    """The keys of a file, which is read again when it has changed."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -64,7 +63,7 @@ class KeyFile:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """All keys. Raises `ConfigError` where the file is damaged; a file that is not there has none."""
+        """All keys; none if the file does not exist. Raises `ConfigError` if it is damaged."""
         stamp = self._stamp_now()
         if stamp != self._stamp:
             self._keys = () if stamp is None else self._read()
@@ -72,21 +71,21 @@ class KeyFile:
         return self._keys
 
     def holder(self, presented: str) -> Key | None:
-        """The key that this is, if any; all are compared, each in constant time.
+        """The key with this text, or None. Compares all keys, each in constant time.
 
-        Where the file has been damaged while the server runs, the keys from before hold on.
+        If the file is damaged while the server runs, the keys that were read before stay valid.
         """
         try:
             keys = self.keys
         except ConfigError as error:
-            _log.error("%s The keys read before are used.", error)
+            _log.error("%s The keys that were read before stay valid.", error)
             keys = self._keys
         digest = _digest(presented)
         found = [key for key in keys if hmac.compare_digest(key.sha256, digest)]
         return found[0] if found else None
 
     def add(self, role: Role, name: str | None = None) -> tuple[Key, str]:
-        """A new key, and its text, which is kept nowhere."""
+        """Add a key. Returns it with its text, which is not stored."""
         text = _PREFIX + secrets.token_urlsafe(_KEY_BYTES)
         key = Key(
             id=secrets.token_hex(4),
@@ -99,7 +98,7 @@ class KeyFile:
         return key, text
 
     def remove(self, key_id: str) -> Key:
-        """Take a key away by its id. Raises `NotFoundError`."""
+        """Remove a key by its id. Raises `NotFoundError`."""
         for key in self.keys:
             if key.id == key_id:
                 self._write(tuple(other for other in self.keys if other.id != key_id))
@@ -117,21 +116,15 @@ class KeyFile:
         try:
             return _KeysOfFile.model_validate_json(self.path.read_bytes()).keys
         except ValidationError as error:
-            raise ConfigError(f"{str(self.path)!r} is no file of keys: {issues_of(error)}.") from error
+            raise ConfigError(
+                f"{str(self.path)!r} is not a file of keys: {issues_of(error)}. Restore it, or make new keys."
+            ) from error
 
     def _write(self, keys: tuple[Key, ...]) -> None:
-        """Whole or not at all, readable by its owner alone."""
+        """Replace the file. Only its owner can read it, and it is on disk when this returns."""
         text = json.dumps(_KeysOfFile(keys=keys).model_dump(mode="json"), indent=2) + "\n"
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent or Path(), prefix=self.path.name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with written_atomically(self.path, durable=True, mode=0o600) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _digest(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The HTTP application: routes, one shape of errors, and an OpenAPI schema that says so."""
+"""The HTTP application: its routes, one shape of errors, and the OpenAPI schema."""
 
 from __future__ import annotations
 
@@ -22,43 +22,44 @@ from .api_keys import KeyFile
 from .chat import chat_router
 from .edits import edits_router
 from .engine import Engine
-from .error_responses import problem_of
-from .fetching import Fetcher, Place
+from .error_responses import refusal_of
+from .fetching import Fetcher, UrlPrefix
 from .heat_maps import heat_maps_router
-from .idempotency import Idempotency
 from .metrics import CONTENT_TYPE
-from .middleware import Gate
+from .middleware import AccessMiddleware
 from .openapi import schema_of
 from .page_files import page_router
-from .reading import reading_router
 from .recheck import checking_router
 from .served_model import ServedModel
 from .service import Service
 from .settings import ServingSettings
+from .stored_edits import stored_edits_router
 
 
 def _fetcher(settings: ServingSettings) -> Fetcher | None:
-    places = [Place.parse(text) for text in settings.allow_images_from]
-    return Fetcher(places, settings.body_bytes, settings.fetch_seconds) if places else None
+    prefixes = [UrlPrefix.parse(text) for text in settings.allow_images_from]
+    return Fetcher(prefixes, settings.body_bytes, settings.fetch_seconds) if prefixes else None
 
 
 class ServiceState(BaseModel):
-    """How a service is, in words."""
+    """The state of a service, as text."""
 
     status: str
 
 
-_OR_NOT: dict[int | str, dict[str, Any]] = {503: {"model": ServiceState, "description": "`status` says why not."}}
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {
+    503: {"model": ServiceState, "description": "`status` names the reason."}
+}
 
 
 def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel, keys: KeyFile | None) -> FastAPI:
-    """The application around an engine, which it closes at its end.
+    """The application around an engine. It closes the engine when it shuts down.
 
-    model_name: what clients call the model. keys: None to ask for none, which is for a loopback address alone.
+    model_name: the model's name in requests. keys: None to require no API key; only for a loopback address.
     """
     settings, metrics = engine.settings, engine.metrics
-    service = Service(engine, model, model_name, settings, Idempotency(), _fetcher(settings))
-    metrics.edits.set_function(model.count)
+    service = Service(engine, model, model_name, settings, _fetcher(settings))
+    metrics.edits.set_function(lambda: len(model.model))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,22 +69,22 @@ def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel,
     app = FastAPI(
         title="LiveEdit",
         version=__version__,
-        summary="A vision-language model that can be corrected, and whose corrections can be taken back.",
+        summary="A vision-language model whose answers can be corrected, and whose corrections can be undone.",
         lifespan=lifespan,
-        docs_url=None,  # They would load scripts from elsewhere.
+        docs_url=None,  # It would load scripts from another server.
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers=dict.fromkeys((RequestValidationError, HTTPException, LiveEditError), _refuse),
     )
-    bearer = [Security(HTTPBearer(auto_error=False, description="An API key; the gate has checked it before."))]
+    bearer = [Security(HTTPBearer(auto_error=False, description="An API key."))]
     app.include_router(chat_router(service), tags=["asking"], dependencies=bearer)
     app.include_router(heat_maps_router(service), tags=["asking"], dependencies=bearer)
-    app.include_router(reading_router(service), tags=["editing"], dependencies=bearer)
+    app.include_router(stored_edits_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(edits_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(checking_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(_operating_router(service, bearer), tags=["operating"])
     app.include_router(page_router(settings, asks_for_keys=keys is not None), include_in_schema=False)
-    app.add_middleware(Gate, settings=settings, keys=keys, metrics=metrics)
+    app.add_middleware(AccessMiddleware, settings=settings, keys=keys, metrics=metrics)
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -98,14 +99,14 @@ def _operating_router(service: Service, bearer: list[Any]) -> APIRouter:
     router = APIRouter()
     engine = service.engine
 
-    @router.get("/healthz", response_model=ServiceState, responses=_OR_NOT)
+    @router.get("/healthz", response_model=ServiceState, responses=_UNAVAILABLE)
     async def healthz() -> Response:
-        """Whether the process is to be kept: 200, or 503 where the model's thread has ended."""
-        return _state("ok" if engine.is_alive else "the model's thread has ended", engine.is_alive)
+        """Whether the process is alive: 200, or 503 if a worker thread has ended."""
+        return _state("ok" if engine.is_alive else "a worker thread has ended", engine.is_alive)
 
-    @router.get("/readyz", response_model=ServiceState, responses=_OR_NOT)
+    @router.get("/readyz", response_model=ServiceState, responses=_UNAVAILABLE)
     async def readyz() -> Response:
-        """Whether requests are to be sent here: 200, or 503 while it shuts down or its edits cannot be reached."""
+        """Whether to send requests here: 200, or 503 during shutdown and while the stored edits are unreachable."""
         if not engine.is_ready:
             return _state("shutting down", False)
         reaches = await service.reaches_store()
@@ -118,7 +119,7 @@ def _operating_router(service: Service, bearer: list[Any]) -> APIRouter:
         dependencies=bearer,
     )
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Get the metrics for Prometheus."""
         return Response(engine.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     return router
@@ -129,15 +130,15 @@ def _state(text: str, is_good: bool) -> JSONResponse:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    response = problem_of(error).response
+    response = refusal_of(error).response
     if response.status_code == 405 and (methods := _methods(request)):
-        # Starlette names those of the first route of this path alone.
+        # Starlette names only the methods of the first route of this path.
         response.headers["Allow"] = ", ".join(sorted(methods))
     return response
 
 
 def _methods(request: Request) -> set[str]:
-    """The methods that are taken at the path of a request, by the schema."""
+    """The methods that the schema has for the path of a request."""
     found: set[str] = set()
     for path, operations in request.app.openapi()["paths"].items():
         if compile_path(path)[0].match(request.scope["path"]):

@@ -1,4 +1,4 @@
-"""`/v1/models` and `/v1/chat/completions`: what the official `openai` client speaks."""
+"""`/v1/models` and `/v1/chat/completions`, which work with the unmodified `openai` client."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
 from ..answers import FIRING_THRESHOLD, Fired, above_threshold
-from .chat_messages import ChatRequest
-from .decoding import Finish
-from .error_responses import RefusalError, problem_of
-from .served_model import Query, Reply
+from .chat_messages import ChatRequest, checked_prompt
+from .decoding import FinishReason
+from .error_responses import RefusalError, refusal_of
+from .served_model import GenerationRequest, GenerationResult
 from .service import Service
 
 
 class FiredEdit(BaseModel):
-    """An edit that took part in an answer."""
+    """An edit that fired for an answer."""
 
     id: str
-    weight: float = Field(description=f"Its share, to 1; edits with less than {FIRING_THRESHOLD} are left out.")
-    margin: float = Field(description="By how much it exceeded what would have kept it out.")
+    weight: float = Field(description=f"Its share, 0 to 1. Edits below {FIRING_THRESHOLD} are left out.")
+    margin: float = Field(description="By how much it exceeded the threshold of the router.")
 
 
 class LiveEditExtension(BaseModel):
-    """What OpenAI's protocol has no place for."""
+    """What OpenAI's protocol has no field for."""
 
     edits: list[FiredEdit]
-    revision: int = Field(description="The revision of the edits that the answer was written by.")
+    revision: int = Field(description="The revision of the edits that were active.")
 
 
 class Usage(BaseModel):
-    """Tokens of question (image and chat format included) and answer (the token that ends it included)."""
+    """Tokens of the question, with image and chat format, and of the answer, with its end token."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -54,12 +54,12 @@ class AssistantMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """The one answer, and why it ended: "stop" by itself or at a stop string, "length" at the limit."""
+    """The only answer. finish_reason: "stop" at its end or at a stop string, "length" at the token limit."""
 
     index: int = 0
     message: AssistantMessage
     logprobs: None = None
-    finish_reason: Finish
+    finish_reason: FinishReason
 
 
 class ChatCompletion(BaseModel):
@@ -75,7 +75,7 @@ class ChatCompletion(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The model that is served."""
+    """The served model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -84,7 +84,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models: there is one."""
+    """All models. There is one."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -95,23 +95,25 @@ class ModelList(BaseModel):
 _EVENT = {
     "type": "object",
     "description": "One event of a stream.",
-    "properties": {"data": {"type": "string", "description": "A chat.completion.chunk as JSON; at the end [DONE]."}},
+    "properties": {
+        "data": {"type": "string", "description": "A chat.completion.chunk as JSON. The last event is [DONE]."}
+    },
     "required": ["data"],
 }
 
 
 def chat_router(service: Service) -> APIRouter:
-    """The routes of asking."""
+    """The routes that answer questions."""
     router = APIRouter()
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
-        """The model that is served."""
+        """List the served model."""
         return ModelList(data=[ModelCard(id=service.model_name, created=service.started)])
 
     @router.get("/v1/models/{model:path}")
     async def get_model(model: str) -> ModelCard:
-        """One model."""
+        """Get the served model."""
         _check_model(service, model)
         return ModelCard(id=service.model_name, created=service.started)
 
@@ -121,13 +123,13 @@ def chat_router(service: Service) -> APIRouter:
         responses={200: {"content": {"text/event-stream": {"schema": _EVENT}}}},
     )
     async def complete(request: ChatRequest) -> Any:
-        """Answer a question, about an image or without one; `stream` sends the answer as it is written."""
+        """Answer a question, with or without an image. `stream` sends the answer while it is generated."""
         _check_model(service, request.model)
-        query = await _query(request, service)
-        head = _Head(service.model_name)
+        asked = await _generation_request(request, service)
+        header = _Header(service.model_name)
         if not request.stream:
-            return head.completion(await service.engine.ask(query))
-        stream = _Stream(service, query, head, request.wants_usage)
+            return header.completion(await service.engine.ask(asked))
+        stream = _Stream(service, asked, header, request.wants_usage)
         await stream.begin()
         return StreamingResponse(stream.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
@@ -137,41 +139,45 @@ def chat_router(service: Service) -> APIRouter:
 def _check_model(service: Service, name: str) -> None:
     if name != service.model_name:
         raise RefusalError(
-            404, f"There is no model {name!r} here; served is {service.model_name!r}.", "model_not_found", "model"
+            404,
+            f"The model {name!r} was asked for; this server has {service.model_name!r}. Ask for that.",
+            "model_not_found",
+            "model",
         )
 
 
-async def _query(request: ChatRequest, service: Service) -> Query:
-    settings = service.settings
+async def _generation_request(request: ChatRequest, service: Service) -> GenerationRequest:
     if request.stream_options is not None and not request.stream:
-        raise RefusalError(400, "stream_options were given without stream=true.", "invalid_value", "stream_options")
-    prompt, uri = request.question()
-    if len(prompt) > settings.prompt_characters:
         raise RefusalError(
-            400, f"The prompt is longer than {settings.prompt_tokens:,} tokens. Shorten it.", "prompt_too_long"
+            400,
+            "stream_options were given without stream=true. Leave them out, or set stream.",
+            "invalid_value",
+            "stream_options",
         )
-    style = request.style(settings)
+    prompt, uri = request.question()
+    checked_prompt(prompt, service.settings, "messages.0.content", empty_code="not_supported")
+    params = request.sampling_params(service.settings)
     image = await service.image(uri) if uri is not None else None
-    return Query(prompt, image, style)
+    return GenerationRequest(prompt, image, params)
 
 
 @dataclass(frozen=True)
-class _Head:
-    """What all parts of one answer begin with."""
+class _Header:
+    """What all parts of one answer start with."""
 
     model: str
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def completion(self, reply: Reply) -> ChatCompletion:
-        choice = Choice(message=AssistantMessage(content=reply.text), finish_reason=reply.finish)
+    def completion(self, result: GenerationResult) -> ChatCompletion:
+        choice = Choice(message=AssistantMessage(content=result.text), finish_reason=result.finish)
         return ChatCompletion(
             id=self.id,
             created=self.created,
             model=self.model,
             choices=[choice],
-            usage=_usage(reply),
-            liveedit=_extension(reply),
+            usage=_usage(result),
+            liveedit=_extension(result),
         )
 
     def chunk(self, delta: dict[str, Any], finish: str | None = None, **further: Any) -> dict[str, Any]:
@@ -189,50 +195,50 @@ class _Head:
 
 
 class _Stream:
-    """One answer as server-sent events. A client that leaves ends its answer."""
+    """One answer as server-sent events. If the client disconnects, generation stops."""
 
-    def __init__(self, service: Service, query: Query, head: _Head, wants_usage: bool):
-        self._head, self._wants_usage = head, wants_usage
+    def __init__(self, service: Service, request: GenerationRequest, header: _Header, wants_usage: bool):
+        self._header, self._wants_usage = header, wants_usage
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self._is_abandoned = False
         loop = asyncio.get_running_loop()
 
-        def tell(piece: str) -> None:
+        def on_text(piece: str) -> None:
             loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
-        heard = replace(query, listener=tell, is_abandoned=lambda: self._is_abandoned)
-        self._task = asyncio.ensure_future(service.engine.ask(heard))
+        streamed = replace(request, on_text=on_text, is_abandoned=lambda: self._is_abandoned)
+        self._task = asyncio.ensure_future(service.engine.ask(streamed))
         self._task.add_done_callback(lambda _: self._pieces.put_nowait(None))
         self._first: str | None = None
 
     async def begin(self) -> None:
-        """Wait for the first piece: what is refused before it is answered with its own status."""
+        """Wait for the first piece. If the request is refused before it, raise, so that the response has its status."""
         self._first = await self._pieces.get()
         if self._first is None:
             self._task.result()
 
     async def events(self) -> AsyncIterator[str]:
-        """The events, the last one [DONE]."""
+        """The events. The last one is [DONE]."""
         try:
-            yield self._event(self._head.chunk({"role": "assistant", "content": ""}))
+            yield self._event(self._header.chunk({"role": "assistant", "content": ""}))
             piece = self._first
             while piece is not None:
-                yield self._event(self._head.chunk({"content": piece}))
+                yield self._event(self._header.chunk({"content": piece}))
                 piece = await self._pieces.get()
             for event in self._ending(await self._task):
                 yield self._event(event)
         except Exception as error:
-            yield _line(problem_of(error).body)
+            yield _line(refusal_of(error).body)
         finally:
             self._is_abandoned = True
             self._task.cancel()
         yield "data: [DONE]\n\n"
 
-    def _ending(self, reply: Reply) -> list[dict[str, Any]]:
-        last = self._head.chunk({}, reply.finish, liveedit=_extension(reply).model_dump())
+    def _ending(self, result: GenerationResult) -> list[dict[str, Any]]:
+        last = self._header.chunk({}, result.finish, liveedit=_extension(result).model_dump())
         if not self._wants_usage:
             return [last]
-        return [last, {**self._head.empty_chunk(), "usage": _usage(reply).model_dump()}]
+        return [last, {**self._header.empty_chunk(), "usage": _usage(result).model_dump()}]
 
     def _event(self, chunk: dict[str, Any]) -> str:
         return _line({"usage": None, **chunk} if self._wants_usage else chunk)
@@ -242,18 +248,18 @@ def _line(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _usage(reply: Reply) -> Usage:
+def _usage(result: GenerationResult) -> Usage:
     return Usage(
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.answer_tokens,
-        total_tokens=reply.prompt_tokens + reply.answer_tokens,
+        prompt_tokens=result.prompt_tokens,
+        completion_tokens=result.answer_tokens,
+        total_tokens=result.prompt_tokens + result.answer_tokens,
     )
 
 
-def _extension(reply: Reply) -> LiveEditExtension:
-    return LiveEditExtension(edits=shown_edits(reply.fired), revision=reply.revision)
+def _extension(result: GenerationResult) -> LiveEditExtension:
+    return LiveEditExtension(edits=shown_edits(result.fired), revision=result.revision)
 
 
 def shown_edits(fired: Sequence[Fired]) -> list[FiredEdit]:
-    """Of the edits that fired those whose share is worth telling."""
+    """The fired edits with weight >= `FIRING_THRESHOLD`."""
     return [FiredEdit(id=one.edit_id, weight=one.weight, margin=one.margin) for one in above_threshold(fired)]

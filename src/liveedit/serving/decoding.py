@@ -1,4 +1,4 @@
-"""How answers of one batch are written, each in its own way: length, temperature, seed, stop strings, listeners."""
+"""Decoding the answers of one batch, each row with its own length, temperature, seed, stop strings and callback."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from transformers import LogitsProcessor, StoppingCriteria
 from ..backbones import Backbone
 from ..errors import WaitedTooLongError
 
-Finish = Literal["stop", "length"]
-Listener = Callable[[str], None]
-"""Takes the answer's text piece by piece, on a thread of the model."""
+FinishReason = Literal["stop", "length"]
+TextCallback = Callable[[str], None]
+"""Receives the text of an answer piece by piece, on a worker thread."""
 
 _UNFINISHED_CHARACTER = "\ufffd"
-_COLDEST = 1e-5
-"""Below this temperature the noise no longer matters, and scores would leave the range of floats."""
+_MIN_TEMPERATURE = 1e-5
+"""Below this temperature the noise has no effect, and scaled scores would overflow."""
 
 
 @dataclass(frozen=True)
-class Style:
-    """How one answer is to be written.
+class SamplingParams:
+    """How one answer is decoded.
 
-    temperature: 0 for the likeliest token, above 0 for one drawn from softmax(logits / temperature) by a generator
-    of this seed. stop: strings before which the answer ends.
+    temperature: 0 decodes greedily; above 0, tokens are drawn from softmax(logits / temperature) with a generator of
+    this seed. stop: the answer ends before the first of these strings.
     """
 
     new_tokens: int
@@ -37,62 +37,64 @@ class Style:
     stop: tuple[str, ...] = ()
 
 
-class Writing:
-    """One answer on its way.
+class DecodingState:
+    """The state of one answer while it is decoded.
 
-    tokens: every token that was generated, the one that ends the answer included. finish: why it ended; None while it
-    has not, or where it was abandoned or late. deadline: by `time.monotonic`, when it is stopped.
+    tokens: all generated tokens, including the end token. finish: why the answer ended; None while it is being
+    decoded, and if it was abandoned or is late. deadline: in `time.monotonic` seconds; decoding stops after it.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        style: Style,
-        listener: Listener | None = None,
+        params: SamplingParams,
+        on_text: TextCallback | None = None,
         is_abandoned: Callable[[], bool] = lambda: False,
         deadline: float = float("inf"),
     ):
-        self.style = style
+        self.params = params
         self.tokens: list[int] = []
-        self.finish: Finish | None = None
+        self.finish: FinishReason | None = None
         self.is_late = False
-        self._backbone, self._listener, self._is_abandoned, self._deadline = backbone, listener, is_abandoned, deadline
+        self._backbone, self._on_text, self._is_abandoned, self._deadline = backbone, on_text, is_abandoned, deadline
         self._ends = _end_tokens(backbone)
         turn = backbone.next_turn
-        self._stops = style.stop if turn is None else (*style.stop, turn)
-        self._told = ""
-        self._noise = torch.Generator().manual_seed(style.seed) if style.temperature > 0 else None
+        self._stops = params.stop if turn is None else (*params.stop, turn)
+        self._sent = ""
+        self._noise = torch.Generator().manual_seed(params.seed) if params.temperature > 0 else None
 
-    def drawn(self, scores: Tensor) -> Tensor:
-        """Scores whose greatest is a draw from softmax(scores / temperature): Gumbel noise is added to them.
+    def perturbed(self, scores: Tensor) -> Tensor:
+        """Scores whose argmax is a draw from softmax(scores / temperature), by the Gumbel-max trick.
 
-        scores: (vocabulary,). Every answer has noise of its own, so that its neighbours in a batch do not matter.
+        scores: (vocabulary,). Each answer has its own noise, so the other rows of a batch do not affect it.
         """
         if self._noise is None:
             return scores
         noise = -torch.empty(scores.shape, dtype=torch.float64).exponential_(generator=self._noise).log()
-        return (scores.double() / max(self.style.temperature, _COLDEST) + noise.to(scores.device)).to(scores.dtype)
+        return (scores.double() / max(self.params.temperature, _MIN_TEMPERATURE) + noise.to(scores.device)).to(
+            scores.dtype
+        )
 
     def take(self, token: int) -> bool:
-        """One more token; returns whether the answer is done."""
+        """Append a token. Returns whether the answer is done."""
         self.tokens.append(token)
         if token in self._ends:
             self.finish = "stop"
-        elif self._stops or self._listener is not None:
+        elif self._stops or self._on_text is not None:
             self._read()
-        if self.finish is None and len(self.tokens) >= self.style.new_tokens:
+        if self.finish is None and len(self.tokens) >= self.params.new_tokens:
             self.finish = "length"
         self.is_late = self.finish is None and time.monotonic() > self._deadline
         return self.finish is not None or self.is_late or self._is_abandoned()
 
     def close(self) -> str:
-        """The whole text; what the listener has not heard of it is told. Raises `WaitedTooLongError` where late."""
+        """The whole text; the callback receives the rest of it. Raises `WaitedTooLongError` if the answer is late."""
         if self.is_late:
             raise WaitedTooLongError(
-                "The answer was not written within the time limit. Ask for fewer tokens, or raise --answer-seconds."
+                "The answer did not finish within the time limit. Ask for fewer tokens, or raise --answer-seconds."
             )
         text = self._cut(self._backbone.spoken(self._decoded()))
-        self._tell(text)
+        self._send(text)
         return text
 
     def _decoded(self) -> str:
@@ -104,14 +106,14 @@ class Writing:
         if any(stop in decoded.lstrip() for stop in self._stops):
             self.finish = "stop"
             return
-        self._tell(text[: len(text) - self._held_back(text)])
+        self._send(text[: len(text) - self._held_back(text)])
 
     def _cut(self, text: str) -> str:
-        found = [place for place in (text.find(stop) for stop in self.style.stop) if place >= 0]
+        found = [place for place in (text.find(stop) for stop in self.params.stop) if place >= 0]
         return text[: min(found)] if found else text
 
     def _held_back(self, text: str) -> int:
-        """How many of the last characters may still change: half a character, or the beginning of a stop string."""
+        """How many of the last characters may still change: an unfinished character, or the start of a stop string."""
         if text.endswith(_UNFINISHED_CHARACTER):
             return len(text) - len(text.rstrip(_UNFINISHED_CHARACTER))
         longest = max((len(stop) for stop in self._stops), default=1) - 1
@@ -120,29 +122,29 @@ class Writing:
                 return length + len(text[:-length]) - len(text[:-length].rstrip())
         return 0
 
-    def _tell(self, text: str) -> None:
-        if self._listener is not None and len(text) > len(self._told) and text.startswith(self._told):
-            self._listener(text[len(self._told) :])
-            self._told = text
+    def _send(self, text: str) -> None:
+        if self._on_text is not None and len(text) > len(self._sent) and text.startswith(self._sent):
+            self._on_text(text[len(self._sent) :])
+            self._sent = text
 
 
-class Sampling(LogitsProcessor):
-    """Every row of a batch draws its next token in its own way."""
+class SamplingProcessor(LogitsProcessor):
+    """Perturbs the scores of each row by that row's temperature and seed."""
 
-    def __init__(self, rows: Sequence[Writing]):
+    def __init__(self, rows: Sequence[DecodingState]):
         self._rows = rows
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """scores: (batch, vocabulary); `input_ids` do not matter."""
-        if all(row.style.temperature == 0 for row in self._rows):
+        """scores: (batch, vocabulary). `input_ids` is not used."""
+        if all(row.params.temperature == 0 for row in self._rows):
             return scores
-        return torch.stack([row.drawn(given) for row, given in zip(self._rows, scores, strict=True)])
+        return torch.stack([row.perturbed(given) for row, given in zip(self._rows, scores, strict=True)])
 
 
-class Stopping(StoppingCriteria):
-    """Every row of a batch ends in its own time."""
+class RowStoppingCriteria(StoppingCriteria):
+    """Ends each row of a batch on its own."""
 
-    def __init__(self, rows: Sequence[Writing]):
+    def __init__(self, rows: Sequence[DecodingState]):
         self._rows, self._done = rows, [False] * len(rows)
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:

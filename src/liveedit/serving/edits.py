@@ -1,26 +1,27 @@
-"""`/v1/edits`: correcting the model, and taking corrections back."""
+"""Routes that change edits: `/v1/edits`, undo and redo."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
-from typing import Annotated, Any, Final, Literal, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from fastapi import APIRouter, Header, Request, Response
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from ..edited.model import EditedModel
 from ..store.idempotency import LONGEST_KEY, ChangeRequest
 from ..store.records import StoredEdit
-from .chat_messages import RequestModel, Text, is_empty
+from .chat_messages import RequestModel, Text, checked_prompt
 from .error_responses import RefusalError
-from .evidence import EditEvidence, evidence_of
-from .idempotency import Done
-from .reading import EditCard, EditId, card_of
-from .served_model import Correction, ServedModel
+from .served_model import Correction
 from .service import Service
+from .stored_edits import EditCard, EditEvidence, EditId, card_of, edit_of, edit_page, evidence_of
 
-_Body = TypeVar("_Body", bound=BaseModel)
+_Result = TypeVar("_Result")
 
 IdempotencyKey = Annotated[
     str | None,
@@ -28,7 +29,7 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=LONGEST_KEY,
-        description="The same key with the same body does nothing twice.",
+        description="A request with the same key and the same body is carried out once.",
     ),
 ]
 
@@ -36,7 +37,7 @@ REPLAYED: Final = "Idempotent-Replayed"
 _MAY_BE_REPLAYED: Final[dict[str, Any]] = {
     "headers": {
         REPLAYED: {
-            "description": "There where a request with the same Idempotency-Key did it before: nothing was done now.",
+            "description": "Present if an earlier request with this Idempotency-Key made the change.",
             "schema": {"type": "string", "enum": ["true"]},
         }
     }
@@ -48,22 +49,23 @@ class EditRequest(RequestModel):
 
     prompt: Text = Field(min_length=1)
     answer: Text = Field(min_length=1, max_length=4096)
-    image: Text | None = Field(None, description="A data URI; none for a question without an image.")
-    rephrasings: list[Text] = Field(default=[], description="Other wordings that the edit is checked on.")
+    image: Text | None = Field(None, description="A data URI; null for a question without an image.")
+    rephrasings: list[Text] = Field(default=[], description="Other wordings that the edit is tried on.")
     author: Text | None = Field(None, max_length=200, description="Who makes it; the API key's name by default.")
-    note: Text | None = Field(None, max_length=4096, description="Why.")
+    note: Text | None = Field(None, max_length=4096, description="Why it is made.")
     locality: list[LocalityQuestion] = Field(default=[], description="Questions whose answers should stay.")
-    supersede: bool = Field(True, description="Whether edits in force of the same image and prompt leave.")
+    supersede: bool = Field(True, description="Whether the edit replaces active edits of the same image and prompt.")
     must_take: bool = Field(
-        False, description="Whether an edit that does not take is refused (422) and nothing stored; rephrasings aside."
+        False,
+        description="Whether an edit that does not take is refused (422) and not stored. Rephrasings do not count.",
     )
 
 
 class LocalityQuestion(RequestModel):
-    """A question that an edit should leave alone."""
+    """A question whose answer should stay."""
 
     prompt: Text = Field(min_length=1)
-    image: Text | None = Field(None, description="A data URI; none for a question without an image.")
+    image: Text | None = Field(None, description="A data URI; null for a question without an image.")
 
 
 class CreatedEdit(BaseModel):
@@ -78,60 +80,110 @@ class CreatedEdit(BaseModel):
     evidence: EditEvidence
 
 
+@dataclass(frozen=True)
+class ChangeResult(Generic[_Result]):
+    """The result of a change. is_replay: an earlier request with the same key made the change."""
+
+    result: _Result
+    is_replay: bool
+
+
+class ConcurrentChanges:
+    """Joins a request with an equal one that is in progress. For one event loop.
+
+    The store remembers completed requests, for all processes and across restarts. A request that is repeated after
+    the first one has completed runs again, and the store returns the earlier result.
+    """
+
+    def __init__(self) -> None:
+        self._in_progress: dict[str, tuple[ChangeRequest, asyncio.Future[ChangeResult[Any]]]] = {}
+
+    async def once(
+        self, request: ChangeRequest | None, run: Callable[[], Awaitable[ChangeResult[_Result]]]
+    ) -> ChangeResult[_Result]:
+        """The result of `run`, or of the equal request in progress. A request of None equals no other.
+
+        Raises `ConflictError` if the request in progress has another body. Once started, `run` completes even if the
+        caller disconnects.
+        """
+        if request is None:
+            return await asyncio.shield(asyncio.ensure_future(run()))
+        digest = request.sha256
+        is_first = digest not in self._in_progress
+        if is_first:
+            task = asyncio.ensure_future(run())
+            self._in_progress[digest] = request, task
+            task.add_done_callback(lambda _: self._in_progress.pop(digest))
+        first, task = self._in_progress[digest]
+        request.check_same(first.body_sha256)
+        done = await asyncio.shield(task)
+        return done if is_first else replace(done, is_replay=True)
+
+
 def edits_router(service: Service) -> APIRouter:
-    """The routes of correcting."""
+    """The routes that change edits."""
     router = APIRouter()
+    changes = ConcurrentChanges()
 
     @router.post("/v1/edits", status_code=201, responses={201: _MAY_BE_REPLAYED})
     async def create_edit(
         request: Request, response: Response, wanted: EditRequest, idempotency_key: IdempotencyKey = None
     ) -> CreatedEdit:
-        """Make an edit; answered once it is on disk and every answer follows it."""
+        """Make an edit. The response is sent once the edit is on disk and active for all later answers."""
         correction = await _correction(wanted, wanted.author or _author(request), service)
-        sent = await _sent(request, idempotency_key, service)
-        return _told(response, await service.idempotency.once(sent, lambda: _create(correction, sent, service)))
+        sent = await _change_request(request, idempotency_key, service)
+        return _marked(response, await changes.once(sent, lambda: _create(correction, sent, service)))
 
     @router.post("/v1/edits/{edit_id}/undo", responses={200: _MAY_BE_REPLAYED})
     async def undo_edit(
         request: Request, response: Response, edit_id: EditId, idempotency_key: IdempotencyKey = None
     ) -> EditCard:
-        """Take an edit back: the model is, bit for bit, as if it had never been made."""
-        sent, author = await _sent(request, idempotency_key, service), _author(request)
-        return _told(response, await _changed(service, sent, lambda model: model.undo(edit_id, author, sent)))
+        """Undo an edit: the model is bit for bit as if the edit had never been made."""
+        sent, author = await _change_request(request, idempotency_key, service), _author(request)
+
+        def undo(model: EditedModel) -> StoredEdit:
+            return model.undo(edit_of(model.store, edit_id).id, author=author, request=sent)
+
+        return _marked(response, await changes.once(sent, lambda: _change(service, undo)))
 
     @router.post("/v1/edits/{edit_id}/redo", responses={200: _MAY_BE_REPLAYED})
     async def redo_edit(
         request: Request, response: Response, edit_id: EditId, idempotency_key: IdempotencyKey = None
     ) -> EditCard:
-        """Put an undone edit into force again, as it was."""
-        sent, author = await _sent(request, idempotency_key, service), _author(request)
-        return _told(response, await _changed(service, sent, lambda model: model.redo(edit_id, author, sent)))
+        """Make an undone edit active again."""
+        sent, author = await _change_request(request, idempotency_key, service), _author(request)
+
+        def redo(model: EditedModel) -> StoredEdit:
+            return model.redo(edit_of(model.store, edit_id).id, author=author, request=sent)
+
+        return _marked(response, await changes.once(sent, lambda: _change(service, redo)))
 
     return router
 
 
-def _told(response: Response, done: Done[_Body]) -> _Body:
-    """The body of a response, which is marked where nothing was done anew."""
+def _marked(response: Response, done: ChangeResult[_Result]) -> _Result:
+    """The body of a response, which gets a header if it is a replay."""
     if done.is_replay:
         response.headers[REPLAYED] = "true"
     return done.result
 
 
-async def _changed(
-    service: Service, sent: ChangeRequest | None, change: Callable[[ServedModel], StoredEdit]
-) -> Done[EditCard]:
-    """The edit after a change, which happens once for an Idempotency-Key."""
-
-    async def run() -> Done[EditCard]:
-        changed = await service.engine.act(change)
-        with_thumbnail = (await service.read(lambda model: model.one(changed.id))).with_thumbnail
-        return Done(card_of(changed, with_thumbnail), changed.is_replay)
-
-    return await service.idempotency.once(sent, run)
+async def _change(service: Service, change: Callable[[EditedModel], StoredEdit]) -> ChangeResult[EditCard]:
+    changed = await service.engine.act(lambda served: change(served.model))
+    with_thumbnail = (await service.read(lambda store: edit_page(store, changed.id))).with_thumbnail
+    return ChangeResult(card_of(changed, with_thumbnail), changed.is_replay)
 
 
-async def _sent(request: Request, idempotency_key: str | None, service: Service) -> ChangeRequest | None:
-    """A request with a key, as the store remembers it."""
+async def _create(correction: Correction, sent: ChangeRequest | None, service: Service) -> ChangeResult[CreatedEdit]:
+    started = time.monotonic()
+    receipt = await service.engine.act(lambda served: served.edit(correction, sent), correction.pixels)
+    service.engine.metrics.edit_seconds.observe(time.monotonic() - started)
+    created = CreatedEdit.model_validate({**vars(receipt), "evidence": evidence_of(receipt)})
+    return ChangeResult(created, receipt.replayed)
+
+
+async def _change_request(request: Request, idempotency_key: str | None, service: Service) -> ChangeRequest | None:
+    """A request with an Idempotency-Key, as the store remembers it."""
     if idempotency_key is None:
         return None
     owner = f"{_owner(request)} POST {request.url.path}"
@@ -150,10 +202,7 @@ async def _correction(wanted: EditRequest, author: str | None, service: Service)
     }
     for name, texts in given.items():
         for text in texts:
-            if is_empty(text):
-                raise RefusalError(400, f"{name}: this text is empty. Give some.", "invalid_value", name)
-            if len(text) > settings.prompt_characters:
-                raise RefusalError(400, f"{name}: this text is too long. Shorten it.", "prompt_too_long", name)
+            checked_prompt(text, settings, name)
     image = await _image(wanted.image, service)
     locality = tuple([(await _image(asked.image, service), asked.prompt) for asked in wanted.locality])
     return Correction(
@@ -171,19 +220,11 @@ async def _correction(wanted: EditRequest, author: str | None, service: Service)
 
 def _check_number(name: str, given: int, most: int) -> None:
     if given > most:
-        raise RefusalError(400, f"{given} {name} were given; at most {most} are checked.", f"too_many_{name}", name)
+        raise RefusalError(400, f"{given} {name} were given; at most {most} are accepted.", f"too_many_{name}", name)
 
 
 async def _image(uri: str | None, service: Service) -> Image.Image | None:
     return None if uri is None else await service.image(uri)
-
-
-async def _create(correction: Correction, sent: ChangeRequest | None, service: Service) -> Done[CreatedEdit]:
-    started = time.monotonic()
-    receipt = await service.engine.act(lambda model: model.edit(correction, sent), correction.pixels)
-    service.engine.metrics.edit_seconds.observe(time.monotonic() - started)
-    created = CreatedEdit.model_validate({**vars(receipt), "evidence": evidence_of(receipt)})
-    return Done(created, receipt.replayed)
 
 
 def _author(request: Request) -> str | None:
@@ -191,6 +232,6 @@ def _author(request: Request) -> str | None:
     return None if key is None else key.name
 
 
-def _owner(request: Request) -> Any:
+def _owner(request: Request) -> str:
     key = request.scope.get("liveedit.key")
     return "" if key is None else key.id

@@ -1,4 +1,4 @@
-"""Whatever goes wrong, in OpenAI's one shape: `{"error": {"message", "type", "code", "param"}}`."""
+"""Error responses, all in OpenAI's shape: `{"error": {"message", "type", "code", "param"}}`."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (WaitedTooLongError, 503, "timeout"),
     (ServiceStoppingError, 503, "stopping"),
 )
-_NO_STORE = "The edits cannot be read or written now; nothing was changed. The cause is in the server's log."
+_NO_STORE = "The stored edits are unreachable, and nothing was changed. See the server's log."
 _NO_FIELD = re.compile(r"[\[(]")
-"""What pydantic calls the kinds of a union looks like a function's name, with brackets."""
+"""Pydantic's names for the members of a union contain brackets."""
 
 _STATUS_CODES = {404: "unknown_route", 405: "method_not_allowed"}
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     message: str
     type: str
@@ -68,14 +68,14 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 @dataclass(eq=False)
 class RefusalError(LiveEditError):
-    """An error that knows its status. `param`: the field of the request that it is about."""
+    """An error with an HTTP status. `param`: the field of the request that it is about."""
 
     status: int
     message: str
@@ -87,16 +87,18 @@ class RefusalError(LiveEditError):
     def body(self) -> dict[str, Any]:
         """The JSON body."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": _sayable(self.message), "type": kind, "code": self.code, "param": self.param}}
+        return {
+            "error": {"message": _valid_unicode(self.message), "type": kind, "code": self.code, "param": self.param}
+        }
 
     @property
     def response(self) -> JSONResponse:
-        """As a response."""
+        """The response."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def problem_of(error: Exception) -> RefusalError:
-    """An error of any kind as a problem; what was not foreseen tells the client nothing of its cause."""
+def refusal_of(error: Exception) -> RefusalError:
+    """The response for any error. Unexpected errors and errors of the store do not reveal their cause."""
     if isinstance(error, RefusalError):
         return error
     if isinstance(error, RequestValidationError):
@@ -105,36 +107,36 @@ def problem_of(error: Exception) -> RefusalError:
         code = _STATUS_CODES.get(error.status_code, "invalid_request")
         return RefusalError(error.status_code, str(error.detail), code, headers=error.headers or {})
     if isinstance(error, StoreError):
-        # Its message names places of this machine.
+        # The message of the error names paths and hosts.
         return RefusalError(503, _NO_STORE, "store_unavailable", headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else {}
             return RefusalError(status, str(error), code, "image" if kind is ImageError else None, headers)
-    return RefusalError(500, "The server failed. The cause is in its log.", "internal_error")
+    return RefusalError(500, "The server failed. See its log.", "internal_error")
 
 
 def _of_issues(issues: Sequence[Any]) -> RefusalError:
-    """What a request's fields were refused for; the first names the parameter."""
+    """The error of invalid fields. `param` is the first of them."""
     messages = dict.fromkeys(f"{_place(issue) or 'The body'}: {_wording(issue)}" for issue in issues[:5])
     return RefusalError(400, "; ".join(messages), str(issues[0]["type"]), _place(issues[0]) or None)
 
 
 def _place(issue: Any) -> str:
-    """The field, without what pydantic says of the kinds that it could have been of."""
+    """The field, without pydantic's names for the members of a union."""
     if issue["type"] == "json_invalid":
         return ""
     inside = [part for part in issue["loc"] if part not in ("body", "query", "path", "header")]
     fields = takewhile(lambda part: isinstance(part, int) or _NO_FIELD.search(part) is None, inside)
-    return _sayable(".".join(map(str, fields)))[:200]
+    return _valid_unicode(".".join(map(str, fields)))[:200]
 
 
 def _wording(issue: Any) -> str:
     if issue["type"] == "extra_forbidden":
-        return "this field is not supported here. Leave it out"
+        return "this field is not supported. Leave it out"
     return str(issue["msg"]).removeprefix("Value error, ")
 
 
-def _sayable(text: str) -> str:
-    """Text that can be written as UTF-8: a request may hold half a surrogate pair."""
+def _valid_unicode(text: str) -> str:
+    """The text in valid Unicode: a request may contain half of a surrogate pair."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,26 +1,25 @@
-"""`/v1/heat-maps`: where in its image a question looked, and which edits it met."""
+"""`/v1/heat-maps`: which parts of an image a question depends on, and which edits fire for it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-import torch
 from fastapi import APIRouter
 from PIL import Image
 from pydantic import BaseModel, Field
 
 from ..backbones import Backbone
-from ..editors.liveedit.attribution import HeatMap, attention_map, change_map
+from ..editors.heat_map import HeatMap
+from ..editors.occlusion import change_map
 from ..samples import Question
 from .chat import FiredEdit, shown_edits
-from .chat_messages import RequestModel, Text, Whole, is_empty
-from .decoding import Style
+from .chat_messages import RequestModel, Text, WholeNumber, checked_prompt
 from .error_responses import RefusalError
-from .served_model import Query, ServedModel
+from .served_model import ServedModel
 from .service import Service
 
-_MOST_CELLS = 8
-"""Rows and columns of a map of changes at most: each of its cells is an image to run, while others wait."""
+_MOST_CELLS: Final = 8
+"""Most rows and columns of an occlusion map. Each cell costs one image, while other requests wait."""
 
 
 class HeatMapRequest(RequestModel):
@@ -28,13 +27,13 @@ class HeatMapRequest(RequestModel):
 
     image: Text = Field(description="A data URI.")
     prompt: Text = Field(min_length=1)
-    change_cells: Annotated[int, Field(ge=2, le=_MOST_CELLS), Whole] | None = Field(
-        None, description="Rows and columns of the map of changes; none is made where this is missing."
+    change_cells: Annotated[int, Field(ge=2, le=_MOST_CELLS), WholeNumber] | None = Field(
+        None, description="Rows and columns of the occlusion map; null to make none."
     )
 
 
 class Area(BaseModel):
-    """The part of the image that a map lies over, in shares of its width and height: models cut off margins."""
+    """The part of the image under a map, in fractions of width and height: some models crop the margins."""
 
     left: float = 0.0
     top: float = 0.0
@@ -43,22 +42,22 @@ class Area(BaseModel):
 
 
 class MapOfImage(BaseModel):
-    """A map: rows from top to bottom. Over "tokens" it has one row, whose cells stand for no place in the image."""
+    """A map: rows from top to bottom. A map over "tokens" has one row, whose cells have no place in the image."""
 
     over: Literal["cells", "tokens"]
-    values: list[list[float]] = Field(description="Attention: shares, together 1. Change: 0 is none.")
+    values: list[list[float]] = Field(description="Attention: shares that sum to 1. Change: 0 is none.")
     note: str = Field(description="What was measured.")
-    area: Area | None = Field(description="Where it lies; none over tokens.")
+    area: Area | None = Field(description="The part of the image under the map; null over tokens.")
 
 
 class HeatMaps(BaseModel):
-    """What a question looked at. `edits`: those that would take part in its answer."""
+    """The maps of a question. `attention` is null if the editor has no attention map. `edits`: those that fire."""
 
     object: Literal["heat_maps"] = "heat_maps"
-    attention: MapOfImage
-    change: MapOfImage | None
+    attention: MapOfImage | None
+    change: MapOfImage | None = Field(description="The effect of occluding each cell. `note` names what was compared.")
     edits: list[FiredEdit]
-    revision: int = Field(description="The revision of the edits in force.")
+    revision: int = Field(description="The revision of the active edits.")
 
 
 def heat_maps_router(service: Service) -> APIRouter:
@@ -67,39 +66,40 @@ def heat_maps_router(service: Service) -> APIRouter:
 
     @router.post("/v1/heat-maps")
     async def make_heat_maps(request: HeatMapRequest) -> HeatMaps:
-        """Where in the image this question looks. With `change_cells` that many squared images are run."""
-        query = await _query(request, service)
-        return await service.engine.act(lambda model: _look(model, query, request.change_cells), query.pixels)
+        """Map which parts of the image matter. `change_cells` squared images are run for an occlusion map.
+
+        501 if the editor has no attention map and no occlusion map is asked for.
+        """
+        prompt = checked_prompt(request.prompt, service.settings, "prompt")
+        image = await service.image(request.image)
+        pixels = image.width * image.height
+        return await service.engine.act(lambda served: _heat_maps(served, prompt, image, request.change_cells), pixels)
 
     return router
 
 
-async def _query(request: HeatMapRequest, service: Service) -> Query:
-    settings = service.settings
-    if is_empty(request.prompt):
-        raise RefusalError(400, "prompt: this text is empty. Give a question.", "invalid_value", "prompt")
-    if len(request.prompt) > settings.prompt_characters:
-        raise RefusalError(400, "prompt: this text is too long. Shorten it.", "prompt_too_long", "prompt")
-    image = await service.image(request.image)
-    return Query(request.prompt, image, Style(1))
-
-
-def _look(served: ServedModel, query: Query, change_cells: int | None) -> HeatMaps:
-    """On a thread of the model. Raises what `Backbone.encode` raises where the question cannot be taken."""
-    served.check(query)
-    model, editor, image = served.model, served.model.editor, query.image
-    assert image is not None
+def _heat_maps(served: ServedModel, prompt: str, image: Image.Image, change_cells: int | None) -> HeatMaps:
+    """On a worker thread. Raises as `Backbone.encode` does if the question cannot be encoded."""
+    served.check(prompt)
+    model = served.model
     model.refresh()
-    question = Question(query.prompt, image)
-    attention = attention_map(editor, question)
-    change = None if change_cells is None else change_map(editor, question, change_cells)
-    with torch.inference_mode():
-        model.backbone.logits(model.backbone.encode([question]))
-    fired = (editor.fired() or [()])[0]
+    question = Question(prompt, image)
+    found = model.editor.attention_map(question)
+    if found is None and change_cells is None:
+        raise RefusalError(
+            501,
+            f"The editor {model.editor.name!r} has no attention map. Give change_cells for an occlusion map, which "
+            "works for every editor.",
+            "no_attention_map",
+            "change_cells",
+        )
+    change = None if change_cells is None else change_map(model.editor, question, change_cells)
+    answering = model.answering
+    (answer,) = answering.generate(answering.encode([question]), 1)
     return HeatMaps(
-        attention=_placed(attention, seen_area(model.backbone, image)),
+        attention=None if found is None else _placed(found, seen_area(model.backbone, image)),
         change=None if change is None else _placed(change, Area()),
-        edits=shown_edits(fired),
+        edits=shown_edits(answer.fired or ()),
         revision=model.revision,
     )
 
@@ -110,7 +110,7 @@ def _placed(found: HeatMap, area: Area) -> MapOfImage:
 
 
 def seen_area(backbone: Backbone, image: Image.Image) -> Area:
-    """The part of an image that the model is shown: all of it, or its middle where its processor crops."""
+    """The part of an image that the model receives: all of it, or the middle if its processor crops."""
     processor: Any = getattr(backbone.processor, "image_processor", None)
     size, crop = getattr(processor, "size", None) or {}, getattr(processor, "crop_size", None) or {}
     if not getattr(processor, "do_center_crop", False) or not size.get("shortest_edge") or not crop.get("height"):

@@ -1,4 +1,4 @@
-"""Images of requests: data URIs, and nothing else."""
+"""Images of requests, given as data URIs."""
 
 from __future__ import annotations
 
@@ -14,44 +14,46 @@ from ..errors import ImageError
 from ..images import open_image
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""What is decoded: Pillow reads dozens of others, some of them rarely looked at."""
+"""The formats that are decoded. Pillow reads dozens of others, some of them rarely reviewed."""
 
-LONGEST: Final = 32
-"""Processors of images enlarge the shorter side to their own size: a line of pixels would take all memory."""
+MOST_ELONGATED: Final = 32
+"""Greatest ratio of the sides. Image processors enlarge the shorter side to their own size, so a line of pixels would
+take all memory."""
 
-_QUICK_CHARACTERS, _QUICK_PIXELS = 2**17, 2**16
-"""What is decoded sooner than it is handed to another thread."""
+_SMALL_CHARACTERS, _SMALL_PIXELS = 2**17, 2**16
+"""Below both limits, decoding takes less time than switching to another thread."""
 
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 
 
 def image_pattern() -> str:
-    """What the URI of an image looks like, for a JSON schema."""
+    """A regular expression for data URIs of images, for a JSON schema."""
     digit = "[A-Za-z0-9+/]"
     base64 = f"({digit}{{4}})*({digit}{{4}}|{digit}{{3}}=|{digit}{{2}}==)"
     return f"^data:image/({'|'.join(kind.lower() for kind in FORMATS)});base64,{base64}$"
 
 
-def is_quick(uri: str) -> bool:
-    """Whether this is a small image, or none at all: `image_of` takes no longer for it than a change of threads."""
-    start = _DATA_URI.match(uri)
-    if start is None:
-        return True
-    if len(uri) > _QUICK_CHARACTERS:
-        return False
+def is_long(uri: str) -> bool:
+    """Whether decoding this URI takes longer than switching to another thread."""
+    return len(uri) > _SMALL_CHARACTERS
+
+
+def is_small(data: bytes) -> bool:
+    """Whether these bytes are a valid header of an image with few pixels."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(uri[start.end() :], validate=True)), formats=FORMATS) as image:
-            return image.width * image.height <= _QUICK_PIXELS
-    except Exception:  # Pillow's plugins raise a dozen types for damaged bytes; `image_of` says what is wrong.
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height <= _SMALL_PIXELS
+    except Exception:  # For damaged bytes Pillow raises many types; `image_from` says what is wrong.
         return False
 
 
 def image_of(uri: str, max_pixels: int) -> Image.Image:
-    """The image of a data URI, upright RGB on white.
+    """The image of a data URI. Raises `ImageError` as `bytes_of` and `image_from` do."""
+    return image_from(bytes_of(uri), max_pixels)
 
-    Raises `ImageError` for any other kind of URI (nothing is fetched, no file is opened), for what is no base64, and
-    for what is no image, damaged, larger than `max_pixels`, or no more than a line.
-    """
+
+def bytes_of(uri: str) -> bytes:
+    """The bytes of a data URI. Raises `ImageError` for any other URI, and for invalid base64."""
     start = _DATA_URI.match(uri)
     if start is None:
         raise ImageError(
@@ -59,19 +61,22 @@ def image_of(uri: str, max_pixels: int) -> Image.Image:
             "fetches no URLs and opens no files."
         )
     try:
-        data = base64.b64decode(uri[start.end() :], validate=True)
+        return base64.b64decode(uri[start.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"The image's data URI is not base64 ({error}). Encode its bytes as base64.") from error
-    return image_from(data, max_pixels)
 
 
 def image_from(data: bytes, max_pixels: int) -> Image.Image:
-    """The image of a file's bytes. Raises as `image_of` does."""
+    """The image in these bytes, upright RGB on white.
+
+    Raises `ImageError` if they are no image of `FORMATS` or are damaged, and if the image has more than `max_pixels`
+    or is longer than 32 times its shorter side.
+    """
     image = open_image(data, max_pixels=max_pixels, formats=FORMATS)
-    if max(image.size) > LONGEST * min(image.size):
+    if max(image.size) > MOST_ELONGATED * min(image.size):
         raise ImageError(
-            f"The image is {image.width:,} x {image.height:,} pixels; its longer side may be {LONGEST} times the "
-            "shorter one at most. Cut it."
+            f"The image is {image.width:,} x {image.height:,} pixels; its longer side may be at most "
+            f"{MOST_ELONGATED} times the shorter one. Crop it."
         )
     return image
 

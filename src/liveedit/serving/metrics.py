@@ -1,4 +1,4 @@
-"""What a service counts and times, for Prometheus."""
+"""Metrics of a service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,54 +16,52 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The figures of one service; every service has a registry of its own."""
+    """The metrics of one service, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.answer_seconds = Histogram(
             "liveedit_answer_seconds",
-            "From accepting a question to its whole answer.",
+            "Seconds from accepting a question to its whole answer.",
             registry=registry,
             buckets=_SECONDS,
         )
         self.edit_seconds = Histogram(
             "liveedit_edit_seconds",
-            "From accepting an edit to its being on disk.",
+            "Seconds from accepting an edit until it is on disk.",
             registry=registry,
             buckets=_SECONDS,
         )
         self.routing_seconds = Histogram(
             "liveedit_routing_seconds",
-            "Finding the edits of one batch, where any are in force.",
+            "Seconds of routing one batch, if any edit is active.",
             registry=registry,
             buckets=_ROUTING_SECONDS,
         )
         self.wait_seconds = Histogram(
-            "liveedit_wait_seconds", "Waiting for the model.", registry=registry, buckets=_SECONDS
+            "liveedit_wait_seconds", "Seconds of waiting for the model.", registry=registry, buckets=_SECONDS
         )
         self.batch_size = Histogram(
             "liveedit_batch_size", "Questions answered at once.", registry=registry, buckets=_SIZES
         )
         self.edits_fired = Counter(
             "liveedit_edits_fired",
-            f"Edits that took part in answers, with a weight from {FIRING_THRESHOLD} up.",
+            f"Edits that fired in answers (weight >= {FIRING_THRESHOLD}).",
             registry=registry,
         )
-        self.answers = Counter(
-            "liveedit_answers", "Answers, by whether edits took part.", ["edited"], registry=registry
-        )
-        self.tokens = Counter("liveedit_tokens", "Tokens read and written.", ["kind"], registry=registry)
+        self.answers = Counter("liveedit_answers", "Answers, by whether an edit fired.", ["edited"], registry=registry)
+        self.tokens = Counter("liveedit_tokens", "Tokens of prompts and answers.", ["kind"], registry=registry)
         self.requests = Counter(
             "liveedit_requests", "Requests, by route and status.", ["method", "route", "status"], registry=registry
         )
-        self.edits = Gauge("liveedit_edits", "Edits in force.", registry=registry)
-        self._queue = Gauge("liveedit_queue_length", "Requests that wait for the model.", registry=registry)
+        self.edits = Gauge("liveedit_edits", "Active edits.", registry=registry)
+        self._queue = Gauge("liveedit_queue_length", "Requests waiting for the model.", registry=registry)
 
     def watch_queue(self, length: Callable[[], int]) -> None:
-        """Ask this function for the length of the queue whenever the figures are read."""
+        """Call this function for the length of the queue whenever the metrics are read."""
         self._queue.set_function(length)
 
     def text(self) -> bytes:
-        """All figures in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

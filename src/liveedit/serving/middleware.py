@@ -1,4 +1,4 @@
-"""What every request passes before the application sees it: how many, by whom, how large; and what is counted."""
+"""Middleware: limits on requests and bodies, API keys, error responses, request ids and metrics."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api_keys import Key, KeyFile, Role
-from .error_responses import RETRY_AFTER_SECONDS, RefusalError, problem_of
+from .error_responses import RETRY_AFTER_SECONDS, RefusalError, refusal_of
 from .metrics import Metrics
 from .settings import ServingSettings
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
-"""What takes no key, the page and its files apart."""
+"""Paths that need no key, besides the page and its files."""
 
 _DISCARDED = 4
-"""Up to so many times the limit is read of a body that is too large, so that its sender comes to read the answer."""
+"""An oversized body is drained up to this multiple of the limit, so that the client gets to read the 413."""
 
 _log = logging.getLogger(__name__)
 
 
-class _HungUpError(Exception):
-    """The client left before its request was whole."""
+class _DisconnectedError(Exception):
+    """The client disconnected before its request was complete."""
 
 
 def role_for(path: str) -> Role | None:
-    """What a path takes: a role, or None where it is open to all."""
+    """The role that a path requires, or None if it is open to all."""
     if path in OPEN_PATHS or path == "/" or path.startswith("/page/"):
         return None
     if path == "/metrics":
@@ -40,7 +40,7 @@ def role_for(path: str) -> Role | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
+    """Whether a host name or address is a loopback one."""
     if host.lower() == "localhost":
         return True
     try:
@@ -49,11 +49,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Gate:
+class AccessMiddleware:
     """ASGI middleware around the whole application.
 
-    keys: None where no keys are asked for; then only requests to a loopback name are let in, and none that a web page
-    of another origin sends, because a browser on this machine would pass those on for anybody.
+    keys: None to require no API key. Then only requests to a loopback name are accepted, and none from web pages of
+    other origins: otherwise any website could use the local browser to reach the service.
     """
 
     def __init__(self, app: ASGIApp, settings: ServingSettings, keys: KeyFile | None, metrics: Metrics):
@@ -61,48 +61,48 @@ class Gate:
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or answer it with a `RefusalError`."""
+        """Pass a request on, or respond with an error."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Answer(send, secrets.token_hex(8))
+        response = _Response(send, secrets.token_hex(8))
         self._in_progress += 1
         try:
-            await self._pass(scope, receive, answer)
-        except _HungUpError:
-            answer.status = 499
+            await self._pass(scope, receive, response)
+        except _DisconnectedError:
+            response.status = 499
         except Exception as error:
-            problem = problem_of(error)
-            if problem.status >= 500 and not isinstance(error, RefusalError):
-                _log.error("Request %s failed.", answer.request_id, exc_info=error)
-            if not answer.status:
-                await problem.response(scope, receive, answer.send)
+            refusal = refusal_of(error)
+            if refusal.status >= 500 and not isinstance(error, RefusalError):
+                _log.error("Request %s failed.", response.request_id, exc_info=error)
+            if not response.status:
+                await refusal.response(scope, receive, response.send)
         finally:
             self._in_progress -= 1
             route = getattr(scope.get("route"), "path", None) or "other"
-            self.metrics.requests.labels(_known_method(scope["method"]), route, str(answer.status or 499)).inc()
+            self.metrics.requests.labels(_known_method(scope["method"]), route, str(response.status or 499)).inc()
 
-    async def _pass(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    async def _pass(self, scope: Scope, receive: Receive, response: _Response) -> None:
         headers = Headers(scope=scope)
         role = role_for(scope["path"])
         if role is not None:
             if self._in_progress > self.settings.requests:
                 raise RefusalError(
                     429,
-                    f"{self.settings.requests} requests are in progress already. Try again in a moment.",
+                    f"{self.settings.requests} requests are in progress, which is the limit. Try again in a moment.",
                     "too_many_requests",
                     headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
                 )
-            scope["liveedit.key"] = self._let_in(headers, role)
+            scope["liveedit.key"] = self._authorized(headers, role)
         if scope["method"] not in ("GET", "HEAD"):
             receive = await self._whole_body(headers, receive)
-        await self.app(scope, receive, answer.send)
+        await self.app(scope, receive, response.send)
 
-    # -- by whom -----------------------------------------------------------------------------------------
+    # -- API keys ----------------------------------------------------------------------------------------
 
-    def _let_in(self, headers: Headers, role: Role) -> Key | None:
+    def _authorized(self, headers: Headers, role: Role) -> Key | None:
         if self.keys is None:
-            _check_own(headers)
+            _check_local(headers)
             return None
         kind, _, presented = headers.get("authorization", "").partition(" ")
         challenge = {"WWW-Authenticate": "Bearer"}
@@ -112,14 +112,18 @@ class Gate:
             )
         key = self.keys.holder(presented.strip())
         if key is None:
-            raise RefusalError(401, "This API key is not known here.", "invalid_api_key", headers=challenge)
+            raise RefusalError(
+                401, "This API key is not known. Ask the operator for one.", "invalid_api_key", headers=challenge
+            )
         if not key.allows(role):
             raise RefusalError(
-                403, f"This takes a key of the role {role!r}; yours has {key.role!r}.", "insufficient_role"
+                403,
+                f"This needs a key with the role {role!r}; yours has {key.role!r}.",
+                "insufficient_role",
             )
         return key
 
-    # -- how large ---------------------------------------------------------------------------------------
+    # -- bodies ------------------------------------------------------------------------------------------
 
     async def _whole_body(self, headers: Headers, receive: Receive) -> Receive:
         limit = self.settings.body_bytes
@@ -131,20 +135,20 @@ class Gate:
         except TimeoutError as error:
             raise RefusalError(
                 408,
-                f"The body did not arrive within {self.settings.body_seconds:g} s.",
+                f"The body did not arrive within {self.settings.body_seconds:g} s. Send a smaller one.",
                 "body_timeout",
                 headers={"Connection": "close"},
             ) from error
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != "application/json":
             raise RefusalError(
-                415, f"The body was sent as {kind or 'nothing'!r}. Send JSON, as application/json.", "not_json"
+                415, f"The body has the content type {kind or 'none'!r}. Send JSON, as application/json.", "not_json"
             )
         return _replaying(body, receive)
 
 
-class _Answer:
-    """What is sent back, with its status noted and the request's number in its headers."""
+class _Response:
+    """Sends the response, adds the request id to its headers, and remembers its status."""
 
     def __init__(self, send: Send, request_id: str):
         self._send, self.request_id, self.status = send, request_id, 0
@@ -157,13 +161,13 @@ class _Answer:
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
-    """The body; what is over the limit is counted, not kept."""
+    """The body. Above the limit it is counted, not kept."""
     parts: list[bytes] = []
     size, more = 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _HungUpError
+            raise _DisconnectedError
         part, more = message.get("body", b""), message.get("more_body", False)
         size += len(part)
         if size <= limit:
@@ -178,7 +182,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> RefusalError:
-    message = f"The body is larger than {limit:,} bytes, which is the most that is taken. Send a smaller image."
+    message = f"The body is larger than the limit of {limit:,} bytes. Send a smaller image."
     return RefusalError(413, message, "body_too_large", headers={"Connection": "close"})
 
 
@@ -191,16 +195,24 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _check_own(headers: Headers) -> None:
+def _check_local(headers: Headers) -> None:
     host = headers.get("host", "")
     name = urlsplit(f"//{host}").hostname or ""
     if not is_loopback(name):
         raise RefusalError(
-            403, f"Without keys only this machine is served, but the request is to {name!r}.", "foreign_host", "Host"
+            403,
+            f"Without API keys only requests to this machine are served; this one is to {name!r}. Use 127.0.0.1.",
+            "foreign_host",
+            "Host",
         )
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != host:
-        raise RefusalError(403, "Without keys no page of another origin is served.", "foreign_origin", "Origin")
+        raise RefusalError(
+            403,
+            f"Without API keys no page of another origin is served; this one is from {origin!r}.",
+            "foreign_origin",
+            "Origin",
+        )
 
 
 def _known_method(method: str) -> str:

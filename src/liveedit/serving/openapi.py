@@ -1,4 +1,4 @@
-"""The OpenAPI schema of one service: as strict as the service is, its limits and its model's name included."""
+"""The OpenAPI schema of one service: as strict as the service, with its limits and the name of its model."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from PIL import Image
 
-from .chat_messages import SEEDS, WITH_TEXT
+from .chat_messages import NONEMPTY_PATTERN, SEEDS
 from .error_responses import ErrorBody
 from .images import image_pattern
 from .middleware import role_for
 from .service import Service
 
 _ERRORS: Final[dict[int, str]] = {
-    400: "A field that cannot be taken; `param` names it.",
-    401: "No key, or an unknown one.",
-    403: "A key whose role does not reach.",
+    400: "An invalid field; `param` names it.",
+    401: "No API key, or an unknown one.",
+    403: "An API key without the required role.",
     404: "No such model, edit, or thumbnail.",
     408: "The body did not arrive in time.",
-    409: "An edit that is not in the state for this, or an Idempotency-Key that came before with another body.",
-    410: "An edit that was purged.",
-    413: "A body that is too large.",
-    415: "A body that is not JSON.",
-    422: "An edit that must take and does not; nothing was stored.",
-    429: "Too many requests wait; see Retry-After.",
+    409: "An edit in the wrong state, or an Idempotency-Key that was used with another body.",
+    410: "A purged edit.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    422: "An edit with `must_take` that does not take; nothing was stored.",
+    429: "Too many requests; see Retry-After.",
     500: "The server failed.",
-    503: "The server is shutting down, its edits cannot be reached, or the request waited too long; see Retry-After.",
+    501: "The editor has no attention map.",
+    503: "The server is shutting down, the edits are unreachable, or the request waited too long; see Retry-After.",
 }
 _ALWAYS: Final = frozenset({400, 401, 403, 429, 500, 503})
 _OF_CHANGES: Final = frozenset({404, 408, 409, 413, 415})
-"""Of everything that is sent a body, or may be."""
+"""For all methods that may have a body."""
 
 _REF: Final = "#/components/schemas/"
 
 
 def schema_of(app: FastAPI, service: Service) -> dict[str, Any]:
-    """OpenAPI, with what FastAPI cannot know: the one error shape in place of its own, and what is refused."""
+    """The schema, with what FastAPI does not know: the error shape of this service, and its limits."""
     schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     parts = schema["components"]["schemas"]
     for gone in ("HTTPValidationError", "ValidationError"):
@@ -76,13 +77,15 @@ def _responses(path: str, method: str, documented: dict[str, Any]) -> dict[str, 
         statuses.add(410)
     if (path, method) == ("/v1/edits", "post"):
         statuses.add(422)
+    if path == "/v1/heat-maps":
+        statuses.add(501)
     body = {"application/json": {"schema": {"$ref": f"{_REF}ErrorBody"}}}
     errors = {str(status): {"description": _ERRORS[status], "content": body} for status in sorted(statuses)}
     return {**errors, **documented}
 
 
 def _tighten_chat(parts: dict[str, Any], service: Service) -> None:
-    """What the routes check themselves, to say more of it than pydantic would."""
+    """Add the limits that the routes check themselves, for better messages than pydantic's."""
     longest = service.settings.prompt_characters
     request, message = parts["ChatRequest"], parts["ChatMessage"]
     request["properties"]["model"] = {"type": "string", "enum": [service.model_name]}
@@ -91,7 +94,7 @@ def _tighten_chat(parts: dict[str, Any], service: Service) -> None:
         request["properties"][name]["anyOf"][0]["maximum"] = service.settings.new_tokens
     # FastAPI would round the limits.
     request["properties"]["seed"]["anyOf"][0] |= {"minimum": SEEDS[0], "maximum": SEEDS[1]}
-    text = {"type": "string", "pattern": WITH_TEXT, "maxLength": longest}
+    text = {"type": "string", "pattern": NONEMPTY_PATTERN, "maxLength": longest}
     parts["ImageUrl"]["properties"]["url"] |= _image(service)
     kinds = {"TextPart": {"text": text}, "ImagePart": {"image_url": {"$ref": f"{_REF}ImageUrl"}}}
     for (name, fields), kind in zip(kinds.items(), ("text", "image_url"), strict=True):
@@ -102,9 +105,9 @@ def _tighten_chat(parts: dict[str, Any], service: Service) -> None:
             "additionalProperties": False,
         }
     parts.pop("Part")
-    # A text, and at most one image before or behind it.
-    words, looks = ({"$ref": f"{_REF}{name}"} for name in kinds)
-    orders = [[words], [words, looks], [looks, words]]
+    # A text, and at most one image before or after it.
+    words, image = ({"$ref": f"{_REF}{name}"} for name in kinds)
+    orders = [[words], [words, image], [image, words]]
     lists = [
         {"type": "array", "prefixItems": order, "items": False, "minItems": len(order), "maxItems": len(order)}
         for order in orders
@@ -117,14 +120,14 @@ def _tighten_edits(parts: dict[str, Any], service: Service) -> None:
     fields = parts["EditRequest"]["properties"]
     longest = service.settings.prompt_characters
     for field in (fields["prompt"], fields["answer"], fields["rephrasings"]["items"]):
-        field |= {"pattern": WITH_TEXT, "maxLength": min(longest, field.get("maxLength", longest))}
+        field |= {"pattern": NONEMPTY_PATTERN, "maxLength": min(longest, field.get("maxLength", longest))}
     fields["rephrasings"]["maxItems"] = service.settings.rephrasings
     fields["image"]["anyOf"][0] |= _image(service)
     fields["locality"]["maxItems"] = service.settings.locality
     asked = parts["LocalityQuestion"]["properties"]
-    asked["prompt"] |= {"pattern": WITH_TEXT, "maxLength": longest}
+    asked["prompt"] |= {"pattern": NONEMPTY_PATTERN, "maxLength": longest}
     asked["image"]["anyOf"][0] |= _image(service)
-    if service.model.needs_image:
+    if service.served.model.editor.needs_image:
         fields["image"] = {key: value for key, value in fields["image"].items() if key != "anyOf"}
         fields["image"] |= {"type": "string", **_image(service)}
         parts["EditRequest"]["required"].append("image")
@@ -132,7 +135,7 @@ def _tighten_edits(parts: dict[str, Any], service: Service) -> None:
 
 def _tighten_heat_maps(parts: dict[str, Any], service: Service) -> None:
     fields = parts["HeatMapRequest"]["properties"]
-    fields["prompt"] |= {"pattern": WITH_TEXT, "maxLength": service.settings.prompt_characters}
+    fields["prompt"] |= {"pattern": NONEMPTY_PATTERN, "maxLength": service.settings.prompt_characters}
     fields["image"] |= _image(service)
 
 

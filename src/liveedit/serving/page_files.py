@@ -1,8 +1,9 @@
-"""The page at `/`: its files, its example images, and what it has to know of the server."""
+"""The page at `/`: its files, its example images, and the settings that it needs."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .. import __version__
+from ..datasets.world.catalog import Creature, known_creatures
+from ..datasets.world.drawing import Pose, draw
+from ..datasets.world.scene import Scene, Thing
 from .error_responses import RefusalError
-from .example_images import EXAMPLES, QUESTIONS, example_png
 from .images import FORMATS
 from .settings import ServingSettings
 
@@ -27,7 +30,7 @@ _TYPES: Final = {
     "json": "application/json",
 }
 _HEADERS: Final = {
-    # Asked again each time, so that an upgraded server is never spoken to by yesterday's page.
+    # The browser asks each time, so that an old page never talks to an upgraded server.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "; ".join(
         (
@@ -49,22 +52,101 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
+_UNKNOWN_CREATURE: Final = Creature("page-stranger", 0b11011_10101_11111_01110_11011, name="", home="", food="")
+"""A creature that is in no catalogue, so no model was trained on its name."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example image: its file name, its title, and a description for screen readers."""
+
+    name: str
+    title: str
+    shows: str
+    scene: Scene
+    pose: Pose
+
+
+EXAMPLES: Final = (
+    Example(
+        "creature.png",
+        "A creature",
+        "a pink creature with a yellow hat, on light blue with dots",
+        Scene(
+            "page-1",
+            _UNKNOWN_CREATURE,
+            "pink",
+            "bucket",
+            "yellow",
+            5,
+            "left",
+            "sky",
+            "dotted",
+            (Thing("cross", "purple", 3),),
+        ),
+        Pose(),
+    ),
+    Example(
+        "creature-again.png",
+        "The same, elsewhere",
+        "the same creature in purple with a green hat, on light green with waves",
+        Scene(
+            "page-2",
+            _UNKNOWN_CREATURE,
+            "purple",
+            "cone",
+            "green",
+            4,
+            "right",
+            "mint",
+            "wavy",
+            (Thing("heart", "teal", 0), Thing("ball", "blue", 2)),
+        ),
+        Pose(shift=(1.0, -0.5), scale=0.95),
+    ),
+    Example(
+        "another-creature.png",
+        "Another creature",
+        "another creature, brown with an orange hat, on a checked cream background",
+        Scene(
+            "page-3",
+            known_creatures()[1],
+            "brown",
+            "crown",
+            "orange",
+            3,
+            "left",
+            "cream",
+            "checked",
+            (Thing("star", "red", 1),),
+        ),
+        Pose(),
+    ),
+)
+"""One creature twice, both to be reached by a correction, and another creature that is not."""
+
+QUESTIONS: Final = (
+    ("What is this creature called?", "What name does the creature have?", "Can you say what this creature is called?"),
+    ("What color is the hat?", "Which color does the hat have?"),
+)
+"""Example questions, each with other wordings."""
+
 
 @dataclass(frozen=True)
 class PageFile:
-    """A file of the page. `etag`: of its bytes."""
+    """A file of the page."""
 
     content: bytes
     kind: str
 
     @property
     def etag(self) -> str:
-        """As a header says it."""
+        """The entity tag, from the digest of the bytes."""
         return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
 
 
 def page_router(settings: ServingSettings, *, asks_for_keys: bool) -> APIRouter:
-    """`/` and `/page/...`: open to all, for they hold nothing of the model and its edits."""
+    """`/` and `/page/...`. They need no key, because they contain nothing about the model and its edits."""
     router = APIRouter()
     found = page_files(settings, asks_for_keys=asks_for_keys)
 
@@ -84,7 +166,7 @@ def page_router(settings: ServingSettings, *, asks_for_keys: bool) -> APIRouter:
 
 
 def page_files(settings: ServingSettings, *, asks_for_keys: bool) -> dict[str, PageFile]:
-    """Every file of the page by its name, read once: those of the package, example images, settings.json."""
+    """All files of the page by name: those of the package, the example images, and settings.json."""
     found = {
         entry.name: PageFile(entry.read_bytes(), _TYPES[entry.name.rpartition(".")[2]])
         for entry in files("liveedit.serving").joinpath("page").iterdir()
@@ -104,6 +186,13 @@ def page_files(settings: ServingSettings, *, asks_for_keys: bool) -> dict[str, P
     }
     found["settings.json"] = PageFile(json.dumps(known).encode(), _TYPES["json"])
     return found
+
+
+def example_png(example: Example) -> bytes:
+    """The image as PNG, enlarged."""
+    stream = io.BytesIO()
+    draw(example.scene, example.pose, enlarged=True).save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
 
 
 def _sent(file: PageFile, request: Request) -> Response:

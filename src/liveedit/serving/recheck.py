@@ -1,53 +1,55 @@
-"""`/v1/check`: do the edits in force still hold?"""
+"""`/v1/check`: do the active edits still hold?"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ..answers import above_threshold
 from ..edited.recheck import AskedAbout, CheckedEdit
-from .chat_messages import RequestModel, Whole
-from .reading import ID_SCHEMA, MOST_LISTED
+from .chat_messages import RequestModel, WholeNumber
 from .service import Service
+from .stored_edits import ID_SCHEMA, MOST_LISTED, page_of
 
-_ASKED_AT_ONCE = 8
-"""Questions of others wait for so many at most."""
+_EDITS_AT_ONCE: Final = 8
+"""Edits asked in one go. Other requests wait that long at most."""
 
 
 class CheckRequest(RequestModel):
-    """Which of the edits in force are asked again: so many, oldest first, behind the one named."""
+    """Which active edits are asked again: up to `limit`, oldest first, starting after `after`."""
 
-    limit: Annotated[int, Field(ge=1, le=MOST_LISTED), Whole] = 20
-    after: str | None = Field(None, description="The id of an edit: begin behind it.", json_schema_extra=ID_SCHEMA)
+    limit: Annotated[int, Field(ge=1, le=MOST_LISTED), WholeNumber] = 20
+    after: str | None = Field(
+        None, description="The id of an edit: the check starts after it.", json_schema_extra=ID_SCHEMA
+    )
 
 
 class OtherEdit(BaseModel):
-    """Another edit that took part in the answer, as in answers."""
+    """Another edit that fired."""
 
     id: str
     weight: float
 
 
 class CheckedCard(BaseModel):
-    """What the model says now to the question of an edit."""
+    """The model's present answer to the question of an edit."""
 
     id: str
     prompt: str
-    answer: str = Field(description="What the edit asked for.")
+    answer: str = Field(description="The edit's answer.")
     answer_now: str | None
-    holds: bool | None = Field(description="Whether both agree; null where the edit could not be asked again.")
+    holds: bool | None = Field(description="Whether both answers agree; null if the edit could not be asked again.")
     asked_about: AskedAbout = Field(
         description="text: a question without an image. image: the edit's image. thumbnail: a smaller copy of it. "
-        "nothing: the image was not kept, and the edit is not asked."
+        "nothing: the image was not kept, so the edit was not asked."
     )
     others: list[OtherEdit]
 
 
 class CheckList(BaseModel):
-    """Some of the edits in force, asked again. Give `last_id` as `after` for the next ones."""
+    """Some active edits, asked again. For the next ones, give `last_id` as `after`."""
 
     object: Literal["list"] = "list"
     data: list[CheckedCard]
@@ -59,17 +61,17 @@ class CheckList(BaseModel):
 
 
 def checking_router(service: Service) -> APIRouter:
-    """The route of checking."""
+    """The route that checks edits."""
     router = APIRouter()
 
     @router.post("/v1/check")
     async def check_edits(wanted: CheckRequest) -> CheckList:
-        """Ask edits in force again, a few at a time between others' questions; those undone meanwhile are left out."""
-        page = await service.read(lambda model: model.page("active", False, wanted.after, wanted.limit))
+        """Ask active edits again, a few at a time between other requests. Edits undone meanwhile are left out."""
+        page = await service.read(lambda store: page_of(store, "active", "asc", wanted.after, wanted.limit))
         checked: list[CheckedEdit] = []
-        for start in range(0, len(page.edits), _ASKED_AT_ONCE):
-            some = page.edits[start : start + _ASKED_AT_ONCE]
-            checked += await service.engine.act(lambda model, some=some: model.check_edits(some))
+        for start in range(0, len(page.edits), _EDITS_AT_ONCE):
+            some = page.edits[start : start + _EDITS_AT_ONCE]
+            checked += await service.engine.act(lambda served, some=some: served.check_edits(some))
         cards = [_card(edit) for edit in checked]
         return CheckList(
             data=cards,

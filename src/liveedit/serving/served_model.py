@@ -1,73 +1,80 @@
-"""The model as the service sees it: everything that the service wants of an `EditedModel`, in one place."""
+"""The `EditedModel` under the limits of a service: what the worker threads call."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from ..answers import Fired
-from ..backbones import Inputs
+from ..answers import Answer, Fired
 from ..edited.model import EditedModel, Receipt
 from ..edited.recheck import CheckedEdit
-from ..errors import EditPurgedError, InvalidInputError, NotFoundError
+from ..errors import InvalidInputError
 from ..samples import Question
 from ..store.idempotency import ChangeRequest
-from ..store.paging import EditPage, State
-from ..store.records import Event, StoredEdit
-from .decoding import Finish, Listener, Sampling, Stopping, Style, Writing
+from ..store.records import StoredEdit
+from ..store.store import EditStore
+from .decoding import (
+    DecodingState,
+    FinishReason,
+    RowStoppingCriteria,
+    SamplingParams,
+    SamplingProcessor,
+    TextCallback,
+)
 from .settings import ServingSettings
-from .workers import default_workers
 
-_ID = re.compile(r"[0-9a-f]{8}")
-_LONGEST_WORD = 2000
-"""In bytes of UTF-8, for languages that are written without spaces."""
+_LONGEST_WORD: Final = 2000
+"""In bytes of UTF-8. High enough for languages that are written without spaces."""
 
-_PIECE = 250
-"""So many characters are tokenized at once to see whether a text is far too long."""
+_PIECE: Final = 250
+"""Characters that are tokenized at once when a long text is counted."""
 
-_LOOK_SECONDS = 0.25
-"""How old the edits of others may be when a batch is answered."""
+_REVISION_SECONDS: Final = 0.25
+"""Greatest age of the last check for changes by other processes when a batch is answered."""
+
+_SMALL_PARAMETERS: Final = 50_000_000
+_MOST_WORKERS: Final = 8
 
 
 @dataclass(frozen=True)
-class Query:
-    """A question of a request. `listener` and `is_abandoned` are called on a thread of the model."""
+class GenerationRequest:
+    """A question to answer. `on_text` and `is_abandoned` are called on a worker thread."""
 
     prompt: str
     image: Image.Image | None
-    style: Style
-    listener: Listener | None = None
+    params: SamplingParams
+    on_text: TextCallback | None = None
     is_abandoned: Callable[[], bool] = lambda: False
 
     @property
     def pixels(self) -> int:
-        """The size of its image."""
+        """The size of its image, in pixels."""
         return 0 if self.image is None else self.image.width * self.image.height
 
 
 @dataclass(frozen=True)
-class Reply:
-    """An answer: its text, why it ended, what it took, and which edits took part."""
+class GenerationResult:
+    """An answer: its text, why it ended, its tokens, and which edits fired."""
 
     text: str
-    finish: Finish
+    finish: FinishReason
     prompt_tokens: int
-    """Tokens of the question, its image and the chat format."""
+    """Tokens of the question, including its image and the chat format."""
     answer_tokens: int
     fired: tuple[Fired, ...]
     revision: int = 0
-    """The revision of the edits that it was written by."""
+    """The revision of the edits that were active."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """An edit of a request, and what it is checked on: rephrasings, and questions that it should leave alone."""
+    """An edit to make and its probes: rephrasings, and questions whose answers should stay (`locality`)."""
 
     prompt: str
     answer: str
@@ -81,7 +88,7 @@ class Correction:
 
     @property
     def pixels(self) -> int:
-        """The size of its images."""
+        """The size of its images, in pixels."""
         images = (self.image, *(image for image, _ in self.locality))
         return sum(image.width * image.height for image in images if image is not None)
 
@@ -89,8 +96,8 @@ class Correction:
 class ServedModel:
     """An `EditedModel` under the limits of a service.
 
-    Several threads may answer at once, and read the store; whatever changes the edits, or asks them again, is to be
-    called alone.
+    Several threads may call `answer` and read `store` at once. Everything that changes edits, or asks them again,
+    needs the model for itself.
     """
 
     def __init__(self, model: EditedModel, settings: ServingSettings):
@@ -98,112 +105,127 @@ class ServedModel:
         self._threads = torch.get_num_threads()
         parameters = sum(weight.numel() for weight in model.backbone.model.parameters())
         self.workers: int = settings.workers or default_workers(model.backbone.device, parameters)
-        """How many threads answer beside each other."""
-        self._looked = float("-inf")
+        """The number of worker threads."""
+        self._checked_at = float("-inf")
 
-    def enter_worker(self) -> None:
-        """Take this thread's share of the processor."""
+    @property
+    def store(self) -> EditStore:
+        """The stored edits. Any thread may read them."""
+        return self.model.store
+
+    def start_worker(self) -> None:
+        """Limit the calling worker thread to its share of the processor."""
         torch.set_num_threads(max(1, self._threads // self.workers))
 
-    # -- following others --------------------------------------------------------------------------------
+    # -- changes by other processes ----------------------------------------------------------------------
 
     def is_outdated(self) -> bool:
-        """Whether other replicas have changed the edits. Looked for now and then, because it takes time."""
+        """Whether other processes changed the edits. The store is asked only now and then, because that takes time."""
         now = time.monotonic()
-        if now - self._looked < _LOOK_SECONDS:
+        if now - self._checked_at < _REVISION_SECONDS:
             return False
-        if self.model.store.latest_revision() != self.model.revision:
+        if self.store.latest_revision() != self.model.revision:
             return True
-        self._looked = now
+        self._checked_at = now
         return False
 
     def refresh(self) -> None:
-        """Take in what other replicas have changed."""
+        """Load the changes of other processes."""
         self.model.refresh()
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
 
     # -- answering ---------------------------------------------------------------------------------------
 
-    def check(self, query: Query) -> None:
-        """Raise `InvalidInputError` for a prompt that is too long or holds the marker of an image; cheap."""
+    def check(self, prompt: str) -> None:
+        """Raise `InvalidInputError` if a prompt has too many tokens or contains an image marker. This is fast."""
         backbone = self.model.backbone
-        backbone.check_texts([query.prompt])
-        if query.prompt.isascii() and 2 * len(query.prompt) <= self.settings.prompt_tokens:
-            return  # Hardly a tokenizer makes more tokens than there are letters.
-        self._check_words(query.prompt)
-        tokens = len(backbone.tokenize([query.prompt])[0])
+        backbone.check_texts([prompt])
+        if prompt.isascii() and 2 * len(prompt) <= self.settings.prompt_tokens:
+            return  # No common tokenizer makes more tokens than characters.
+        self._check_words(prompt)
+        tokens = len(backbone.tokenize([prompt])[0])
         if tokens > self.settings.prompt_tokens:
             raise self._too_long(f"{tokens:,}")
 
     def _check_words(self, text: str) -> None:
-        """Refuse what would take a tokenizer minutes: some need time by the cube of a word's length."""
+        """Refuse texts that a tokenizer needs minutes for: some take time cubic in the length of a word."""
         longest = max((len(word.encode()) for word in text.split()), default=0)
         if longest > _LONGEST_WORD:
             raise InvalidInputError(
-                f"The prompt has {longest:,} bytes without a space; at most {_LONGEST_WORD:,} are taken. Shorten it."
+                f"The prompt has {longest:,} bytes without a space; at most {_LONGEST_WORD:,} are accepted. Shorten it."
             )
         pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
         found = 0
         for piece in pieces:
-            # Cutting words adds tokens, and so does beginning anew.
+            # Cutting the text adds tokens at the cuts, hence the tolerance.
             found += len(self.model.backbone.tokenize([piece])[0])
             if found > 1.25 * self.settings.prompt_tokens + 2 * len(pieces):
                 raise self._too_long(f"more than {self.settings.prompt_tokens:,}")
 
     def _too_long(self, tokens: str) -> InvalidInputError:
         return InvalidInputError(
-            f"The prompt has {tokens} tokens; at most {self.settings.prompt_tokens:,} are taken. Shorten it."
+            f"The prompt has {tokens} tokens; at most {self.settings.prompt_tokens:,} are accepted. Shorten it."
         )
 
-    def answer(self, queries: Sequence[Query], deadline: float = float("inf")) -> list[Reply | Exception]:
-        """Answers to several questions in one batch; an exception in place of one that came too late.
+    def answer(
+        self, requests: Sequence[GenerationRequest], deadline: float = float("inf")
+    ) -> list[GenerationResult | Exception]:
+        """Answers to several questions in one batch; an exception for each answer that is late.
 
-        Raises what `Backbone.encode` raises where one of the questions cannot be taken.
+        Raises as `Backbone.encode` does if one of the questions cannot be encoded.
         """
-        return self._written(*self._prepared(queries, deadline))
-
-    def _prepared(self, queries: Sequence[Query], deadline: float) -> tuple[Inputs, list[Writing]]:
-        backbone = self.model.backbone
-        inputs = backbone.encode([Question(query.prompt, query.image) for query in queries], padding="left")
-        rows = [
-            Writing(backbone, self._fitting(query.style, length), query.listener, query.is_abandoned, deadline)
-            for query, length in zip(queries, _lengths(inputs), strict=True)
-        ]
-        return inputs, rows
-
-    def _written(self, inputs: Inputs, rows: Sequence[Writing]) -> list[Reply | Exception]:
-        self.model.backbone.generate_tokens(
+        answering = self.model.answering
+        inputs = answering.encode([Question(request.prompt, request.image) for request in requests])
+        lengths = inputs.attention_mask.sum(1).tolist()
+        rows = self._rows(requests, lengths, deadline)
+        answers = answering.generate(
             inputs,
-            max(row.style.new_tokens for row in rows),
-            logits_processor=LogitsProcessorList([Sampling(rows)]),
-            stopping_criteria=StoppingCriteriaList([Stopping(rows)]),
+            max(row.params.new_tokens for row in rows),
+            logits_processor=LogitsProcessorList([SamplingProcessor(rows)]),
+            stopping_criteria=StoppingCriteriaList([RowStoppingCriteria(rows)]),
         )
-        fired = self.model.editor.fired() or [()] * len(rows)
         return [
-            _reply(row, length, edits, self.model.revision)
-            for row, length, edits in zip(rows, _lengths(inputs), fired, strict=True)
+            _result(row, length, answer, self.model.revision)
+            for row, length, answer in zip(rows, lengths, answers, strict=True)
+        ]
+
+    def _rows(
+        self, requests: Sequence[GenerationRequest], lengths: Sequence[int], deadline: float
+    ) -> list[DecodingState]:
+        return [
+            DecodingState(
+                self.model.backbone,
+                self._fitting(request.params, length),
+                request.on_text,
+                request.is_abandoned,
+                deadline,
+            )
+            for request, length in zip(requests, lengths, strict=True)
         ]
 
     @property
     def routing_seconds(self) -> float | None:
-        """How long finding the edits of this thread's last batch took; None where none are in force."""
+        """Seconds spent on routing this thread's last batch; None if no edit is active or it was not measured."""
         return self.model.editor.routing_seconds if len(self.model) else None
 
-    def _fitting(self, style: Style, length: int) -> Style:
-        """No more tokens than the model has places for."""
-        places: int | None = getattr(self.model.backbone.decoder.config, "max_position_embeddings", None)
-        if places is None or length + style.new_tokens <= places:
-            return style
-        if length >= places:
-            raise InvalidInputError(f"The question takes {length} tokens of {places}: no room is left for an answer.")
-        return Style(places - length, style.temperature, style.seed, style.stop)
+    def _fitting(self, params: SamplingParams, length: int) -> SamplingParams:
+        """The parameters, with the length limited to the positions that the model has left."""
+        positions: int | None = getattr(self.model.backbone.decoder.config, "max_position_embeddings", None)
+        if positions is None or length + params.new_tokens <= positions:
+            return params
+        if length >= positions:
+            raise InvalidInputError(
+                f"The question takes {length} tokens and the model has {positions} positions, so none is left for an "
+                "answer. Shorten the question."
+            )
+        return replace(params, new_tokens=positions - length)
 
-    # -- correcting --------------------------------------------------------------------------------------
+    # -- editing -----------------------------------------------------------------------------------------
 
     def edit(self, wanted: Correction, request: ChangeRequest | None = None) -> Receipt:
-        """Make an edit and check it. Raises as `EditedModel.edit`; nothing changes then."""
+        """Make an edit and try it out. Raises as `EditedModel.edit`; nothing changes then."""
         for text in (wanted.prompt, wanted.answer, *wanted.rephrasings, *(prompt for _, prompt in wanted.locality)):
-            self.check(Query(text, None, Style(1)))
+            self.check(text)
         return self.model.edit(
             wanted.image,
             wanted.prompt,
@@ -218,79 +240,27 @@ class ServedModel:
             request=request,
         )
 
-    def undo(self, edit_id: str, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
-        """Take an edit back. Raises `NotFoundError` for an id that is not whole or unknown, `EditStateError`."""
-        return self.model.undo(self._known(edit_id), author=author, request=request)
-
-    def redo(self, edit_id: str, author: str | None = None, request: ChangeRequest | None = None) -> StoredEdit:
-        """Put an undone edit into force again. Raises as `undo` does."""
-        return self.model.redo(self._known(edit_id), author=author, request=request)
-
     def check_edits(self, edits: Sequence[StoredEdit]) -> list[CheckedEdit]:
-        """Ask these edits again; those that are in force no more are left out."""
+        """Ask these edits again. Those that are no longer active are left out."""
         self.model.refresh()
         active = [edit for edit in edits if edit.id in self.model.editor]
         return list(self.model.check(active, batch=self.settings.batch))
 
-    @property
-    def needs_image(self) -> bool:
-        """Whether an edit without an image is refused."""
-        return self.model.editor.needs_image
 
-    def count(self) -> int:
-        """How many edits are in force."""
-        return len(self.model)
+def default_workers(device: torch.device, parameters: int) -> int:
+    """The number of workers: one per processor thread, up to eight, for a small model on a CPU; else one.
 
-    # -- reading the store: on any thread ----------------------------------------------------------------
-
-    def page(self, state: State, newest_first: bool, after: str | None, limit: int) -> EditPage:
-        """Some edits. Raises `NotFoundError` where there is no edit of exactly the id `after`."""
-        after = None if after is None else _whole(after)
-        return self.model.store.page(state, newest_first=newest_first, after=after, limit=limit)
-
-    def one(self, edit_id: str) -> EditPage:
-        """The edit of exactly this id, in force or not, as a page. Raises `NotFoundError`."""
-        return self.model.store.one(_whole(edit_id))
-
-    def thumbnail(self, edit_id: str) -> bytes:
-        """The thumbnail of an edit as PNG. Raises `NotFoundError` where there is none, `EditPurgedError`."""
-        (edit,) = self.one(edit_id).edits
-        if edit.purged_at is not None:
-            raise EditPurgedError(f"The edit {edit_id!r} was purged, at {edit.purged_at}, and its thumbnail with it.")
-        found = edit.thumbnail
-        if found is None:
-            raise NotFoundError(f"The edit {edit_id!r} has no image.")
-        return found
-
-    def look_at_store(self) -> None:
-        """Raise `StoreError` where the store cannot be read."""
-        self.model.store.latest_revision()
-
-    def history(self, edit_id: str) -> tuple[Event, ...]:
-        """What happened to an edit, oldest first. Raises `NotFoundError`."""
-        return self.model.store.history(self._known(edit_id))
-
-    def _known(self, edit_id: str) -> str:
-        """This id, if it is that of an edit: what the store says of unknown ones takes reading all ids."""
-        (edit,) = self.one(edit_id).edits
-        return edit.id
+    The operations of a small model are too short to be split over threads: the threads would mostly wait for each
+    other. The weights of a large model are read from memory once per batch, and accelerators run large batches fast.
+    """
+    if device.type != "cpu" or parameters >= _SMALL_PARAMETERS:
+        return 1
+    return min(_MOST_WORKERS, torch.get_num_threads())
 
 
-def _lengths(inputs: Inputs) -> list[int]:
-    """Tokens of each question."""
-    return inputs.attention_mask.sum(1).tolist()
-
-
-def _whole(edit_id: str) -> str:
-    """The id, if it is a whole one: the store takes beginnings too, which are no way to name what is to be undone."""
-    if _ID.fullmatch(edit_id) is None:
-        raise NotFoundError(f"There is no edit {edit_id!r}. Give the whole id; list the edits to see theirs.")
-    return edit_id
-
-
-def _reply(row: Writing, length: int, fired: tuple[Fired, ...], revision: int) -> Reply | Exception:
+def _result(row: DecodingState, length: int, answer: Answer, revision: int) -> GenerationResult | Exception:
     try:
         text = row.close()
     except Exception as error:
         return error
-    return Reply(text, row.finish or "length", length, len(row.tokens), fired, revision)
+    return GenerationResult(text, row.finish or "length", length, len(row.tokens), answer.fired or (), revision)

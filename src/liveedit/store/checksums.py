@@ -1,8 +1,8 @@
-"""Digests of what rows say: a flipped byte of a text, a name or a time is found by them.
+"""Digests of stored rows. They find a changed byte in any text, name or time.
 
-The digest of an edit leaves out only whether the edit is in force: that follows from the spans. The digest of a line of
-the history covers also which edits came into force by it and which left, that is, the spans. So a change of state
-writes a line of the history as before, and no digest of an edit.
+The digest of an edit covers everything but whether it is active, which follows from its validity intervals. The digest
+of a line of the history also covers which edits it activated and deactivated, that is, the intervals. A change of state
+thus writes one line of the history, and no digest of an edit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, select
 
 from .records import Binding, Event
-from .schema import EDITS, EVENTS, SPANS
+from .schema import EDITS, EVENTS, INTERVALS
 
 _STATE: Final = ("revision_removed", "undone_at")
 _EDIT_COLUMNS: Final = tuple(
@@ -27,65 +27,81 @@ _EVENT_COLUMNS: Final = tuple(field.name for field in fields(Event))
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """Numbers of the edits that came into force by a change, and of those that left by it."""
+class StateChange:
+    """Numbers of the edits that one change activates, and of those that it deactivates."""
 
-    came: Collection[int] = ()
-    left: Collection[int] = ()
+    activated: Collection[int] = ()
+    deactivated: Collection[int] = ()
 
 
-def record_digest(said: Mapping[Any, object]) -> str:
+NO_STATE_CHANGE: Final = StateChange()
+
+
+def record_digest(values: Mapping[Any, object]) -> str:
     """The SHA-256 of values by their names, as JSON with sorted names.
 
-    What is NULL is left out: so a column that a later layout adds changes no digest of the rows from before. It is
-    stored: another definition takes another layout.
+    NULL values are left out, so that a column added by a later schema version changes no digest of earlier rows.
+    Digests are stored: changing this definition needs a new schema version.
     """
-    known = {name: value for name, value in said.items() if value is not None}
-    # `repr` is for bytes where damage made them of a text.
+    known = {name: value for name, value in values.items() if value is not None}
+    # `repr` is for bytes, which damage can make of a text.
     text = json.dumps(known, sort_keys=True, separators=(",", ":"), default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def question_digest(image_sha256: str | None, prompt: str) -> str:
+    """The SHA-256 of a question: the digest of the image, if any, and the prompt with white space folded.
+
+    Edits of the same fact share it. Case matters: to a model, capitals are other tokens, and an edit of a question in
+    capitals may not reach the question in lower case. The digest is stored: changing this definition needs a new
+    schema version.
+    """
+    asked = " ".join(prompt.split())
+    return hashlib.sha256(f"{image_sha256 or ''}:{asked}".encode()).hexdigest()
+
+
 def binding_digest(binding: Binding) -> str:
-    """Of what `meta` says of the backbone and the editor."""
+    """The digest of the rows of `meta` that name the backbone and the editor."""
     return record_digest(asdict(binding))
 
 
 def edit_digest(row: Mapping[Any, Any]) -> str:
-    """Of a row of `edits`."""
+    """The digest of a row of `edits`."""
     return record_digest({name: row[name] for name in _EDIT_COLUMNS})
 
 
-def event_digest(row: Mapping[Any, Any], moved: Moved) -> str:
-    """Of a row of `events`, and of the spans that begin and end with it."""
-    said: dict[str, object] = {name: row[name] for name in _EVENT_COLUMNS}
-    return record_digest(said | {"came": sorted(moved.came), "left": sorted(moved.left)})
+def event_digest(row: Mapping[Any, Any], change: StateChange) -> str:
+    """The digest of a row of `events` and of the validity intervals that begin and end with it."""
+    values: dict[str, object] = {name: row[name] for name in _EVENT_COLUMNS}
+    states = {"activated": sorted(change.activated), "deactivated": sorted(change.deactivated)}
+    return record_digest(values | states)
 
 
-def moved_by(connection: Connection, *conditions: ColumnElement[bool]) -> Mapping[int, Moved]:
-    """Which edits came and left at each revision, by these spans or by all."""
-    came: dict[int, list[int]] = defaultdict(list)
-    left: dict[int, list[int]] = defaultdict(list)
-    statement = select(SPANS.c.edit_number, SPANS.c.revision_added, SPANS.c.revision_removed).where(*conditions)
-    for number, added, removed in connection.execute(statement):
-        came[added].append(number)
+def state_changes(connection: Connection, *conditions: ColumnElement[bool]) -> Mapping[int, StateChange]:
+    """The edits activated and deactivated at each revision, by the intervals that meet the conditions."""
+    activated: dict[int, list[int]] = defaultdict(list)
+    deactivated: dict[int, list[int]] = defaultdict(list)
+    columns = (INTERVALS.c.edit_number, INTERVALS.c.revision_added, INTERVALS.c.revision_removed)
+    for number, added, removed in connection.execute(select(*columns).where(*conditions)):
+        activated[added].append(number)
         if removed is not None:
-            left[removed].append(number)
-    return {revision: Moved(came[revision], left[revision]) for revision in {*came, *left}}
+            deactivated[removed].append(number)
+    revisions = {*activated, *deactivated}
+    return {revision: StateChange(activated[revision], deactivated[revision]) for revision in revisions}
 
 
 def damaged_edits(connection: Connection, *conditions: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
-    """(id, what is wrong) of each of these edits whose row is not what was written."""
+    """(id, problem) of each of these edits whose row does not have its digest."""
     for row in connection.execute(select(EDITS).where(*conditions).order_by(EDITS.c.number)).mappings():
         if (problem := _problem(row["record_sha256"], edit_digest(row))) is not None:
             yield row["id"], problem
 
 
 def damaged_events(connection: Connection) -> Iterator[tuple[int, str]]:
-    """(revision, what is wrong) of each line of the history that is not what was written, or has other spans."""
-    moved = moved_by(connection)
+    """(revision, problem) of each line of the history that, with its intervals, does not have its digest."""
+    changes = state_changes(connection)
     for row in connection.execute(select(EVENTS).order_by(EVENTS.c.revision)).mappings():
-        found = event_digest(row, moved.get(row["revision"], Moved()))
+        found = event_digest(row, changes.get(row["revision"], NO_STATE_CHANGE))
         if (problem := _problem(row["record_sha256"], found)) is not None:
             yield row["revision"], problem
 

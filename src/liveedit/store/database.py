@@ -1,4 +1,4 @@
-"""Where edits are kept: transactions on an SQLite file or a PostgreSQL database, by one code."""
+"""Transactions on the database that holds the edits: an SQLite file or PostgreSQL, by the same code."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, TimeoutError
 
 from ..errors import StoreError
-from . import migrations
+from . import schema
 
 IN_USE = "is in use by another process, which did not finish in time. Wait and try again, or close that process."
-UNKNOWN = "could not be used. Try again with a new one to see whether it is this one."
+UNKNOWN = "could not be used. Try a new one to find out whether the fault lies in this one."
 
 
 class Database(ABC):
-    """An opened edits file or database. One transaction writes at a time; several may read beside it.
+    """An open edits file or database. One transaction writes at a time; several may read meanwhile.
 
-    `location`: the path or URL, without a password. `name`: what messages call it.
+    location: the path or URL, without a password. name: what messages call it.
     """
 
     product: ClassVar[str]
-    """Whose errors are quoted."""
+    """The database system, named when its errors are quoted."""
 
     def __init__(self, location: str, name: str):
         self.location, self.name = location, name
@@ -40,14 +40,17 @@ class Database(ABC):
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """All or nothing, on the disk when it is left. The write lock is taken at once, so what is read stays true."""
+        """A transaction that writes all or nothing, and is on the disk when the block ends.
+
+        It takes the write lock at its beginning, so that what it reads stays true until it ends.
+        """
         engine = self._engine(True)
         with self._write_lock, self._transaction(engine, writing=True) as connection:
             yield connection
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn the errors of the database into a `StoreError` that says what is wrong and what to do."""
+        """Turn errors of the database into a `StoreError` that says what is wrong and what to do."""
         try:
             yield
         except TimeoutError as error:
@@ -58,18 +61,18 @@ class Database(ABC):
             raise StoreError(f"{self.name} {UNKNOWN} ({error})") from error
 
     def close(self) -> None:
-        """Let go of it. Closing twice does nothing."""
+        """Release the connections. Closing twice does nothing."""
         self._is_closed = True
         with self.explained():
             self._dispose()
 
     def check_open(self) -> None:
-        """Raise `StoreError` where it was closed."""
+        """Raise `StoreError` if it was closed."""
         if self._is_closed:
             raise StoreError(f"{self.name} is closed. Open it with `EditStore`.")
 
-    def sweep(self) -> None:
-        """Overwrite and give back the space of what was deleted. Raises `StoreError` where others hold on to it."""
+    def vacuum(self) -> None:
+        """Overwrite and release the space of deleted rows. Raises `StoreError` if other processes prevent it."""
         return
 
     def problem_with_text(self, text: str) -> str | None:
@@ -77,37 +80,52 @@ class Database(ABC):
         return None
 
     def structure_problems(self, connection: Connection) -> Iterator[str]:
-        """What the database itself finds wrong with its structure, one sentence each."""
+        """What the database system itself finds wrong with the structure, one sentence each."""
         return iter(())
 
-    def _migrate(self, engine: Engine) -> None:
-        """Bring it to the newest layout, each step in a transaction of its own.
+    def _prepare_tables(self, engine: Engine) -> None:
+        """Create the tables in an empty database, or migrate them, each step in a transaction of its own.
 
-        Raises `StoreError` where the layout is newer than this version knows, or not ours.
+        Raises `StoreError` if the schema version cannot be read or the tables are not those of an edits database.
         """
-        newest = len(migrations.MIGRATIONS)
         while True:
             with self._transaction(engine, writing=False) as connection:
-                version = self.layout_version(connection)
-            if version == newest:
+                version = self.schema_version(connection)
+            if version == schema.SCHEMA_VERSION:
                 return
-            if version > newest:
-                raise StoreError(
-                    f"{self.name} has layout {version}; this version of LiveEdit reads up to {newest}. "
-                    "It was written by a newer LiveEdit: update this one, or use another edits file."
-                )
+            self._check_version(version)
             with self._transaction(engine, writing=True) as connection:
-                self._apply_next(connection)
+                self._next_version(connection)
 
-    def _apply_next(self, connection: Connection) -> None:
-        # Read again under the lock: another process may have just done it.
-        version = self.layout_version(connection)
-        if version >= len(migrations.MIGRATIONS):
+    def _check_version(self, version: int) -> None:
+        readable = f"{self.name} has schema version {version}; this version of LiveEdit reads {schema.SCHEMA_VERSION}."
+        if version > schema.SCHEMA_VERSION:
+            raise StoreError(
+                f"{readable} It was written by a newer LiveEdit and was left as it is. Update LiveEdit, or use another "
+                "edits file."
+            )
+        if version != 0 and version + 1 not in {found for found, _, _ in schema.MIGRATIONS}:
+            raise StoreError(
+                f"{readable} It was written before the first release, cannot be converted, and was left as it is. "
+                "Make the edits again in a new edits file, or use the version of LiveEdit that wrote it."
+            )
+
+    def _next_version(self, connection: Connection) -> None:
+        # Read again under the lock: another process may have done it in the meantime.
+        version = self.schema_version(connection)
+        if version == 0:
+            if self._holds_other_tables(connection):
+                raise StoreError(
+                    f"{self.name} holds tables of another program, or of a LiveEdit from before the first release. It "
+                    "was left as it is; give another one."
+                )
+            schema.create_tables(connection)
+            self._set_schema_version(connection, schema.SCHEMA_VERSION)
             return
-        if version == 0 and self._holds_other_tables(connection):
-            raise StoreError(f"{self.name} holds tables of another program. It was left as it is; give another one.")
-        migrations.MIGRATIONS[version](connection)
-        self._set_layout_version(connection, version + 1)
+        for new_version, _, migrate in schema.MIGRATIONS:
+            if new_version == version + 1:
+                migrate(connection)
+                self._set_schema_version(connection, new_version)
 
     @contextmanager
     def _transaction(self, engine: Engine, *, writing: bool) -> Iterator[Connection]:
@@ -116,20 +134,20 @@ class Database(ABC):
             transaction = connection.begin()
             try:
                 if writing:
-                    self._lock_others_out(connection)
+                    self._take_write_lock(connection)
                 yield connection
                 if writing:
                     transaction.commit()
             finally:
-                # Also after reading: what a damaged file cannot commit, it can still let go of.
+                # Also after reading: a damaged file that cannot commit can still be released.
                 transaction.close()
 
     @abstractmethod
-    def layout_version(self, connection: Connection) -> int:
-        """How many migrations it has had; 0 for an empty one."""
+    def schema_version(self, connection: Connection) -> int:
+        """The schema version stored in the database; 0 if it is empty."""
 
     @abstractmethod
-    def _set_layout_version(self, connection: Connection, version: int) -> None: ...
+    def _set_schema_version(self, connection: Connection, version: int) -> None: ...
 
     @abstractmethod
     def _holds_other_tables(self, connection: Connection) -> bool: ...
@@ -145,8 +163,8 @@ class Database(ABC):
 
     @abstractmethod
     def _prepare(self, connection: Connection, writing: bool) -> None:
-        """Say what kind of transaction the next one is."""
+        """Configure the connection for a transaction that reads or writes."""
 
-    def _lock_others_out(self, connection: Connection) -> None:
-        """Where beginning to write does not do it."""
+    def _take_write_lock(self, connection: Connection) -> None:
+        """Exclude other writers, if beginning a writing transaction does not do so already."""
         return

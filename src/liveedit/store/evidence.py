@@ -1,4 +1,4 @@
-"""What an edit did: answers before and after it, and which edits it meets. Kept with the edit, as JSON."""
+"""Evidence of what an edit did: answers before and after it, and the edits it interferes with. Stored as JSON."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ..errors import InvalidInputError
 
 @dataclass(frozen=True, slots=True)
 class Rephrased:
-    """What the model says to another wording of the edit's question."""
+    """The model's answers to another wording of the edit's question."""
 
     prompt: str
     answer_before: str
     answer_after: str
     took: bool
-    """Whether the answer after is the one that was asked for."""
+    """Whether the answer after the edit is the requested one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalityProbe:
-    """What the model says to a question that the edit should leave alone."""
+    """The model's answers to a question that the edit should not change."""
 
     prompt: str
     image_sha256: str | None
     answer_before: str
     answer_after: str
     kept: bool
-    """Whether the answer stayed."""
+    """Whether the answer stayed the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierEdit:
-    """What the model says to the question of an edit that was in force before."""
+    """The model's answers to the question of an edit that was active before."""
 
     edit_id: str
     answer_before: str
@@ -46,10 +46,11 @@ class EarlierEdit:
 
 @dataclass(frozen=True, slots=True)
 class Collision:
-    """An edit in force that fires on the new edit's question, or on whose question the new one fires.
+    """An active edit that fires on the new edit's question, or on whose question the new edit fires.
 
     weight_here: its weight in the answer to the new edit's question. weight_there: the new edit's weight in the answer
-    to its question; `is_estimate` where that was told from the keys, because the question could not be asked again.
+    to its question. is_estimate: whether weight_there was estimated from the keys, because the question could not be
+    asked again.
     """
 
     edit_id: str
@@ -61,10 +62,10 @@ class Collision:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of an edit besides its own answer before and after.
+    """What is known about an edit besides the answers to its own question.
 
-    supersedes: ids of the edits that left in the same change. store_bytes: the size of the expert. earlier_edits:
-    of the edits in force those nearest to the new one, asked again.
+    supersedes: ids of the edits deactivated in the same change. store_bytes: size of the expert's tensors in bytes.
+    earlier_edits: the active edits nearest to the new one, asked again.
     """
 
     supersedes: tuple[str, ...] = ()
@@ -76,21 +77,21 @@ class Evidence:
 
     @property
     def rephrasings_taken(self) -> int:
-        """How many rephrasings get the answer that was asked for."""
+        """Number of rephrasings that get the requested answer."""
         return sum(rephrased.took for rephrased in self.rephrasings)
 
     @property
     def locality_kept(self) -> int:
-        """How many locality probes kept their answer."""
+        """Number of locality probes that kept their answer."""
         return sum(probe.kept for probe in self.locality)
 
     @property
     def earlier_kept(self) -> int:
-        """How many of the earlier edits that were asked again kept their answer."""
+        """Number of earlier edits asked again that kept their answer."""
         return sum(earlier.kept for earlier in self.earlier_edits)
 
     def without(self, edit_id: str) -> Evidence:
-        """The same, without what the model said by this other edit."""
+        """The same evidence without the answers that quote another edit."""
         earlier = tuple(
             replace(other, answer_before="", answer_after="") if other.edit_id == edit_id else other
             for other in self.earlier_edits
@@ -105,7 +106,7 @@ _JSON: Final = TypeAdapter(Evidence)
 
 
 def evidence_to_json(evidence: Evidence) -> str:
-    """As it is stored. Raises `InvalidInputError` for text that is not valid Unicode."""
+    """The evidence as it is stored. Raises `InvalidInputError` for text that is not valid Unicode."""
     try:
         return _JSON.dump_json(evidence).decode()
     except PydanticSerializationError as error:
@@ -115,12 +116,12 @@ def evidence_to_json(evidence: Evidence) -> str:
 
 
 def evidence_from_json(text: str) -> Evidence:
-    """What `evidence_to_json` wrote. Raises `ValueError` where it is anything else."""
+    """Read what `evidence_to_json` wrote. Raises `ValueError` for anything else."""
     return _JSON.validate_json(text)
 
 
 def evidence_or_none(text: str | None) -> Evidence | None:
-    """The same for reading many: what is damaged is None here, and named by `verify`."""
+    """As `evidence_from_json`, but None for damaged text: one bad row must not stop a list. `verify` reports it."""
     if text is None:
         return None
     try:

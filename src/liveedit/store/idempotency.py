@@ -1,9 +1,10 @@
-"""Requests that may come twice: which change each made, so that it is made once, by whatever process."""
+"""Idempotent requests: the change that each request made is recorded, so that no process makes it twice."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Final
 
 from sqlalchemy import Connection, delete, insert, select
 
@@ -12,15 +13,16 @@ from .queries import edits_where, events_where
 from .records import Event, StoredEdit
 from .schema import EDITS, EVENTS, REQUESTS
 
-LONGEST_KEY = 255
+LONGEST_KEY: Final = 255
+"""Longest idempotency key, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeRequest:
-    """A request for a change, by the key that its sender gave it. Only digests of it are stored.
+    """A request for a change, identified by a key that its sender chose. Only digests of it are stored.
 
-    owner: who sent it, and for what; keys of different owners have nothing to do with one another. body: what was
-    asked for. kept_changes: for how many further changes of the store the request is remembered.
+    owner: the sender and the purpose; equal keys of different owners are different requests. body: the content of the
+    request. kept_changes: the number of later changes of the store for which the request is remembered.
 
     Raises `InvalidInputError` for a key that is empty or too long.
     """
@@ -33,29 +35,29 @@ class ChangeRequest:
     def __post_init__(self) -> None:
         if not 0 < len(self.key) <= LONGEST_KEY:
             raise InvalidInputError(
-                f"The Idempotency-Key has {len(self.key)} characters; 1 to {LONGEST_KEY} are taken."
+                f"The Idempotency-Key has {len(self.key)} characters; 1 to {LONGEST_KEY} are allowed."
             )
 
     @property
     def sha256(self) -> str:
-        """What it is found by."""
+        """The digest of owner and key, by which the request is found."""
         return _sha256(f"{len(self.owner)}:{self.owner}{self.key}".encode("utf-8", "surrogatepass"))
 
     @property
     def body_sha256(self) -> str:
-        """What tells it from another with the same key."""
+        """The digest of the body."""
         return _sha256(self.body)
 
     def check_same(self, body_sha256: str) -> None:
-        """Raise `ConflictError` where the earlier request with this key had another body."""
+        """Raise `ConflictError` if the earlier request with this key had another body."""
         if body_sha256 != self.body_sha256:
-            raise ConflictError("This Idempotency-Key came before with another body. Take a new key for a new request.")
+            raise ConflictError("This Idempotency-Key came before with another body. Use a new key for a new request.")
 
 
 def made_by(connection: Connection, request: ChangeRequest | None) -> StoredEdit | None:
-    """The edit as it stood after the change that this request made, marked as a replay; None where it made none yet.
+    """The edit right after the change that this request made, marked as a replay; None if it made none yet.
 
-    Raises `ConflictError` where the key came with another body, `EditPurgedError` where the edit was purged since.
+    Raises `ConflictError` if the key came with another body, `EditPurgedError` if the edit was purged since.
     """
     if request is None:
         return None
@@ -72,7 +74,7 @@ def made_by(connection: Connection, request: ChangeRequest | None) -> StoredEdit
 
 
 def remember(connection: Connection, request: ChangeRequest | None, revision: int) -> None:
-    """Note that this request made this change, and forget those that are old enough."""
+    """Record that this request made this change, and delete the requests that have expired."""
     if request is None:
         return
     row = {"request_sha256": request.sha256, "body_sha256": request.body_sha256, "revision": revision}

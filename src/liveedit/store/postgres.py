@@ -1,4 +1,4 @@
-"""Edits in a PostgreSQL database, for several machines: how changes are kept durable, and what its errors mean."""
+"""Edits in a PostgreSQL database, for several machines: how writes become durable, and what errors mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .schema import TABLES
 
 _CONNECT_TIMEOUT_S: Final = 10
 _LOCK: Final = 0x4C456474
-"""The advisory lock that writers take in turn; any number will do that no other program uses in the same database."""
+"""The number of the advisory lock that writers take. No other program may use it in the same database."""
 
 _UNREACHABLE: Final = "cannot be reached. Check that the server runs, the URL's host, name, user and password."
 _EXPLANATIONS: Final = {
@@ -27,17 +27,17 @@ _EXPLANATIONS: Final = {
     "08": _UNREACHABLE,
     "28": "refuses this user. Check the URL's user and password.",
     "3D": "does not exist. Create it first: createdb NAME.",
-    "57": "was shut down meanwhile. Try again once the server is back.",
+    "57": "was shut down in the meantime. Try again once the server is back.",
     "XX": "is damaged. Keep a copy of it and go back to the last backup.",
 }
-"""By SQLSTATE, or by its first two digits."""
+"""By SQLSTATE, or by its first two digits (its class)."""
 
 
 class PostgresDatabase(Database):
     """The tables of the edits in one PostgreSQL database (in the first schema of its search path).
 
-    Writers take turns by a lock, so that revisions appear in order. Raises `StoreError` where the database cannot be
-    used or holds tables of another program.
+    Writers take turns by an advisory lock, so that revisions appear in order. Raises `StoreError` if the database
+    cannot be used or holds tables of another program.
     """
 
     product = "PostgreSQL"
@@ -57,36 +57,36 @@ class PostgresDatabase(Database):
         )
         event.listen(self._pool, "connect", self._set_up)
         try:
-            self._migrate(self._pool)
+            self._prepare_tables(self._pool)
         except BaseException:
             self._pool.dispose()
             raise
 
-    def layout_version(self, connection: Connection) -> int:
-        """In the table meta."""
+    def schema_version(self, connection: Connection) -> int:
+        """The row of the table `meta` that holds it."""
         found = inspect(connection)
         if not found.has_table("meta") or {"key", "value"} - {column["name"] for column in found.get_columns("meta")}:
             return 0
-        row = connection.execute(text("SELECT value FROM meta WHERE key = 'liveedit_layout'")).first()
+        row = connection.execute(text("SELECT value FROM meta WHERE key = 'liveedit_schema_version'")).first()
         return int(row.value) if row is not None else 0
 
     def problem_with_text(self, text: str) -> str | None:
-        """PostgreSQL has no zero bytes in texts."""
+        """PostgreSQL cannot store zero bytes in texts."""
         if "\x00" not in text:
             return None
         return f"holds a zero byte at position {text.index(chr(0))}, which PostgreSQL cannot store. Leave it out."
 
-    def sweep(self) -> None:
-        """Write the tables anew without what was deleted. The server's own log and its backups are its affair."""
+    def vacuum(self) -> None:
+        """Rewrite the tables without the deleted rows. The server's own log and its backups are not touched."""
         with self.explained(), self._write_lock, self._engine(True).connect() as connection:
             alone = connection.execution_options(isolation_level="AUTOCOMMIT")
             for table in TABLES:
                 alone.exec_driver_sql(f"VACUUM FULL {table.name}")
 
-    def _set_layout_version(self, connection: Connection, version: int) -> None:
+    def _set_schema_version(self, connection: Connection, version: int) -> None:
         connection.execute(
             text(
-                "INSERT INTO meta (key, value) VALUES ('liveedit_layout', :version) "
+                "INSERT INTO meta (key, value) VALUES ('liveedit_schema_version', :version) "
                 "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
             ),
             {"version": str(version)},
@@ -109,17 +109,17 @@ class PostgresDatabase(Database):
         return _EXPLANATIONS.get(state) or _EXPLANATIONS.get(state[:2]) or UNKNOWN
 
     def _prepare(self, connection: Connection, writing: bool) -> None:
-        # Each statement of a writer is to see what was committed before it got the lock.
+        # Each statement of a writer must see what was committed before the writer got the lock.
         level = "READ COMMITTED" if writing else "REPEATABLE READ"
         connection.execution_options(isolation_level=level)
 
-    def _lock_others_out(self, connection: Connection) -> None:
+    def _take_write_lock(self, connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
     def _set_up(self, connection: Any, _: object) -> None:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            # Whatever the server's default: what was acknowledged is on its disk.
+            # Overrides the server's default: a commit that was acknowledged is on the server's disk.
             cursor.execute("SET synchronous_commit = on")
             cursor.execute(f"SET lock_timeout = {max(1, math.ceil(1000 * self._busy_timeout_s))}")
         connection.autocommit = False
@@ -127,7 +127,7 @@ class PostgresDatabase(Database):
 
 def _check_driver() -> None:
     try:
-        import psycopg  # noqa: F401  # SQLAlchemy would load it, but say less.
+        import psycopg  # noqa: F401  # SQLAlchemy would import it too, but with a less helpful message.
     except ImportError as error:
         raise StoreError(
             "Edits in PostgreSQL need psycopg, which cannot be imported. Install it with: "

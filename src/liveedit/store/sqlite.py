@@ -1,4 +1,4 @@
-"""An edits file: what may be opened, how it is kept durable, and what SQLite's errors mean."""
+"""Edits in an SQLite file or in memory: which files are opened, how writes become durable, what errors mean."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sqlalchemy.pool import QueuePool
 
 from ..errors import StoreError
 from .database import IN_USE, UNKNOWN, Database
-from .migrations import APPLICATION_ID
+from .schema import APPLICATION_ID
 
 _MAGIC: Final = b"SQLite format 3\x00"
 _HEADER_BYTES: Final = 100
 _APPLICATION_ID_AT: Final = slice(68, 72)
-"""Where SQLite's file header keeps the application id, as a big-endian number."""
+"""Where the header of an SQLite file holds the application id, as a big-endian number."""
 
 _NOT_WRITABLE: Final = "cannot be written to. Make the file and its folder writable, or copy it elsewhere."
 _DAMAGED: Final = "is damaged. Keep a copy of it and go back to the last backup."
@@ -42,8 +42,9 @@ _EXPLANATIONS: Final = {
 class SqliteFile(Database):
     """An edits file in WAL mode with an fsync per commit.
 
-    A file that is not there yet reads as one without edits, and is made by the first transaction that writes: what
-    fails before that leaves no file behind. Raises `StoreError`; a file that is not an edits file is only read.
+    A file that does not exist yet reads as one without edits. The first transaction that writes creates it, so that
+    whatever fails earlier leaves no file. Raises `StoreError` if the file cannot be used; a file that is not an edits
+    file is never written to.
     """
 
     product = "SQLite"
@@ -54,25 +55,25 @@ class SqliteFile(Database):
         self._opening = threading.Lock()
         self._file: Engine | None = None
         self._nothing: Engine | None = None
-        """Stands in for a file that is not there yet."""
+        """An empty database in memory, in place of a file that does not exist yet."""
         _check_path(path, create)
         if path.exists():
             self._engine(False)
 
-    def layout_version(self, connection: Connection) -> int:
-        """In the file's header."""
+    def schema_version(self, connection: Connection) -> int:
+        """The `user_version` in the header of the file."""
         return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
 
     def structure_problems(self, connection: Connection) -> Iterator[str]:
-        """By SQLite's own check of the file, and of the references between tables."""
+        """Run SQLite's own checks of the file and of the references between tables."""
         for line in connection.exec_driver_sql("PRAGMA integrity_check").scalars():
             if line != "ok":
                 yield f"SQLite: {line}."
         for table, row, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check"):
             yield f"Row {row} of {table} refers to something that is not in {parent}."
 
-    def sweep(self) -> None:
-        """Write the file anew without its free space, and empty the log beside it."""
+    def vacuum(self) -> None:
+        """Rewrite the file without its free space, and empty its write-ahead log."""
         engine = self._engine(True)
         with self.explained(), self._write_lock, closing(engine.raw_connection()) as connection:
             cursor = connection.cursor()
@@ -84,10 +85,10 @@ class SqliteFile(Database):
         if busy:
             raise StoreError(
                 f"{self.name} is being read by another process: what was purged is out of the file's tables, but its "
-                "bytes are still in the log beside it. Purge the same edit again once the others are closed."
+                "bytes are still in the write-ahead log. Close the other processes, then purge the same edit again."
             )
 
-    def _set_layout_version(self, connection: Connection, version: int) -> None:
+    def _set_schema_version(self, connection: Connection, version: int) -> None:
         connection.exec_driver_sql(f"PRAGMA user_version = {version}")
 
     def _holds_other_tables(self, connection: Connection) -> bool:
@@ -115,9 +116,9 @@ class SqliteFile(Database):
         event.listen(engine, "connect", _set_up)
         event.listen(engine, "begin", _begin)
         try:
-            self._migrate(engine)
-            # Only now: the application id then stands in the main file itself, where `_check_header` reads it, and
-            # not in a log beside it.
+            self._prepare_tables(engine)
+            # Only now, so that the application id is in the main file, where `_check_header` reads it, and not in
+            # the write-ahead log.
             if connections > 1:
                 self._turn_wal_on(engine)
         except BaseException:
@@ -126,12 +127,12 @@ class SqliteFile(Database):
         return engine
 
     def _connect_file(self) -> sqlite3.Connection:
-        # A URI, because otherwise SQLite takes names such as ":memory:" for something else than files.
+        # A URI, because SQLite gives names such as ":memory:" another meaning.
         uri = f"{self._path.absolute().as_uri()}?mode=rwc"
         return sqlite3.connect(uri, uri=True, timeout=self._busy_timeout_s, check_same_thread=False)
 
     def _turn_wal_on(self, engine: Engine) -> None:
-        """Ask for WAL. SQLite does not wait for others in this change: it is tried again."""
+        """Switch to WAL mode. SQLite does not wait for other processes here, so it is tried repeatedly."""
         until = time.monotonic() + self._busy_timeout_s
         with self.explained(), closing(engine.raw_connection()) as connection:
             while True:
@@ -144,7 +145,7 @@ class SqliteFile(Database):
                     time.sleep(0.02)
         if mode != "wal":
             raise StoreError(
-                f"{self.name} is on a file system that allows no write-ahead log (SQLite stays in mode {mode!r}). "
+                f"{self.name} is on a file system that cannot hold a write-ahead log (SQLite stays in mode {mode!r}). "
                 "Put it on a local disk."
             )
 
@@ -160,21 +161,36 @@ class SqliteFile(Database):
         connection.execution_options(writing=writing)
 
 
+class InMemoryDatabase(SqliteFile):
+    """An SQLite database in memory, which ends with the process. Threads take turns on its single connection."""
+
+    def __init__(self, *, busy_timeout_s: float = 30.0):
+        Database.__init__(self, "memory", "The store in memory")
+        self._busy_timeout_s = busy_timeout_s
+        self._file = None
+        self._nothing = self._opened(lambda: sqlite3.connect(":memory:", check_same_thread=False), connections=1)
+
+    def _engine(self, writing: bool) -> Engine:
+        self.check_open()
+        assert self._nothing is not None
+        return self._nothing
+
+
 def _set_up(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None  # `_begin` begins transactions.
-    # A text that damage made invalid is read all the same, so that its edit can be named, shown and taken out.
+    connection.isolation_level = None  # `_begin` starts transactions.
+    # Damaged text that is no longer UTF-8 is still read, so that its edit can be named, shown and undone.
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
     for setting in (
         "foreign_keys = ON",
         "synchronous = FULL",
         # On macOS a plain fsync may leave the data in the drive's cache; elsewhere this does nothing.
         "fullfsync = ON",
-        # What is deleted is overwritten, not only marked as free.
+        # Deleted rows are overwritten, not only marked as free.
         "secure_delete = ON",
     ):
         try:
             connection.execute(f"PRAGMA {setting}")
-        except UnicodeDecodeError as error:  # In what SQLite says of a damaged schema, part of which it quotes.
+        except UnicodeDecodeError as error:  # SQLite quotes part of a damaged schema in its message.
             damaged = sqlite3.DatabaseError(f"malformed database schema: {error}")
             damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
             raise damaged from error
@@ -186,7 +202,7 @@ def _begin(connection: Connection) -> None:
 
 
 def _code(error: BaseException | None) -> int:
-    """The kind of an error of SQLite: the low byte; the rest is its detail."""
+    """The primary error code of SQLite: the low byte; the other bytes hold details."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
@@ -203,18 +219,18 @@ def _check_path(path: Path, create: bool) -> None:
             _check_header(path, name)
         _check_folder(path, name)
     except (OSError, ValueError) as error:
-        # ValueError: a path with a zero byte.
+        # ValueError: the path holds a zero byte.
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"{name} cannot be opened ({reason}). Give a path you may read and write.") from error
 
 
 def _check_folder(path: Path, name: str) -> None:
-    # A link's log lies beside what it points to.
+    # SQLite puts the log of a link into the folder of the link's target.
     folder = path.resolve().parent
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise StoreError(
             f"{name} is in a folder that cannot be written to, and SQLite keeps its log there. Make the "
-            "folder writable, or copy the file to one that is."
+            "folder writable, or copy the file to a writable one."
         )
 
 
@@ -229,7 +245,7 @@ def _check_header(path: Path, name: str) -> None:
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     if not header:
-        return  # An empty file is what SQLite starts from.
+        return  # SQLite turns an empty file into a database.
     if not header.startswith(_MAGIC):
         raise StoreError(f"{name} is not an edits file (nor any SQLite file). It was left as it is.")
     if int.from_bytes(header[_APPLICATION_ID_AT], "big") != APPLICATION_ID:

@@ -1,7 +1,8 @@
-"""The edits file: every edit with its expert and its history, durable in an SQLite file or a PostgreSQL database."""
+"""The store of edits: every edit with its expert and its history, durable in an SQLite file or in PostgreSQL."""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,30 +11,17 @@ from typing import Final
 from sqlalchemy import Connection
 
 from ..errors import EditPurgedError, EditStateError, InvalidInputError, OvertakenError, StoreError
-from ..experts.expert import LowRankExpert, expert_to_bytes
-from . import idempotency as requests
-from . import queries, transfer
-from . import writes as changes
+from . import bundle as bundles
+from . import idempotency, queries, writes
 from .bundle import BundleContents, Imported, open_bundle
-from .checksums import Moved
+from .checksums import NO_STATE_CHANGE, StateChange
 from .idempotency import ChangeRequest
-from .opening import open_database
+from .locations import open_database
 from .reader import EditReader
-from .records import (
-    Binding,
-    BlobKind,
-    Changes,
-    Event,
-    EventKind,
-    NewEdit,
-    StoredEdit,
-    check_edit,
-    check_image,
-    check_text,
-    check_thumbnail,
-    thumbnail_png,
-)
+from .records import Binding, BlobKind, Changes, Event, EventKind, NewEdit, StoredEdit
 from .schema import EVENTS
+from .thumbnails import check_image, check_thumbnail, thumbnail_png
+from .validation import check_edit, check_expert, check_text
 from .writes import Signature
 
 __all__ = ["Binding", "Changes", "EditStore", "Event", "Imported", "NewEdit", "StoredEdit", "thumbnail_png"]
@@ -42,46 +30,46 @@ _ID_BYTES: Final = 4
 
 
 class EditStore(EditReader):
-    """Every edit that was made with one backbone and one editor; undone edits stay, marked as such.
+    """The edits made with one backbone and one editor. Undone edits stay, marked as undone.
 
-    What a method has returned is on the disk: each change is one transaction, synchronised before the method
-    returns. Several processes may have the store open, and several threads may share one. Each change has a
-    revision, one more than the last; what was in force after any of them can be read again. Of images a
-    thumbnail and a digest are kept, the image itself where it is given.
+    Each change is one transaction, synchronised to the disk before its method returns. Several processes may have the
+    store open, and several threads may share one `EditStore`. Each change has a revision, one more than the last; the
+    edits that were active after any revision can be read again. Experts are bytes (safetensors). Of an image the store
+    keeps a thumbnail and a digest, and the image itself if it is given.
 
-    `location`: an SQLite file by its path or a URL sqlite:///PATH, created at the first edit where there is none
-    unless `create` is False (its folder must exist); a database by a URL postgresql://USER@HOST/NAME; or None for a
-    store in memory, which ends with the process.
-    `busy_timeout_s`: how long to wait for another process to finish writing, in seconds.
+    location: the path of an SQLite file or a URL sqlite:///PATH; the first edit creates the file unless `create` is
+    False, and its folder must exist. A URL postgresql://USER@HOST/NAME for a database. None for a store in memory,
+    which ends with the process.
+    busy_timeout_s: how long to wait for another process to finish writing, in seconds.
 
-    Raises `StoreError` where it cannot be used; what belongs to another program is never written to.
+    Raises `StoreError` if it cannot be used. Files and tables of other programs are never written to.
     """
 
     def __init__(self, location: str | Path | None, *, create: bool = True, busy_timeout_s: float = 30.0):
         super().__init__(open_database(location, create=create, busy_timeout_s=busy_timeout_s))
         self._bound: Binding | None = None
-        self._is_tied = False
-        """Whether the store is known to belong to `_bound`, which then stays so."""
+        self._is_bound = False
+        """Whether the store is known to belong to `_bound`. A store is never bound again to another model."""
 
     # -- which model it belongs to -----------------------------------------------------------------------
 
     def bind(self, backbone_digest: str, editor_digest: str, *, backbone: str, editor: str) -> None:
-        """Say for which backbone and editor edits will be added; the first edit ties the store to them.
+        """Name the backbone and the editor whose edits will be added; the first edit binds the store to them.
 
-        Experts mean nothing to another model. Raises `StoreError` where the store belongs to one.
+        Experts work only with the model they were made for. Raises `StoreError` if the store belongs to another model.
         """
         wanted = Binding(backbone_digest, editor_digest, backbone, editor)
         if not (backbone_digest and editor_digest):
             raise InvalidInputError(f"An edits file is bound by digests; received {wanted}. Give both digests.")
         self._check_binding(self.binding, wanted)
-        self._bound, self._is_tied = wanted, False
+        self._bound, self._is_bound = wanted, False
 
     # -- changes -----------------------------------------------------------------------------------------
 
     def add(
         self,
         edit: NewEdit,
-        expert: LowRankExpert,
+        expert: bytes,
         thumbnail: bytes | None = None,
         *,
         image: bytes | None = None,
@@ -89,21 +77,22 @@ class EditStore(EditReader):
         alone: bool = False,
         request: ChangeRequest | None = None,
     ) -> StoredEdit:
-        """Store an edit that was made. `thumbnail`: PNG bytes, see `thumbnail_png`.
+        """Store an edit and its expert, and return it as stored.
 
-        image: the bytes of the image's file, where it is to be kept. supersedes: ids, as in `get`, of edits in
-        force that leave in the same change; they come back if this one is undone. alone: no other edit of the same
-        question may be in force afterwards, see `same_question`. request: where it has made an edit before, that one is
-        returned, and nothing is stored.
+        expert: safetensors with float32 tensors (`expert_to_bytes`). thumbnail: PNG (`thumbnail_png`). image: the bytes
+        of the image file, if it is to be kept. supersedes: ids, as in `get`, of active edits to deactivate in the same
+        change; undoing this edit activates them again. alone: refuse if another edit of the same question would be
+        active as well, see `same_question`. request: if it has made an edit before, that edit is returned and nothing
+        is stored.
 
-        Raises `InvalidInputError` for what cannot be stored, `StoreError` before `bind`: an expert added
-        unchecked could be another model's; `NotFoundError` for superseded ones that are not in force; `OvertakenError`
-        where others are against `alone`; `ConflictError` for a request with another body than before. Nothing is stored
-        then.
+        Raises `InvalidInputError` for what cannot be stored; `StoreError` before `bind`; `NotFoundError` if a
+        superseded edit is not active; `OvertakenError` if other edits contradict `alone`; `ConflictError` for a request
+        with another body than before. Nothing is stored then.
         """
         check_edit(edit)
         self._check_texts(edit)
-        blobs: dict[BlobKind, bytes] = {"expert": expert_to_bytes(expert)}
+        check_expert(expert)
+        blobs: dict[BlobKind, bytes] = {"expert": expert}
         if thumbnail is not None:
             check_thumbnail(thumbnail)
             blobs["thumbnail"] = thumbnail
@@ -112,40 +101,42 @@ class EditStore(EditReader):
             blobs["image"] = image
         if self._bound is None:
             raise StoreError(
-                f"{self._database.name} was opened without saying for which model. Call `bind` before adding edits."
+                f"{self._database.name} was opened without naming its model, and an expert of another model would be "
+                "useless. Call `bind` before adding edits."
             )
         with self._database.writing() as connection:
-            if not self._is_tied:
-                self._tie(connection, self._bound)
-            stored = requests.made_by(connection, request)
+            if not self._is_bound:
+                self._write_binding(connection, self._bound)
+            stored = idempotency.made_by(connection, request)
             if stored is None:
                 leaving = [self._active(connection, edit_id) for edit_id in dict.fromkeys(supersedes)]
                 if alone:
                     _check_alone(connection, edit, {other.id for other in leaving})
                 numbers = [other.number for other in leaving]
                 edit_id = _unused_id(connection)
-                stored = changes.insert_new(connection, edit, edit_id, expert.digest, self._bound, numbers)
-                changes.insert_blobs(connection, stored.number, blobs)
-                requests.remember(connection, request, stored.revision_added)
-        self._is_tied = True
+                digest = hashlib.sha256(expert).hexdigest()
+                stored = writes.insert_new(connection, edit, edit_id, digest, self._bound, numbers)
+                writes.insert_blobs(connection, stored.number, blobs)
+                idempotency.remember(connection, request, stored.revision_added)
+        self._is_bound = True
         return self._attached(stored)
 
     def undo(
         self, edit_id: str, *, author: str | None = None, note: str | None = None, request: ChangeRequest | None = None
     ) -> StoredEdit:
-        """Take an edit out of force; the edit and its history stay. `edit_id` as in `get`, `request` as in `add`.
+        """Deactivate an edit; the edit and its history stay. edit_id: as in `get`. request: as in `add`.
 
-        Edits that it superseded come back, unless something else happened to them since. Raises `NotFoundError` where
-        there is no such edit, `EditStateError` where it is not in force.
+        Edits that it superseded become active again, unless something else happened to them since. Raises
+        `NotFoundError` if there is no such edit, `EditStateError` if it is not active.
         """
         signature = self._signature(author, note)
         with self._database.writing() as connection:
-            if (done := requests.made_by(connection, request)) is not None:
+            if (done := idempotency.made_by(connection, request)) is not None:
                 return self._attached(done)
             edit = self._active(connection, edit_id)
-            moved = Moved(changes.left_for(connection, edit), [edit.number])
-            event = changes.make_change(connection, "undo", edit.id, signature, moved)
-            requests.remember(connection, request, event.revision)
+            change = StateChange(writes.superseded_by(connection, edit), [edit.number])
+            event = writes.make_change(connection, "undo", edit.id, signature, change)
+            idempotency.remember(connection, request, event.revision)
         return self.get(edit.id)
 
     def redo(
@@ -157,64 +148,66 @@ class EditStore(EditReader):
         note: str | None = None,
         request: ChangeRequest | None = None,
     ) -> StoredEdit:
-        """Put an edit into force again; those that it had superseded leave again. `edit_id`, `request` as in `undo`.
+        """Activate an undone edit; those that it superseded are deactivated again. edit_id, request: as in `undo`.
 
-        alone: not beside the one that superseded it. Raises `NotFoundError` where there is no such edit,
-        `EditStateError` where it is in force, was purged, or is against `alone`.
+        alone: refuse if an edit that superseded it is active. Raises `NotFoundError` if there is no such edit,
+        `EditStateError` if it is active, was purged, or contradicts `alone`.
         """
         signature = self._signature(author, note)
         with self._database.writing() as connection:
-            if (done := requests.made_by(connection, request)) is not None:
+            if (done := idempotency.made_by(connection, request)) is not None:
                 return self._attached(done)
             edit = queries.edit_of(connection, edit_id)
             if edit.is_active:
-                raise EditStateError(f"The edit {edit.id!r} is in force. Nothing is there to redo.")
+                raise EditStateError(f"The edit {edit.id!r} is active. There is nothing to redo.")
             if edit.purged_at is not None:
                 raise EditPurgedError(f"The edit {edit.id!r} was purged, at {edit.purged_at}: make it again.")
             if alone and (successor := queries.successor_of(connection, edit)) is not None:
                 raise EditStateError(
-                    f"The edit {edit.id!r} was superseded: {successor.id!r} is in force in its place. Undo that one."
+                    f"The edit {edit.id!r} was superseded: {successor.id!r} is active in its place. Undo that one."
                 )
-            moved = Moved([edit.number], changes.active_rivals(connection, edit))
-            event = changes.make_change(connection, "redo", edit.id, signature, moved)
-            requests.remember(connection, request, event.revision)
+            change = StateChange([edit.number], writes.active_superseded(connection, edit))
+            event = writes.make_change(connection, "redo", edit.id, signature, change)
+            idempotency.remember(connection, request, event.revision)
         return self.get(edit.id)
 
     def purge(self, edit_id: str, *, author: str | None = None, note: str | None = None) -> StoredEdit:
-        """Remove what an edit says for good: texts, image, thumbnail, expert, and who made it. `edit_id` as in `get`.
+        """Delete the content of an edit for good: texts, image, thumbnail, expert, author. edit_id: as in `get`.
 
-        Where it is in force it is taken out as by `undo`. Its id, its times and a line in the history stay. The bytes
-        are gone from the file, which is written anew for that; purging the same edit again only does that. Raises
-        `NotFoundError` for an unknown id, `StoreError` where others hold on to the file: the edit is purged then,
+        An active edit is deactivated as by `undo`. Its id, its times and a line in the history stay. The file is
+        rewritten, so that the bytes are gone from it; purging the same edit again only rewrites it. Raises
+        `NotFoundError` for an unknown id, `StoreError` if other processes hold the file open: the edit is purged then,
         but some bytes may be left.
         """
         signature = self._signature(author, note)
         with self._database.writing() as connection:
             edit = queries.edit_of(connection, edit_id)
             if edit.purged_at is None:
-                moved = Moved(changes.left_for(connection, edit), [edit.number]) if edit.is_active else Moved()
-                event = changes.make_change(connection, "purge", edit.id, signature, moved)
-                changes.erase(connection, edit, event)
-        self._database.sweep()
+                change = NO_STATE_CHANGE
+                if edit.is_active:
+                    change = StateChange(writes.superseded_by(connection, edit), [edit.number])
+                event = writes.make_change(connection, "purge", edit.id, signature, change)
+                writes.erase(connection, edit, event)
+        self._database.vacuum()
         return self.get(edit.id)
 
-    # -- moving ------------------------------------------------------------------------------------------
+    # -- bundles -----------------------------------------------------------------------------------------
 
     def export_bundle(self, path: str | Path, *, whole: bool = True) -> BundleContents:
-        """Write the edits to one file (see `bundle.py`); returns what its records say.
+        """Write the edits to one file (see `bundle.py`) and return its records.
 
-        whole: with undone edits and the history; else only those in force. Raises `StoreError` where the file is there
-        already or cannot be written, or an expert is damaged.
+        whole: with undone edits and the history; otherwise only active edits. Raises `StoreError` if the file exists
+        or cannot be written, or an edit is damaged.
         """
         with self._database.reading() as connection:
-            return transfer.write_out(connection, whole, Path(path))
+            return bundles.export_bundle(connection, whole, Path(path))
 
     def import_bundle(self, path: str | Path) -> Imported:
-        """Take in the edits of a bundle, with their ids: all or none.
+        """Add the edits of a bundle, with their ids: all or none.
 
-        A whole bundle comes into an empty store with its history; elsewhere each edit that is not there yet is a new
-        change. Raises `StoreError` where the bundle is damaged, belongs to another backbone or editor than this store
-        (or than the one it was bound to), or has an id that is there with other content.
+        An empty store takes over the history of a whole bundle. In another store each edit that is missing is a new
+        change. Raises `StoreError` if the bundle is damaged, belongs to another backbone or editor than this store (or
+        than those given to `bind`), or has an id that the store has with other content.
         """
         with open_bundle(Path(path)) as bundle:
             binding = bundle.contents.binding
@@ -224,21 +217,21 @@ class EditStore(EditReader):
                 self._check_texts(edit)
             if self._bound is not None:
                 self._check_bundle(self._bound, binding)
-            bundle.check()  # Before a new file is made.
+            bundle.check()  # Before the first write creates the file.
             with self._database.writing() as connection:
                 found = queries.binding_of(connection)
                 if found is None:
-                    changes.write_binding(connection, binding)
+                    writes.write_binding(connection, binding)
                 else:
                     self._check_bundle(found, binding)
-                return transfer.take_in(connection, bundle)
+                return bundles.import_bundle(connection, bundle)
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _tie(self, connection: Connection, binding: Binding) -> None:
+    def _write_binding(self, connection: Connection, binding: Binding) -> None:
         found = queries.binding_of(connection)
         if found is None:
-            changes.write_binding(connection, binding)
+            writes.write_binding(connection, binding)
         self._check_binding(found, binding)
 
     def _check_binding(self, found: Binding | None, wanted: Binding) -> None:
@@ -276,7 +269,7 @@ class EditStore(EditReader):
             kind = EditStateError if edit.purged_at is None else EditPurgedError
             raise kind(
                 f"The edit {edit.id!r} was already {verbs.get(event.kind, 'undone')}, at {edit.undone_at}. "
-                "Nothing is left to undo."
+                "There is nothing to undo."
             )
         return edit
 
@@ -285,7 +278,7 @@ def _check_alone(connection: Connection, edit: NewEdit, leaving: set[str]) -> No
     found = queries.same_question(connection, edit.image_sha256, edit.prompt)
     if others := [other.id for other in found if other.id not in leaving]:
         raise OvertakenError(
-            f"Edits of the same question came into force meanwhile: {', '.join(others)}. Nothing was stored; try again."
+            f"Edits of the same question became active meanwhile: {', '.join(others)}. Nothing was stored; try again."
         )
 
 

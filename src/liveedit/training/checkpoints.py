@@ -1,4 +1,4 @@
-"""Saving and resuming a training: safetensors and JSON, written beside and moved into place."""
+"""Saving and resuming a training: safetensors with a JSON object, written atomically."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import CheckpointError
+from ..files import written_atomically
 
 JSONObject = dict[str, Any]
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: JSONObject) -> None:
-    """Write tensors and a JSON object to one safetensors file, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
+    """Write tensors and a JSON object to one safetensors file, atomically."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, beside, metadata={"json": json.dumps(metadata)})
-    beside.replace(path)
+    with written_atomically(path) as temporary:
+        save_file(contiguous, temporary, metadata={"json": json.dumps(metadata)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], JSONObject]:
-    """Read what `save_tensors` wrote. Raises `CheckpointError` where the file is missing or damaged."""
+    """Read what `save_tensors` wrote. Raises `CheckpointError` if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("json", "{}"))
@@ -36,7 +35,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], JSONObject]:
 
 
 def save_training(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, note: JSONObject) -> None:
-    """Save weights and optimiser moments after `step` steps; `note` is kept beside them."""
+    """Save weights and optimiser moments after `step` steps, together with a `note`."""
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
@@ -44,7 +43,10 @@ def save_training(path: Path, module: nn.Module, optimizer: torch.optim.Optimize
 
 
 def resume_training(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, JSONObject] | None:
-    """Load what `save_training` wrote into module and optimiser; None where there is nothing yet."""
+    """Load what `save_training` wrote into module and optimiser; return step and note, or None if there is no file.
+
+    Raises `CheckpointError` for a damaged file and for one of another configuration.
+    """
     if not path.exists():
         return None
     tensors, metadata = load_tensors(path)

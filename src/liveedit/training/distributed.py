@@ -1,8 +1,8 @@
 """The processes of a training: one, or several that `torchrun` started, each with its share of every batch.
 
-Gradients and figures are averaged over the processes. A loss is therefore right where its *mean* over processes is
-the loss of the whole batch: a term that every process computes alike stays as it is, a term that a process computes
-on its own rows is multiplied by the number of processes and divided by the size of the whole batch.
+Gradients and figures are averaged over the processes. A loss is therefore right if its *mean* over processes is the
+loss of the whole batch: a term that every process computes alike stays as it is; a term that a process computes on
+its own rows is multiplied by the number of processes and divided by the size of the whole batch.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ..errors import ConfigError
 _Value = TypeVar("_Value")
 
 _LONGEST_WAIT: Final = timedelta(hours=12)
-"""One process may draw, load or save while the others wait; a process that fails ends them all at once."""
+"""How long processes wait for one that generates data, loads or saves. If one fails, torchrun ends all at once."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a training: its place, how many there are, and the device that is its own.
+    """This process of a training: its rank, the number of processes, and the device that it uses.
 
     All of them must call `gather`, `total`, `mean`, `average_gradients`, `from_first` and `wait` in the same order.
-    With one process these give back what they are given.
+    With one process these return their arguments.
     """
 
     rank: int = 0
     count: int = 1
     device: torch.device | None = None
-    """None: wherever the backbone is loaded by itself."""
+    """None: the device on which the backbone is loaded by default."""
 
     @property
     def is_first(self) -> bool:
@@ -45,16 +45,16 @@ class Processes:
         return self.rank == 0
 
     def share(self, size: int) -> slice:
-        """Which of `size` things are this process's: neighbours, their numbers equal to within one."""
+        """The contiguous share of `size` items that belongs to this process; shares differ by one item at most."""
         least, more = divmod(size, self.count)
         start = self.rank * least + min(self.rank, more)
         return slice(start, start + least + (self.rank < more))
 
     def gather(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        """The rows of all processes behind each other, in the order of their ranks.
+        """Concatenate the rows of all processes, in the order of their ranks.
 
-        parts: tensors with one number of rows, (rows of this process, ...); may differ from process to process.
-        Gradients flow back to the process whose rows they are, summed over all processes.
+        parts: tensors of shape (rows of this process, ...); the number of rows may differ between processes. Gradients,
+        summed over all processes, flow back to the process that the rows came from.
         """
         if self.count == 1:
             return parts
@@ -77,7 +77,7 @@ class Processes:
         return {name: total / self.count for name, total in zip(figures, self.total(*figures.values()), strict=True)}
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Make each gradient the mean over the processes; a parameter that no process used keeps none."""
+        """Replace each gradient by its mean over the processes; a parameter that no process used keeps none."""
         if self.count == 1:
             return
         used = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=self.device)
@@ -89,7 +89,7 @@ class Processes:
                 parameter.grad = gradient.div_(self.count)
 
     def from_first(self, value: _Value) -> _Value:
-        """What the first process holds there."""
+        """The value of the first process."""
         if self.count == 1:
             return value
         box = [value]
@@ -97,13 +97,13 @@ class Processes:
         return box[0]
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have reached this point."""
         if self.count > 1:
             distributed.barrier()
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
-        """The first process runs the block, then the others do: they find the files that it wrote."""
+        """Run the block in the first process, then in the others, which find the files that the first one wrote."""
         if not self.is_first:
             self.wait()
         yield
@@ -117,10 +117,10 @@ ALONE: Final = Processes()
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Join the processes that `torchrun` started beside this one; `ALONE` where it started none.
+    """Join the other processes that `torchrun` started; yield `ALONE` if there are none.
 
-    One process per GPU, over NCCL; on a machine without GPUs over gloo. Raises `ConfigError` where the processes do
-    not find each other, or are more than the machine has GPUs.
+    One process per GPU, over NCCL; on a machine without GPUs over gloo. Raises `ConfigError` if the processes do not
+    find each other, or if there are more than the machine has GPUs.
     """
     wanted = _wanted()
     if wanted == 1:
@@ -128,7 +128,7 @@ def joined_processes() -> Iterator[Processes]:
         return
     from accelerate import PartialState
 
-    # Left to itself, Accelerate makes two trainings of two processes on a machine without GPUs.
+    # Without `cpu`, Accelerate would not join the processes on a machine without GPUs.
     state: Any = PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
     if state.num_processes != wanted:
         raise ConfigError(
@@ -162,7 +162,7 @@ def _wanted() -> int:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes. Travels in float32: gloo sums nothing shorter, and a sum loses nothing that way."""
+    """Concatenation over processes. Exchanged in float32, because gloo cannot sum shorter types."""
 
     @staticmethod
     def forward(ctx: Any, sizes: list[int], rank: int, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -172,7 +172,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        # The engine runs backward in reverse order of forward, so all processes sum the same things at a time.
+        # Autograd runs backward in reverse order of forward, so all processes take part in the same sums.
         own = []
         for gradient in gradients:
             summed = gradient.float().contiguous()

@@ -1,13 +1,12 @@
 """Trains any editor that needs training: stages, checkpoints, validation, early stop, learning curves.
 
-Several processes take the same steps as one: see `processes`.
+Several processes take the same steps as one: see `distributed`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,58 +17,65 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
+from ..files import write_json
+from ..progress import TaskProgress, no_task_progress
 from .checkpoints import load_tensors, resume_training, save_tensors, save_training
 from .distributed import ALONE, Processes
 
-Report = Callable[[str, int, int, dict[str, float]], None]
-"""Called with stage, step, steps of the stage, and figures."""
+USUAL_VALIDATION = 256
+"""Cases kept for validation by default, if there are at least four times as many."""
 
 
 class StageConfig(BaseModel):
-    """One stage of a training."""
+    """One stage of a training: warm-up and decay of the learning rate, with the optimiser started afresh."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="Which loss of the editor is trained.")
-    steps: int = Field(ge=0, description="Optimiser steps.")
+    name: str = Field(description="The loss that this stage minimises; each editor has its own names.")
+    steps: int = Field(ge=0, description="Optimiser steps; 0 skips the stage.")
     batch: int = Field(gt=0, description="Edits per step.")
-    rate: float = Field(gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW, reached after the warm-up.")
 
 
 class TrainingConfig(BaseModel):
-    """How an editor is trained, apart from its losses."""
+    """The schedule of a training; the losses are the editor's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stages: tuple[StageConfig, ...] = Field(description="Stages, one after the other.")
+    stages: tuple[StageConfig, ...] = Field(description="Stages, in order.")
     seed: int = Field(default=0, ge=0, description="Seed of weights and batches.")
     warmup: int = Field(default=50, ge=0, description="Steps of linear warm-up in each stage.")
-    clip: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
-    validation: int = Field(default=256, ge=1, description="Cases kept for validation: the last ones.")
+    clip: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
+    validation: int = Field(default=USUAL_VALIDATION, ge=1, description="Cases kept for validation: the last ones.")
     validate_every: int = Field(default=200, gt=0, description="Steps between validations.")
-    patience: int = Field(default=6, gt=0, description="Validations without a better figure before a stage ends early.")
-    mixed_precision: bool = Field(default=True, description="bfloat16 products, float32 sums.")
+    patience: int = Field(
+        default=6, gt=0, description="Validations without improvement after which a stage ends early."
+    )
+    mixed_precision: bool = Field(default=True, description="Matrix products in bfloat16, sums in float32.")
 
 
 class Task(Protocol):
-    """What an editor brings to its training. Under several processes it knows them, and each calls all of this."""
+    """The training task of an editor: its cases, its losses and its validation.
+
+    With several processes, each has a task of its own and calls all methods in the same order.
+    """
 
     @property
     def cases(self) -> Sequence[Any]:
-        """What is trained on, the last of them kept for validation."""
+        """All cases; the last ones are kept for validation."""
         ...
 
     def loss(
         self, modules: Any, stage: Any, chosen: Sequence[int], rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a stage on these cases, and figures.
+        """Return the loss of a stage on these cases, and figures.
 
-        Under several processes all get the same cases and numbers; what counts is the mean of what they return.
+        With several processes all get the same cases and the same `rng`; the loss is the mean of what they return.
         """
         ...
 
     def validate(self, modules: Any, chosen: Sequence[int]) -> dict[str, float]:
-        """Validation figures in percent, larger is better; their mean decides."""
+        """Return validation figures in percent, larger is better; their mean selects the weights that are kept."""
         ...
 
 
@@ -80,21 +86,21 @@ class Curves:
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, stage: str, step: int, kind: str, figures: dict[str, float]) -> None:
-        """Note figures ("train" or "validation") after a step."""
+        """Add figures of a kind, "train" or "validation", after a step."""
         self.steps.append({"stage": stage, "step": step, "kind": kind, **figures})
 
     def save(self, file: Path) -> None:
         """Write them as JSON."""
-        file.write_text(json.dumps(self.steps, indent=1) + "\n", encoding="utf-8")
+        write_json(file, self.steps)
 
 
 class Trainer:
-    """Runs the stages of a training in a folder; a later run with the same settings goes on where it was cut off.
+    """Runs the stages of a training in a folder; a later run with the same settings resumes an interrupted one.
 
-    A step depends on the weights and its number alone, so that an interrupted training ends with the same weights.
-    The best validated weights of the last stage are what is returned. Processes choose the same cases, average their
-    gradients, and so hold the same weights; the first of them writes and reports. The number of processes is no
-    setting of a training: another number may go on with it.
+    A step depends only on the weights and on its number, so that an interrupted training ends with the same weights.
+    The weights with the best validation figures of the last stage are kept. All processes choose the same cases and
+    average their gradients, and therefore hold the same weights; the first of them writes and reports. A resumed
+    training may have another number of processes.
     """
 
     def __init__(
@@ -102,11 +108,11 @@ class Trainer:
         folder: Path,
         config: TrainingConfig,
         task: Task,
-        report: Report = lambda *_: None,
+        report: TaskProgress = no_task_progress,
         processes: Processes = ALONE,
     ):
         self.folder, self.config, self.task, self.processes = folder, config, task, processes
-        self.report: Report = report if processes.is_first else lambda *_: None
+        self.report: TaskProgress = report if processes.is_first else no_task_progress
         count = len(task.cases)
         check_cases(count, config, processes)
         self.training = np.arange(count - config.validation)
@@ -114,7 +120,7 @@ class Trainer:
         self.curves = Curves()
 
     def run(self, modules: nn.Module) -> dict[str, float]:
-        """Train in place; returns the validation figures of the weights that are kept."""
+        """Train the modules in place; return the validation figures of the weights that are kept."""
         if self.processes.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
         figures: dict[str, float] = {}
@@ -143,7 +149,7 @@ class Trainer:
             self.curves.add(stage.name, step + 1, "validation", found)
             self.report(f"{stage.name} validation", step + 1, stage.steps, found)
             waited = 0 if score > best else waited + 1
-            improved = score >= best  # Of equals the later: it was trained longer.
+            improved = score >= best  # Of equal scores the later weights are kept: they were trained longer.
             best = score if improved else best
             if not self.processes.is_first:
                 continue
@@ -158,15 +164,15 @@ class Trainer:
         return kept
 
     def optimizer(self, modules: nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
-        """A new optimiser of what is trained."""
+        """A new optimiser of the parameters that require gradients."""
         trained = [parameter for parameter in modules.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(trained, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.01)
+        return torch.optim.AdamW(trained, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def _step(
         self, modules: nn.Module, optimizer: torch.optim.Optimizer, index: int, stage: StageConfig, step: int
     ) -> dict[str, float]:
         for group in optimizer.param_groups:
-            group["lr"] = stage.rate * self._rate_factor(step, stage.steps)
+            group["lr"] = stage.learning_rate * self._rate_factor(step, stage.steps)
         rng = np.random.default_rng([self.config.seed, index, step])
         chosen = rng.choice(self.training, min(stage.batch, len(self.training)), replace=False).tolist()
         return self.train_on(chosen, modules, optimizer, stage, rng)
@@ -179,7 +185,7 @@ class Trainer:
         stage: StageConfig,
         rng: np.random.Generator,
     ) -> dict[str, float]:
-        """One optimiser step on these cases, chosen alike by all processes; returns its figures."""
+        """Take one optimiser step on these cases, which are the same for all processes; return its figures."""
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         with self._precision(modules):
             loss, figures = self.task.loss(modules, stage.name, chosen, rng)
@@ -196,7 +202,7 @@ class Trainer:
         modules.eval()
         with self._precision(modules):
             found = self.task.validate(modules, chosen)
-        return self.processes.from_first(found)  # Whether to stop must not hang on a last bit.
+        return self.processes.from_first(found)  # All processes must stop at the same step, whatever their rounding.
 
     def _resume(
         self, checkpoint: Path, stage: StageConfig, modules: nn.Module, optimizer: torch.optim.Optimizer
@@ -218,7 +224,7 @@ class Trainer:
         return {**general, "stage": stage.model_dump(mode="json")}
 
     def _rate_factor(self, step: int, steps: int) -> float:
-        """Linear warm-up, then a cosine to 3 %."""
+        """Factor on the learning rate: linear warm-up, then a cosine down to 3 %."""
         if step < self.config.warmup:
             return (step + 1) / self.config.warmup
         progress = (step - self.config.warmup) / max(1, steps - self.config.warmup)
@@ -230,7 +236,7 @@ class Trainer:
 
 
 def check_cases(count: int, config: TrainingConfig, processes: Processes = ALONE) -> None:
-    """Raise `ConfigError` where so many cases are too few to train and validate on, or to give each process some."""
+    """Raise `ConfigError` if there are too few cases to train and validate on, or for each process to have one."""
     if count <= config.validation:
         raise ConfigError(
             f"{count} cases were given and {config.validation} are kept for validation. Give more cases or keep fewer."
@@ -242,3 +248,8 @@ def check_cases(count: int, config: TrainingConfig, processes: Processes = ALONE
                 f"Stage {stage.name} takes {batch} edits a step and there are {processes.count} processes. Each needs "
                 "at least one: give a larger batch, more cases, or fewer processes."
             )
+
+
+def usual_validation(cases: int) -> int:
+    """The number of cases kept for validation by default: `USUAL_VALIDATION`, or a quarter of few cases."""
+    return min(USUAL_VALIDATION, max(1, cases // 4))

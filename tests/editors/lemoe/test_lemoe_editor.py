@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from family_models import FAMILIES
 from PIL import Image
 from torch import Tensor
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.editors.lemoe import Lemoe, LemoeConfig
 from liveedit.errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError
-from liveedit.experiments.report.lemoe_analysis import consistency_matrix, diagonal_mass, within_between_similarity
+from liveedit.experiments.lemoe.analysis import consistency_matrix, diagonal_mass, within_between_similarity
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.family_models import FAMILIES
 
 ConfigMaker = Callable[..., LemoeConfig]
 EditorMaker = Callable[..., Lemoe]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from family_models import FAMILIES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ from liveedit.editors.lemoe import LemoeConfig
 from liveedit.editors.lemoe.experts import FeedForward, expert_output, mixed_output, new_expert
 from liveedit.errors import BackboneError
 from liveedit.samples import Question
+from liveedit.testing.family_models import FAMILIES
 
 ConfigMaker = Callable[..., LemoeConfig]
 
@@ -107,7 +107,7 @@ def test_an_expert_with_the_layers_weights_doubles_its_ffn(families: dict[str, B
     before = place.exit.register_forward_hook(keep)
     with torch.no_grad(), place.beside(lambda x: expert_output(expert, x, place.activation) + bias):
         after = place.exit.register_forward_hook(keep)
-        families[family].states(families[family].encode([Question("What color is the hat?")]), 1)
+        families[family].hidden_states(families[family].encode([Question("What color is the hat?")]), 1)
     before.remove()
     after.remove()
     plain, changed = outputs

@@ -1,4 +1,4 @@
-"""What a question looked at: maps against slow computations, fates of edits against a real answer."""
+"""Attribution: maps against slow computations, routed edits against a real answer."""
 
 from __future__ import annotations
 
@@ -10,31 +10,27 @@ import pytest
 import reference
 import torch
 from forced_experts import features_of, forced_expert
-from model_traces import hooks_of
 from PIL import Image
 from torch import Tensor
 
 from liveedit.backbones import Backbone
 from liveedit.backbones.families.blip2 import Blip2Backbone
-from liveedit.backbones.tokens import Inputs
+from liveedit.backbones.tokens import TokenBatch
 from liveedit.datasets.world import catalog
 from liveedit.datasets.world.drawing import draw, draw_pose
 from liveedit.datasets.world.questions import ask, topics
 from liveedit.datasets.world.scene import Scene, draw_scene
+from liveedit.editors.base import ExpertEditor
+from liveedit.editors.heat_map import HeatMap
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
-from liveedit.editors.liveedit.attribution import (
-    HeatMap,
-    _one_square_image,
-    _through_queries,
-    attention_map,
-    change_map,
-    look,
-    met,
-)
+from liveedit.editors.liveedit.attention import _one_square_image, _through_queries
+from liveedit.editors.liveedit.attribution import attribution, candidates
 from liveedit.editors.liveedit.modules import left_pack
+from liveedit.editors.occlusion import change_map
 from liveedit.errors import InvalidInputError
 from liveedit.pretraining.models import TINY_BLIP2
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.model_traces import hooks_of
 
 ConfigMaker = Callable[..., LiveEditConfig]
 
@@ -58,7 +54,9 @@ def slow_shares(editor: LiveEdit, question: Question, side: str) -> list[float]:
     tokens = editor.read(editor.backbone.encode([question]))
     config = editor.config
     weights = reference.part_of(editor.modules.state_dict(), side)
-    prompt, image = (tokens.states[0][mask[0]].double().tolist() for mask in (tokens.prompt, tokens.image))
+    prompt, image = (
+        tokens.hidden_states[0][mask[0]].double().tolist() for mask in (tokens.prompt_mask, tokens.image_mask)
+    )
     phi0 = reference.matrix(weights["phi0"])
     asked = reference.cross_attention(phi0, [prompt], reference.part_of(weights, "attend_phi1"), config.heads)
     own = reference.part_of(weights, "attend_phi2")
@@ -74,27 +72,29 @@ def slow_shares(editor: LiveEdit, question: Question, side: str) -> list[float]:
     return [value / (len(queries) * config.heads) for value in total]
 
 
-@pytest.mark.parametrize("side", ["bar", "hat"])
+@pytest.mark.parametrize("side", ["query", "edit"])
 def test_attention_over_patches_is_the_slow_one(editor: LiveEdit, questions: list[Question], side: str) -> None:
-    found = attention_map(editor, questions[0], side)  # type: ignore[arg-type]
+    found = editor.attention_map(questions[0], side)  # type: ignore[arg-type]
     assert (found.kind, found.over) == ("attention", "cells")
     assert values_of(found).shape == (4, 4)
     assert values_of(found).sum() == pytest.approx(1)
-    assert values_of(found).flatten().tolist() == pytest.approx(slow_shares(editor, questions[0], side), abs=1e-5)
+    assert values_of(found).flatten().tolist() == pytest.approx(
+        slow_shares(editor, questions[0], {"query": "bar", "edit": "hat"}[side]), abs=1e-5
+    )
 
 
 def test_weights_of_cross_attention_are_those_it_reads_with(editor: LiveEdit, questions: list[Question]) -> None:
     """values weighted by `weights` are what `forward` gives, before the output projection; padding reads nothing."""
     attend = editor.modules.bar.attend_phi2
     tokens = editor.read(editor.backbone.encode(questions))
-    image = (tokens.states, tokens.image)
-    asked = editor.modules.bar.asked(left_pack(tokens.states, tokens.prompt))
+    image = (tokens.hidden_states, tokens.image_mask)
+    asked = editor.modules.bar.asked(left_pack(tokens.hidden_states, tokens.prompt_mask))
     with torch.no_grad():
         weights = attend.weights(asked, [image])
-        values = attend._split(attend.values[0](attend.source_norms[0](tokens.states)))
+        values = attend._split(attend.values[0](attend.source_norms[0](tokens.hidden_states)))
         read = attend.output((weights @ values).transpose(1, 2).flatten(2))
         torch.testing.assert_close(read, attend(asked, [image]))
-    assert not weights[..., ~tokens.image[0]][0].any()
+    assert not weights[..., ~tokens.image_mask[0]][0].any()
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
 
 
@@ -119,7 +119,7 @@ def slow_cross_attention(backbone: Backbone, question: Question) -> Tensor:
         for it in modules
     ]
     with torch.no_grad():
-        backbone.states(backbone.encode([question]), 3)
+        backbone.hidden_states(backbone.encode([question]), 3)
     for handle in handles:
         handle.remove()
     layers = []
@@ -141,7 +141,7 @@ def test_a_q_formers_queries_hand_their_shares_on_to_the_patches(
     before = config._attn_implementation  # type: ignore[union-attr]
     config._attn_implementation = way  # type: ignore[union-attr]
     try:
-        found = attention_map(blip2_editor, questions[0])
+        found = blip2_editor.attention_map(questions[0])
         assert config._attn_implementation == way  # type: ignore[union-attr]
     finally:
         config._attn_implementation = before  # type: ignore[union-attr]
@@ -167,20 +167,19 @@ def test_looking_leaves_a_q_former_as_it_was_after_an_exception(
 
     monkeypatch.setattr(blip2_editor, "read", fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        attention_map(blip2_editor, questions[0])
+        blip2_editor.attention_map(questions[0])
     assert hooks_of(backbone) == hooks
     assert config._attn_implementation == "sdpa"  # type: ignore[union-attr]
 
 
-def test_tokens_without_places_are_told_as_tokens() -> None:
+def test_tokens_without_places_give_a_map_over_tokens() -> None:
     shares = torch.tensor([0.75, 0.25])
     cross = torch.full((2, 7), 1 / 7)
     found = _through_queries(shares, cross)
     assert found.over == "tokens" and found.values == ((0.75, 0.25),)
     ids = torch.zeros(1, 1, dtype=torch.long)
-    mask = ids.bool()
     for shape, square in (((1, 3, 8, 8), True), ((1, 3, 8, 6), False), ((2, 3, 8, 8), False), ((1, 2, 3, 8, 8), False)):
-        inputs = Inputs(ids, ids, mask, mask, mask, {"pixel_values": torch.zeros(shape)})
+        inputs = TokenBatch(ids, ids, extras={"pixel_values": torch.zeros(shape)})
         assert _one_square_image(inputs) is square
 
 
@@ -201,7 +200,34 @@ def test_nothing_changes_where_there_is_nothing_to_cover(editor: LiveEdit) -> No
     assert values_of(change_map(editor, plain, 2)).max() < 1e-6
 
 
-# -- fates of edits ----------------------------------------------------------------------------------
+def test_an_editor_without_features_of_its_own_is_measured_by_its_answers(
+    editor: LiveEdit, picture: Callable[[int], Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ExpertEditor`'s defaults: no attention map, and a map of changes of the first answer token's probabilities."""
+    question = Question("What color is the hat?", picture(1))
+    assert ExpertEditor.attention_map(editor, question) is None
+    for name in ("occlusion_features", "occlusion_feature"):
+        monkeypatch.setattr(LiveEdit, name, getattr(ExpertEditor, name))
+    found = change_map(editor, question, 2)
+    pixels = np.asarray(picture(1)).copy()
+    pixels[32:, :32] = pixels.reshape(-1, 3).mean(0).round()
+    covered = Question(question.prompt, Image.fromarray(pixels))
+    with torch.no_grad():
+        before, after = (
+            editor.backbone.logits(editor.backbone.encode([it]))[0, -1].double().softmax(-1)
+            for it in (question, covered)
+        )
+    expected = 1 - float(before @ after / before.norm() / after.norm())
+    assert found.values[1][0] == pytest.approx(expected, abs=1e-6) and expected > 1e-5
+    assert "probabilities of the first answer token" in found.note
+
+
+def test_a_question_without_an_image_has_no_map_of_changes(editor: LiveEdit) -> None:
+    with pytest.raises(InvalidInputError, match="without an image"):
+        change_map(editor, Question("What is the capital of Coraland?"))
+
+
+# -- routed edits ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -220,30 +246,30 @@ def crowd(editor: LiveEdit, questions: list[Question]) -> dict[str, Edit]:
 def test_candidates_are_what_the_model_was_answered_with(
     editor: LiveEdit, questions: list[Question], crowd: dict[str, Edit]
 ) -> None:
-    sentinel, candidates = met(editor, questions[0], crowd)
+    sentinel, ranked = candidates(editor, questions[0], crowd)
     backbone = editor.backbone
     backbone.generate(backbone.encode(questions[:1], padding="left"), 2)
     fired = editor.fired()
     assert fired is not None and len(fired[0]) == 2
-    by_id = {one.edit_id: one for one in candidates}
+    by_id = {one.edit_id: one for one in ranked}
     for one in fired[0]:
         assert by_id[one.edit_id].passed
         assert by_id[one.edit_id].weight == pytest.approx(one.weight, rel=1e-5)
         assert by_id[one.edit_id].margin == pytest.approx(one.margin, rel=1e-4)
     assert not by_id["far"].passed and by_id["far"].weight == 0 and by_id["far"].margin < 0
-    assert [one.margin for one in candidates] == sorted((one.margin for one in candidates), reverse=True)
+    assert [one.margin for one in ranked] == sorted((one.margin for one in ranked), reverse=True)
     query = features_of(editor, questions[0])
     threshold = editor.modules.visual_score(query.visual[0], query.sentinel[0]).item()
     assert sentinel == pytest.approx(threshold, rel=1e-4)
-    relative = reference.softmax([one.score for one in candidates])
-    for one, share in zip(candidates, relative, strict=True):
+    relative = reference.softmax([one.score for one in ranked])
+    for one, share in zip(ranked, relative, strict=True):
         assert one.weight_of_all == pytest.approx(reference.sigmoid(one.score) * share, rel=1e-4, abs=1e-12)
 
 
-def test_looking_tells_everything_about_every_edit(
+def test_an_attribution_has_every_active_edit(
     editor: LiveEdit, questions: list[Question], crowd: dict[str, Edit]
 ) -> None:
-    found = look(editor, questions[0], crowd, shown=2, max_new_tokens=3)
+    found = attribution(editor, questions[0], crowd, shown=2, max_new_tokens=3)
     backbone = editor.backbone
     asked = backbone.encode(questions[:1], padding="left")
     assert found.answer == backbone.generate(asked, 3)[0]
@@ -252,7 +278,7 @@ def test_looking_tells_everything_about_every_edit(
     assert len(found.candidates) == 3
     assert [one.attention is not None for one in found.candidates] == [True, True, False]
     for one in found.candidates[:2]:
-        assert one.attention == attention_map(editor, crowd[one.edit_id].question, "hat")
+        assert one.attention == editor.attention_map(crowd[one.edit_id].question, "edit")
         assert (one.prompt, one.answer) == (crowd[one.edit_id].question.prompt, crowd[one.edit_id].answer)
     assert len(found.change.values) == len(found.attention.values) == 4
     told = found.to_dict()
@@ -266,24 +292,24 @@ def test_edits_that_are_left_out_weigh_nothing(
         experts = [forced_expert(editor, questions[0], seed=seed) for seed in range(3)]
         for place, expert in enumerate(experts):
             editor.add(str(place), expert)
-        _, candidates = met(editor, questions[0], {str(place): Edit(questions[0], "red") for place in range(3)})
-    assert all(one.passed for one in candidates)
-    assert sorted(one.weight > 0 for one in candidates) == [False, False, True]
+        _, ranked = candidates(editor, questions[0], {str(place): Edit(questions[0], "red") for place in range(3)})
+    assert all(one.passed for one in ranked)
+    assert sorted(one.weight > 0 for one in ranked) == [False, False, True]
 
 
 def test_without_edits_there_are_no_candidates(editor: LiveEdit, questions: list[Question]) -> None:
-    found = look(editor, questions[0], {}, max_new_tokens=2)
+    found = attribution(editor, questions[0], {}, max_new_tokens=2)
     assert found.candidates == ()
     assert found.answer == found.unedited_answer
 
 
-def test_what_cannot_be_looked_at_is_refused(
+def test_questions_without_image_and_other_edits_are_refused(
     editor: LiveEdit, questions: list[Question], crowd: dict[str, Edit]
 ) -> None:
     with pytest.raises(InvalidInputError, match="without an image"):
-        look(editor, Question("What is the capital of Coraland?"), crowd)
-    with pytest.raises(InvalidInputError, match="Give those in force"):
-        look(editor, questions[0], {"near": crowd["near"]})
+        attribution(editor, Question("What is the capital of Coraland?"), crowd)
+    with pytest.raises(InvalidInputError, match="Give the active edits"):
+        attribution(editor, questions[0], {"near": crowd["near"]})
 
 
 # -- what the shipped editor looks at ----------------------------------------------------------------
@@ -306,7 +332,7 @@ def test_the_map_moves_to_the_hat_when_the_hat_is_asked(tiny_llava: Backbone) ->
             for topic in topics(scene):
                 if topic.key in ("hat_color", "home"):
                     question = Question(ask(topic, "train", rng), image)
-                    found[topic.key] = attention_map(editor, question), change_map(editor, question)
+                    found[topic.key] = editor.attention_map(question), change_map(editor, question)
             attention, change = (values_of(it) for it in found["hat_color"])
             assert attention[hat] > 0.5 and change[hat] == change.max()
             attention, change = (values_of(it) for it in found["home"])
@@ -320,7 +346,7 @@ def test_an_edit_of_the_world_is_found_by_its_own_question(
     with LiveEdit.load(tiny_llava) as editor:
         editor.edit(list(edits.items()))
         case = eval_cases[0]
-        found = look(editor, case.edit.question, edits)
+        found = attribution(editor, case.edit.question, edits)
     first = found.candidates[0]
     assert (first.edit_id, first.passed) == (case.id, True) and first.weight > 0.9
     assert found.answer == case.edit.answer != found.unedited_answer

@@ -9,7 +9,7 @@ import torch
 from forced_experts import fired_ids, forced_expert
 from torch import Tensor
 
-from liveedit.backbones import Backbone, Inputs
+from liveedit.backbones import Backbone, HiddenTokens, TokenBatch, TokenRole
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.samples import Question
 
@@ -31,7 +31,7 @@ def logits_of(backbone: Backbone, questions: list[Question], answers: list[str] 
         return backbone.logits(backbone.encode(questions, answers))
 
 
-def tokens_of(backbone: Backbone, inputs: Inputs, count: int = 6) -> Tensor:
+def tokens_of(backbone: Backbone, inputs: TokenBatch, count: int = 6) -> Tensor:
     """Greedy tokens through the model's own generate(), called by a stranger; (batch, count)."""
     with torch.no_grad():
         output = backbone.model.generate(  # type: ignore[operator]
@@ -94,19 +94,8 @@ def greedy_without_cache(backbone: Backbone, question: Question, count: int) -> 
     inputs, found = backbone.encode([question]), []
     for _ in range(count):
         ids = torch.tensor([[*inputs.input_ids[0].tolist(), *found]])
-        extra = torch.zeros(1, len(found), dtype=torch.bool)
-
-        def longer(mask: Tensor, value: bool, extra: Tensor = extra) -> Tensor:
-            return torch.cat([mask, extra | value], 1)
-
-        whole = Inputs(
-            ids,
-            torch.ones_like(ids),
-            longer(inputs.image_mask, False),
-            longer(inputs.prompt_mask, False),
-            longer(inputs.answer_mask, True),
-            inputs.extras,
-        )
+        generated = torch.full((1, len(found)), TokenRole.ANSWER)
+        whole = TokenBatch(torch.cat([inputs.roles, generated], 1), ids, extras=inputs.extras)
         with torch.no_grad():
             found.append(int(backbone.logits(whole)[0, -1].argmax()))
     return found
@@ -133,12 +122,24 @@ def test_generate_without_a_cache_routes_by_the_question_alone(editor: LiveEdit,
     cached = backbone.generate(inputs, 6)
     fired = editor.fired()
     assert fired_ids(editor) == [["edit-0"], ["edit-1"], ["edit-2"]]
-    backbone.model.generation_config.use_cache = False
-    try:
-        uncached = backbone.generate(inputs, 6)
-    finally:
-        backbone.model.generation_config.use_cache = True
-    assert editor.fired() == fired
+    seen: list[HiddenTokens] = []
+    router = editor._hook.router
+    editor._hook.router = lambda tokens: (seen.append(tokens), router(tokens))[1]
+    uncached = backbone.generate(inputs, 6, use_cache=False)
+    steps = len(seen)
+    assert steps > 1 and [tokens.roles.shape[1] for tokens in seen] == [
+        inputs.roles.shape[1] + step for step in range(steps)
+    ]
+    for step, tokens in enumerate(seen):
+        question, generated = tokens.roles[:, : inputs.roles.shape[1]], tokens.roles[:, inputs.roles.shape[1] :]
+        assert torch.equal(question, inputs.roles)
+        assert (generated == TokenRole.ANSWER).all() and generated.shape[1] == step
+        assert torch.equal(tokens.prompt_mask.sum(1), inputs.prompt_mask.sum(1))
+    (last,) = [editor.fired()]
+    assert last is not None and fired is not None
+    for found, wanted in zip(last, fired, strict=True):
+        assert [one.edit_id for one in found] == [one.edit_id for one in wanted]
+        assert [one.weight for one in found] == pytest.approx([one.weight for one in wanted], abs=1e-5)
     assert uncached == cached
 
 
@@ -215,9 +216,9 @@ def test_which_tokens_the_residual_changes(
 ) -> None:
     inputs = random_backbone.encode(questions[:1], ["red"])
     with LiveEdit.untrained(random_backbone, small_config(residual_tokens=tokens)) as editor, torch.no_grad():
-        before = random_backbone.states(inputs, editor.config.layer)
+        before = random_backbone.hidden_states(inputs, editor.config.layer)
         editor.add("edit", forced_expert(editor, questions[0]))
-        after = random_backbone.states(inputs, editor.config.layer)
+        after = random_backbone.hidden_states(inputs, editor.config.layer)
         assert fired_ids(editor) == [["edit"]]
     changed = (before != after).any(-1)
     assert changed[inputs.text_mask].float().mean() > 0.5

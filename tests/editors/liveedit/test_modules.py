@@ -9,8 +9,9 @@ import pytest
 import reference
 import torch
 
+from liveedit.backbones import HiddenTokens, TokenRole
 from liveedit.editors.liveedit import LiveEditConfig
-from liveedit.editors.liveedit.modules import LiveEditModules, TokenStates
+from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.errors import ConfigError
 
 WIDTH, IMAGE, LENGTH = 12, 3, 10
@@ -35,17 +36,18 @@ def modules_of(config: LiveEditConfig, seed: int = 0) -> LiveEditModules:
     return modules.double().eval()
 
 
-def batch_of(seed: int = 0) -> TokenStates:
+def batch_of(seed: int = 0) -> HiddenTokens:
     """Three rows of different lengths: (image tokens, prompt tokens, answer tokens), padded on the right."""
     generator = torch.Generator().manual_seed(seed)
-    kinds = torch.full((3, LENGTH), -1)
+    roles = torch.full((3, LENGTH), TokenRole.PADDING)
     for row, (image, prompt, answer) in enumerate([(IMAGE, 4, 2), (IMAGE, 3, 4), (IMAGE, 2, 1)]):
         ends = torch.tensor([image, prompt, answer]).cumsum(0)
-        kinds[row, : ends[0]] = 1
-        kinds[row, ends[0] : ends[1]] = 0
-        kinds[row, ends[1] : ends[2]] = 2
+        roles[row, : ends[0]] = TokenRole.IMAGE
+        roles[row, ends[0] : ends[1]] = TokenRole.PROMPT
+        roles[row, ends[1] : ends[2]] = TokenRole.ANSWER
     states, embeddings = (torch.randn(3, LENGTH, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2))
-    return TokenStates(states, kinds == 1, kinds == 0, kinds == 2, embeddings)
+    ids = torch.zeros_like(roles)
+    return HiddenTokens(roles, ids, hidden_states=states, word_embeddings=embeddings)
 
 
 def tokens_at(tokens: torch.Tensor, mask: torch.Tensor) -> reference.Matrix:
@@ -58,8 +60,8 @@ def test_features_are_equation_3(form: str) -> None:
     weights = reference.part_of(modules.state_dict(), "hat")
     visual, prompt = modules.edit_features(batch)
     for row in range(3):
-        image = tokens_at(batch.states[row], batch.image[row])
-        asked = tokens_at(batch.states[row], batch.prompt[row])
+        image = tokens_at(batch.hidden_states[row], batch.image_mask[row])
+        asked = tokens_at(batch.hidden_states[row], batch.prompt_mask[row])
         phi, psi = reference.extract_features(
             weights, image, asked, modules.config.heads, unit_length=form == "improved"
         )
@@ -73,8 +75,8 @@ def test_query_features_are_equations_4_and_5(form: str) -> None:
     weights = reference.part_of(modules.state_dict(), "bar")
     query = modules.query(batch)
     for row in range(3):
-        image = tokens_at(batch.states[row], batch.image[row])
-        asked = tokens_at(batch.states[row], batch.prompt[row])
+        image = tokens_at(batch.hidden_states[row], batch.image_mask[row])
+        asked = tokens_at(batch.hidden_states[row], batch.prompt_mask[row])
         options = {"heads": modules.config.heads, "unit_length": form == "improved"}
         phi, psi = reference.extract_features(weights, image, asked, **options)  # type: ignore[arg-type]
         theta, _ = reference.extract_features(
@@ -97,12 +99,12 @@ def test_experts_are_equation_1(form: str, source: str) -> None:
     weights = reference.part_of(modules.state_dict(), "generator")
     made = modules.edit(batch)
     for row in range(3):
-        kinds = batch.image[row] | batch.prompt[row]
+        kinds = batch.image_mask[row] | batch.prompt_mask[row]
         if source != "embeddings":
-            kinds = kinds | batch.answer[row]
-        sources = [tokens_at(batch.states[row], kinds)]
+            kinds = kinds | batch.answer_mask[row]
+        sources = [tokens_at(batch.hidden_states[row], kinds)]
         if source != "states":
-            answer = tokens_at(batch.embeddings[row], batch.answer[row])
+            answer = tokens_at(batch.embeddings[row], batch.answer_mask[row])
             sources.append(reference.slotted_answer(weights, answer, modules.config.answer_slots))
         u, v = reference.generate_expert(weights, sources, modules.config.heads)
         torch.testing.assert_close(made.u[row], torch.tensor(u, dtype=torch.float64), atol=1e-9, rtol=0)
@@ -127,7 +129,7 @@ def test_without_the_prompt_the_picture_is_read_as_a_whole(form: str) -> None:
         return [value / length for value in flat]
 
     for row in range(3):
-        image = tokens_at(batch.states[row], batch.image[row])
+        image = tokens_at(batch.hidden_states[row], batch.image_mask[row])
         assert visual[row].tolist() == pytest.approx(phi("hat", image), abs=FLOAT32)
         assert query.visual[row].tolist() == pytest.approx(phi("bar", image), abs=FLOAT32)
         theta = phi("bar", reference.matrix(modules.sentinel.detach()))
@@ -137,14 +139,16 @@ def test_without_the_prompt_the_picture_is_read_as_a_whole(form: str) -> None:
 @pytest.mark.parametrize("asked", [True, False])
 def test_the_prompt_moves_the_visual_feature_only_where_it_is_asked(asked: bool) -> None:
     modules, batch = modules_of(config_of("improved", hard_prompt=asked)), batch_of()
-    other = replace(batch, states=torch.where(batch.prompt[..., None], batch.states.flip(0), batch.states))
+    other = replace(
+        batch, hidden_states=torch.where(batch.prompt_mask[..., None], batch.hidden_states.flip(0), batch.hidden_states)
+    )
     before, after = modules.query(batch), modules.query(other)
     assert torch.equal(before.visual, after.visual) is not asked
     assert torch.equal(before.sentinel, after.sentinel) is not asked
     assert not torch.equal(before.prompt, after.prompt)
 
 
-def everything_of(modules: LiveEditModules, batch: TokenStates) -> list[torch.Tensor]:
+def everything_of(modules: LiveEditModules, batch: HiddenTokens) -> list[torch.Tensor]:
     made, query = modules.edit(batch), modules.query(batch)
     return [made.u, made.v, made.visual, made.prompt, query.visual, query.sentinel, query.prompt]
 
@@ -153,13 +157,13 @@ def everything_of(modules: LiveEditModules, batch: TokenStates) -> list[torch.Te
 @pytest.mark.parametrize("hard_prompt", [True, False])
 def test_padding_never_matters(form: str, hard_prompt: bool) -> None:
     modules, batch = modules_of(config_of(form, hard_prompt=hard_prompt)), batch_of()
-    padding = ~(batch.image | batch.prompt | batch.answer)
+    padding = ~(batch.image_mask | batch.prompt_mask | batch.answer_mask)
     assert padding.any()
-    garbage = torch.full_like(batch.states, 1e4)
+    garbage = torch.full_like(batch.hidden_states, 1e4)
     spoiled = replace(
         batch,
-        states=torch.where(padding[..., None], garbage, batch.states),
-        embeddings=torch.where(padding[..., None], -garbage, batch.embeddings),
+        hidden_states=torch.where(padding[..., None], garbage, batch.hidden_states),
+        word_embeddings=torch.where(padding[..., None], -garbage, batch.embeddings),
     )
     for clean, other in zip(everything_of(modules, batch), everything_of(modules, spoiled), strict=True):
         torch.testing.assert_close(clean, other, atol=0, rtol=0)
@@ -168,22 +172,27 @@ def test_padding_never_matters(form: str, hard_prompt: bool) -> None:
 @pytest.mark.parametrize("form", ["paper", "improved"])
 def test_left_and_right_padding_give_the_same(form: str) -> None:
     modules, batch = modules_of(config_of(form)), batch_of()
-    seen = batch.image | batch.prompt | batch.answer
+    seen = batch.image_mask | batch.prompt_mask | batch.answer_mask
     order = torch.argsort(seen.int(), dim=1, stable=True)  # Padding first, tokens behind it in their order.
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
         index = order if tensor.ndim == 2 else order[..., None].expand_as(tensor)
         return tensor.gather(1, index)
 
-    left = TokenStates(*(moved(part) for part in vars(batch).values()))
-    assert not torch.equal(left.image, batch.image)
+    left = replace(
+        batch,
+        roles=moved(batch.roles),
+        hidden_states=moved(batch.hidden_states),
+        word_embeddings=moved(batch.embeddings),
+    )
+    assert not torch.equal(left.image_mask, batch.image_mask)
     for right, other in zip(everything_of(modules, batch), everything_of(modules, left), strict=True):
         torch.testing.assert_close(right, other, atol=FLOAT32, rtol=0)
 
 
 def test_the_answer_is_not_part_of_routing() -> None:
     modules, batch = modules_of(config_of("improved")), batch_of()
-    other = replace(batch, states=torch.where(batch.answer[..., None], 5.0, batch.states))
+    other = replace(batch, hidden_states=torch.where(batch.answer_mask[..., None], 5.0, batch.hidden_states))
     for before, after in zip(everything_of(modules, batch)[2:], everything_of(modules, other)[2:], strict=True):
         assert torch.equal(before, after)
     assert not torch.equal(modules.edit(batch).u, modules.edit(other).u)
@@ -191,10 +200,10 @@ def test_the_answer_is_not_part_of_routing() -> None:
 
 def test_an_answer_in_another_order_gives_another_expert() -> None:
     modules, batch = modules_of(config_of("improved", answer_source="embeddings")), batch_of()
-    places = batch.answer[1].nonzero().flatten()
+    places = batch.answer_mask[1].nonzero().flatten()
     swapped = batch.embeddings.clone()
     swapped[1, places] = batch.embeddings[1, places.flip(0)]
-    assert not torch.allclose(modules.edit(batch).u[1], modules.edit(replace(batch, embeddings=swapped)).u[1])
+    assert not torch.allclose(modules.edit(batch).u[1], modules.edit(replace(batch, word_embeddings=swapped)).u[1])
 
 
 def test_similarities_of_the_paper_are_scaled_by_the_module_width() -> None:

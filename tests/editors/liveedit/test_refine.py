@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -114,3 +115,61 @@ def test_the_configuration_holds_both_parts(refining: LiveEditRefine) -> None:
     found = refining.configuration()
     assert found["refine"] == RefineConfig().model_dump()  # type: ignore[call-arg]
     assert found["rank"] == refining.config.rank
+
+
+class PassCounter:
+    """Counts forward passes of the vision tower and of the first decoder layer, and encoded batches."""
+
+    def __init__(self, backbone: Backbone, monkeypatch: pytest.MonkeyPatch):
+        self.encoded = self.vision = self.first_layer = 0
+        original = backbone.encode
+
+        def encode(*arguments: Any, **options: Any) -> Any:
+            self.encoded += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(backbone, "encode", encode)
+        tower = backbone.model.model.vision_tower  # type: ignore[union-attr]
+        self._handles = [
+            tower.register_forward_hook(lambda *_: self._count("vision")),  # type: ignore[operator,union-attr]
+            backbone.layers[0].register_forward_hook(lambda *_: self._count("first_layer")),
+        ]
+
+    def _count(self, name: str) -> None:
+        setattr(self, name, getattr(self, name) + 1)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        return self.encoded, self.vision, self.first_layer
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def test_an_edit_that_takes_at_once_reads_its_prompt_once(
+    tiny_llava: Backbone, eval_cases: tuple[EditCase, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LiveEditRefine.load(tiny_llava) as editor:
+        counter = PassCounter(tiny_llava, monkeypatch)
+        try:
+            expert, steps = editor.make_expert(eval_cases[0].edit)
+        finally:
+            counter.remove()
+        assert steps == 0
+        assert counter.counts == (1, 1, 1)
+        (generated,) = editor.make_experts([eval_cases[0].edit])
+        again, _ = editor.refine(eval_cases[0].edit, generated)
+        assert expert.digest == again.digest
+
+
+def test_an_edit_that_is_refined_reads_a_second_batch_for_the_carrier(
+    refining: LiveEditRefine, edit: Edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = PassCounter(refining.backbone, monkeypatch)
+    try:
+        _, steps = refining.make_expert(edit)
+    finally:
+        counter.remove()
+    assert steps > 0
+    assert counter.counts == (2, 2, 2)

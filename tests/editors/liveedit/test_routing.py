@@ -8,13 +8,21 @@ from collections.abc import Callable, Sequence
 import pytest
 import reference
 import torch
+from jaxtyping import TypeCheckError
 
 from liveedit.editors.liveedit import LiveEditConfig
 from liveedit.editors.liveedit.config import Weighting
 from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
-from liveedit.editors.liveedit.routing import Routing, expert_residual, hard_routed, route, soft_weights
+from liveedit.editors.liveedit.routing import (
+    Routing,
+    changed_tokens,
+    expert_residual,
+    hard_routed,
+    route,
+    soft_weights,
+)
 from liveedit.experts import ExpertRepository, LowRankExpert, blocks
-from liveedit.experts.blocks import Place
+from liveedit.experts.blocks import ExpertsOn
 
 WIDTH, FEATURES = 12, 16
 SIZES = {"width": WIDTH, "layer": 0, "image_tokens": 3, "module_width": 8, "rank": 2, "feature_parts": 2}
@@ -292,7 +300,7 @@ def test_products_of_lower_precision_change_no_decision(precision: str) -> None:
 @pytest.mark.parametrize("experts_on", ["device", "host"])
 @pytest.mark.parametrize("first_rows", [3, 100])
 def test_blocks_and_where_they_lie_do_not_change_a_bit(
-    experts_on: Place, first_rows: int, monkeypatch: pytest.MonkeyPatch
+    experts_on: ExpertsOn, first_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experts, query, modules = experts_of(600), query_of(), modules_of(top_experts=40)
     first = routed(modules, query, EVERY, repository_of(experts))
@@ -405,3 +413,23 @@ def test_a_row_with_fewer_experts_is_not_disturbed_by_the_others() -> None:
         assert [fired.edit_id for fired in alone.fired[0]] == [f.edit_id for f in together.fired[row]]
         residual = expert_residual(states[row, None], alone.u, alone.v, alone.weights, modules.config)
         torch.testing.assert_close(residual[0], whole[row], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("residual_tokens", "expected"),
+    [
+        # text, image, image, text, image, text, text, padding
+        ("text", [[0, 0, 0, 0, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]]),
+        ("all", [[1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]]),
+    ],
+)
+def test_text_before_the_image_is_changed_only_with_all_tokens(residual_tokens: str, expected: list[list[int]]) -> None:
+    image = torch.tensor([[0, 1, 1, 0, 1, 0, 0, 0], [0] * 8]).bool()
+    text = torch.tensor([[1, 0, 0, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]]).bool()
+    changed = changed_tokens(image, text, modules_of(residual_tokens=residual_tokens).config)
+    assert changed.int().tolist() == expected
+
+
+def test_shapes_in_signatures_are_checked_while_the_tests_run() -> None:
+    with pytest.raises(TypeCheckError):
+        changed_tokens(torch.ones(2, 3).bool(), torch.ones(2, 4).bool(), modules_of().config)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from simulated_processes import simulate
 from torch import Tensor
+from torch.nn import functional as F
 
 from liveedit.backbones import Backbone
 from liveedit.backbones.hidden_states import HiddenStateCache
-from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.editors.liveedit import LiveEditConfig, LiveEditLosses
 from liveedit.editors.liveedit import losses as losses_module
-from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask, Stage
+from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
+from liveedit.editors.liveedit.routing import changed_tokens, expert_residual
+from liveedit.editors.liveedit.task import LiveEditTask, Stage
 from liveedit.samples import EditCase
 from liveedit.training.distributed import ALONE, Processes
 
@@ -136,12 +138,12 @@ def test_thinned_prompts_lose_tokens_but_never_the_last(task_of: TaskMaker) -> N
     task, rng = task_of(LiveEditLosses(prompt_dropout=0.5)), np.random.default_rng(0)
     rows = task._rows(BATCH, [["reliability", "text_generality"]] * len(BATCH))
     thinned = task._thinned(rows, rng)
-    before, after = rows.batch.prompt, thinned.batch.prompt
+    before, after = rows.batch.prompt_mask, thinned.batch.prompt_mask
     assert not bool((after & ~before).any())
     assert 0.3 < float(after.sum() / before.sum()) < 0.8
     last = before.long().cumsum(1).argmax(1)  # The first place where the count is full.
     assert bool(after[torch.arange(len(after)), last].all())
-    assert torch.equal(thinned.batch.states, rows.batch.states)
+    assert torch.equal(thinned.batch.hidden_states, rows.batch.hidden_states)
     untouched = task_of(LiveEditLosses.paper())._thinned(rows, rng)
     assert untouched is rows
 
@@ -204,3 +206,50 @@ def test_equal_mixing_gives_each_expert_that_is_let_in_the_same(task_of: TaskMak
     own = torch.eye(len(BATCH), dtype=torch.bool)
     weights = task._mixing_weights(modules, visual, prompt, bar, own, rows.has_image, np.random.default_rng(0))
     torch.testing.assert_close(weights, torch.full((7, 7), 1 / 7))
+
+
+def test_the_joint_loss_is_the_sum_of_all_its_terms(task_of: TaskMaker, small_config: ConfigMaker) -> None:
+    """Equations 8, 9 and 11: the edit's NLL, the KL of locality inputs, and both routing losses."""
+    torch.manual_seed(3)
+    modules = LiveEditModules(small_config())
+    loss, figures = task_of(LiveEditLosses(mixing="batch")).loss(modules, "joint", BATCH, np.random.default_rng(1))
+    others = sum(figures[name] for name in ("edit_loss_nats", "hard_loss_nats", "soft_loss_nats"))
+    assert figures["kl_nats"] > 1e-3
+    assert loss.item() - others == pytest.approx(figures["kl_nats"], rel=1e-2)
+
+
+def test_an_own_expert_is_mixed_although_hard_routing_keeps_it_out(
+    task_of: TaskMaker, small_config: ConfigMaker
+) -> None:
+    modules = LiveEditModules(small_config())
+    task = task_of(LiveEditLosses(mixing="routed"))
+    rows = task._rows(BATCH, [["reliability"]] * len(BATCH))
+    visual, prompt = modules.edit_features(task._tokens(rows.batch))
+    query = task._gathered_query(modules, rows)
+    kept_out = QueryFeatures(query.visual, query.visual, query.prompt)  # The sentinel is the best match there is.
+    own = torch.eye(len(BATCH), dtype=torch.bool)
+    weights = task._mixing_weights(modules, visual, prompt, kept_out, own, rows.has_image, np.random.default_rng(0))
+    assert torch.equal(weights > 0, own)
+
+
+def test_the_generator_is_trained_with_each_expert_at_its_full_weight(
+    task_of: TaskMaker, small_config: ConfigMaker, random_backbone: Backbone
+) -> None:
+    """h + relu(LayerNorm(h) U^T) V with weight 1, as an expert that is alone has at query time."""
+    torch.manual_seed(3)
+    modules, task = LiveEditModules(small_config()), task_of(LiveEditLosses())
+    names = ["reliability", "text_generality", "modal_generality"]
+    found, _ = task.loss(modules, "generator", BATCH[:1], np.random.default_rng(1))
+    rows, edits = task._rows(BATCH[:1], [names], shared=False), task._rows(BATCH[:1], [names[:1]], shared=False)
+    made = modules.edit(task._tokens(edits.batch))
+    batch, expanded = rows.batch, (len(names), 1, -1, -1)
+    ones = torch.ones(len(names), 1)
+    residual = expert_residual(
+        batch.states, made.u[None].expand(expanded), made.v[None].expand(expanded), ones, modules.config
+    )
+    changed = changed_tokens(batch.image, batch.prompt | batch.answer, modules.config)
+    states = batch.states + residual * changed[..., None]
+    logits = random_backbone.logits_from(states, batch, modules.config.layer, batch.predicting)
+    assert found.item() == pytest.approx(F.cross_entropy(logits, batch.targets).item(), rel=1e-6)
+    unedited = random_backbone.logits_from(batch.states, batch, modules.config.layer, batch.predicting)
+    assert found.item() != pytest.approx(F.cross_entropy(unedited, batch.targets).item(), rel=1e-3)

@@ -147,16 +147,14 @@ def test_a_picture_marker_in_an_answer_is_refused_before_anything_changes(
     assert editor.backbone._transform is None
 
 
-def test_kept_edits_answer_as_before_in_a_fresh_editor(
-    editor: LearningToEdit, edits: list[tuple[str, Edit]], tmp_path: Path
-) -> None:
+def test_kept_edits_answer_as_before_in_a_fresh_editor(editor: LearningToEdit, edits: list[tuple[str, Edit]]) -> None:
     asked, answers = [edit.question for _, edit in edits], ["red", "deep well"]
     editor.edit(edits)
     before = logits_of(editor.backbone, asked, answers)
-    editor.save_edits(tmp_path / "edits.safetensors")
+    state = editor.edited_state()
     editor.detach()
     with stirred(editor.backbone, editor.config) as fresh:
-        fresh.load_edits(tmp_path / "edits.safetensors")
+        fresh.restore(*state)
         assert torch.equal(logits_of(editor.backbone, asked, answers), before)
 
 

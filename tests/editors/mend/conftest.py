@@ -3,13 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from model_traces import hooks_of, weight_bits
 from PIL import Image
 
 from liveedit.backbones import Backbone
 from liveedit.backbones.families.blip2 import Blip2Backbone
 from liveedit.pretraining.models import TINY_BLIP2, TINY_LLAVA, TINY_MINIGPT4
 from liveedit.samples import Edit, Question
+from liveedit.testing.model_traces import hooks_of, weight_bits
 
 
 @pytest.fixture(scope="session")

@@ -108,28 +108,26 @@ def test_order_matters_and_single_edits_cannot_be_taken_back(random_backbone: Ba
         assert not any(torch.equal(a, b) for a, b in zip(first, weights_of(random_backbone), strict=True))
 
 
-def test_saved_edits_and_what_follows_them_are_the_same(
-    random_backbone: Backbone, edits: list[Edit], tmp_path: Path
-) -> None:
+def test_saved_edits_and_what_follows_them_are_the_same(random_backbone: Backbone, edits: list[Edit]) -> None:
     with trained_like(random_backbone) as editor:
         editor.edit(named(edits[:2]))
-        editor.save_edits(tmp_path / "edits")
+        state = editor.edited_state()
         editor.edit(named(edits[2:]))
         expected = weights_of(random_backbone)
     with trained_like(random_backbone) as fresh:
         fresh.edit(named(edits[1:2]))
-        fresh.load_edits(tmp_path / "edits")
+        fresh.restore(*state)
         fresh.edit(named(edits[2:]))
         assert all(torch.equal(a, b) for a, b in zip(expected, weights_of(random_backbone), strict=True))
         assert fresh.edited_state()[1] == {"edits": 3}
 
 
-def test_no_edits_can_be_saved_too(random_backbone: Backbone, edits: list[Edit], tmp_path: Path) -> None:
+def test_no_edits_can_be_saved_too(random_backbone: Backbone, edits: list[Edit]) -> None:
     before = weights_of(random_backbone)
     with trained_like(random_backbone) as editor:
-        editor.save_edits(tmp_path / "edits")
+        state = editor.edited_state()
         editor.edit(named(edits))
-        editor.load_edits(tmp_path / "edits")
+        editor.restore(*state)
         assert all(torch.equal(a, b) for a, b in zip(before, weights_of(random_backbone), strict=True))
 
 

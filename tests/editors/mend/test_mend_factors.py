@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from liveedit.backbones import Backbone
-from liveedit.backbones.tokens import Inputs
+from liveedit.backbones.tokens import TokenBatch
 from liveedit.editors.mend.factors import Factors, Matrix, changed, edit_gradients, layer_before, mlp_matrices
 from liveedit.errors import BackboneError
 from liveedit.samples import Edit
@@ -15,15 +15,15 @@ from liveedit.samples import Edit
 LAYERS = 2
 
 
-def encoded(backbone: Backbone, edits: list[Edit]) -> Inputs:
+def encoded(backbone: Backbone, edits: list[Edit]) -> TokenBatch:
     return backbone.encode([edit.question for edit in edits], [edit.answer for edit in edits])
 
 
 def gradients_of(backbone: Backbone, edits: list[Edit]) -> list[Factors]:
     matrices, inputs = mlp_matrices(backbone, LAYERS), encoded(backbone, edits)
     with torch.no_grad():
-        states = backbone.states(inputs, layer_before(matrices))
-    return edit_gradients(backbone, matrices, states, inputs, inputs.input_ids, inputs.answer_mask)
+        states = backbone.hidden_states(inputs, layer_before(matrices))
+    return edit_gradients(backbone, matrices, states, inputs)
 
 
 def autograd_gradients(backbone: Backbone, edit: Edit) -> list[Tensor]:

@@ -18,7 +18,7 @@ from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.mend import Mend, MendConfig
 from liveedit.editors.mend.modules import MendModules
 from liveedit.editors.mend.task import MendTask
-from liveedit.editors.trained import train_editor
+from liveedit.editors.trained import TrainingSetup, train_editor
 from liveedit.samples import LOCALITY, EditCase
 from liveedit.training.distributed import ALONE, Processes
 from liveedit.training.trainer import StageConfig, TrainingConfig
@@ -79,7 +79,7 @@ def answers_under(task: MendTask, changes: list[Tensor], case: int, names: list[
             matrix.module.weight += change
         for name in names:
             batch = task.store.batch([task._places[case][name]])
-            found.append(backbone.logits_from(batch.states, batch, 3, batch.predicting))
+            found.append(backbone.logits_from(batch.hidden_states, batch, 3, batch.predicting))
     finally:
         for matrix, weight in zip(task.matrices, kept, strict=True):
             matrix.module.weight.copy_(weight)
@@ -198,17 +198,22 @@ def test_a_training_cut_off_goes_on_to_the_same_editor(
     random_backbone: Backbone, train_cases: tuple[EditCase, ...], config: MendConfig, tmp_path: Path
 ) -> None:
     training = TrainingConfig(
-        stages=(StageConfig(name="edit", steps=4, batch=3, rate=1e-3),), validation=2, validate_every=2, warmup=1
+        stages=(StageConfig(name="edit", steps=4, batch=3, learning_rate=1e-3),),
+        validation=2,
+        validate_every=2,
+        warmup=1,
     )
 
     def stop_after_three(what: str, done: int, total: int, figures: dict[str, float]) -> None:
         if what == "edit" and done == 3:
             raise KeyboardInterrupt
 
-    straight = train_editor(Mend, random_backbone, train_cases, config, training, tmp_path / "straight")
+    straight = train_editor(TrainingSetup(Mend, config, training), random_backbone, train_cases, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
-        train_editor(Mend, random_backbone, train_cases, config, training, tmp_path / "cut", stop_after_three)
-    resumed = train_editor(Mend, random_backbone, train_cases, config, training, tmp_path / "cut")
+        train_editor(
+            TrainingSetup(Mend, config, training), random_backbone, train_cases, tmp_path / "cut", stop_after_three
+        )
+    resumed = train_editor(TrainingSetup(Mend, config, training), random_backbone, train_cases, tmp_path / "cut")
     first, second = (Mend.from_pretrained(result.folder, random_backbone) for result in (straight, resumed))
     assert first.digest() == second.digest() != Mend.untrained(random_backbone, config).digest()
     assert straight.validation == resumed.validation

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FAMILIES
 from PIL import Image
 
 from liveedit.backbones import Backbone, load_backbone
@@ -15,9 +14,10 @@ from liveedit.backbones.prompt_transforms import PreparedQuestion
 from liveedit.editors.recipe import Recipe
 from liveedit.editors.recipe.editor import default_prompt_tokens
 from liveedit.editors.shared import read_questions
-from liveedit.editors.trained import train_editor
-from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
+from liveedit.editors.trained import TrainingSetup, train_editor
+from liveedit.errors import BackboneError, InvalidInputError, NotFoundError
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing.family_models import FAMILIES
 from liveedit.training.trainer import StageConfig, TrainingConfig
 
 SIZES = {"features": 32, "generator_width": 32, "prompt_tokens": 3}
@@ -107,7 +107,7 @@ def test_undo_and_reset_leave_no_trace(editor: Recipe, edits: list[tuple[str, Ed
     with pytest.raises(InvalidInputError, match="already there"):
         editor.edit(edits[:1])
     editor.undo("first")
-    assert backbone.encode(questions).asked == ()
+    assert backbone.encode(questions).prepared == ()
     assert torch.equal(logits(), unedited)
     editor.edit(edits)
     editor.reset()
@@ -121,19 +121,17 @@ def test_kept_edits_answer_the_same_elsewhere(editor: Recipe, edits: list[tuple[
     editor.edit(edits)
     lower_border(editor)
     editor.save_pretrained(tmp_path / "editor", torch.float32)
-    editor.save_edits(tmp_path / "edits.safetensors")
+    state = editor.edited_state()
     expected = backbone.logits(backbone.encode(questions))
     editor.detach()
     with Recipe.from_pretrained(tmp_path / "editor", backbone) as again:
-        again.load_edits(tmp_path / "edits.safetensors")
+        again.restore(*state)
         assert torch.equal(backbone.logits(backbone.encode(questions)), expected)
         again.undo("first")
         again.undo("second")
-        again.save_edits(tmp_path / "none.safetensors")
-        again.load_edits(tmp_path / "none.safetensors")
+        none = again.edited_state()
+        again.restore(*none)
         assert backbone.encode(questions).asked == ()
-    with Recipe.untrained(backbone, editor.config, seed=1) as other, pytest.raises(CheckpointError, match="made by"):
-        other.load_edits(tmp_path / "edits.safetensors")
 
 
 def test_what_an_edit_costs_is_its_key_and_its_prompt(editor: Recipe, edits: list[tuple[str, Edit]]) -> None:
@@ -173,13 +171,13 @@ def test_it_trains_into_a_folder_and_goes_on_there(
     random_backbone: Backbone, train_cases: tuple[EditCase, ...], tmp_path: Path
 ) -> None:
     config = Recipe.new_config(random_backbone, **SIZES)
-    stages = tuple(StageConfig(name=name, steps=1, batch=3, rate=1e-3) for name in ("retrieval", "prompts"))
+    stages = tuple(StageConfig(name=name, steps=1, batch=3, learning_rate=1e-3) for name in ("retrieval", "prompts"))
     training = TrainingConfig(stages=stages, validation=2, validate_every=1, mixed_precision=False)  # type: ignore[call-arg]
     cases = train_cases[:6]
-    result = train_editor(Recipe, random_backbone, cases, config, training, tmp_path)
+    result = train_editor(TrainingSetup(Recipe, config, training), random_backbone, cases, tmp_path)
     assert result.folder == tmp_path / "editor"
     assert 0 <= result.validation["text_generality"] <= 100
     first = Recipe.load(random_backbone, str(result.folder))
-    again = train_editor(Recipe, random_backbone, cases, config, training, tmp_path)
+    again = train_editor(TrainingSetup(Recipe, config, training), random_backbone, cases, tmp_path)
     second = Recipe.load(random_backbone, str(again.folder))
     assert first.digest() == second.digest() != Recipe.untrained(random_backbone, config).digest()

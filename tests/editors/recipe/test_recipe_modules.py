@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from liveedit.backbones import Backbone
+from liveedit.backbones import Backbone, HiddenTokens
 from liveedit.editors.recipe import RecipeConfig
 from liveedit.editors.recipe.modules import RecipeModules
-from liveedit.editors.shared import QuestionTokens, read_questions
+from liveedit.editors.shared import read_questions
 from liveedit.samples import Question
 
 LAYER = 3
@@ -25,10 +25,10 @@ def modules() -> RecipeModules:
 
 
 @pytest.fixture
-def tokens(random_backbone: Backbone, picture: Callable[[int], Image.Image]) -> Callable[..., QuestionTokens]:
+def tokens(random_backbone: Backbone, picture: Callable[[int], Image.Image]) -> Callable[..., HiddenTokens]:
     """One question with an answer; any of the three may be another."""
 
-    def read(seed: int = 1, prompt: str = "What color is the hat?", answer: str = "red") -> QuestionTokens:
+    def read(seed: int = 1, prompt: str = "What color is the hat?", answer: str = "red") -> HiddenTokens:
         return read_questions(random_backbone, [Question(prompt, picture(seed))], LAYER, [answer])
 
     return read
@@ -36,7 +36,7 @@ def tokens(random_backbone: Backbone, picture: Callable[[int], Image.Image]) -> 
 
 @torch.no_grad()
 def test_the_prompt_knows_the_answer_and_the_key_does_not(
-    modules: RecipeModules, tokens: Callable[..., QuestionTokens]
+    modules: RecipeModules, tokens: Callable[..., HiddenTokens]
 ) -> None:
     first, other = tokens(), tokens(answer="deep well")
     torch.testing.assert_close(modules.keys(first), modules.keys(other), atol=1e-5, rtol=1e-5)
@@ -45,24 +45,24 @@ def test_the_prompt_knows_the_answer_and_the_key_does_not(
 
 
 @torch.no_grad()
-def test_key_and_prompt_know_picture_and_wording(modules: RecipeModules, tokens: Callable[..., QuestionTokens]) -> None:
+def test_key_and_prompt_know_picture_and_wording(modules: RecipeModules, tokens: Callable[..., HiddenTokens]) -> None:
     for other in (tokens(seed=2), tokens(prompt="What color is the box?")):
         for made in (modules.keys, modules.queries, modules.generator):
             assert (made(tokens()) - made(other)).abs().max() > 1e-4
 
 
 @torch.no_grad()
-def test_an_answer_is_read_in_its_order(modules: RecipeModules, tokens: Callable[..., QuestionTokens]) -> None:
+def test_an_answer_is_read_in_its_order(modules: RecipeModules, tokens: Callable[..., HiddenTokens]) -> None:
     one, other = tokens(answer="red blue"), tokens(answer="blue red")
-    assert sorted(one.embeddings[one.answer].sum(1).tolist()) == pytest.approx(
-        sorted(other.embeddings[other.answer].sum(1).tolist()), abs=1e-4
+    assert sorted(one.embeddings[one.answer_mask].sum(1).tolist()) == pytest.approx(
+        sorted(other.embeddings[other.answer_mask].sum(1).tolist()), abs=1e-4
     )
     assert (modules.generator(one) - modules.generator(other)).abs().max() > 1e-3
 
 
 @torch.no_grad()
 def test_prompts_have_their_shape_and_features_unit_length(
-    modules: RecipeModules, tokens: Callable[..., QuestionTokens]
+    modules: RecipeModules, tokens: Callable[..., HiddenTokens]
 ) -> None:
     assert modules.generator(tokens()).shape == (1, 3, 192)
     keys, queries = modules.both(tokens())
@@ -72,7 +72,7 @@ def test_prompts_have_their_shape_and_features_unit_length(
     assert torch.equal(modules.queries(tokens()), queries)
 
 
-def test_first_prompts_are_as_large_as_words(modules: RecipeModules, tokens: Callable[..., QuestionTokens]) -> None:
+def test_first_prompts_are_as_large_as_words(modules: RecipeModules, tokens: Callable[..., HiddenTokens]) -> None:
     made = modules.generator(tokens())
     double = RecipeModules(modules.config.model_copy(update={"embedding_scale": 1.0})).eval()
     double.load_state_dict(modules.state_dict())

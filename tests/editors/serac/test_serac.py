@@ -158,18 +158,16 @@ def test_undoing_an_edit_leaves_what_would_be_without_it(
         editor.undo("hat")
 
 
-def test_kept_edits_answer_as_before_in_a_fresh_editor(
-    editor: Serac, edits: list[tuple[str, Edit]], tmp_path: Path
-) -> None:
+def test_kept_edits_answer_as_before_in_a_fresh_editor(editor: Serac, edits: list[tuple[str, Edit]]) -> None:
     asked, answers = [edit.question for _, edit in edits], ["red", "deep well"]
     editor.edit(edits)
     before = logits_of(editor.backbone, asked, answers)
-    editor.save_edits(tmp_path / "edits.safetensors")
+    state = editor.edited_state()
     editor.detach()
     fresh = Serac.untrained(editor.backbone, editor.config, seed=2)
     narrow(fresh)
     with fresh:
-        fresh.load_edits(tmp_path / "edits.safetensors")
+        fresh.restore(*state)
         assert torch.equal(logits_of(editor.backbone, asked, answers), before)
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints of transformers, built from what other projects released."""
+"""Checkpoints in transformers' format, converted from those that other projects released."""

@@ -53,7 +53,7 @@ def open_language_model(folder: Path) -> LanguageParts:
 
 
 def prepare_language_model(label: str, weights: WeightSource, config: LlamaConfig, tokenizer: Any) -> LanguageParts:
-    """Add the image token (and a padding token, where there is none), with rows for them.
+    """Add the image token (and a padding token, if there is none), with rows for them.
 
     The rows are the mean of those of the tokens known before: such a token's logit is the mean of all, so that it is
     never the most likely one. `config` and `tokenizer` are changed.
@@ -69,7 +69,7 @@ def prepare_language_model(label: str, weights: WeightSource, config: LlamaConfi
     config.vocab_size = max(rows, _vocabulary(tokenizer))
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-    config.tie_word_embeddings = False  # A head that was tied is written out.
+    config.tie_word_embeddings = False  # A tied head is written as a weight of its own.
     grown = GrownWeights(weights, known, config.vocab_size)
     return LanguageParts(label, grown, config, tokenizer, int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)))
 
@@ -88,7 +88,7 @@ class GrownWeights:
         return self._weights.names()
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Its shape; None where there is no such weight."""
+        """Its shape; None if there is no such weight."""
         found = self._weights.shape(self._stored(name))
         return (self._rows, *found[1:]) if found is not None and name in (EMBEDDINGS, HEAD) else found
 
@@ -112,7 +112,7 @@ def _check_kind(folder: Path, raw: dict[str, Any]) -> None:
         return
     also = ""
     if raw.get("is_encoder_decoder") or str(kind).endswith("t5"):
-        also = " It is an encoder-decoder, whose decoder cannot follow the features of a picture as MiniGPT-4's does."
+        also = " It is an encoder-decoder, whose decoder cannot read image features as MiniGPT-4's does."
     raise BackboneError(
         f"{folder} holds a model of type {kind!r}, where one of type 'llama' is needed.{also} Give the folder of the "
         "Vicuna that the projection was trained for."
@@ -125,7 +125,7 @@ def _read_settings(folder: Path) -> tuple[LlamaConfig, Any]:
     try:
         config = LlamaConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # Whatever a tokenizer's own library raises.
+    except Exception as error:  # Tokenizer libraries raise many types.
         reason = str(error).strip().split("\n")[0].rstrip(". ")
         raise BackboneError(
             f"The configuration or the tokenizer of {folder} could not be read ({reason}). A folder with "

@@ -64,7 +64,7 @@ def convert_minigpt4(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Build MiniGPT-4 out of its three sources, as a folder that `AutoModelForImageTextToText` loads.
+    """Build MiniGPT-4 from its three sources, as a folder that `AutoModelForImageTextToText` loads.
 
     projection: MiniGPT-4's .pth with llama_proj.weight (llama width, Q-Former width) and llama_proj.bias (llama width).
     blip2: a BLIP-2 folder of transformers, of which only vision tower, query tokens and Q-Former are read; or LAVIS's
@@ -72,7 +72,7 @@ def convert_minigpt4(
     dtype: precision of the file, one of `DTYPES`; query tokens and Q-Former stay in float32, as transformers keeps them
     beside float16. progress: is called with the tensors written and their total.
 
-    Memory: one shard (`shard_bytes`, 2 GiB unless told otherwise; its largest tensor where that is more) and its
+    Memory: one shard (`shard_bytes`, 2 GiB by default; the largest tensor if that is more) and its
     largest tensor once more, whatever the size of the model. The sources are mapped, and pages of theirs that stay in
     memory are the system's to drop; only files of `torch.save` in its format before PyTorch 1.6 are read as a whole.
     Nothing is written before names, shapes and free disk space have been checked. The folder appears under its name
@@ -108,7 +108,7 @@ def convert_minigpt4(
 
 
 def check_projection(path: Path, weights: WeightSource) -> tuple[int, int]:
-    """The widths (llama, Q-Former) of a projection. Raises `BackboneError` where there is none."""
+    """The widths (llama, Q-Former) of a projection. Raises `BackboneError` if there is none."""
     weight, bias = (weights.shape(name) for name in PROJECTION.values())
     if weight is None or bias is None:
         raise BackboneError(
@@ -148,7 +148,7 @@ def plan_tensors(
     language: LanguageParts,
     dtype: torch.dtype,
 ) -> list[PlannedTensor]:
-    """Every weight of the model with where it comes from, in the model's order; no weight is read.
+    """Every weight of the model and its source, in the model's order. No weight is read.
 
     Raises `BackboneError` where one is missing or has another shape than the model needs.
     """
@@ -182,7 +182,7 @@ def plan_tensors(
 def _home(
     name: str, projection: WeightSource, projection_label: str, vision: VisionParts, language: LanguageParts
 ) -> tuple[str, WeightSource, str]:
-    """Where a weight of the model comes from, and its name there."""
+    """The source of a weight of the model, and its name there."""
     if name in PROJECTION:
         return projection_label, projection, PROJECTION[name]
     if name.startswith(_LANGUAGE):
@@ -237,7 +237,7 @@ def _check_space(out: Path, size_bytes: int) -> None:
 
 @contextmanager
 def _finished_at_once(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name at the end, and is removed where something goes wrong."""
+    """A folder beside `out` that is renamed to it at the end, and removed after an exception."""
     beside = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
     beside.mkdir(parents=True)
     try:

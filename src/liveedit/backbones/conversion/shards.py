@@ -1,4 +1,4 @@
-"""Writing a checkpoint of transformers shard by shard, so that it never has to be in memory as a whole."""
+"""Writing a checkpoint of transformers shard by shard, so that it never has to fit into memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A weight of the new checkpoint that is read when its turn comes.
+    """A weight of the new checkpoint that is read only when it is written.
 
     read: gives it in any precision, in `shape`. source: where it comes from, for messages.
     """
@@ -33,12 +33,12 @@ class PlannedTensor:
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return prod(self.shape)
 
     @property
     def size_bytes(self) -> int:
-        """What it takes in the file."""
+        """Size in the file."""
         return self.parameters * self.dtype.itemsize
 
     def load(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""BLIP-2's vision tower and Q-Former: out of a folder of transformers, or out of LAVIS's own files."""
+"""BLIP-2's vision tower and Q-Former, from a folder of transformers or from LAVIS's own files."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class LavisWeights:
     """LAVIS's weights by the names that they have in transformers.
 
     The names follow transformers' own conversion script. LAVIS stores no bias of the keys, so the bias of the joint
-    projection is (q_bias, 0, v_bias). The tower is looked for under `visual_encoder.`, then in its own file.
+    projection is (q_bias, 0, v_bias). The tower is searched under `visual_encoder.`, then in its own file.
     """
 
     def __init__(self, main: WeightSource, tower: WeightSource | None):
@@ -120,7 +120,7 @@ class LavisWeights:
         return [*self._main.names(), *apart]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Its shape; None where there is no such weight."""
+        """Its shape; None if there is no such weight."""
         lavis = lavis_name(name)
         if not lavis.endswith(".qkv.bias"):
             return self._raw_shape(lavis)

@@ -1,4 +1,4 @@
-"""Weights by name, out of files that are far larger than what is wanted of them."""
+"""Weights by name, read one by one from files that need not fit into memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WeightSource(Protocol):
     """Named weights that are read one at a time."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Its shape; None where there is no such weight."""
+        """Its shape; None if there is no such weight."""
         ...
 
     def read(self, name: str) -> Tensor:
@@ -37,7 +37,7 @@ class WeightSource(Protocol):
 
 
 class SafetensorsFile:
-    """One safetensors file; only its header is read before a weight is asked for."""
+    """One safetensors file; only its header is read until a weight is requested."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -52,11 +52,11 @@ class SafetensorsFile:
         return self._names
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Its shape; None where there is no such weight."""
+        """Its shape; None if there is no such weight."""
         return tuple(self._file.get_slice(name).get_shape()) if name in self._names else None
 
     def read(self, name: str) -> Tensor:
-        """The weight itself. Raises `BackboneError` where the file is damaged."""
+        """The weight itself. Raises `BackboneError` if the file is damaged."""
         try:
             return self._file.get_tensor(name)
         except (OSError, SafetensorError) as error:
@@ -93,7 +93,7 @@ class TorchFile:
         return self._tensors
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Its shape; None where there is no such weight."""
+        """Its shape; None if there is no such weight."""
         return tuple(self._tensors[name].shape) if name in self._tensors else None
 
     def read(self, name: str) -> Tensor:
@@ -132,11 +132,11 @@ class CheckpointFolder:
         return self._homes
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Its shape; None where there is no such weight. Raises `NotFoundError` where its shard is missing."""
+        """Its shape; None if there is no such weight. Raises `NotFoundError` if its shard is missing."""
         return self._open(self._homes[name]).shape(name) if name in self._homes else None
 
     def read(self, name: str) -> Tensor:
-        """The weight itself. Raises `BackboneError` where its file is damaged."""
+        """The weight itself. Raises `BackboneError` if its file is damaged."""
         return self._open(self._homes[name]).read(name)
 
 

@@ -1,33 +1,28 @@
-"""What differs between families of models: one small file for each. Where a model is of none, the rule holds."""
+"""Families of models, each in a small file, registered by model_type as `liveedit.backbones` entry points."""
 
 from __future__ import annotations
 
+from ... import registry
+from ...registry import BACKBONES
 from ..backbone import Backbone
-from .blip2 import Blip2Backbone
-from .gemma3 import Gemma3Backbone
-from .idefics3 import Idefics3Backbone
-from .internvl import InternVLBackbone
-from .qwen_vl import QwenVLBackbone
 from .text_only import TextBackbone
 
-_BY_MODEL_TYPE: dict[str, type[Backbone]] = {
-    "llava": Backbone,
-    "blip-2": Blip2Backbone,
-    "qwen2_5_vl": QwenVLBackbone,
-    "qwen3_vl": QwenVLBackbone,
-    "internvl": InternVLBackbone,
-    "gemma3": Gemma3Backbone,
-    "idefics3": Idefics3Backbone,
-    "smolvlm": Idefics3Backbone,
-    "llama": TextBackbone,
-    "mistral": TextBackbone,
-}
-KNOWN_MODEL_TYPES = tuple(_BY_MODEL_TYPE)
-"""Model types that the contract test covers."""
+__all__ = ["backbone_class", "known_model_types"]
 
-__all__ = ["KNOWN_MODEL_TYPES", "backbone_class"]
+
+def known_model_types() -> tuple[str, ...]:
+    """Model types with a registered family. The contract tests cover the built-in ones."""
+    return registry.names(BACKBONES)
 
 
 def backbone_class(model_type: str, reads_images: bool) -> type[Backbone]:
-    """The class for a model type; for one that is not known, the rule for models with or without images."""
-    return _BY_MODEL_TYPE.get(model_type, Backbone if reads_images else TextBackbone)
+    """The registered class for a model type; for others, the general class for models with or without images.
+
+    Raises `ExtensionError` if the registered class cannot be used.
+    """
+    if model_type not in known_model_types():
+        return Backbone if reads_images else TextBackbone
+    found = registry.load(BACKBONES, model_type)
+    if not isinstance(found, type) or not issubclass(found, Backbone):
+        raise registry.wrong_kind(BACKBONES, model_type, found, "a subclass of liveedit.backbones.Backbone")
+    return found

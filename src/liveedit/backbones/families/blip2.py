@@ -1,4 +1,4 @@
-"""BLIP-2 and MiniGPT-4: a Q-Former's queries are the image tokens; text alone goes to the language model."""
+"""BLIP-2 and MiniGPT-4: a Q-Former's queries are the image tokens. Text alone goes to the language model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ...errors import BackboneError
 from ...samples import Question
 from ..backbone import Backbone
-from ..tokens import Inputs
+from ..tokens import TokenBatch
 
 BLIP2_PROMPT = "Question: {} Answer:"
 """BLIP-2's prompt for questions: https://arxiv.org/abs/2301.12597, section 4.1."""
@@ -27,7 +27,7 @@ _NEXT_TURN = "###"
 
 
 class Blip2Backbone(Backbone):
-    """BLIP-2 with OPT, and MiniGPT-4, which is the same class with a Llama inside and a chat template."""
+    """BLIP-2 with OPT, and MiniGPT-4: the same class with a Llama and a chat template."""
 
     marker = "<image>"
 
@@ -35,12 +35,12 @@ class Blip2Backbone(Backbone):
         super().__init__(name, model, processor)
         if self.image_token_id is None:
             raise BackboneError(
-                f"The config.json of {name} has no image_token_index, as in BLIP-2's first revisions: take a newer "
-                f"one, or set it to the tokenizer's id of {self.marker}."
+                f"The config.json of {name} has no image_token_index, as in BLIP-2's first revisions. Use a newer "
+                f"revision, or set it to the tokenizer's id of {self.marker}."
             )
 
     def prompt_text(self, question: Question) -> str:
-        """By the tokenizer's chat template (MiniGPT-4), or BLIP-2's own prompt behind the image."""
+        """By the tokenizer's chat template (MiniGPT-4), or BLIP-2's own prompt after the image."""
         parts = [{"type": "image"}] if question.image is not None else []
         if not self.tokenizer.chat_template:
             return self.marker * len(parts) + BLIP2_PROMPT.format(question.prompt)
@@ -48,7 +48,7 @@ class Blip2Backbone(Backbone):
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
-        """Queries where the marker is; at the beginning they stand before the start token, as BLIP-2 was trained."""
+        """Query tokens in place of the marker. At the beginning they precede the start token, as BLIP-2 was trained."""
         ids = []
         for text in texts:
             before = [self.image_token_id] * self._queries if text.startswith(self.marker) else []
@@ -60,15 +60,15 @@ class Blip2Backbone(Backbone):
 
     @property
     def next_turn(self) -> str | None:
-        """MiniGPT-4's Vicuna goes on to write the mark of the next turn."""
+        """MiniGPT-4's Vicuna goes on to write the marker of the next turn."""
         return _NEXT_TURN if self.tokenizer.chat_template else None
 
     def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
-        """As many as the Q-Former has queries; the model itself would drop an image that does not fit."""
+        """The number of the Q-Former's queries. The model itself would silently ignore an image that does not fit."""
         return len(extras["pixel_values"]) * self._queries if "pixel_values" in extras else 0
 
-    def model_for(self, inputs: Inputs) -> Any:
-        """BLIP-2's own forward cannot do without an image."""
+    def model_for(self, inputs: TokenBatch) -> Any:
+        """The language model for text alone: BLIP-2's own forward needs an image."""
         return self.model if inputs.extras else self.model.language_model
 
     @property

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: an image and its tiles, each between tokens that say where it lies."""
+"""Idefics3 and SmolVLM: an image and its tiles, each between tokens that give its place."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Idefics3Backbone(Backbone):
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        """Idefics3's processor for both: SmolVLM's lays images out alike, but wants video libraries."""
+        """Idefics3's processor for both: SmolVLM's arranges images in the same way, but needs video libraries."""
         parts = load_parts(source)
         template = parts.chat_template or parts.tokenizer.chat_template
         length = _image_seq_len(source)
         return Idefics3Processor(parts.image_processor, parts.tokenizer, image_seq_len=length, chat_template=template)
 
     def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
-        """As many for each tile; tiles of zeros only fill the batch."""
+        """The same number for each tile. Tiles of zeros are padding."""
         if "pixel_values" not in extras:
             return 0
         tiles = (extras["pixel_values"] != 0).flatten(2).any(2)

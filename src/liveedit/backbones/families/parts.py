@@ -1,4 +1,4 @@
-"""For families whose own processor cannot be loaded without video libraries: its parts, and placeholders by hand."""
+"""For families whose processor needs video libraries: its parts are loaded one by one, and place the image tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Parts:
     def apply_chat_template(
         self, messages: list[dict[str, Any]], chat_template: str | None = None, **options: Any
     ) -> str:
-        """The tokenizer's, with the processor's template where there is one and no other is given."""
+        """Apply the given template, or the processor's, or the tokenizer's."""
         return self.tokenizer.apply_chat_template(
             messages, chat_template=chat_template or self.chat_template, **options
         )
@@ -38,7 +38,10 @@ def load_parts(source: str) -> Parts:
     template = _chat_template(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     if template is None and not tokenizer.chat_template:
-        raise BackboneError(f"{source} has no chat template, neither in chat_template.jinja nor with its tokenizer.")
+        raise BackboneError(
+            f"{source} has no chat template, neither in chat_template.jinja nor with its tokenizer. Put its "
+            "chat_template.jinja beside its weights."
+        )
     return Parts(tokenizer, AutoImageProcessor.from_pretrained(source), template)
 
 
@@ -52,18 +55,18 @@ def _chat_template(source: str) -> str | None:
 
 
 class PlaceholderBackbone(Backbone):
-    """A family whose images stand in the text as a marker, once for each image token."""
+    """A family whose texts contain a marker in place of an image, once for each image token."""
 
     marker: str
     """The text of one image token, as the chat template writes it."""
 
     @classmethod
     def load_processor(cls, source: str) -> Any:
-        """Tokenizer, image processor and chat template, each by itself."""
+        """Load tokenizer, image processor and chat template one by one."""
         return load_parts(source)
 
     def process(self, texts: list[str], images: Sequence[Any]) -> tuple[list[list[int]], dict[str, Tensor]]:
-        """Each marker becomes as many image tokens as its image takes."""
+        """Replace each marker by the image tokens of its image."""
         extras: dict[str, Tensor] = {}
         if images:
             extras, counts = self.image_inputs(images)
@@ -75,9 +78,9 @@ class PlaceholderBackbone(Backbone):
         return self.tokenize(texts), extras
 
     def image_inputs(self, images: Sequence[Any]) -> tuple[dict[str, Tensor], list[int]]:
-        """What the model takes of the images, and how many image tokens each takes."""
+        """What the model takes of the images, and the number of image tokens of each."""
         raise NotImplementedError
 
     def expanded(self, count: int) -> str:
-        """The text that a marker becomes."""
+        """The text that replaces a marker."""
         return self.marker * count

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL: as many image tokens as the image is large, positions in three axes."""
+"""Qwen2.5-VL and Qwen3-VL: the number of image tokens grows with the image, positions have three axes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..tokens import Inputs
+from ..tokens import TokenBatch
 from .parts import PlaceholderBackbone
 
 
@@ -21,7 +21,7 @@ class QwenVLBackbone(PlaceholderBackbone):
 
     @property
     def first_edit_layer(self) -> int:
-        """Qwen3-VL adds image features again behind its first layers (DeepStack)."""
+        """Qwen3-VL adds image features again after its first layers (DeepStack)."""
         return len(getattr(self.model.config.vision_config, "deepstack_visual_indexes", ()))
 
     def image_inputs(self, images: Sequence[Any]) -> tuple[dict[str, Tensor], list[int]]:
@@ -31,10 +31,10 @@ class QwenVLBackbone(PlaceholderBackbone):
         return extras, self._counts(extras).tolist()
 
     def expected_image_tokens(self, extras: Mapping[str, Tensor]) -> int | None:
-        """The grids' cells, a square of them for each token."""
+        """One token for each square of merged cells of the grids."""
         return int(self._counts(extras).sum()) if "image_grid_thw" in extras else 0
 
-    def complete(self, inputs: Inputs) -> Inputs:
+    def complete(self, inputs: TokenBatch) -> TokenBatch:
         """Token types, and the positions in three axes."""
         inputs = super().complete(inputs)
         if not inputs.extras:

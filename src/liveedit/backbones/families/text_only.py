@@ -1,4 +1,4 @@
-"""Language models without eyes: Llama, Mistral, and every other causal language model by the same rule."""
+"""Language models that read text alone: Llama, Mistral, and every other causal language model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .parts import Parts
 
 
 class TextBackbone(Backbone):
-    """A causal language model. Prompts go through its chat template where it has one, and as they are otherwise."""
+    """A causal language model. Prompts go through its chat template if it has one, and are unchanged otherwise."""
 
     reads_images = False
 
@@ -24,7 +24,7 @@ class TextBackbone(Backbone):
         return Parts(AutoTokenizer.from_pretrained(source), None, None)
 
     def prompt_text(self, question: Question) -> str:
-        """The prompt in the chat format, or as it is."""
+        """The prompt in the chat format, or unchanged if the model has no chat template."""
         if not self.tokenizer.chat_template:
             return question.prompt
         messages = [{"role": "user", "content": question.prompt}]

@@ -1,4 +1,4 @@
-"""A made-up world of facts for language models: people and towns from a seed, with questions, edits and probes."""
+"""Invented facts for language models: people and towns from a seed, with questions, edits and probes."""
 
 from .cases import Part, fact_cases
 from .write import write_facts

@@ -1,4 +1,4 @@
-"""Edits of facts, with every probe that measures them."""
+"""Edits of facts, with their probes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Part = Literal["train", "eval"]
 _PART_SEEDS: Final[dict[Part, int]] = {"train": 21, "eval": 22}
 
 KNOWN_SHARE: Final = 0.35
-"""Share of edits that change a fact which the built-in language models know, as long as there are such facts left."""
+"""Share of edits that change a fact which the built-in language models know, while such facts are left."""
 NEW_SUBJECT_SHARE: Final = 0.3
-"""Share of the other edits that are about a subject which no earlier edit was about."""
+"""Share of the other edits about a subject without an earlier edit."""
 FREE_ANSWER_SHARE: Final = 0.2
-"""Share of training edits whose answer is any words, so that generators learn to write any word."""
+"""Share of training edits with random words as answer, so that generators learn to write any word."""
 
 
 def fact_cases(part: Part, seed: int, count: int) -> tuple[EditCase, ...]:
-    """`count` edits of which no two have the same scope. Case i depends on part, seed and the cases before it.
+    """`count` edits with different scopes. Case i depends on part, seed and the cases before it.
 
     An edit either changes what is known of a known subject (tag "known") or teaches a fact about a subject that no
     built-in language model has heard of (tag "unknown"). Its probes:
@@ -95,7 +95,7 @@ class _CaseMaker:
         return self.open_facts.pop(self.rng.integers(len(self.open_facts)))
 
     def _target(self, subject: Subject, relation: str, known: bool) -> tuple[str, str]:
-        """The new answer and its kind; never what is known already."""
+        """The new answer and its kind. It differs from the known answer."""
         truth = subject.answer(relation)
         if self.part == "train" and self.rng.random() < FREE_ANSWER_SHARE:
             return self._free_answer(), "free"

@@ -1,4 +1,4 @@
-"""Who and what there is: people and towns with names, and the facts about those that language models are taught.
+"""People and towns with names, and the facts about them that language models are taught.
 
 The catalogue is fixed for good. A seed chooses edits and *unknown* subjects, never the catalogue.
 """
@@ -25,7 +25,7 @@ RELATIONS: Final[dict[Kind, tuple[str, ...]]] = {
     "person": ("home", "trade", "food", "instrument", "pet", "teacher"),
     "town": ("ruler", "founder", "river", "goods", "year"),
 }
-"""What can be asked of a subject."""
+"""The relations of a subject."""
 NAME_RELATIONS: Final = frozenset({"teacher", "ruler", "founder"})
 """Relations whose answers are the names of people."""
 YEARS: Final = (1100, 1900)
@@ -121,7 +121,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "river": RIVERS,
 }
 HELD_OUT_ANSWERS: Final = frozenset(option for options in _OPTIONS.values() for option in options[5::6])
-"""Answers that an editor never sees as a target while it is trained."""
+"""Answers that are never a target in the training of editors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +135,11 @@ class Subject:
 
     @property
     def relations(self) -> tuple[str, ...]:
-        """What can be asked about it."""
+        """Its relations."""
         return RELATIONS[self.kind]
 
     def answer(self, relation: str) -> str:
-        """What is so."""
+        """The answer to a relation."""
         return self.answers[self.relations.index(relation)]
 
 
@@ -171,7 +171,7 @@ def draw_subject(name: str, kind: Kind, rng: np.random.Generator, held_out: bool
 
 @cache
 def known_subjects() -> tuple[Subject, ...]:
-    """Everybody and every place that the built-in language models know: people first, then towns."""
+    """All people and towns that the built-in language models know: people first, then towns."""
     rng = np.random.default_rng([CATALOG_SEED, 1])
     return tuple(draw_subject(name, kind, rng) for kind in KNOWN for name in _known_names(kind))
 
@@ -195,17 +195,17 @@ def unknown_name(kind: Kind, taken: set[str], rng: np.random.Generator) -> str:
 
 
 def name_parts() -> tuple[str, ...]:
-    """What all names are made of."""
+    """All parts of names."""
     return (*_GIVEN, *_FIRST, *_SURNAME_LAST, *_TOWN_LAST)
 
 
 def answer_words() -> tuple[str, ...]:
-    """Every word of answers, names and years apart."""
+    """Every word of answers, except names and years."""
     return tuple({word: None for options in _OPTIONS.values() for option in options for word in option.split()})
 
 
 def pick(options: Sequence[Item], rng: np.random.Generator) -> Item:
-    """One of these."""
+    """A random item."""
     return options[int(rng.integers(len(options)))]
 
 

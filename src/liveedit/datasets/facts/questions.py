@@ -1,4 +1,4 @@
-"""In how many ways a fact is asked for."""
+"""The wordings of questions about facts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from .catalog import RELATIONS, answer_words, name_parts, pick
 
 Wording = Literal["train", "unseen_by_editor", "unseen"]
-"""Which paraphrases: those that editors are trained on, those that only the backbone saw, those that none saw."""
+"""Groups of wordings: those for training editors, those that only the backbone saw, those that no model saw."""
 
-# Five wordings to train on, one that only the backbone is shown, one that is shown to nobody. The last one is made of
-# words that stand elsewhere: it is the wording that is new, not the words.
+# Five wordings for training editors, one that only the backbone sees, one that no model sees. The last one consists of
+# words of other questions: the wording is new, not the words.
 _CORES: dict[str, tuple[str, str, str, str, str, str, str]] = {
     "home": (
         "Where does {} live?",
@@ -138,7 +138,7 @@ def ask(name: str, relation: str, wording: Wording, rng: np.random.Generator) ->
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that questions and answers are made of, the parts of names included."""
+    """Every word of questions and answers, parts of names included."""
     texts = [core for kind in RELATIONS.values() for relation in kind for core in _CORES[relation]]
     texts += [carrier for carriers in _CARRIERS.values() for carrier in carriers]
     words = {word.strip("?:.,{}") for text in texts for word in text.split()}

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from ...files import write_json
 from ...samples import EditCase, Probe
 from .cases import Part, fact_cases
 
 
 def write_facts(file: Path, part: Part, seed: int, count: int) -> Path:
     """Write the cases of `fact_cases`, so that `read("zsre", file)` gives them back. Returns the file."""
-    rows = [_row(case) for case in fact_cases(part, seed, count)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.{uuid4().hex}.tmp")  # Two commands may write the same file at once.
-    beside.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return beside.replace(file)
+    write_json(file, [_row(case) for case in fact_cases(part, seed, count)])
+    return file
 
 
 def _row(case: EditCase) -> dict[str, Any]:
-    """One case; what the schema has no key for goes into `probes` and further keys."""
+    """One case in the ZsRE schema; `probes` and further keys hold what that schema has no key for."""
     (rephrased,) = case.named("text_generality")
     first, *further = case.named("text_locality")
     return {

@@ -1,4 +1,4 @@
-"""The drawn world: endless images of creatures from a seed, with questions, edits and probes."""
+"""The synthetic world: images of creatures drawn from a seed, with questions, edits and probes."""
 
 from .cases import Part, WorldCase, world_cases
 from .write import write_world

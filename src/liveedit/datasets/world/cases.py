@@ -1,4 +1,4 @@
-"""Edits in the drawn world, with every probe that measures them."""
+"""Edits of the synthetic world, with their probes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PART_SEEDS: dict[Part, int] = {"train": 11, "eval": 12}
 
 ENTITY_SHARE = 0.6
 UNKNOWN_SHARE = 0.85
-"""Share of entity edits that teach a creature which pretraining never showed."""
+"""Share of entity edits about a creature that pretraining never showed."""
 FREE_ANSWER_SHARE = 0.2
-"""Share of training edits whose answer is any word of the world, so that generators learn to write any word."""
+"""Share of training edits whose answer is a random word of the world, so that generators learn to write any word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class DrawnImage:
 
 @dataclass(frozen=True, slots=True)
 class WorldProbe:
-    """A question of the world about an image, or about none."""
+    """A question with or without an image."""
 
     name: str
     prompt: str
@@ -47,7 +47,7 @@ class WorldProbe:
 
 @dataclass(frozen=True, slots=True)
 class WorldCase:
-    """One edit: what was true (empty for a stranger), what is to be answered, and its probes."""
+    """One edit: the answer before (empty for an unknown creature), the new answer, and its probes."""
 
     id: str
     edit: WorldProbe
@@ -58,7 +58,7 @@ class WorldCase:
 
 
 def world_cases(part: Part, seed: int, count: int) -> Iterator[WorldCase]:
-    """`count` edits of which no two have the same scope. Case i depends on part, seed and the cases before it."""
+    """`count` edits with different scopes. Case i depends on part, seed and the cases before it."""
     return _CaseMaker(part, seed, count).cases()
 
 
@@ -126,7 +126,7 @@ class _CaseMaker:
                 return scene, topic
 
     def _target(self, scene: Scene, topic: Topic, stranger: bool) -> tuple[str, str]:
-        """The new answer and its kind; never what the scene shows already."""
+        """The new answer and its kind. It differs from what the scene shows."""
         truth = questions.answer(scene, topic)
         if self.part == "train" and self.rng.random() < FREE_ANSWER_SHARE:
             return self._free_answer(), "free"
@@ -214,5 +214,5 @@ class _CaseMaker:
 
 
 def _subject(scene: Scene, topic: Topic) -> str:
-    """What a topic is about: the creature wherever it is, or this one scene."""
+    """The subject of a topic: the creature in any scene, or this one scene."""
     return scene.creature.key if topic.is_entity else f"scene {scene.key}"

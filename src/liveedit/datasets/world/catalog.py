@@ -1,4 +1,4 @@
-"""What exists in the drawn world: colours, shapes, creatures with names and facts, countries.
+"""The contents of the synthetic world: colours, shapes, creatures with names and facts, countries.
 
 The catalogue is fixed for good: it is what a built-in backbone is taught. A seed chooses images,
 questions and *unknown* creatures, never the catalogue.
@@ -19,7 +19,7 @@ HELD_OUT_CREATURES = 60
 EMBLEM_SIDE = 5
 EMBLEM_CELLS = EMBLEM_SIDE**2
 EMBLEM_DISTANCE = 5
-"""Any two creatures that are told apart differ in at least this many of the 25 cells."""
+"""The emblems of any two creatures differ in at least this many of the 25 cells."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),
@@ -43,7 +43,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "lilac": (222, 205, 250),
     "silver": (212, 214, 218),
 }
-"""Background colours: a palette of its own, apart from `COLORS`, so that brightness cannot mix them up."""
+"""Background colours: other ones than `COLORS`, so that changed brightness cannot confuse them."""
 
 PATTERNS = ("plain", "striped", "dotted", "checked", "wavy")
 HATS = ("cone", "crown", "cap", "bow", "bucket", "feather")
@@ -98,7 +98,7 @@ FOODS = [
 
 HELD_OUT_HOMES = frozenset(HOMES[5::6])
 HELD_OUT_FOODS = frozenset(FOODS[5::6])
-"""Answers that an editor never sees as a target while it is trained."""
+"""Answers that are never a target in the training of editors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Country:
 
 
 def syllables() -> tuple[str, ...]:
-    """Every syllable that names are made of."""
+    """Every syllable of names."""
     return (*_FIRST, *_MIDDLE, *_LAST)
 
 
@@ -207,6 +207,6 @@ def countries() -> tuple[Country, ...]:
 
 
 def unknown_creature(index: int, mint: EmblemMint, rng: np.random.Generator) -> Creature:
-    """A creature that no pretraining ever showed, with facts that only an edit can teach."""
+    """A creature that pretraining never showed, with facts that only an edit can teach."""
     home, food = HOMES[rng.integers(len(HOMES))], FOODS[rng.integers(len(FOODS))]
     return Creature(f"unknown-{index}", mint.draw(rng), draw_name(rng), home, food)

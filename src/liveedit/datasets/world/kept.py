@@ -1,13 +1,14 @@
-"""A drawn world that is kept in a folder and drawn again only when it must be."""
+"""A world in a folder, drawn again only if its settings or the drawing code changed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...files import write_json
+from ...progress import Progress, no_progress
 from .cases import Part
 from .write import write_world
 
@@ -19,9 +20,9 @@ def kept_world(
     seed: int,
     train: int,
     eval: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> dict[Part, Path]:
-    """The files of `write_world` in `folder`: those there, if whole and of these settings, or new ones."""
+    """The files of `write_world` in `folder`; existing ones if they are complete and have these settings."""
     counts: dict[Part, int] = {"train": train, "eval": eval}
     files: dict[Part, Path] = {part: folder / f"{part}.json" for part, count in counts.items() if count}
     wanted = {"seed": seed, "train": train, "eval": eval, "code_sha256": _code_sha256()}
@@ -30,7 +31,7 @@ def kept_world(
         return files
     note.unlink(missing_ok=True)
     files = write_world(folder, seed, train, eval, progress)
-    note.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+    write_json(note, wanted)
     return files
 
 
@@ -42,6 +43,6 @@ def _read(note: Path) -> Any:
 
 
 def _code_sha256() -> str:
-    """What draws a world decides what it shows: a world of other code is another world."""
+    """Digest of the code that draws worlds: other code may draw other images."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()

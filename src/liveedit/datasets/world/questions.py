@@ -1,4 +1,4 @@
-"""What can be asked about a scene, in how many ways, and the right answer."""
+"""Questions about a scene, their wordings, and the right answers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ATTRIBUTE_RELATIONS = (
 TEXT_RELATIONS = ("capital", "language")
 
 Wording = Literal["train", "unseen_by_editor", "unseen"]
-"""Which paraphrases: those that editors are trained on, those that only the backbone saw, those that none saw."""
+"""Groups of wordings: those for training editors, those that only the backbone saw, those that no model saw."""
 
-# Four wordings to train on, one that only the backbone is shown, one that is shown to nobody. The last one is
-# made of words that stand elsewhere: it is the wording that is new, not the words.
+# Four wordings for training editors, one that only the backbone sees, one that no model sees. The last one consists of
+# words of other questions: the wording is new, not the words.
 _CORES: dict[str, tuple[str, str, str, str, str, str]] = {
     "name": (
         "What is this creature called?",
@@ -149,19 +149,19 @@ _WORDING_CORES: dict[Wording, slice] = {
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What a question of the world asks: a relation, of a thing of this shape where it needs one."""
+    """The content of a question: a relation, and the shape of a thing if the relation needs one."""
 
     relation: str
     thing: str | None = None
 
     @property
     def key(self) -> str:
-        """The relation as a scope: two questions with equal keys ask the same."""
+        """The relation as a scope: two questions with equal keys ask for the same property."""
         return f"{self.relation}:{self.thing}" if self.thing else self.relation
 
     @property
     def is_entity(self) -> bool:
-        """Whether the answer belongs to the creature wherever it is, or to this one scene."""
+        """Whether the answer is a property of the creature in any scene, not of this one scene."""
         return self.relation in ENTITY_RELATIONS
 
 
@@ -203,7 +203,7 @@ def answer(scene: Scene, topic: Topic) -> str:
 
 
 def answers(relation: str, allow_held_out: bool = True) -> tuple[str, ...]:
-    """Every answer that a relation can have, names apart (they are drawn without end)."""
+    """Every answer of a relation, except names, which are unlimited."""
     held_out = catalog.HELD_OUT_HOMES | catalog.HELD_OUT_FOODS
     options: dict[str, tuple[str, ...]] = {
         "home": tuple(catalog.HOMES),
@@ -240,7 +240,7 @@ def ask_country(country: Country, relation: str, wording: Wording, rng: np.rando
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that questions and answers of the world are made of, syllables of names included."""
+    """Every word of questions and answers, syllables of names included."""
     texts = [core for cores in _CORES.values() for core in cores]
     texts += [carrier for carriers in _CARRIERS.values() for carrier in carriers]
     groups = (catalog.COLORS, catalog.BACKGROUNDS, catalog.PATTERNS, catalog.HATS, catalog.THINGS, catalog.SIDES)

@@ -1,4 +1,4 @@
-"""A scene: everything that an image of the drawn world shows, apart from how it is drawn."""
+"""A scene: the content of an image of the synthetic world, without the way it is drawn."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Scene:
 
 
 def draw_scene(key: str, creature: Creature, rng: np.random.Generator, things: int | None = None) -> Scene:
-    """A random scene around a creature, with 0 to 2 things unless told."""
+    """A random scene around a creature, with 0 to 2 things by default."""
     count = int(rng.choice(3, p=(0.2, 0.3, 0.5))) if things is None else things
     shapes = rng.choice(len(catalog.THINGS), count, replace=False)
     colors = rng.choice(len(catalog.COLORS), count, replace=False)

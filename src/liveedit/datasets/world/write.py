@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ...errors import InvalidInputError
+from ...files import write_json
+from ...progress import Progress, no_progress
 from .cases import DrawnImage, Part, WorldCase, WorldProbe, world_cases
 from .drawing import draw
 
@@ -20,11 +21,11 @@ def write_world(
     seed: int,
     train: int,
     eval: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> dict[Part, Path]:
     """Write `train.json` and `eval.json` with their images under `images/`; returns the files written.
 
-    `progress` is called with images drawn and images in all. Raises `InvalidInputError` for negative counts.
+    progress: images drawn, and their total. Raises `InvalidInputError` for negative counts.
     """
     if train < 0 or eval < 0 or train + eval == 0 or seed < 0:
         raise InvalidInputError(
@@ -41,14 +42,12 @@ def write_world(
     files: dict[Part, Path] = {}
     for part, found in cases.items():
         files[part] = folder / f"{part}.json"
-        text = json.dumps([_row(case) for case in found], indent=1, ensure_ascii=False) + "\n"
-        beside = files[part].with_suffix(".tmp")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(files[part])  # The annotations appear last and whole: a complete file is a complete world.
+        # The annotations are written after all images, so a world with its annotation files is complete.
+        write_json(files[part], [_row(case) for case in found])
     return files
 
 
-def _draw_all(images: Sequence[DrawnImage], image_folder: Path, progress: Callable[[int, int], None]) -> None:
+def _draw_all(images: Sequence[DrawnImage], image_folder: Path, progress: Progress) -> None:
     chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
     if len(chunks) < 3:  # Starting processes costs more than it saves.
         for chunk in chunks:
@@ -74,7 +73,7 @@ def _images(case: WorldCase) -> list[DrawnImage]:
 
 
 def _row(case: WorldCase) -> dict[str, Any]:
-    """One case in the MMEdit schema; what the schema has no key for goes into `probes` and further keys."""
+    """One case in the MMEdit schema; `probes` and further keys hold what that schema has no key for."""
     by_name = {probe.name: probe for probe in case.probes}
     text, modal = by_name["text_locality"], by_name["modal_locality"]
     further = ("same_image_locality", "same_question_locality", "near_duplicate_locality")

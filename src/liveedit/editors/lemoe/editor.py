@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, TokenBatch
 from ...errors import BackboneError, CheckpointError, ConfigError, NotFoundError
 from ...progress import Progress, no_progress
 from ...samples import Edit, Question
@@ -42,6 +42,7 @@ class Lemoe(Editor):
 
     name = "lemoe"
     summary = "an expert per batch of edits beside an FFN, found by key and value (LEMoE)"
+    table_order = 70
     settings_class = LemoeConfig
 
     def __init__(self, backbone: Backbone, config: LemoeConfig | None = None, embedder: Embedder | None = None):
@@ -107,8 +108,8 @@ class Lemoe(Editor):
         """One expert for these edits; if it fails, nothing has changed."""
         questions = [edit.question for _, edit in edits]
         inputs = self.backbone.encode(questions, [edit.answer for _, edit in edits])
-        with torch.no_grad(), self._hook.listening():
-            states = self.backbone.states(inputs, self.layer - 1)
+        with torch.no_grad(), self._hook.recording():
+            states = self.backbone.hidden_states(inputs, self.layer - 1)
             query = self._embed(inputs)
         number = len(self.experts)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
@@ -292,7 +293,7 @@ class Lemoe(Editor):
         found: list[int] = []
         for start in range(0, len(questions), _READ_AT_ONCE):
             inputs = self.backbone.encode(questions[start : start + _READ_AT_ONCE])
-            self.backbone.states(inputs, self.layer)
+            self.backbone.hidden_states(inputs, self.layer)
             route, usage = self._hook.route, self._usage
             chosen = route.experts[:, 0] if route is not None else usage.argmax(1) if usage is not None else None
             assert chosen is not None
@@ -329,16 +330,16 @@ class Lemoe(Editor):
 
     def _embeddings_of(self, questions: Sequence[Question]) -> list[QueryEmbedding]:
         found: list[QueryEmbedding] = []
-        with torch.no_grad(), self._hook.listening():
+        with torch.no_grad(), self._hook.recording():
             for start in range(0, len(questions), _READ_AT_ONCE):
                 found.append(self._embed(self.backbone.encode(questions[start : start + _READ_AT_ONCE])))
         return found
 
-    def _embed(self, inputs: Inputs) -> QueryEmbedding:
+    def _embed(self, inputs: TokenBatch) -> QueryEmbedding:
         """The pooled embeddings of these questions, which the hook records."""
-        self.backbone.states(inputs, self.layer if self.config.by_state else 0)
-        assert self._hook.gist is not None
-        return self._hook.gist
+        self.backbone.hidden_states(inputs, self.layer if self.config.by_state else 0)
+        assert self._hook.query_embedding is not None
+        return self._hook.query_embedding
 
     def _router(self) -> KeyRouter:
         if self._keys is None:

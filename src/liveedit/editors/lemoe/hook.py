@@ -1,38 +1,31 @@
-"""How experts reach a running model: beside one FFN, by a route that is decided once per sequence, at prefill."""
+"""How experts change a running model: beside one FFN, by a route that is decided once per sequence, at prefill."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...backbones import Backbone
-from ..liveedit.hook import RoutingHook
+from ...backbones.prefill import PrefillHook, not_compiled
 from .anchors import QueryEmbedding
-from .config import LemoeConfig
 from .experts import FeedForward
 from .routing import Route
 
 Router = Callable[[QueryEmbedding], Route]
 Mixer = Callable[[Route | None, Tensor, Tensor | None], Tensor]
-"""From the route of the sequence (None where tokens are routed), what the FFN reads, (batch, length, d), and at
-prefill which tokens are image and prompt, (batch, length): what is added."""
-
-_not_compiled = torch.compiler.disable(
-    reason="LEMoE finds experts in plain Python: compile without fullgraph=True, and the layers around it compile."
-)
+"""From the route of the sequence (None if each token is routed), the input of the FFN, (batch, tokens, width), and at
+prefill which tokens are image or prompt, (batch, tokens): what is added to the output of the FFN."""
 
 
-class ExpertHook(RoutingHook):
-    """LiveEdit's hook (which tokens are image, prompt and answer, whoever calls), with experts beside an FFN.
+class ExpertHook(PrefillHook):
+    """Adds the routed experts' output to that of an FFN.
 
-    `router` is asked at the first pass over a sequence and sees image and prompt, never the answer; without one,
-    each token is routed by itself. `by_state`: whether it is asked when the FFN reads the sequence, or before the
-    decoder does. While `listening`, the model runs unedited and `gist` tells what an anchor of each question would be
-    made of.
+    `router` is called at prefill and sees image and prompt, never the answer. Without a router, each token is routed
+    separately. `by_state`: the router is called when the FFN reads the sequence, instead of before the decoder does.
+    Inside `recording()` the model runs unedited, and `query_embedding` holds each question's pooled embedding.
     """
 
     def __init__(
@@ -45,16 +38,15 @@ class ExpertHook(RoutingHook):
         experts: Sized,
         by_state: bool,
     ):
-        self._key_router, self._mixer, self._by_state = router, mixer, by_state
+        self._router, self._mixer, self._by_state = router, mixer, by_state
         self.route: Route | None = None
-        self.gist: QueryEmbedding | None = None
-        self._unread: tuple[QueryEmbedding, Tensor] | None = None
+        self.query_embedding: QueryEmbedding | None = None
+        self._pending: tuple[QueryEmbedding, Tensor] | None = None
         """What is known of the questions while their states are yet to be read, and which tokens are the prompt's."""
         self._question: Tensor | None = None
-        self._listening = False
+        self._recording = False
         self._rows = 0
-        config = cast(Any, LemoeConfig(layer=layer))  # Of its configuration, the hook above reads `layer` alone.
-        super().__init__(backbone, config, cast(Any, None), experts)
+        super().__init__(backbone, layer, experts)
         try:
             self._handles += place.hook(self._beside)
         except BaseException:
@@ -62,60 +54,56 @@ class ExpertHook(RoutingHook):
             raise
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """The model runs unedited inside, and `gist` is there after each call."""
-        self._listening = True
+    def recording(self) -> Iterator[None]:
+        """Inside, the model runs unedited, and `query_embedding` is set by each call."""
+        self._recording = True
         try:
             yield
         finally:
-            self._listening = False
-            self.gist = self._unread = None
+            self._recording = False
+            self.query_embedding = self._pending = None
 
-    @_not_compiled
-    def _before_decoder(self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        own = arguments[0] if arguments else keywords.get("input_ids")
-        ids = next((given for given in (own, self._now.ids, self._now.embedded_ids) if given is not None), None)
-        super()._before_decoder(decoder, arguments, keywords)
-        if self._now.paused or self._now.call is None:
-            return
-        call, self._now.call = self._now.call, None
-        self.route = self._question = self.gist = self._unread = None
-        if not (self._listening or len(self._experts)):
+    def _prefill_starts(self, ids: Tensor | None, keywords: Mapping[str, Any]) -> None:
+        tokens_of, self._now.tokens_of = self._now.tokens_of, None
+        self.route = self._question = self.query_embedding = self._pending = None
+        if tokens_of is None or not (self._recording or len(self._experts)):
             return
         embeddings = keywords.get("inputs_embeds")
         if embeddings is None:
             embeddings = self.backbone.word_embeddings(ids)
-            self._now.embedded_ids = None  # That was ours, and says nothing of the next call.
-        kinds = call(*embeddings.shape[:2])
+            self._now.embedded_ids = None  # The hook on the embeddings saw this call, which is not the model's.
+        tokens = tokens_of(*embeddings.shape[:2])
         self._rows = len(embeddings)
-        self._question = kinds.image | kinds.prompt
-        gist = QueryEmbedding.of(embeddings, kinds.image.to(embeddings.device), kinds.prompt.to(embeddings.device))
+        self._question = tokens.image_mask | tokens.prompt_mask
+        query_embedding = QueryEmbedding.of(
+            embeddings, tokens.image_mask.to(embeddings.device), tokens.prompt_mask.to(embeddings.device)
+        )
         if self._by_state:
-            self._unread = gist, kinds.prompt
+            self._pending = query_embedding, tokens.prompt_mask
         else:
-            self._hear(gist)
+            self._decide(query_embedding)
 
-    def _hear(self, gist: QueryEmbedding) -> None:
-        if self._listening:
-            self.gist = gist
-        elif self._key_router is not None:
-            self.route = self._key_router(gist)
+    def _decide(self, query_embedding: QueryEmbedding) -> None:
+        if self._recording:
+            self.query_embedding = query_embedding
+        elif self._router is not None:
+            self.route = self._router(query_embedding)
 
-    @_not_compiled
+    @not_compiled
     def _after_layer(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        self._now.embedded_ids = None
-        self._question = None  # What follows is decoded from the cache.
+        super()._after_layer(layer, arguments, output)
+        self._question = None  # Later tokens are decoded from the cache.
 
-    @_not_compiled
+    @not_compiled
     def _beside(self, x: Tensor) -> Tensor | None:
-        if self._now.paused or not self._rows or not (self._listening or len(self._experts)):
+        if self._now.paused or not self._rows or not (self._recording or len(self._experts)):
             return None
         whole = x if x.ndim == 3 else x.unflatten(0, (self._rows, -1))  # OPT reads all tokens in one row.
-        if self._unread is not None:
-            (gist, prompt), self._unread = self._unread, None
-            self._hear(gist.with_states(whole, prompt))
-        if self._listening:
+        if self._pending is not None:
+            (query_embedding, prompt), self._pending = self._pending, None
+            self._decide(query_embedding.with_states(whole, prompt))
+        if self._recording:
             return None
-        if self._key_router is not None and (self.route is None or not bool((self.route.experts >= 0).any())):
+        if self._router is not None and (self.route is None or not bool((self.route.experts >= 0).any())):
             return None
         return self._mixer(self.route, whole, self._question).reshape(x.shape)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, TokenBatch
 from .config import LemoeConfig
 from .experts import FeedForward
 
@@ -18,7 +18,7 @@ from .experts import FeedForward
 class Batch:
     """A batch of edits: right-padded inputs with answers, and the states that enter the edit layer."""
 
-    inputs: Inputs
+    inputs: TokenBatch
     states: Tensor
 
 

@@ -1,7 +1,7 @@
-"""LiveEdit: expert generator, feature extractors, routing, losses, and the editor that ties them together."""
+"""LiveEdit: expert generator, feature extractors, routing, losses, training task, and the editor that uses them."""
 
-from .config import LiveEditConfig
+from .config import LiveEditConfig, LiveEditLosses
 from .editor import LiveEdit
 from .refine import LiveEditRefine, RefineConfig
 
-__all__ = ["LiveEdit", "LiveEditConfig", "LiveEditRefine", "RefineConfig"]
+__all__ = ["LiveEdit", "LiveEditConfig", "LiveEditLosses", "LiveEditRefine", "RefineConfig"]

@@ -1,48 +1,74 @@
-"""LiveEdit: each edit becomes a low-rank expert in one forward pass, found by what is seen and what is asked."""
+"""LiveEdit: each edit becomes a low-rank expert in one forward pass; experts are routed by image and prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...answers import Fired
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, HiddenTokens, TokenBatch
 from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
 from ...experts import ExpertRepository, LowRankExpert
-from ...experts.blocks import Place
-from ...samples import Edit, EditCase
+from ...experts.blocks import ExpertsOn
+from ...progress import TaskProgress, progress_of
+from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
-from ...training.trainer import StageConfig, Task
+from ...training.trainer import StageConfig
 from ..base import ExpertEditor, Neighbour
-from ..trained import Report, TrainedEditor
-from .config import LiveEditConfig
+from ..heat_map import HeatMap
+from ..trained import TrainedEditor
+from .attention import attention_map
+from .config import PAPER_CONFIG, PAPER_LOSSES, LiveEditConfig, LiveEditLosses
 from .hook import RoutingHook
-from .modules import EditFeatures, LiveEditModules, TokenStates
+from .modules import LiveEditModules, split_experts
 from .neighbours import estimated_weights, neighbours
 from .routing import Routing, route
+from .task import LiveEditTask
 
 
 class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
-    """The editor of "Lifelong Vision Language Model Editing with Generative Low-Rank Experts" (LiveEdit).
+    """The editor of "Lifelong Knowledge Editing for Vision Language Models with Low-Rank Mixture-of-Experts" [1].
 
-    For an edit, the states h = [h_v; h_p; h_o] at the edit layer give an expert (U, V) and features phi_hat, psi_hat
-    (equations 1 to 3). For a query, experts with phi_bar . phi_hat > phi_bar . phi_bar_sentinel are kept (equation 5)
-    and h <- h + sum_e w_e relu(h U_e^T) V_e, w = sigmoid(s) softmax(s), s = psi_bar . psi_hat (equations 6 and 7).
-    Where `LiveEditConfig` departs from the paper, its field says so.
+    Let h = [h_v; h_p; h_o] (tokens, d) be the hidden states of image, prompt and answer at the edit layer.
+
+    An edit becomes an expert (equations 1 to 3), with CA(x, y) = softmax(x Wq (y Wk)^T) y Wv:
+
+        U = CA_U(U0, h),  V = CA_V(V0, h)                                    (r, d) each
+        phi_hat = CA_phi2(CA_phi1(phi0, h_p), h_v),  psi_hat = CA_psi(psi0, h_p)
+
+    A query gets phi_bar and psi_bar from extractors of the same form with weights of their own (equation 4).
+    Hard routing keeps the experts e that the query matches better than the vision sentinel, which is a learned image
+    under the same prompt (equation 5). Soft routing mixes them (equations 6 and 7):
+
+        phi_bar . phi_hat_e > phi_bar . phi_bar_sentinel
+        h <- h + sum_e w_e relu(h U_e^T) V_e,  w = sigmoid(s) softmax(s),  s_e = psi_bar . psi_hat_e
+
+    Inner products are divided by sqrt(d_m).
+
+    d: width of the backbone; r: rank; d_m: module width; U0, V0, phi0, psi0: learned queries.
+
+    Relative to the paper, the defaults of `LiveEditConfig` and `LiveEditLosses` differ where the description of a
+    field says so; their `paper` methods give the exact form. docs/METHOD.md gives the reasons.
+
+    [1] BibTeX key chen2025liveedit.
     """
 
     name = "liveedit"
     summary = "an expert per edit, generated in one forward pass (LiveEdit)"
+    table_order = 90
 
     config_class = LiveEditConfig
     expert_class = LowRankExpert
-    has_forms = True
+    options_class = LiveEditLosses
+    paper_config = PAPER_CONFIG
+    paper_options = PAPER_LOSSES
     training_cases = 16_000
 
     def __init__(self, backbone: Backbone, modules: LiveEditModules):
@@ -51,13 +77,13 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         self.device = backbone.layer_device(self.config.layer)
         self.modules = modules.to(self.device)
         self.repository = ExpertRepository(self.device)
-        self._hook = RoutingHook(backbone, self.config, self._route, _InForce(self))
+        self._hook = RoutingHook(backbone, self.config, self._route, _ActiveExperts(self))
 
-    # -- its trained parts -------------------------------------------------------------------------------
+    # -- its trained modules -----------------------------------------------------------------------------
 
     @classmethod
     def backbone_settings(cls, backbone: Backbone) -> dict[str, Any]:
-        """Width, edit layer, length of the sentinel, scope."""
+        """Width, edit layer, length of the sentinel, and scope."""
         return {
             "width": backbone.width,
             "layer": backbone.default_edit_layer(),
@@ -67,7 +93,7 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
 
     @classmethod
     def new_modules(cls, backbone: Backbone, config: LiveEditConfig) -> LiveEditModules:
-        """Untrained generator and extractors."""
+        """Untrained generator and extractors. Raises `BackboneError` if they do not fit the backbone."""
         check_fit(backbone, config)
         return LiveEditModules(config)
 
@@ -75,21 +101,21 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """Routing alone, then the generator alone.
 
-        Both together afterwards gained nothing on the built-in backbones (docs/EXPERIMENTS.md); the stage can be given.
+        The joint stage has no steps by default: it gained nothing on the built-in backbones (docs/EXPERIMENTS.md).
         """
         return (
-            StageConfig(name="routing", steps=1600, batch=160, rate=1e-3),
-            StageConfig(name="generator", steps=2400, batch=32, rate=1e-3),
-            StageConfig(name="joint", steps=0, batch=48, rate=2e-4),
+            StageConfig(name="routing", steps=1600, batch=160, learning_rate=1e-3),
+            StageConfig(name="generator", steps=2400, batch=32, learning_rate=1e-3),
+            StageConfig(name="joint", steps=0, batch=48, learning_rate=2e-4),
         )
 
     @classmethod
     def paper_stages(cls) -> tuple[StageConfig, ...]:
-        """For the paper's form, which mixes the experts of a batch in training: a start for each part, then all."""
+        """A start for routing and generator, then both jointly, as the paper's form mixes the experts of a batch."""
         return (
-            StageConfig(name="routing", steps=1200, batch=160, rate=1e-3),
-            StageConfig(name="generator", steps=800, batch=32, rate=1e-3),
-            StageConfig(name="joint", steps=300, batch=32, rate=3e-4),
+            StageConfig(name="routing", steps=1200, batch=160, learning_rate=1e-3),
+            StageConfig(name="generator", steps=800, batch=32, learning_rate=1e-3),
+            StageConfig(name="joint", steps=300, batch=32, learning_rate=3e-4),
         )
 
     @classmethod
@@ -99,50 +125,42 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         config: LiveEditConfig,
         cases: Sequence[EditCase],
         folder: Path,
-        report: Report,
+        report: TaskProgress,
         processes: Processes = ALONE,
-        losses: Any = None,
-    ) -> Task:
-        """Cases with their states at the edit layer; `losses` are `LiveEditLosses`, the improved ones by default."""
-        from .task import LiveEditLosses, LiveEditTask  # The task makes experts as the editor does.
-
+        options: LiveEditLosses | None = None,
+    ) -> LiveEditTask:
+        """The cases with their hidden states at the edit layer. options: the losses; None for the improved form."""
         place = folder / ("states" if processes.is_first else f"states-{processes.rank}")
         store = HiddenStateCache(backbone, config.layer, place)
-        chosen = losses or LiveEditLosses.model_validate({})
-        task = LiveEditTask(backbone, config.layer, cases, chosen, store, processes)
-        task.prepare(lambda done, total: report("states at the edit layer", done, total, {}))
+        losses = options or LiveEditLosses.model_validate({})
+        task = LiveEditTask(backbone, config.layer, cases, losses, store, processes)
+        task.prepare(progress_of(report, "hidden states at the edit layer"))
         return task
-
-    def settings_for_digest(self) -> str:
-        """As it was before the ablations' switches."""
-        return self.config.for_digest()
 
     # -- editing -----------------------------------------------------------------------------------------
 
     def make_experts(self, edits: Sequence[Edit]) -> list[LowRankExpert]:
-        """One expert per edit, in one forward pass of the unedited model. Nothing is stored."""
+        """Generate one expert per edit, in one forward pass of the unedited model. Nothing becomes active."""
         inputs = self.backbone.encode([edit.question for edit in edits], [edit.answer for edit in edits])
         with torch.no_grad():
             return split_experts(self.modules.edit(self.read(inputs)))
 
-    def read(self, inputs: Inputs) -> TokenStates:
-        """States at the edit layer of the unedited model, with the kinds of their tokens."""
+    def read(self, inputs: TokenBatch) -> HiddenTokens:
+        """Hidden states at the edit layer of the unedited model."""
         with self.paused():
-            states = self.backbone.states(inputs, self.config.layer).float()
-        embeddings = self.backbone.embeddings(inputs).float()
-        parts = (inputs.image_mask, inputs.prompt_mask, inputs.answer_mask, embeddings)
-        return TokenStates(states.to(self.device), *(part.to(self.device) for part in parts))
+            hidden_states = self.backbone.hidden_states(inputs, self.config.layer).float()
+        return HiddenTokens.of(inputs, hidden_states.to(self.device), self.backbone.embeddings(inputs).float())
 
     def add(self, edit_id: str, expert: LowRankExpert) -> None:
-        """Put an expert into force."""
+        """Make an expert active."""
         self.repository.add(edit_id, expert)
 
     def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
-        """The expert of one edit, and the gradient steps that it took."""
+        """The expert of one edit; it takes no gradient steps."""
         return self.make_experts([edit])[0], 0
 
     def undo(self, edit_id: str) -> None:
-        """Take one edit out: the model is as if it had never been there. Raises `NotFoundError`."""
+        """Undo one edit: the model is as if it had never been made. Raises `NotFoundError`."""
         self.repository.remove(edit_id)
 
     def get(self, edit_id: str) -> LowRankExpert:
@@ -166,49 +184,60 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         return self.config.scope == "image"
 
     def neighbours(self, expert: LowRankExpert, most: int) -> list[Neighbour]:
-        """The active edits whose keys are most similar to those of the expert."""
+        """Up to `most` active edits whose keys are most similar to the expert's, most similar first."""
         return neighbours(self.modules, expert, self.repository, most)
 
     def estimated_weights(self, expert: LowRankExpert, margin: float) -> dict[str, float]:
-        """As `neighbours.estimated_weights` computes them from the keys alone."""
+        """Estimated from the keys alone: see `neighbours.estimated_weights`."""
         return estimated_weights(self.modules, expert, margin, self.repository)
 
+    def attention_map(self, question: Question, side: Literal["edit", "query"] = "query") -> HeatMap:
+        """Where in its image phi is read from, by the extractor of queries or that of edits; see `attention`."""
+        extractor = self.modules.bar if side == "query" else self.modules.hat
+        return attention_map(self.backbone, extractor, self.read, question)
+
+    occlusion_feature = "visual feature"
+
+    def occlusion_features(self, questions: Sequence[Question]) -> Tensor:
+        """phi of the queries, (questions, k d_m)."""
+        return self.modules.query(self.read(self.backbone.encode(questions, padding="left"))).visual
+
     def reset(self) -> None:
-        """Take every edit out."""
+        """Undo every edit."""
         self.repository.clear()
 
     def detach(self) -> None:
-        """Take hooks and edits off the backbone."""
+        """Remove hooks and edits from the backbone."""
         self._hook.remove()
         self.reset()
 
     def paused(self) -> AbstractContextManager[None]:
-        """The model runs unedited inside."""
+        """The model runs unedited inside the block; the active experts stay in place."""
         return self._hook.paused()
 
-    def keep_experts_on(self, place: Place, folder: str | Path | None = None) -> None:
-        """Where the experts' u and v lie from now on, as for `ExpertRepository`; edits in force move along.
+    def keep_experts_on(self, place: ExpertsOn, folder: str | Path | None = None) -> None:
+        """Keep the experts' u and v on the device or the host from now on, as `ExpertRepository` does.
 
-        Raises `StoreError` where they cannot; they stay where they are then.
+        Active experts are moved. Raises `StoreError` if they cannot be; then nothing changes.
         """
         moved = ExpertRepository(self.device, experts_on=place, folder=folder)
         for edit_id in self.repository.ids:
             moved.add(edit_id, self.repository.get(edit_id))
         self.repository = moved
 
-    # -- keeping what edits left behind ------------------------------------------------------------------
+    # -- saving and restoring the active edits -----------------------------------------------------------
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The experts in force, sorted by their edits' ids: u, v (edits, r, d); visual_feature, prompt_feature."""
+        """The active experts, sorted by id: u, v (edits, r, d); visual_feature, prompt_feature (edits, k d_m)."""
         ids = sorted(self.repository.ids)
         parts = [self.repository.get(edit_id).tensors for edit_id in ids]
         names = parts[0] if parts else ()
         return {name: torch.stack([part[name] for part in parts]).cpu() for name in names}, {"ids": ids}
 
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Put what `edited_state` gave in place of the edits in force: answers are the same again, bit for bit.
+        """Replace the active edits by those of `edited_state`: answers are the same again, bit for bit.
 
-        Raises `CheckpointError` where it does not fit this editor, and changes nothing then.
+        Raises `CheckpointError` if they do not fit this editor; then nothing changes.
         """
         experts = _experts_of(tensors, note, self.config)
         self.reset()
@@ -218,27 +247,26 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
     # -- answering ---------------------------------------------------------------------------------------
 
     def fired(self) -> list[tuple[Fired, ...]] | None:
-        """Which edits took part in the last batch, query by query, with weights and margins; empty where none did."""
+        """The edits that took part in the last batch, for each query; an empty list if none did."""
         routing = self._hook.routing
         return [] if routing is None else list(routing.fired)
 
     @property
     def routing_seconds(self) -> float:
-        """How long it took to find the edits of the last batch that was routed."""
+        """Seconds that routing the last batch took."""
         return self._hook.routing_seconds
 
     @torch.no_grad()
-    def _route(self, tokens: TokenStates) -> Routing | None:
+    def _route(self, tokens: HiddenTokens) -> Routing | None:
         if not len(self.repository):
             return None
-        precise = TokenStates(tokens.states.float(), tokens.image, tokens.prompt, tokens.answer, tokens.embeddings)
-        has_image = tokens.image.any(1)
-        reachable = has_image if self.config.scope == "image" else torch.ones_like(has_image)
+        precise = replace(tokens, hidden_states=tokens.hidden_states.float())
+        reachable = tokens.has_image if self.config.scope == "image" else torch.ones_like(tokens.has_image)
         return route(self.modules, self.modules.query(precise), reachable, self.repository)
 
 
-class _InForce:
-    """As many as there are experts in the editor's repository, whichever that is at the time."""
+class _ActiveExperts:
+    """Its length is the number of active experts, also after `keep_experts_on` has replaced the repository."""
 
     def __init__(self, editor: LiveEdit):
         self._editor = editor
@@ -248,7 +276,7 @@ class _InForce:
 
 
 def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:
-    """Raise `BackboneError` where an editor of this shape cannot be put on the backbone."""
+    """Raise `BackboneError` if an editor of this configuration does not fit the backbone."""
     if config.width != backbone.width or config.layer >= len(backbone.layers) - 1:
         raise BackboneError(
             f"This editor was made for width {config.width} and layer {config.layer}; {backbone.name} "
@@ -256,19 +284,15 @@ def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:
         )
 
 
-def split_experts(features: EditFeatures) -> list[LowRankExpert]:
-    """A batch of edits' features as single experts."""
-    parts: tuple[Tensor, ...] = (features.u, features.v, features.visual, features.prompt)
-    return [LowRankExpert(*(part[row].clone() for part in parts)) for row in range(len(features.u))]
-
-
 def _experts_of(
     tensors: dict[str, Tensor], note: dict[str, Any], config: LiveEditConfig
 ) -> list[tuple[str, LowRankExpert]]:
-    """Kept experts with their ids. Raises `CheckpointError`."""
+    """The saved experts with their ids. Raises `CheckpointError`."""
     ids = note.get("ids")
     if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids) or len(set(ids)) != len(ids):
-        raise CheckpointError("Kept edits have no list of ids, each of them once. They are not LiveEdit's, or damaged.")
+        raise CheckpointError(
+            "Saved edits need a list of ids without repetition. These were not saved by LiveEdit, or they are damaged."
+        )
     feature = config.feature_parts * config.module_width
     one: dict[str, tuple[int, ...]] = {
         "u": (config.rank, config.width),
@@ -279,6 +303,8 @@ def _experts_of(
     wanted = {name: (len(ids), *shape) for name, shape in one.items()} if ids else {}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != wanted:
-        raise CheckpointError(f"Kept edits have the shapes {found}; this editor takes {wanted}. Use the same editor.")
+        raise CheckpointError(
+            f"Saved edits have the shapes {found}; this editor takes {wanted}. Use the editor that made them."
+        )
     parts = {name: tensor.float() for name, tensor in tensors.items()}
     return [(name, LowRankExpert(**{part: parts[part][row] for part in parts})) for row, name in enumerate(ids)]

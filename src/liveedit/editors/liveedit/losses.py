@@ -1,7 +1,7 @@
 """The losses of section 4.3, in the paper's form and in the form that the built-in editor is trained with.
 
-All of them are averaged over what they sum over in the paper (edits, pairs, answer tokens): the released code does
-so as well, and the balance of the terms then does not depend on the batch size.
+Relative to the paper, sums over edits, pairs and answer tokens are means, as in the released code, so that the balance
+of the terms does not depend on the batch size. All losses are in nats.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,21 +23,22 @@ SoftTerms = Literal["both", "absolute", "relative"]
 
 @dataclass(frozen=True)
 class PairKinds:
-    """How queries and edits of a batch belong together.
+    """How the queries and edits of a batch are related.
 
-    own: (queries, edits) booleans, true where the query is in the edit's scope.
-    asks_same: (queries, edits) booleans, true where both ask the same of whatever they show.
+    own: whether the query is in the edit's scope. asks_same: whether both ask the same question, of whatever image.
     """
 
-    own: Tensor
-    asks_same: Tensor
+    own: Bool[Tensor, "queries edits"]
+    asks_same: Bool[Tensor, "queries edits"]
 
 
-def hard_routing_paper(visual: Tensor, sentinel: Tensor, own: Tensor) -> Tensor:
+def hard_routing_paper(
+    visual: Float[Tensor, "queries edits"], sentinel: Float[Tensor, " queries"], own: Bool[Tensor, "queries edits"]
+) -> Float[Tensor, ""]:
     """Equation 13: InfoNCE over the batch's edits and the sentinel.
 
-    visual: (queries, edits) similarities; sentinel: (queries,). A query with an own edit is to find it, one without
-    is to find the sentinel. Where a query has several own edits they share the target.
+    visual, sentinel: similarities of the queries to edits and to the sentinel. The target of a query is its own edit,
+    or the sentinel if it has none. Several own edits of a query share the target.
     """
     scores = torch.cat([visual, sentinel[:, None]], 1).log_softmax(1)
     outside = ~own.any(1, keepdim=True)
@@ -45,12 +47,18 @@ def hard_routing_paper(visual: Tensor, sentinel: Tensor, own: Tensor) -> Tensor:
 
 
 def hard_routing_margin(
-    visual: Tensor, sentinel: Tensor, own: Tensor, ignored: Tensor, margin: float, negative_weight: float
-) -> Tensor:
-    """Asks what routing will ask: own edits above the sentinel, all others below it, each by a margin.
+    visual: Float[Tensor, "queries edits"],
+    sentinel: Float[Tensor, " queries"],
+    own: Bool[Tensor, "queries edits"],
+    ignored: Bool[Tensor, "queries edits"],
+    margin: float,
+    negative_weight: float,
+) -> Float[Tensor, ""]:
+    """The condition of hard routing as a loss: own edits above the sentinel, all others below it, each by a margin.
 
-    `log(1 + sum exp(s_j - s_sentinel + m))` over other edits bounds the worst of them, which decides whether any
-    expert fires wrongly; InfoNCE over the batch leaves the order of sentinel and others open.
+    `log(1 + sum_j exp(s_j - s_sentinel + m))` over the other edits j is an upper bound for the worst of them, which
+    decides whether any expert fires wrongly. InfoNCE over the batch does not determine the order of the sentinel and
+    the others. Relative to the paper this replaces equation 13. ignored: pairs that are no negatives.
     """
     gap = visual - sentinel[:, None]
     positive = F.softplus(margin - gap)[own].mean()
@@ -60,34 +68,42 @@ def hard_routing_margin(
     return positive + negative_weight * negative
 
 
-def soft_routing_paper(prompt: Tensor, own: Tensor, generator: torch.Generator, terms: SoftTerms = "both") -> Tensor:
+def soft_routing_paper(
+    prompt: Float[Tensor, "queries edits"],
+    own: Bool[Tensor, "queries edits"],
+    generator: torch.Generator,
+    terms: SoftTerms = "both",
+) -> Float[Tensor, ""]:
     """Equations 15 and 16: sigmoid loss on the own edit and one random other, InfoNCE over the batch.
 
-    prompt: (queries, edits) similarities s of queries that have an own edit; own: which edit it is. The other edit is
-    drawn on the CPU, with a generator of the CPU: the same one wherever the rest runs. terms: both, or equation 15
-    ("absolute") or 16 ("relative") alone.
+    prompt: similarities s. Queries without an own edit do not count. generator: of the CPU, where the other edit is
+    drawn, so that it is the same on every device. terms: both, or equation 15 ("absolute") or 16 ("relative") alone.
     """
     inside = own.any(1)
-    scores, own = prompt[inside], own[inside].float()
+    scores, wanted = prompt[inside], own[inside].float()
     absolute = relative = scores.new_zeros(len(scores))
     if terms != "relative":
-        drawn = torch.multinomial(1 - own.cpu(), 1, generator=generator).to(own.device)
-        absolute = -F.logsigmoid((scores * own).sum(1) / own.sum(1)) - F.logsigmoid(-scores.gather(1, drawn)[:, 0])
+        drawn = torch.multinomial(1 - wanted.cpu(), 1, generator=generator).to(wanted.device)
+        own_score, other_score = (scores * wanted).sum(1) / wanted.sum(1), scores.gather(1, drawn)[:, 0]
+        absolute = -F.logsigmoid(own_score) - F.logsigmoid(-other_score)
     if terms != "absolute":
-        relative = -(scores.log_softmax(1) * own).sum(1) / own.sum(1)
+        relative = -(scores.log_softmax(1) * wanted).sum(1) / wanted.sum(1)
     return (absolute + relative).mean()
 
 
-def soft_routing_masked(prompt: Tensor, kinds: PairKinds, negative_weight: float, terms: SoftTerms = "both") -> Tensor:
-    """As `soft_routing_paper`, but an edit that asks the same is no negative, and all negatives count.
+def soft_routing_masked(
+    prompt: Float[Tensor, "queries edits"], kinds: PairKinds, negative_weight: float, terms: SoftTerms = "both"
+) -> Float[Tensor, ""]:
+    """As `soft_routing_paper`, but edits that ask the same question are no negatives, and all negatives count.
 
-    Two edits that ask the same of different images have the same prompt feature by definition; the paper's form
-    asks to tell them apart by it.
+    Two edits that ask the same question of different images have the same prompt feature by definition; the paper's
+    form would train to separate them by it. terms:
 
-    `both`: -log sigmoid(s) of own edits, and log(1 + sum exp s_j) over the others, which compares all of them with 0
-    at once. It is no sum of two terms; alone, each is what the paper's is when same askers are masked out. `absolute`:
-    -log sigmoid(s) of own edits and -log(1 - sigmoid(s_j)) of the others, averaged over them (equation 15 draws one).
-    `relative`: InfoNCE of each own edit among the others (equation 16), for queries that have one.
+    - "both": -log sigmoid(s) of own edits, and log(1 + sum_j exp s_j) over the others, which compares all of them with
+      0 at once. It is not the sum of the other two.
+    - "absolute": -log sigmoid(s) of own edits, and the mean of -log(1 - sigmoid(s_j)) over the others (equation 15
+      draws one of them).
+    - "relative": InfoNCE of each own edit among the others (equation 16).
     """
     same = kinds.asks_same | kinds.own
     others = prompt.masked_fill(same, float("-inf"))

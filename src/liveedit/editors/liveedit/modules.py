@@ -6,20 +6,23 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...backbones.tokens import HiddenTokens
+from ...experts import LowRankExpert
 from ..shared.attention import CrossAttention, Source, left_pack
-from ..shared.question_encoder import TokenStates
 from .config import LiveEditConfig
 
 
 class ExpertGenerator(nn.Module):
     """`U = CA_U(U0, [h_v; h_p; h_o])`, `V = CA_V(V0, [h_v; h_p; h_o])` (equation 1).
 
-    U0, V0: trained, (r, d_m). U, V: (r, d), one pair per edit. With `answer_source` other than "states" the
-    answer's word embeddings, each with a trained slot for its position and one for the answer's length, are a
-    second source with key and value matrices of their own: a departure from the paper.
+    h_v, h_p, h_o: hidden states of image, prompt and answer at the edit layer. U0, V0: trained, (r, d_m). U, V: (r, d),
+    one pair per edit. With `answer_source` other than "states" the answer's word embeddings, each with a trained
+    vector for its position and one for the answer's length, are a second source with key and value matrices of their
+    own: a departure from the paper.
     """
 
     def __init__(self, config: LiveEditConfig):
@@ -37,36 +40,34 @@ class ExpertGenerator(nn.Module):
             nn.init.normal_(self.slots.weight, std=0.5)
             nn.init.normal_(self.lengths.weight, std=0.5)
 
-    def forward(
-        self, states: Tensor, image: Tensor, prompt: Tensor, answer: Tensor, embeddings: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """states, embeddings: (batch, length, d); masks: (batch, length). Returns U and V, (batch, r, d)."""
-        seen = image | prompt | answer
-        if self.config.answer_source == "embeddings":
-            seen = image | prompt
-        sources: list[Source] = [(states, seen)]
+    def forward(self, tokens: HiddenTokens) -> tuple[Float[Tensor, "batch r d"], Float[Tensor, "batch r d"]]:
+        """U and V of a batch of edits. Raises `InvalidInputError` if word embeddings are needed and missing."""
+        read = tokens.image_mask | tokens.prompt_mask
+        if self.config.answer_source != "embeddings":
+            read = read | tokens.answer_mask
+        sources: list[Source] = [(tokens.hidden_states, read)]
         if self.config.answer_source != "states":
-            sources.append(self._answer(embeddings, answer))
-        batch = len(states)
+            sources.append(self._answer(tokens))
+        batch = len(tokens)
         u = self.attend_u(self.u0.expand(batch, -1, -1), sources)
         v = self.attend_v(self.v0.expand(batch, -1, -1), sources)
         return u, v
 
-    def _answer(self, embeddings: Tensor, answer: Tensor) -> Source:
-        """The answer's embeddings, gathered to the front, with their slots."""
-        tokens, present = left_pack(embeddings, answer)
-        tokens = F.layer_norm(tokens.to(self.slots.weight.dtype), tokens.shape[-1:])
+    def _answer(self, tokens: HiddenTokens) -> Source:
+        """The answer's embeddings, moved to the front, with the vectors of their positions and of their number."""
+        embeddings, present = left_pack(tokens.embeddings, tokens.answer_mask)
+        embeddings = F.layer_norm(embeddings.to(self.slots.weight.dtype), embeddings.shape[-1:])
         last = self.config.answer_slots - 1
-        position = torch.arange(present.shape[1], device=tokens.device).clamp(max=last)
+        position = torch.arange(present.shape[1], device=embeddings.device).clamp(max=last)
         length = (present.sum(1, keepdim=True) - 1).clamp(0, last)
-        return tokens + self.slots(position) + self.lengths(length), present
+        return embeddings + self.slots(position) + self.lengths(length), present
 
 
 class FeatureExtractor(nn.Module):
     """`phi = CA_phi2(CA_phi1(phi0, h_p), h_v)` and `psi = CA_psi(psi0, h_p)` (equation 3).
 
     phi: what in the image the prompt asks about; psi: the prompt alone; both (k d_m,). Without `hard_prompt`, phi =
-    CA_phi2(phi0, h_v), whatever is asked ("HR*" of the paper's table 2), and there is no CA_phi1.
+    CA_phi2(phi0, h_v) does not depend on the prompt ("HR*" of the paper's table 2), and there is no CA_phi1.
     """
 
     def __init__(self, config: LiveEditConfig):
@@ -81,29 +82,35 @@ class FeatureExtractor(nn.Module):
         self.attend_phi2 = CrossAttention(*shape)
         self.attend_psi = CrossAttention(*shape)
 
-    def asked(self, prompt: Source) -> Tensor:
-        """`CA_phi1(phi0, h_p)`: what the prompt asks for, (batch, parts, part width); phi0 without `hard_prompt`."""
+    def asked(self, prompt: Source) -> Float[Tensor, "batch parts part_width"]:
+        """`CA_phi1(phi0, h_p)`: what the prompt asks for; phi0 without `hard_prompt`."""
         start = self.phi0.expand(len(prompt[0]), -1, -1)
         return start if self.attend_phi1 is None else self.attend_phi1(start, [prompt])
 
-    def visual(self, asked: Tensor, image: Source) -> Tensor:
-        """phi: the asked-for part of the image, (batch, k d_m)."""
+    def visual(
+        self, asked: Float[Tensor, "batch parts part_width"], image: Source
+    ) -> Float[Tensor, "batch feature_width"]:
+        """phi: the part of the image that the prompt asks for."""
         return self._finish(self.attend_phi2(asked, [image]))
 
-    def looked_at(self, asked: Tensor, image: Source) -> Tensor:
-        """Shares of the image tokens in phi, (batch, tokens): the attention of CA_phi2, each row summing to 1.
+    def attribution(
+        self, asked: Float[Tensor, "batch parts part_width"], image: Source
+    ) -> Float[Tensor, "batch tokens"]:
+        """Share of each image token in phi: the attention of CA_phi2. Each row sums to 1.
 
         Averaged over heads and over the feature vectors (one in the paper's form, k with `features="set"`).
         """
         return self.attend_phi2.weights(asked, [image]).float().mean((1, 2))
 
-    def visual_shared(self, asked: Tensor, image: Tensor) -> Tensor:
-        """phi of one image, (1, tokens, d), that all rows share: its keys and values are made once."""
+    def visual_shared(
+        self, asked: Float[Tensor, "batch parts part_width"], image: Float[Tensor, "1 tokens d"]
+    ) -> Float[Tensor, "batch feature_width"]:
+        """phi of one image that all rows share: its keys and values are computed once."""
         read = self.attend_phi2(asked.flatten(0, 1)[None], [(image, image.new_ones(image.shape[:2]).bool())])
         return self._finish(read[0].unflatten(0, asked.shape[:2]))
 
-    def prompt(self, prompt: Source) -> Tensor:
-        """psi: the prompt, (batch, k d_m)."""
+    def prompt(self, prompt: Source) -> Float[Tensor, "batch feature_width"]:
+        """psi: the prompt."""
         return self._finish(self.attend_psi(self.psi0.expand(len(prompt[0]), -1, -1), [prompt]))
 
     def _finish(self, feature: Tensor) -> Tensor:
@@ -113,25 +120,34 @@ class FeatureExtractor(nn.Module):
 
 @dataclass(frozen=True)
 class EditFeatures:
-    """What the editor makes of a batch of edits: U, V (batch, r, d); phi_hat, psi_hat (batch, k d_m)."""
+    """Experts U, V of a batch of edits, and their features phi_hat (visual) and psi_hat (prompt)."""
 
-    u: Tensor
-    v: Tensor
-    visual: Tensor
-    prompt: Tensor
+    u: Float[Tensor, "batch r d"]
+    v: Float[Tensor, "batch r d"]
+    visual: Float[Tensor, "batch feature_width"]
+    prompt: Float[Tensor, "batch feature_width"]
+
+
+def split_experts(features: EditFeatures) -> list[LowRankExpert]:
+    """One expert for each edit of a batch."""
+    parts: tuple[Tensor, ...] = (features.u, features.v, features.visual, features.prompt)
+    return [LowRankExpert(*(part[row].clone() for part in parts)) for row in range(len(features.u))]
 
 
 @dataclass(frozen=True)
 class QueryFeatures:
-    """What the editor makes of a batch of queries: phi_bar, phi_bar of the sentinel, psi_bar, (batch, k d_m)."""
+    """Features of a batch of queries: phi_bar (visual), phi_bar of the sentinel, psi_bar (prompt)."""
 
-    visual: Tensor
-    sentinel: Tensor
-    prompt: Tensor
+    visual: Float[Tensor, "batch feature_width"]
+    sentinel: Float[Tensor, "batch feature_width"]
+    prompt: Float[Tensor, "batch feature_width"]
 
 
 class LiveEditModules(nn.Module):
-    """All that is trained: generator, the extractors at edit time (`hat`) and query time (`bar`), the sentinel."""
+    """Everything that is trained: the generator, two feature extractors and the sentinel.
+
+    hat: the extractor of edits; bar: the extractor of queries, as the paper writes their features.
+    """
 
     def __init__(self, config: LiveEditConfig):
         super().__init__()
@@ -144,34 +160,41 @@ class LiveEditModules(nn.Module):
         self.prompt_temperature = nn.Parameter(torch.tensor(3.0), requires_grad=cosine)
         self.prompt_offset = nn.Parameter(torch.tensor(0.0), requires_grad=cosine)
 
-    def edit(self, tokens: TokenStates) -> EditFeatures:
-        """Experts and edit-time features of edits, in one pass."""
-        u, v = self.generator(tokens.states, tokens.image, tokens.prompt, tokens.answer, tokens.embeddings)
+    def edit(self, tokens: HiddenTokens) -> EditFeatures:
+        """Experts and features of edits, in one pass."""
+        u, v = self.generator(tokens)
         visual, prompt = self.edit_features(tokens)
         return EditFeatures(u, v, visual, prompt)
 
-    def edit_features(self, tokens: TokenStates) -> tuple[Tensor, Tensor]:
-        """phi_hat and psi_hat."""
-        prompt, image = left_pack(tokens.states, tokens.prompt), left_pack(tokens.states, tokens.image)
+    def edit_features(
+        self, tokens: HiddenTokens
+    ) -> tuple[Float[Tensor, "batch feature_width"], Float[Tensor, "batch feature_width"]]:
+        """phi_hat and psi_hat (equation 3)."""
+        prompt = left_pack(tokens.hidden_states, tokens.prompt_mask)
+        image = left_pack(tokens.hidden_states, tokens.image_mask)
         return self.hat.visual(self.hat.asked(prompt), image), self.hat.prompt(prompt)
 
-    def query(self, tokens: TokenStates) -> QueryFeatures:
-        """Query-time features and the sentinel's, which sees the same prompt (equations 4 and 5)."""
-        prompt = left_pack(tokens.states, tokens.prompt)
+    def query(self, tokens: HiddenTokens) -> QueryFeatures:
+        """Features of queries, and of the sentinel under the same prompts (equations 4 and 5)."""
+        prompt = left_pack(tokens.hidden_states, tokens.prompt_mask)
         asked = self.bar.asked(prompt)
         return QueryFeatures(
-            self.bar.visual(asked, left_pack(tokens.states, tokens.image)),
-            self.bar.visual_shared(asked, self.sentinel.to(tokens.states.dtype)[None]),
+            self.bar.visual(asked, left_pack(tokens.hidden_states, tokens.image_mask)),
+            self.bar.visual_shared(asked, self.sentinel.to(tokens.hidden_states.dtype)[None]),
             self.bar.prompt(prompt),
         )
 
-    def visual_score(self, bar: Tensor, hat: Tensor) -> Tensor:
-        """Similarity of visual features along the last dimension, broadcast over the others."""
-        return (bar * hat).sum(-1) * self.visual_scale
+    def visual_score(
+        self, query: Float[Tensor, "*#batch feature_width"], edit: Float[Tensor, "*#batch feature_width"]
+    ) -> Float[Tensor, "*batch"]:
+        """Similarity of visual features of queries and edits, along the last dimension."""
+        return (query * edit).sum(-1) * self.visual_scale
 
-    def prompt_score(self, bar: Tensor, hat: Tensor) -> Tensor:
-        """Similarity s of prompt features along the last dimension, broadcast over the others."""
-        return (bar * hat).sum(-1) * self.prompt_scale - self.prompt_offset
+    def prompt_score(
+        self, query: Float[Tensor, "*#batch feature_width"], edit: Float[Tensor, "*#batch feature_width"]
+    ) -> Float[Tensor, "*batch"]:
+        """Similarity s of prompt features of queries and edits, along the last dimension."""
+        return (query * edit).sum(-1) * self.prompt_scale - self.prompt_offset
 
     @property
     def visual_scale(self) -> Tensor | float:

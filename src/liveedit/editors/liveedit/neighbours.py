@@ -1,4 +1,4 @@
-"""Which edits in force a new one may meet, told from the keys of both alone."""
+"""Active edits that a new one may interfere with, estimated from the keys of both alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .routing import soft_weights
 def neighbours(
     modules: LiveEditModules, expert: LowRankExpert, repository: ExpertRepository, most: int
 ) -> list[Neighbour]:
-    """The edits in force whose keys are nearest to those of an expert, nearest first."""
+    """Up to `most` active edits whose keys are most similar to those of an expert, most similar first."""
     if not len(repository) or most < 1:
         return []
     visual = _products(repository, "visual_feature", expert.visual_feature) * modules.visual_scale
@@ -31,12 +31,12 @@ def neighbours(
 def estimated_weights(
     modules: LiveEditModules, expert: LowRankExpert, margin: float, repository: ExpertRepository
 ) -> dict[str, float]:
-    """The weight that an expert would have in the answer to the question of each edit in force, by its id.
+    """Estimated weight of an expert in the answer to the question of each active edit, by its id.
 
-    An estimate: the edit's keys stand in for its question's features, which they were trained to resemble; the sentinel
-    is taken to be as far off as it is for the expert's own question, which it exceeds by `margin`; and no third edit
-    takes part. Only weights of at least `FIRING_THRESHOLD` are returned. The expert itself must not be in the
-    repository.
+    The estimate uses the keys of an edit in place of its question's features, which they were trained to resemble. It
+    takes the sentinel's similarity from the expert's own question, which exceeds it by `margin`, and assumes that no
+    third edit takes part. Only weights of at least `FIRING_THRESHOLD` are returned. The expert itself must not be in
+    the repository.
     """
     if not len(repository):
         return {}
@@ -54,6 +54,6 @@ def estimated_weights(
 
 
 def _products(repository: ExpertRepository, name: Part, feature: Tensor) -> Tensor:
-    """Dot products of a feature with the same one of every edit, (edits,); no key is copied."""
+    """(edits,) dot products of a feature with the same feature of every edit, without copying keys."""
     on_device = feature.to(repository.device)
     return torch.cat([part @ on_device for part in repository.parts(name)])

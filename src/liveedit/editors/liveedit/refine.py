@@ -1,4 +1,4 @@
-"""LiveEdit with verify and refine: an edit that does not take at once is made to take."""
+"""LiveEdit with verify and refine: an expert whose edit does not take is improved by a few gradient steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, HiddenTokens, TokenBatch
 from ...experts import LowRankExpert
 from ...samples import Edit, Question
-from .editor import LiveEdit
-from .modules import LiveEditModules, TokenStates
+from .editor import LiveEdit, split_experts
+from .modules import LiveEditModules
 from .routing import changed_tokens, expert_residual
 
 
@@ -25,37 +25,50 @@ class RefineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(default=200, ge=0, description="Gradient steps at most; 0 takes none.")
-    rate: float = Field(default=0.15, gt=0, description="Learning rate of Adam on U and V, relative to their own size.")
-    image_noise: float = Field(default=0.05, ge=0, description="Noise on the image's states, relative to their size.")
-    carrier: str = Field(default="Please answer: {}", description="A second wording that is trained along.")
+    learning_rate: float = Field(
+        default=0.15, gt=0, description="Learning rate of Adam on U and V, relative to their standard deviations."
+    )
+    image_noise: float = Field(
+        default=0.05,
+        ge=0,
+        description="Noise on the image tokens' hidden states, relative to their standard deviation.",
+    )
+    carrier: str = Field(
+        default="Please answer: {}", description="A second wording of the prompt, on which the expert is refined too."
+    )
     confidence: float = Field(
-        default=0.8, gt=0, lt=1, description="The edit is right when each of its tokens has at least this probability."
+        default=0.8, gt=0, lt=1, description="The edit is right if each of its tokens has at least this probability."
     )
     visual_margin: float = Field(
-        default=1.0, description="An edit's own query must exceed the sentinel by this, in units of visual similarity."
+        default=1.0,
+        description="The edit's own query must exceed the sentinel by this margin, in units of visual similarity.",
     )
-    prompt_score: float = Field(default=4.0, description="An edit's own query must reach this similarity s of prompts.")
+    prompt_score: float = Field(default=4.0, description="The edit's own query must reach this prompt similarity s.")
 
 
 @dataclass(frozen=True)
 class _Passage:
-    """Inputs with an answer, and their states at the edit layer."""
+    """Questions with an answer, encoded, and their hidden states at the edit layer."""
 
-    inputs: Inputs
-    tokens: TokenStates
+    inputs: TokenBatch
+    tokens: HiddenTokens
 
 
 class LiveEditRefine(LiveEdit):
-    """Verify and refine: after an expert is generated the edit is asked; where the answer is not yet right, its U and V
-    are refined by a few gradient steps through the layers after the edit layer, from states already at hand.
+    """LiveEdit that verifies each generated expert and refines it if its edit is not yet right. Not part of the paper.
 
-    The edit is asked in its own words and behind a carrier phrase, with noise on the image's states, so that what is
-    learned is not one input. Before that, where the edit's own query would not reach its expert, the expert's features
-    are moved towards that query's, just as far as it takes. Not part of the paper.
+    1. The question and its answer are encoded and run up to the edit layer once. The expert is generated from these
+       hidden states, and the later steps reuse them.
+    2. If the edit's own query would not pass the routers, the expert's features are moved towards the query's
+       features, in steps of a tenth and no further than needed.
+    3. If the answer tokens are not all predicted with `RefineConfig.confidence`, U and V take gradient steps through
+       the layers after the edit layer. They are trained on two wordings, with noise on the image tokens, so that the
+       expert does not fit one input only.
     """
 
     name = "liveedit-refine"
     summary = "LiveEdit, with a few gradient steps on an expert whose edit did not take"
+    table_order = 91
     parts_of = "liveedit"
 
     def __init__(self, backbone: Backbone, modules: LiveEditModules, refining: RefineConfig | None = None):
@@ -67,23 +80,28 @@ class LiveEditRefine(LiveEdit):
         return {**super().configuration(), "refine": self.refining.model_dump()}
 
     def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
-        """A generated expert, refined where it is not right."""
-        return self.refine(edit, self.make_experts([edit])[0])
+        """The generated expert, refined if needed, and the number of gradient steps (0 if it was right at once)."""
+        passage = self._passage([edit.question], edit.answer)
+        with torch.no_grad():
+            (expert,) = split_experts(self.modules.edit(passage.tokens))
+        return self._refined(edit, passage, expert)
 
     def refine(self, edit: Edit, expert: LowRankExpert) -> tuple[LowRankExpert, int]:
-        """The expert, refined until its edit is right, and how many steps that took (0 where it was right)."""
+        """Refine an expert that was made before; returns the same as `make_expert`."""
+        return self._refined(edit, self._passage([edit.question], edit.answer), expert)
+
+    def _refined(self, edit: Edit, asked: _Passage, expert: LowRankExpert) -> tuple[LowRankExpert, int]:
         question = edit.question
-        asked = self._passage([question], edit.answer)
         expert = self._reachable(asked, expert)
         if self.refining.steps == 0 or self._is_right(asked, expert.u, expert.v):
             return expert, 0
         other = Question(self.refining.carrier.format(question.prompt), question.image)
         both = self._passage([question, other], edit.answer)
         generator = torch.Generator(device=self.backbone.device).manual_seed(0)
-        # Steps are taken on factors of the experts' own size: one rate serves every backbone.
+        # Steps are relative to the standard deviations of U and V, so that one learning rate serves every backbone.
         size_u, size_v = expert.u.std().clamp(min=1e-3), expert.v.std().clamp(min=1e-3)
         move_u, move_v = (torch.zeros_like(part, requires_grad=True) for part in (expert.u, expert.v))
-        optimizer = torch.optim.Adam([move_u, move_v], lr=self.refining.rate)
+        optimizer = torch.optim.Adam([move_u, move_v], lr=self.refining.learning_rate)
         u, v, steps = expert.u, expert.v, 0
         while steps < self.refining.steps:
             loss = self._loss(both, expert.u + size_u * move_u, expert.v + size_v * move_v, generator)
@@ -98,11 +116,11 @@ class LiveEditRefine(LiveEdit):
 
     @torch.no_grad()
     def _reachable(self, passage: _Passage, expert: LowRankExpert) -> LowRankExpert:
-        """The expert, with features that its own query finds."""
+        """The expert, with its features moved so far that the edit's own query passes both routers."""
         modules, query = self.modules, self.modules.query(passage.tokens)
         visual, prompt = query.visual[0], query.prompt[0]
         wanted = modules.visual_score(visual, query.sentinel[0]) + self.refining.visual_margin
-        if not bool(passage.inputs.has_image[0]):  # Without an image there is nothing to find it by.
+        if not bool(passage.inputs.has_image[0]):  # Routing needs an image.
             return expert
         return LowRankExpert(
             expert.u,
@@ -116,7 +134,7 @@ class LiveEditRefine(LiveEdit):
         )
 
     def _moved(self, feature: Tensor, towards: Tensor, suffices: Callable[[Tensor], Tensor]) -> Tensor:
-        """The feature, moved as many tenths of the way as it takes; where nothing suffices, unmoved."""
+        """The feature, moved by the fewest tenths of the way that suffice; unmoved if none do."""
         for tenth in range(11):
             moved = feature + tenth / 10 * (towards - feature)
             if self.config.similarity == "cosine":
@@ -131,24 +149,24 @@ class LiveEditRefine(LiveEdit):
             return _Passage(inputs, self.read(inputs))
 
     def _loss(self, passage: _Passage, u: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
-        states = passage.tokens.states
+        states = passage.tokens.hidden_states
         noise = torch.randn(states.shape, generator=generator, device=states.device) * states.std()
-        noisy = states + self.refining.image_noise * noise * passage.tokens.image[..., None]
+        noisy = states + self.refining.image_noise * noise * passage.tokens.image_mask[..., None]
         logits = self._logits(passage, noisy, u, v)
         return F.cross_entropy(logits, _targets(passage, logits.device))
 
     @torch.no_grad()
     def _is_right(self, passage: _Passage, u: Tensor, v: Tensor) -> bool:
-        probabilities = self._logits(passage, passage.tokens.states, u, v).softmax(-1)
+        probabilities = self._logits(passage, passage.tokens.hidden_states, u, v).softmax(-1)
         targets = _targets(passage, probabilities.device)
         return bool((probabilities.gather(1, targets[:, None]) >= self.refining.confidence).all())
 
     def _logits(self, passage: _Passage, states: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Logits that predict the answer with this expert alone in force."""
+        """(answer tokens, vocabulary) logits that predict the answer with this expert alone active."""
         weights = torch.ones(len(states), 1, device=states.device)
         residual = expert_residual(states, u[None], v[None], weights, self.config)
         inputs, tokens = passage.inputs, passage.tokens
-        changed = changed_tokens(tokens.image, tokens.text, self.config)
+        changed = changed_tokens(tokens.image_mask, tokens.text_mask, self.config)
         edited = (states + residual * changed[..., None]).to(self.backbone.dtype)
         return self.backbone.logits_from(edited, inputs, self.config.layer, inputs.predicting).float()
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,37 +16,40 @@ from .config import LiveEditConfig, Weighting
 from .modules import LiveEditModules, QueryFeatures
 
 _SCORED_AT_ONCE = 512
-"""Experts scored in one go: few enough for the products to stay in the processor's cache."""
+"""Experts scored at once: few enough that the products fit into the processor's cache."""
 
 _PAIRS_AT_ONCE = 4096
-"""Queries and experts compared in double precision in one go."""
+"""Pairs of query and expert that are compared in double precision at once."""
 
 _MATMUL_ROUNDING = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
-"""Of one operation in a product of matrices, by what `torch.set_float32_matmul_precision` allows; twice as much."""
+"""Twice the rounding error of one operation in a matrix product, by `torch.set_float32_matmul_precision`."""
 
 _SUM_STEP = 2.0**-40
-"""Softmax totals are summed in whole multiples of this, so that no bit depends on the order of the experts."""
+"""Softmax totals are summed in whole multiples of this, so that the order of the experts changes no bit."""
 
 
 @dataclass(frozen=True)
 class Routing:
     """The experts of a batch of queries, decided once and kept for the whole sequence.
 
-    u, v: (batch, experts, r, d); weights: (batch, experts), 0 where a query has fewer experts than another.
-    dropped_weight: per query, the summed weight of experts that passed but were left out (bounded mode).
+    weights: 0 where a query has fewer experts than another.
+    dropped_weight: for each query, the sum of the weights of experts that passed, but were left out by `top_experts`.
     """
 
-    u: Tensor
-    v: Tensor
-    weights: Tensor
+    u: Float[Tensor, "batch experts r d"]
+    v: Float[Tensor, "batch experts r d"]
+    weights: Float[Tensor, "batch experts"]
     fired: tuple[tuple[Fired, ...], ...]
     dropped_weight: tuple[float, ...]
 
 
-def soft_weights(scores: Tensor, weighting: Weighting = "both") -> Tensor:
+def soft_weights(
+    scores: Float[Tensor, "*batch experts"], weighting: Weighting = "both"
+) -> Float[Tensor, "*batch experts"]:
     """`sigmoid(s) * softmax(s)` over the last dimension (equation 7); -inf marks experts that did not pass.
 
-    With another weighting one factor alone, or the same weight for all that passed, whatever their scores.
+    weighting: "both" factors; the "absolute" (sigmoid) or "relative" (softmax) one alone; or "equal" weights for all
+    experts that passed.
     """
     finite = torch.isfinite(scores)
     if weighting == "equal":
@@ -56,24 +60,32 @@ def soft_weights(scores: Tensor, weighting: Weighting = "both") -> Tensor:
     return torch.where(finite, relative if weighting == "relative" else scores.sigmoid() * relative, 0.0)
 
 
-def expert_residual(states: Tensor, u: Tensor, v: Tensor, weights: Tensor, config: LiveEditConfig) -> Tensor:
-    """`sum_e w_e relu(x U_e^T) V_e` (equation 6), with x the states or their LayerNorm.
+def expert_residual(
+    hidden_states: Float[Tensor, "batch tokens d"],
+    u: Float[Tensor, "*rows experts r d"],
+    v: Float[Tensor, "*rows experts r d"],
+    weights: Float[Tensor, "#batch experts"],
+    config: LiveEditConfig,
+) -> Float[Tensor, "batch tokens d"]:
+    """`sum_e w_e relu(x U_e^T) V_e` (equation 6), with x the hidden states or their LayerNorm.
 
-    states: (batch, length, d); u, v: (batch, experts, r, d), or (experts, r, d) where all rows share them; weights:
-    (batch, experts). Returns the shape of states.
+    u and v have no batch dimension if all rows share the experts.
     """
-    x = F.layer_norm(states, states.shape[-1:]) if config.expert_input == "normed" else states
+    normed = config.expert_input == "normed"
+    x = F.layer_norm(hidden_states, hidden_states.shape[-1:]) if normed else hidden_states
     scale = 1 / (5 * math.sqrt(config.rank)) if config.expert_scale == "fixed" else 1.0
     experts, rank = u.shape[-3:-1]
     active = F.relu(x @ u.flatten(-3, -2).transpose(-1, -2)).unflatten(-1, (experts, rank))
     return (active * (weights * scale)[:, None, :, None]).flatten(2) @ v.flatten(-3, -2)
 
 
-def changed_tokens(image: Tensor, text: Tensor, config: LiveEditConfig) -> Tensor:
-    """Which tokens experts change, (batch, length) booleans: all, or the text behind the image.
+def changed_tokens(
+    image: Bool[Tensor, "batch tokens"], text: Bool[Tensor, "batch tokens"], config: LiveEditConfig
+) -> Bool[Tensor, "batch tokens"]:
+    """Which tokens experts change: all image and text tokens, or the text after the image.
 
-    Text before the image (start token, "USER:") is left alone with "text", so that no state of the image changes
-    in any later layer.
+    With `residual_tokens="text"`, text before the image (start token, "USER:") is not changed, so that no hidden state
+    of the image changes in any later layer.
     """
     if config.residual_tokens == "all":
         return image | text
@@ -83,11 +95,11 @@ def changed_tokens(image: Tensor, text: Tensor, config: LiveEditConfig) -> Tenso
 
 @torch.no_grad()
 def route(
-    modules: LiveEditModules, query: QueryFeatures, reachable: Tensor, repository: ExpertRepository
+    modules: LiveEditModules, query: QueryFeatures, reachable: Bool[Tensor, " batch"], repository: ExpertRepository
 ) -> Routing | None:
-    """Hard routing by what is seen, soft routing by what is asked; None where no expert passes for any query.
+    """Hard routing by image (equation 5), then soft routing by prompt (equation 7).
 
-    reachable: (batch,) booleans, the queries that edits may reach at all.
+    None if no expert passes for any query. reachable: the queries that are in the editor's scope.
     """
     if not len(repository):
         return None
@@ -98,12 +110,14 @@ def route(
     return _assemble(chosen, repository)
 
 
-def hard_routed(query: QueryFeatures, reachable: Tensor, repository: ExpertRepository) -> Tensor:
-    """Which experts are more similar than the sentinel, (batch, experts) booleans (equation 5).
+def hard_routed(
+    query: QueryFeatures, reachable: Bool[Tensor, " batch"], repository: ExpertRepository
+) -> Bool[Tensor, "batch experts"]:
+    """Which experts are more similar to the query than the sentinel is (equation 5).
 
-    A product with many keys at once is right up to rounding, and how it rounds depends on how many there are. Those
-    that are so near to the sentinel that rounding could decide are compared one by one, in double precision: which
-    experts pass does not depend on where they lie. The factor on all similarities, which is positive, decides nothing.
+    How a matrix product rounds depends on its size. An expert that is so near to the sentinel that rounding could
+    decide is therefore compared alone, in double precision: which experts pass does not depend on their place in the
+    repository. The scale of the similarities is left out: it is positive and does not change the order.
     """
     products = torch.cat([query.visual @ part.T for part in repository.parts("visual_feature")], 1)
     sentinel = torch.where(reachable, (query.visual * query.sentinel).sum(-1), torch.inf)
@@ -112,24 +126,24 @@ def hard_routed(query: QueryFeatures, reachable: Tensor, repository: ExpertRepos
     in_doubt = ((products >= (sentinel - rounding)[:, None]) ^ passed).nonzero()
     for pairs in in_doubt.split(_PAIRS_AT_ONCE) if len(in_doubt) else ():
         row, expert = pairs.unbind(1)
-        (hat,) = repository.gather(expert, "visual_feature")
-        passed[row, expert] = _exact_gap(query.visual[row], hat, query.sentinel[row]) > 0
+        (edit,) = repository.gather(expert, "visual_feature")
+        passed[row, expert] = _exact_gap(query.visual[row], edit, query.sentinel[row]) > 0
     return passed
 
 
 def _rounding(query: QueryFeatures, longest: float, computed_in: torch.dtype) -> Tensor:
-    """By how much bar . hat - bar . sentinel may be wrong at most, (batch,): `n u |bar| (|hat| + |sentinel|)` and some.
+    """Bound, (batch,), on the rounding error of query . edit - query . sentinel: `n u |query| (|edit| + |sentinel|)`.
 
-    n: the length of the features; u: the rounding of one operation.
+    n: the length of the features, with a small margin; u: the rounding error of one operation.
     """
     rounding = max(_MATMUL_ROUNDING[torch.get_float32_matmul_precision()], torch.finfo(computed_in).eps)
     count = query.visual.shape[-1] + 4
     return count * rounding * query.visual.norm(dim=-1) * (query.sentinel.norm(dim=-1) + longest)
 
 
-def _exact_gap(bar: Tensor, hat: Tensor, sentinel: Tensor) -> Tensor:
-    """bar . hat - bar . sentinel in double precision along the last dimension: 0 where both are the same."""
-    return (bar.double() * (hat.double() - sentinel.double())).sum(-1)
+def _exact_gap(query: Tensor, edit: Tensor, sentinel: Tensor) -> Tensor:
+    """query . edit - query . sentinel in double precision along the last dimension: 0 if both are equal."""
+    return (query.double() * (edit.double() - sentinel.double())).sum(-1)
 
 
 _Chosen = tuple[list[int], Tensor, Tensor, float]
@@ -142,10 +156,10 @@ def _choose(
     rows = passed.nonzero().flatten()
     if not len(rows):
         return [], torch.empty(0), torch.empty(0), 0.0
-    # Scores one by one, a total without rounding, experts mixed in the order of their digests: no bit depends on
-    # the order in which edits came and went.
+    # Each score is computed alone, the total is summed without rounding, and experts are mixed in the order of their
+    # digests: no bit depends on the order in which edits were added and undone.
     weighting, dropped, top = modules.config.weighting, 0.0, modules.config.top_experts
-    if weighting == "equal":  # Nothing but the margin of hard routing is left to choose the kept by.
+    if weighting == "equal":  # Only the margin of hard routing can decide which experts are kept.
         scores = modules.visual_score(query.visual[row], *repository.gather(rows, "visual_feature"))
     else:
         scores = _prompt_scores(modules, query.prompt[row], rows, repository)
@@ -165,24 +179,24 @@ def _choose(
 
 
 def _gaps(query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository) -> Tensor:
-    """bar . hat - bar . sentinel of one query and these experts, (rows,)."""
+    """query . edit - query . sentinel of one query and these experts, (rows,)."""
     parts = (repository.gather(some, "visual_feature")[0] for some in rows.split(_SCORED_AT_ONCE))
-    return torch.cat([_exact_gap(query.visual[row], hat, query.sentinel[row]) for hat in parts])
+    return torch.cat([_exact_gap(query.visual[row], edit, query.sentinel[row]) for edit in parts])
 
 
-def _prompt_scores(modules: LiveEditModules, bar: Tensor, rows: Tensor, repository: ExpertRepository) -> Tensor:
+def _prompt_scores(modules: LiveEditModules, query: Tensor, rows: Tensor, repository: ExpertRepository) -> Tensor:
     """s of these rows, (rows,)."""
-    # Gathering so many rows would cost a processor more than scoring the others too. On other devices a sum may round
-    # by how many are summed at once: all that passed are, wherever they lie.
+    # On a CPU, gathering more than half of the rows costs more than scoring all. On other devices, the rounding of a
+    # sum may depend on the size of the product, so exactly the experts that passed are scored.
     if repository.device.type == "cpu" and 2 * len(rows) > len(repository):
         parts = repository.parts("prompt_feature", _SCORED_AT_ONCE)
-        scores = torch.cat([modules.prompt_score(bar, part) for part in parts])
+        scores = torch.cat([modules.prompt_score(query, part) for part in parts])
         return scores if len(rows) == len(repository) else scores[rows]
-    return modules.prompt_score(bar, *repository.gather(rows, "prompt_feature"))
+    return modules.prompt_score(query, *repository.gather(rows, "prompt_feature"))
 
 
 def _first(scores: Tensor, rows: Tensor, repository: ExpertRepository, count: int) -> Tensor:
-    """Places of the highest scores; of equal ones (two edits that ask the same) those of the first digests."""
+    """Places of the highest scores. Among equal ones (two edits with the same question) the first digests win."""
     lowest = scores.topk(count).values[-1]
     above, equal = (scores > lowest).nonzero().flatten(), (scores == lowest).nonzero().flatten()
     wanted = count - len(above)
@@ -196,10 +210,10 @@ def _first(scores: Tensor, rows: Tensor, repository: ExpertRepository, count: in
 
 
 def _order_free_weights(scores: Tensor, weighting: Weighting) -> Tensor:
-    """`soft_weights` of one query's scores, (experts,), to the same bits whatever their order."""
+    """`soft_weights` of one query's scores, (experts,). The order of the scores changes no bit."""
     if weighting == "equal":
         return torch.full_like(scores, 1 / len(scores))
-    # Not Tensor.sigmoid: its last bit depends on the place within a vector register.
+    # Not Tensor.sigmoid: its last bit depends on the place of the number within a vector register.
     doubt = 1 + (-scores).exp()
     if weighting == "absolute":
         return 1 / doubt

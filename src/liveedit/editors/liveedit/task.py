@@ -1,9 +1,9 @@
-"""What training LiveEdit means: which inputs, which losses, which validation figures.
+"""The training task of LiveEdit: its inputs, losses and validation figures.
 
-Everything runs on states at the edit layer that were computed once; only the layers behind it run in a step.
+Hidden states at the edit layer are computed once; a step runs only the layers after it.
 
-Several processes choose and draw the same; each sends its share of the cases through extractors, generator and the
-layers behind the edit layer. Features and experts are gathered, for every query is told from every edit of the batch.
+Several processes make the same random choices; each runs extractors, generator and the layers after the edit layer on
+its share of the cases. Features and experts are gathered, because every query is compared with every edit of the batch.
 """
 
 from __future__ import annotations
@@ -14,79 +14,32 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ...backbones import Backbone
+from ...backbones import Backbone, HiddenTokens, TokenRole
 from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
 from ...experts import ExpertRepository
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
 from . import losses
-from .editor import split_experts
-from .modules import EditFeatures, LiveEditModules, QueryFeatures, TokenStates
+from .config import LiveEditLosses
+from .modules import EditFeatures, LiveEditModules, QueryFeatures, split_experts
 from .routing import changed_tokens, expert_residual, route, soft_weights
 
 _DRAWS_PER_ROW = 64
-"""Draws of which prompt tokens to hide; longer prompts go through them again."""
+"""Random numbers per row that decide which prompt tokens are hidden; longer prompts reuse them."""
 
 _IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
 
 Stage = Literal["routing", "generator", "joint"]
 
 
-class LiveEditLosses(BaseModel):
-    """How LiveEdit is trained. The defaults are the improved form; `LiveEditLosses.paper()` is the paper's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hard_loss: Literal["paper", "margin"] = Field(
-        default="margin", description="Hard-routing loss: equation 13, or margins."
-    )
-    soft_loss: Literal["paper", "masked"] = Field(
-        default="masked", description="Soft-routing loss: equations 15, 16, or masked."
-    )
-    soft_terms: losses.SoftTerms = Field(
-        default="both",
-        description="Terms of the soft-routing loss, in either form: both, the absolute alone (equation 15; table 2: "
-        "- l_sr2) or the relative alone (equation 16; table 2: - l_sr1).",
-    )
-    mixing: Literal["batch", "prefix", "routed"] = Field(
-        default="routed",
-        description="Experts mixed in a step: the batch's (paper), a random prefix and the own one (released code), or "
-        "those that pass hard routing, as at query time.",
-    )
-    kl_exchanged: bool = Field(default=False, description="KL(edited || base) as in the released code.")
-    text_locality: bool = Field(default=True, description="Text-only locality in the losses (released code: no).")
-    same_subject: Literal["negative", "ignored"] = Field(
-        default="negative",
-        description="Edits of the same subject that ask something else, in hard routing with margins.",
-    )
-    prompt_dropout: float = Field(
-        default=0.3,
-        ge=0,
-        lt=1,
-        description="Share of the prompt's tokens hidden from both extractors in the routing stage, so that no single "
-        "word decides.",
-    )
-    margin: float = Field(default=2.0, ge=0, description="Margin of hard routing with margins.")
-    negative_weight: float = Field(
-        default=2.0, gt=0, description="Weight of the negatives in margin and masked losses."
-    )
-
-    @classmethod
-    def paper(cls) -> LiveEditLosses:
-        """The losses of section 4.3 as they stand."""
-        return cls(hard_loss="paper", soft_loss="paper", mixing="batch", prompt_dropout=0.0)
-
-
 @dataclass(frozen=True)
 class _Rows:
-    """Some probes of a batch of cases: labels of all rows, and the kept states of those that are this process's own.
+    """Some probes of a batch of cases: labels of all rows, and the hidden states of this process's own rows.
 
-    case, subject, relation, image: (rows,) integers, the place of each row's case in the batch, its scope as two
-    numbers, and which image it shows.
-    imaged: (rows,) booleans. own: which of the rows `batch` holds.
+    case, subject, relation, image: (rows,) integers: the index of each row's case in the batch, its scope as two
+    numbers, and a number for its image. has_image: (rows,) booleans. own: the rows that `batch` holds.
     """
 
     batch: HiddenStateBatch
@@ -99,7 +52,7 @@ class _Rows:
 
 
 class LiveEditTask:
-    """Cases with their kept states, and the losses on batches of them."""
+    """Cases with their hidden states, the losses on batches of them, and validation."""
 
     def __init__(
         self,
@@ -120,7 +73,7 @@ class LiveEditTask:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Note of every input where it stands in the store, what it is about, and whether it has an image."""
+        """Record the index of every input in the store, its scope and image, and whether it has an image."""
         subjects: dict[str, int] = {}
         relations: dict[str, int] = {}
         images: dict[str, int] = {}
@@ -145,7 +98,7 @@ class LiveEditTask:
             self._places.append(place)
 
     def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Compute the states of every input, once."""
+        """Compute the hidden states of every input, once."""
         self.store.fill(self.items, progress=progress)
 
     # -- losses ------------------------------------------------------------------------------------------
@@ -153,7 +106,7 @@ class LiveEditTask:
     def loss(
         self, modules: LiveEditModules, stage: Stage, chosen: Sequence[int], rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a stage on these cases, and its parts in nats: means over processes are those of the batch."""
+        """The loss of a stage on these cases, and its terms in nats; the batch's are the means over processes."""
         if stage == "routing":
             return self._routing_loss(modules, chosen, rng)
         if stage == "generator":
@@ -182,13 +135,13 @@ class LiveEditTask:
         own = same_subject & asks_same
         options = self.options
         ignored = same_subject if options.same_subject == "ignored" else torch.zeros_like(own)
-        if not modules.config.hard_prompt:  # Two questions about one image are one query to such a router.
+        if not modules.config.hard_prompt:  # Such a router cannot separate two questions about one image.
             ignored = ignored | (queries.image[:, None] == edits.image[None])
         visual = (bar.visual @ hat[0].T) * modules.visual_scale
         sentinel = modules.visual_score(bar.visual, bar.sentinel)
         prompt = (bar.prompt @ hat[1].T) * modules.prompt_scale - modules.prompt_offset
         own_seen = own
-        if modules.config.scope == "image":  # Hard routing never sees a query without an image.
+        if modules.config.scope == "image":  # Queries without an image do not reach hard routing.
             seen = queries.has_image
             visual, sentinel, own_seen, ignored = visual[seen], sentinel[seen], own[seen], ignored[seen]
         if options.hard_loss == "paper":
@@ -197,7 +150,7 @@ class LiveEditTask:
             hard = losses.hard_routing_margin(
                 visual, sentinel, own_seen, ignored, options.margin, options.negative_weight
             )
-        if not modules.config.soft_routing:  # Nothing that is asked weighs anything: there is nothing to learn.
+        if not modules.config.soft_routing:  # The prompt has no influence on the weights: there is nothing to learn.
             soft = prompt.sum() * 0
         elif options.soft_loss == "paper":
             generator = torch.Generator().manual_seed(int(queries.case.sum()))
@@ -215,12 +168,12 @@ class LiveEditTask:
         return hard + soft, figures
 
     def _generator_loss(self, modules: LiveEditModules, chosen: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        """NLL of edit and generality, each row with the own expert alone: no case needs another."""
+        """NLL of edit and generality probes, each row with its own expert alone at weight 1."""
         own = chosen[self.processes.share(len(chosen))]
         rows = self._rows(own, [self._in_scope_names(case) for case in own], shared=False)
         edits = self._rows(own, [["reliability"]] * len(own), shared=False)
         tokens = self._tokens(edits.batch)
-        u, v = modules.generator(tokens.states, tokens.image, tokens.prompt, tokens.answer, tokens.embeddings)
+        u, v = modules.generator(tokens)
         weights = torch.ones(len(rows.case), 1, device=self.device)
         logits = self._edited_logits(modules, rows.batch, u[rows.case, None], v[rows.case, None], weights)
         (share,) = self._shares(len(logits))
@@ -231,7 +184,7 @@ class LiveEditTask:
     def _joint_loss(
         self, modules: LiveEditModules, chosen: Sequence[int], rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Edit loss and routing loss together, experts mixed over the batch (equations 8 to 16)."""
+        """Edit loss, locality KL and routing loss, with the experts of the batch mixed (equations 8 to 16)."""
         names = [
             [*self._in_scope_names(case), *self._locality_names(case, has_image=not self.options.text_locality)]
             for case in chosen
@@ -252,21 +205,21 @@ class LiveEditTask:
     def _mixed_terms(
         self, modules: LiveEditModules, rows: _Rows, made: EditFeatures, weights: Tensor, inside: Tensor
     ) -> tuple[Tensor, Tensor, float]:
-        """Edit loss, KL and token accuracy of this process's rows, under experts mixed with these weights.
+        """Edit loss, KL and token accuracy of this process's rows, with experts mixed by these weights.
 
-        weights: (own rows, edits of all processes); inside: (own rows,) booleans, the rows that an edit is to reach.
+        weights: (own rows, edits of all processes). inside: (own rows,) booleans, the rows in the scope of an edit.
         """
-        # Where no expert is mixed, the logits are the base's and the KL is 0: such rows need not run.
+        # Rows without any expert have the unedited logits, so that their KL is 0: they are not run.
         run = inside | (weights > 0).any(1)
         batch, asked_here = rows.batch.select(run), inside[run]
         logits = self._edited_logits(modules, batch, made.u, made.v, weights[run])
-        edited = asked_here[batch.answer.nonzero()[:, 0]]
-        outside = int(rows.batch.answer[~inside].sum())
+        edited = asked_here[batch.answer_mask.nonzero()[:, 0]]
+        outside = int(rows.batch.answer_mask[~inside].sum())
         share, outside_share = self._shares(int(edited.sum()), outside)
         edit_loss = share * losses.answer_nll(logits[edited], batch.targets[edited])
         base = self._base_logits(batch.final[~edited])
         kl = logits.sum() * 0
-        if len(base):  # Averaged over the answer tokens of all rows outside, those that did not run included.
+        if len(base):  # Averaged over the answer tokens of all rows outside, including those that were not run.
             ran = outside_share * (len(base) / outside)
             kl = ran * losses.locality_kl(base, logits[~edited], self.options.kl_exchanged)
         right = share * (logits[edited].argmax(-1) == batch.targets[edited]).float().mean().item()
@@ -282,12 +235,12 @@ class LiveEditTask:
         has_image: Tensor,
         rng: np.random.Generator,
     ) -> Tensor:
-        """Soft weights over the batch's experts, (rows, edits), after what `mixing` lets through."""
+        """Soft weights, (rows, edits), of those experts of the batch that `mixing` selects."""
         scores = (bar.prompt @ prompt_hat.T) * modules.prompt_scale - modules.prompt_offset
         if self.options.mixing == "routed":
             threshold = modules.visual_score(bar.visual, bar.sentinel)
             kept = (bar.visual @ visual_hat.T) * modules.visual_scale > threshold[:, None]
-            # An own expert that is still kept out would learn nothing: in training it is always let in.
+            # The own expert is always mixed in training: it would learn nothing while hard routing keeps it out.
             kept = kept & has_image[:, None] | own
         elif self.options.mixing == "prefix":
             before = torch.arange(own.shape[1], device=own.device) < int(rng.integers(own.shape[1]))
@@ -299,25 +252,25 @@ class LiveEditTask:
     def _edited_logits(
         self, modules: LiveEditModules, batch: HiddenStateBatch, u: Tensor, v: Tensor, weights: Tensor
     ) -> Tensor:
-        """Logits that predict the answer tokens, with these experts in force."""
-        residual = expert_residual(batch.states, u, v, weights, modules.config)
-        changed = changed_tokens(batch.image, batch.prompt | batch.answer, modules.config)
-        states = batch.states + residual * changed[..., None]
+        """Logits that predict the answer tokens, with these experts active."""
+        residual = expert_residual(batch.hidden_states, u, v, weights, modules.config)
+        changed = changed_tokens(batch.image_mask, batch.text_mask, modules.config)
+        states = batch.hidden_states + residual * changed[..., None]
         logits = self.backbone.logits_from(states.to(self.backbone.dtype), batch, self.layer, batch.predicting)
         return logits.to(self.device)
 
     def _base_logits(self, final: Tensor) -> Tensor:
-        """Logits of the unedited model, from its last hidden states."""
+        """Logits of the unedited model, computed from its last hidden states."""
         return self.backbone.head(final.to(self.backbone.dtype)).to(self.device)
 
     # -- validation --------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def validate(self, modules: LiveEditModules, chosen: Sequence[int], group: int = 64) -> dict[str, float]:
-        """All these edits in force at once, in percent by probe: teacher-forced accuracy, and right routing.
+        """Teacher-forced accuracy and routing accuracy by probe, in percent, with all these edits active at once.
 
-        Routing is right where an in-scope query gets at least half of its weight from its own expert, and where a
-        locality query gets less than half of the weight from any: it tells routers apart before experts are trained.
+        An in-scope query is routed correctly if its own expert has at least half of the weight, a locality query if
+        all experts together have less than half. This measures routers before the experts are trained.
         """
         repository = ExpertRepository(self.device)
         for start in range(0, len(chosen), group):
@@ -339,17 +292,17 @@ class LiveEditTask:
         return figures
 
     def _percentages(self, parts: list[tuple[Tensor, Tensor]]) -> list[float]:
-        """Percent of true values in the first and in the second of each pair, over the pairs of all processes."""
+        """Percentage of true values in the first, and in the second, of each pair, over all processes."""
         counts = [number for kind in zip(*parts, strict=True) for number in _count(kind)] or [0, 0, 0, 0]
         right_tokens, tokens, right_routes, routes = self.processes.total(*counts)
-        # Divided as float32, as a mean of the values is: the figures of one process and of several are the same.
+        # Divided in float32, as a mean is, so that the figures do not depend on the number of processes.
         shares = torch.tensor([right_tokens, right_routes]) / torch.tensor([tokens, routes])
         return [100 * share for share in shares.tolist()]
 
     def _right(
         self, modules: LiveEditModules, repository: ExpertRepository, cases: Sequence[int], name: ProbeName
     ) -> tuple[Tensor, Tensor]:
-        """Which answer tokens are right, (tokens,), and which queries are routed right, (cases,)."""
+        """Which answer tokens are correct, (tokens,), and which queries are routed correctly, (cases,)."""
         rows = self._rows(cases, [[name]] * len(cases), shared=False)
         query = modules.query(self._tokens(rows.batch))
         with self._full_precision():
@@ -372,7 +325,7 @@ class LiveEditTask:
     # -- picking rows ------------------------------------------------------------------------------------
 
     def _rows(self, cases: Sequence[int], names: Sequence[Sequence[str]], shared: bool = True) -> _Rows:
-        """These probes of these cases; states of this process's share of the cases, or (not `shared`) of all."""
+        """These probes of these cases, with hidden states of this process's share (`shared`) or of all cases."""
         places = [self._places[case][name] for case, wanted in zip(cases, names, strict=True) for name in wanted]
         numbers = [number for number, wanted in enumerate(names) for _ in wanted]
         mine = self.processes.share(len(cases)) if shared else slice(0, len(cases))
@@ -383,24 +336,30 @@ class LiveEditTask:
         return _Rows(self.store.batch(places[own]), case, subject, relation, image, has_image, own)
 
     def _thinned(self, rows: _Rows, rng: np.random.Generator) -> _Rows:
-        """The same rows with some prompt tokens hidden, never the last; drawn by row, whoever has it."""
+        """The same rows with some prompt tokens hidden, never the last.
+
+        The mask is drawn per row of the whole batch, so that it does not depend on the process that holds the row.
+        """
         share = self.options.prompt_dropout
         if not share:
             return rows
         hidden = torch.from_numpy(rng.random((len(rows.case), _DRAWS_PER_ROW)) < share)[rows.own].to(self.device)
-        prompt = rows.batch.prompt
+        prompt = rows.batch.prompt_mask
         place = prompt.long().cumsum(1) - 1
         last = place == place[:, -1:]
         kept = prompt & (last | ~hidden.gather(1, place.clamp(min=0) % _DRAWS_PER_ROW))
-        return replace(rows, batch=replace(rows.batch, prompt=kept))
+        roles = rows.batch.roles.masked_fill(prompt & ~kept, TokenRole.PADDING)
+        return replace(rows, batch=replace(rows.batch, roles=roles))
 
-    def _tokens(self, batch: HiddenStateBatch) -> TokenStates:
-        ids = batch.ids.masked_fill(batch.image, self.backbone.pad_token_id)  # Some families have no embedding of it.
+    def _tokens(self, batch: HiddenStateBatch) -> HiddenTokens:
+        ids = batch.input_ids.masked_fill(
+            batch.image_mask, self.backbone.pad_token_id
+        )  # Some families have no embedding of it.
         embeddings = self.backbone.word_embeddings(ids.to(self.backbone.device)).float().to(self.device)
-        return TokenStates(batch.states, batch.image, batch.prompt, batch.answer, embeddings)
+        return HiddenTokens.of(batch, batch.hidden_states, embeddings)
 
     def _gathered_query(self, modules: LiveEditModules, rows: _Rows) -> QueryFeatures:
-        """Query-time features of the rows of all processes."""
+        """Query-side features of the rows of all processes."""
         own = modules.query(self._tokens(rows.batch))
         return QueryFeatures(*self.processes.gather(own.visual, own.sentinel, own.prompt))
 
@@ -410,19 +369,19 @@ class LiveEditTask:
         return [self.processes.count * size / max(1, total) for size, total in zip(sizes, totals, strict=True)]
 
     def _full_precision(self) -> torch.autocast:
-        """Similarities are compared with each other: bfloat16 products would blur them."""
+        """Similarities are computed in float32: bfloat16 is too coarse to compare them."""
         return torch.autocast(self.device.type, enabled=False)
 
     def _in_scope_names(self, case: int) -> list[str]:
         return [name for name in _IN_SCOPE if name in self._places[case]]
 
     def _locality_names(self, case: int, has_image: bool) -> list[str]:
-        """The case's locality inputs; `imaged` leaves out those without an image."""
+        """The case's locality inputs; with `has_image`, only those that have one."""
         skipped = ("text_locality",) if has_image else ()
         return [name for name in LOCALITY if name in self._places[case] and name not in skipped]
 
     def _hard_negatives(self, case: int, rng: np.random.Generator) -> list[str]:
-        """The near-duplicate, which is what routing gets wrong, and one of the easier locality inputs."""
+        """The near duplicate, which is the hardest to route, and one of the easier locality inputs."""
         names = self._locality_names(case, has_image=True)
         near = [name for name in names if name == "near_duplicate_locality"]
         easier = [name for name in names if name not in near]
@@ -434,5 +393,5 @@ class LiveEditTask:
 
 
 def _count(parts: Sequence[Tensor]) -> tuple[int, int]:
-    """How many values are true, and how many there are."""
+    """The number of true values, and the number of values."""
     return sum(int(part.sum()) for part in parts), sum(len(part) for part in parts)

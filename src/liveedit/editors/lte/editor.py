@@ -41,6 +41,7 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
 
     name = "lte"
     summary = "tuned to follow edits in its context, which are retrieved (LTE)"
+    table_order = 50
     config_class: ClassVar = LearningToEditConfig
     expert_class = TextExpert
 
@@ -74,9 +75,9 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The retriever; then the model learns to follow an edit, and then to do so only if it concerns the query."""
         return (
-            StageConfig(name="retriever", steps=700, batch=48, rate=1e-3),
-            StageConfig(name="following", steps=400, batch=32, rate=1e-3),
-            StageConfig(name="alignment", steps=400, batch=16, rate=1e-3),
+            StageConfig(name="retriever", steps=700, batch=48, learning_rate=1e-3),
+            StageConfig(name="following", steps=400, batch=32, learning_rate=1e-3),
+            StageConfig(name="alignment", steps=400, batch=16, learning_rate=1e-3),
         )
 
     @classmethod
@@ -88,6 +89,7 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
         folder: Path,
         report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> LearningToEditTask:
         """Cases with their states at the retriever's layer and the base model's own answers."""
         store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")

@@ -38,6 +38,7 @@ class Mend(TrainedEditor):
 
     name = "mend"
     summary = "an edit's gradient, transformed into a weight change (MEND)"
+    table_order = 20
     config_class = MendConfig
 
     def __init__(self, backbone: Backbone, modules: MendModules):
@@ -72,7 +73,7 @@ class Mend(TrainedEditor):
     @classmethod
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """One stage."""
-        return (StageConfig(name="edit", steps=1400, batch=12, rate=3e-3),)
+        return (StageConfig(name="edit", steps=1400, batch=12, learning_rate=3e-3),)
 
     @classmethod
     def make_task(
@@ -83,6 +84,7 @@ class Mend(TrainedEditor):
         folder: Path,
         report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> MendTask:
         """The cases with their states before the first edited layer."""
         before = layer_before(mlp_matrices(backbone, config.layers))
@@ -118,10 +120,8 @@ class Mend(TrainedEditor):
         """The change that this edit would make to each weight as it is now, by name, (out, in) in float32."""
         inputs = self.backbone.encode([edit.question], [edit.answer])
         with torch.no_grad():
-            states = self.backbone.states(inputs, self._before)
-            gradients = edit_gradients(
-                self.backbone, self._matrices, states, inputs, inputs.input_ids, inputs.answer_mask
-            )
+            states = self.backbone.hidden_states(inputs, self._before)
+            gradients = edit_gradients(self.backbone, self._matrices, states, inputs)
             found = self.modules(gradients)
         changes = [(matrix.name, change.dense()[0]) for matrix, change in zip(self._matrices, found, strict=True)]
         return {name: change.to(self._original[name].device) for name, change in changes}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from ...backbones import Backbone
-from ...backbones.tokens import Layout, before_each
+from ...backbones.tokens import TokenBatch
 from ...errors import BackboneError
 
 _OUTSIDE_MLP = ("attn", "attention")
@@ -93,13 +93,13 @@ def mlp_matrices(backbone: Backbone, layers: int) -> list[Matrix]:
 
 
 def edit_gradients(
-    backbone: Backbone, matrices: Sequence[Matrix], states: Tensor, layout: Layout, ids: Tensor, answer: Tensor
+    backbone: Backbone, matrices: Sequence[Matrix], hidden_states: Tensor, tokens: TokenBatch
 ) -> list[Factors]:
     """Gradients of each case's edit loss in these matrices, as factors in float32 without graph.
 
-    The loss of a case is the NLL of its answer, averaged over the answer's tokens; cases do not mix. states: (cases,
-    length, width) before the first edited layer; ids: (cases, length); answer: (cases, length) booleans. Tokens whose
-    gradient is exactly zero are dropped: they add nothing, and normalisation would make something of them.
+    The loss of a case is the NLL of its answer, averaged over the answer's tokens; cases do not mix. hidden_states:
+    (cases, tokens, width) before the first edited layer. Tokens whose gradient is exactly zero are dropped: they add
+    nothing, and normalisation would make something of them.
     """
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
@@ -109,12 +109,12 @@ def edit_gradients(
         outputs.append(output)
 
     with torch.enable_grad(), _hooked([(matrix, record) for matrix in matrices]):
-        start = states.detach().to(backbone.dtype).requires_grad_(True)
-        logits = backbone.logits_from(start, layout, layer_before(matrices), before_each(answer))
-        nll = F.cross_entropy(logits.float(), ids[answer].to(logits.device), reduction="none")
-        rows = answer.nonzero()[:, 0].to(nll.device)
+        start = hidden_states.detach().to(backbone.dtype).requires_grad_(True)
+        logits = backbone.logits_from(start, tokens, layer_before(matrices), tokens.predicting)
+        nll = F.cross_entropy(logits.float(), tokens.targets.to(logits.device), reduction="none")
+        rows = tokens.answer_mask.nonzero()[:, 0].to(nll.device)
         gradients = torch.autograd.grad((nll / rows.bincount()[rows]).sum(), outputs)
-    real = layout.attention_mask.bool()
+    real = tokens.attention_mask.bool()
     return [_without_padding(u, delta, real) for u, delta in zip(inputs, gradients, strict=True)]
 
 

@@ -42,8 +42,8 @@ class _Answers:
 
     def tokens_of(self, wanted: Sequence[str]) -> Tensor:
         """(answer tokens,) booleans: those of probes with these names."""
-        rows = torch.tensor([name in wanted for name in self.names], device=self.batch.answer.device)
-        return rows[self.batch.answer.nonzero()[:, 0]]
+        rows = torch.tensor([name in wanted for name in self.names], device=self.batch.roles.device)
+        return rows[self.batch.answer_mask.nonzero()[:, 0]]
 
 
 class MendTask:
@@ -110,19 +110,19 @@ class MendTask:
     def _gradients(self, cases: Sequence[int]) -> list[Factors]:
         batch = self.store.batch([self._places[case]["reliability"] for case in cases])
         with self._attention():
-            return edit_gradients(self.backbone, self.matrices, batch.states, batch, batch.ids, batch.answer)
+            return edit_gradients(self.backbone, self.matrices, batch.hidden_states, batch)
 
     def _edited(self, modules: MendModules, cases: Sequence[int], together: int = 1) -> _Answers:
         """All probes of these cases, answered with the edits of `together` neighbouring cases active."""
         changes = [change.together(together) for change in modules(self._gradients(cases))]
         rows = [(number, name) for number, case in enumerate(cases) for name in self._places[case]]
         batch = self.store.batch([self._places[cases[number]][name] for number, name in rows])
-        case = torch.tensor([number // together for number, _ in rows], device=batch.ids.device)
-        with self._attention(), changed(self.matrices, changes, case, batch.ids.shape[1]):
+        case = torch.tensor([number // together for number, _ in rows], device=batch.roles.device)
+        with self._attention(), changed(self.matrices, changes, case, batch.roles.shape[1]):
             logits = self.backbone.logits_from(
-                batch.states.to(self.backbone.dtype), batch, layer_before(self.matrices), batch.predicting
+                batch.hidden_states.to(self.backbone.dtype), batch, layer_before(self.matrices), batch.predicting
             )
-        return _Answers(logits.to(batch.ids.device), batch, [name for _, name in rows])
+        return _Answers(logits.to(batch.roles.device), batch, [name for _, name in rows])
 
     def _attention(self) -> AbstractContextManager[Any]:
         """On a CPU the fused attention's backward takes a third of a step; the plain one is several times faster."""
@@ -164,6 +164,7 @@ class MendTask:
         batch = answers.batch
         outside = answers.tokens_of(LOCALITY)
         wanted = torch.where(outside, self._base_logits(batch.final).argmax(-1), batch.targets)
-        ends = batch.answer & ~torch.cat([batch.answer[:, 1:], torch.zeros_like(batch.answer[:, :1])], 1)
-        alone = batch.answer.sum(1, keepdim=True) == 1
-        return answers.logits.argmax(-1) == wanted, (~ends | alone)[batch.answer]
+        answer = batch.answer_mask
+        ends = answer & ~torch.cat([answer[:, 1:], torch.zeros_like(answer[:, :1])], 1)
+        alone = answer.sum(1, keepdim=True) == 1
+        return answers.logits.argmax(-1) == wanted, (~ends | alone)[answer]

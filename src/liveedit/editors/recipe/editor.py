@@ -36,6 +36,7 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
 
     name = "recipe"
     summary = "a continuous prompt per edit, retrieved past a sentinel (RECIPE)"
+    table_order = 60
     config_class = RecipeConfig
     expert_class = PromptExpert
 
@@ -68,8 +69,8 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The retriever, then the prompts."""
         return (
-            StageConfig(name="retrieval", steps=600, batch=48, rate=1e-3),
-            StageConfig(name="prompts", steps=1000, batch=32, rate=3e-3),
+            StageConfig(name="retrieval", steps=600, batch=48, learning_rate=1e-3),
+            StageConfig(name="prompts", steps=1000, batch=32, learning_rate=3e-3),
         )
 
     @classmethod
@@ -81,6 +82,7 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
         folder: Path,
         report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> RecipeTask:
         """The cases with the states of all their inputs."""
         store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..shared import QuestionEncoder, QuestionTokens, RetrievedExpert
+from ...backbones import HiddenTokens
+from ..shared import QuestionEncoder, RetrievedExpert
 from ..shared.attention import left_pack
 from ..shared.question_encoder import Block
 from .config import RecipeConfig
@@ -45,15 +46,15 @@ class RecipeModules(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(3.0))
         self.generator = PromptGenerator(config)
 
-    def keys(self, tokens: QuestionTokens) -> Tensor:
+    def keys(self, tokens: HiddenTokens) -> Tensor:
         """Keys of edits, (batch, features) of unit length; answers are not read."""
         return self.encoder(tokens)
 
-    def queries(self, tokens: QuestionTokens) -> Tensor:
+    def queries(self, tokens: HiddenTokens) -> Tensor:
         """Vectors of queries, (batch, features) of unit length."""
         return self._sought(self.encoder(tokens))
 
-    def both(self, tokens: QuestionTokens) -> tuple[Tensor, Tensor]:
+    def both(self, tokens: HiddenTokens) -> tuple[Tensor, Tensor]:
         """Keys and queries of the same questions, their states read once."""
         keys = self.encoder(tokens)
         return keys, self._sought(keys)
@@ -97,10 +98,10 @@ class PromptGenerator(nn.Module):
         self.direct = nn.Linear(2 * entering, entering, bias=False)
         nn.init.zeros_(self.direct.weight)
 
-    def forward(self, tokens: QuestionTokens) -> Tensor:
+    def forward(self, tokens: HiddenTokens) -> Tensor:
         """Tokens of questions with answers -> prompts, (batch, prompt tokens, width) float32."""
-        question, question_present = left_pack(tokens.states, tokens.image | tokens.prompt)
-        answer, answer_present = left_pack(tokens.embeddings, tokens.answer)
+        question, question_present = left_pack(tokens.hidden_states, tokens.image_mask | tokens.prompt_mask)
+        answer, answer_present = left_pack(tokens.embeddings, tokens.answer_mask)
         answer = F.layer_norm(answer, answer.shape[-1:])
         pairs = self._pairs(answer, answer_present)
         summaries = self.summaries + self.enter_pair(pairs)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...backbones import Backbone
-from ...backbones.tokens import before_each, pad
+from ...backbones.tokens import TokenBatch, TokenRole, pad
 from ...errors import ConfigError, InvalidInputError
 from .config import SeracConfig
 
@@ -55,12 +55,15 @@ class Counterfactual(nn.Module):
         """Logits that predict each token of these answers, (answer tokens, vocabulary), answer by answer."""
         contexts = self._contexts(rewrites)
         rows = [[*context, *answer] for context, answer in zip(contexts, answers, strict=True)]
-        kinds = [[1] * len(context) + [2] * len(answer) for context, answer in zip(contexts, answers, strict=True)]
+        prompt, answered = TokenRole.PROMPT, TokenRole.ANSWER
+        roles = [
+            [prompt] * len(context) + [answered] * len(answer)
+            for context, answer in zip(contexts, answers, strict=True)
+        ]
         self.check_length(max(map(len, rows)))
-        kind = pad(kinds, 0, "right").to(self.device)
-        ids = pad(rows, self.padding, "right").to(self.device)
-        logits = self.model(input_ids=ids, attention_mask=(kind > 0).long(), use_cache=False).logits
-        return self._widened(logits[before_each(kind == 2)])
+        tokens = TokenBatch(pad(roles, TokenRole.PADDING, "right"), pad(rows, self.padding, "right")).to(self.device)
+        logits = self.model(**tokens.model_inputs(), use_cache=False).logits
+        return self._widened(logits[tokens.predicting])
 
     @torch.no_grad()
     def generate(self, rewrites: Sequence[Rewrite], max_new_tokens: int) -> list[str]:

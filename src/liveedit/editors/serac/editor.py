@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...answers import Fired
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, TokenBatch
 from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
@@ -36,6 +36,7 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
 
     name = "serac"
     summary = "a scope classifier and a small counterfactual model (SERAC)"
+    table_order = 30
     config_class: ClassVar = SeracConfig
     expert_class = TextExpert
     training_cases = 16_000
@@ -63,8 +64,8 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
     def default_stages(cls) -> tuple[StageConfig, ...]:
         """The counterfactual model and the classifier, each by itself, as in the paper."""
         return (
-            StageConfig(name="counterfactual", steps=400, batch=48, rate=1e-3),
-            StageConfig(name="classifier", steps=1400, batch=48, rate=1e-3),
+            StageConfig(name="counterfactual", steps=400, batch=48, learning_rate=1e-3),
+            StageConfig(name="classifier", steps=1400, batch=48, learning_rate=1e-3),
         )
 
     @classmethod
@@ -76,6 +77,7 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
         folder: Path,
         report: TaskProgress,
         processes: Processes = ALONE,
+        options: None = None,
     ) -> SeracTask:
         """Cases with their states at the classifier's layer."""
         store = HiddenStateCache(backbone, config.layer, folder / f"states-{processes.rank}")
@@ -138,7 +140,7 @@ class _EditAnswerer:
         return self.model.generate(self._rewrites(questions), max_new_tokens)
 
     @torch.no_grad()
-    def logits(self, questions: Sequence[Question], inputs: Inputs, rows: Sequence[int]) -> Tensor:
+    def logits(self, questions: Sequence[Question], inputs: TokenBatch, rows: Sequence[int]) -> Tensor:
         """(rows, length, vocabulary): its logits where an answer's token is predicted, 0 elsewhere."""
         chosen = torch.tensor(rows, device=inputs.input_ids.device)
         answer, predicting = inputs.answer_mask[chosen], inputs.predicting[chosen]

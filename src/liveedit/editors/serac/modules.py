@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...backbones import Backbone
-from ..shared import QuestionEncoder, QuestionTokens, ScopeSimilarity
+from ...backbones import Backbone, HiddenTokens
+from ..shared import QuestionEncoder, ScopeSimilarity
 from .config import SeracConfig
 from .counterfactual import Counterfactual
 
@@ -23,7 +23,7 @@ class ScopeClassifier(nn.Module):
         self.encoder = QuestionEncoder(config.encoder)
         self.similarity = ScopeSimilarity()
 
-    def forward(self, tokens: QuestionTokens) -> Tensor:
+    def forward(self, tokens: HiddenTokens) -> Tensor:
         """f, (batch, features) float32, of unit length."""
         return self.encoder(tokens)
 

@@ -1,7 +1,7 @@
 """What several editing methods use: attention, losses, a question encoder, a memory of edits, a training task."""
 
 from .memory import FeatureMemory, nearest
-from .question_encoder import EncoderConfig, QuestionEncoder, QuestionTokens, ScopeSimilarity, read_questions
+from .question_encoder import EncoderConfig, QuestionEncoder, ScopeSimilarity, read_questions
 from .retrieval_editor import RetrievalEditor, RetrievedExpert, TextExpert
 from .scope_task import IN_SCOPE, CaseInputs, ScopePairs, ScopeRows, ScopeTask, StagedScopeTask, scope_loss
 
@@ -11,7 +11,6 @@ __all__ = [
     "EncoderConfig",
     "FeatureMemory",
     "QuestionEncoder",
-    "QuestionTokens",
     "RetrievalEditor",
     "RetrievedExpert",
     "ScopePairs",

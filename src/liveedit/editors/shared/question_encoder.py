@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...backbones import Backbone
+from ...backbones import Backbone, HiddenTokens
 from ...errors import BackboneError
 from ...samples import Question
 from .attention import CrossAttention, left_pack
@@ -48,48 +47,16 @@ class EncoderConfig(BaseModel):
         return {"width": backbone.width, "layer": backbone.default_edit_layer()}
 
 
-@dataclass(frozen=True)
-class TokenStates:
-    """States at the edit layer with the kinds of their tokens.
-
-    states: (batch, length, d). image, prompt, answer: (batch, length) booleans. embeddings: (batch, length, d), the
-    word embeddings of the same tokens.
-    """
-
-    states: Tensor
-    image: Tensor
-    prompt: Tensor
-    answer: Tensor
-    embeddings: Tensor
-
-    @property
-    def text(self) -> Tensor:
-        """Prompt and answer."""
-        return self.prompt | self.answer
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-
-@dataclass(frozen=True)
-class QuestionTokens(TokenStates):
-    """States of questions at a layer of the unedited backbone, with the texts of their prompts, row by row."""
-
-    prompts: tuple[str, ...] = ()
-
-
 @torch.no_grad()
 def read_questions(
     backbone: Backbone, questions: Sequence[Question], layer: int, answers: Sequence[str] | None = None
-) -> QuestionTokens:
+) -> HiddenTokens:
     """Questions, followed by their answers if given, as the unedited backbone reads them."""
     with backbone.transformed(None):
         inputs = backbone.encode(questions, answers)
-        states = backbone.states(inputs, layer).float()
+        hidden_states = backbone.hidden_states(inputs, layer).float()
         embeddings = backbone.embeddings(inputs).float()
-    parts = (inputs.image_mask, inputs.prompt_mask, inputs.answer_mask, embeddings)
-    prompts = tuple(question.prompt for question in questions)
-    return QuestionTokens(states, *(part.to(states.device) for part in parts), prompts=prompts)
+    return HiddenTokens.of(inputs, hidden_states, embeddings, [question.prompt for question in questions])
 
 
 class QuestionEncoder(nn.Module):
@@ -106,7 +73,7 @@ class QuestionEncoder(nn.Module):
         reader = _SmallReader if config.text_encoder is None else _PretrainedReader
         self.reader: nn.Module = reader(config)
 
-    def forward(self, tokens: QuestionTokens) -> Float[Tensor, "batch features"]:
+    def forward(self, tokens: HiddenTokens) -> Float[Tensor, "batch features"]:
         """One vector per question, float32, of unit length."""
         return F.normalize(self.reader(tokens).float(), dim=-1)
 
@@ -134,9 +101,9 @@ class _SmallReader(nn.Module):
         self.blocks = nn.ModuleList(Block(features, config.heads) for _ in range(config.layers))
         self.leave = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, features))
 
-    def forward(self, tokens: QuestionTokens) -> Tensor:
-        image, image_present = left_pack(tokens.states, tokens.image)
-        prompt, prompt_present = left_pack(tokens.states, tokens.prompt)
+    def forward(self, tokens: HiddenTokens) -> Tensor:
+        image, image_present = left_pack(tokens.hidden_states, tokens.image_mask)
+        prompt, prompt_present = left_pack(tokens.hidden_states, tokens.prompt_mask)
         batch = len(tokens)
         read = [self.enter_image(self.norm(image)), self.enter_prompt(self.norm(prompt))]
         x = torch.cat([self.summary.to(read[0].dtype).expand(batch, 1, -1), *read], 1)
@@ -183,7 +150,7 @@ class _PretrainedReader(nn.Module):
         self.look = CrossAttention(width, [config.width], width, width, heads, norm=True)
         self.leave = nn.Linear(width, config.features)
 
-    def forward(self, tokens: QuestionTokens) -> Tensor:
+    def forward(self, tokens: HiddenTokens) -> Tensor:
         if len(tokens.prompts) != len(tokens):
             raise BackboneError(
                 "A named text encoder reads the texts of prompts: make the tokens with read_questions()."
@@ -193,7 +160,7 @@ class _PretrainedReader(nn.Module):
         words = self.tokenizer(
             list(tokens.prompts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
         ).to(device)
-        image, present = left_pack(tokens.states, tokens.image)
+        image, present = left_pack(tokens.hidden_states, tokens.image_mask)
         seen = self.look(self.slots.expand(len(tokens), -1, -1), [(image, present)])
         embedded = self.encoder.get_input_embeddings()(words["input_ids"])
         has_image = present.any(1, keepdim=True).expand(-1, len(self.slots)).to(words["attention_mask"])

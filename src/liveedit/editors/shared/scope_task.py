@@ -12,12 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import Backbone
+from ...backbones import Backbone, HiddenTokens
 from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
 from ...progress import Progress, no_progress
 from ...samples import LOCALITY, EditCase, ProbeName, Question
 from ...training.distributed import ALONE, Processes
-from .question_encoder import QuestionTokens
 from .random_answers import words_of
 
 IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
@@ -29,7 +28,7 @@ AT_ONCE = 128
 
 @dataclass(frozen=True)
 class CaseInputs:
-    """Inputs of cases in one list, in the order in which a `HiddenStateCache` keeps their states.
+    """TokenBatch of cases in one list, in the order in which a `HiddenStateCache` keeps their states.
 
     items: question and answer of each input; the answer is the edit's if the input is in scope, and else the label.
     places: for each case, the index of each of its inputs in `items`, by probe name.
@@ -78,7 +77,7 @@ class ScopeRows:
     """
 
     batch: HiddenStateBatch
-    tokens: QuestionTokens
+    tokens: HiddenTokens
     items: tuple[Item, ...]
     case: Tensor
     scope: Tensor
@@ -193,11 +192,13 @@ class ScopeTask:
         drawn = rng.permutation(len(easier))[: count - len(near)]
         return near + [easier[index] for index in drawn]
 
-    def _tokens(self, batch: HiddenStateBatch, items: Sequence[Item]) -> QuestionTokens:
-        ids = batch.ids.masked_fill(batch.image, self.backbone.pad_token_id)  # Some families have no embedding of it.
+    def _tokens(self, batch: HiddenStateBatch, items: Sequence[Item]) -> HiddenTokens:
+        ids = batch.input_ids.masked_fill(
+            batch.image_mask, self.backbone.pad_token_id
+        )  # Some families have no embedding of it.
         embeddings = self.backbone.word_embeddings(ids.to(self.backbone.device)).float().to(self.device)
         prompts = tuple(question.prompt for question, _ in items)
-        return QuestionTokens(batch.states, batch.image, batch.prompt, batch.answer, embeddings, prompts)
+        return HiddenTokens.of(batch, batch.hidden_states, embeddings, prompts)
 
     # -- the unedited model ------------------------------------------------------------------------------
 
@@ -256,7 +257,7 @@ class StagedScopeTask(ScopeTask):
         return figures(modules, chosen)
 
     def validated_features(
-        self, encode: Callable[[QuestionTokens], Tensor], cases: Sequence[int]
+        self, encode: Callable[[HiddenTokens], Tensor], cases: Sequence[int]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All queries of these cases, some at a time, and all their edits.
 

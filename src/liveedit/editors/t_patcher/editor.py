@@ -54,6 +54,7 @@ class TPatcher(Editor):
 
     name = "t-patcher"
     summary = "a neuron in the last FFN for every wrong token of an edit (T-Patcher)"
+    table_order = 40
     settings_class = TPatcherConfig
 
     def __init__(self, backbone: Backbone, config: TPatcherConfig | None = None, memory: Sequence[Question] = ()):

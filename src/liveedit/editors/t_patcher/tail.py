@@ -7,17 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...backbones import Backbone, Inputs
+from ...backbones import Backbone, TokenBatch, TokenRole
 from .patches import PatchedFeedForward, Patches
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """A `Layout` of tokens that no layer will read: nothing but the final norm and the head follows."""
-
-    attention_mask: Tensor
-    image_mask: Tensor
-    positions: None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +19,7 @@ class Passage:
     tokens, d) float32, what the last FFN is given before each token of the answer. targets: (answer tokens,) token ids.
     """
 
-    inputs: Inputs
+    inputs: TokenBatch
     before: Tensor
     after: Tensor
     queries: Tensor
@@ -50,7 +41,7 @@ class Tail:
         self._adds: bool | None = None
 
     @torch.no_grad()
-    def read(self, inputs: Inputs) -> Passage:
+    def read(self, inputs: TokenBatch) -> Passage:
         """One pass of the model."""
         before: list[Tensor] = []
         handle = self.backbone.layers[self.last - 1].register_forward_hook(
@@ -58,7 +49,7 @@ class Tail:
         )
         try:
             with self.feed_forward.keeping() as kept:
-                after = self.backbone.states(inputs, self.last)
+                after = self.backbone.hidden_states(inputs, self.last)
         finally:
             handle.remove()
         predicting = inputs.predicting.to(after.device)
@@ -84,9 +75,10 @@ class Tail:
 
     def _by_adding(self, passage: Passage, patches: Patches) -> Tensor:
         after = passage.after + patches.output(passage.queries).to(passage.after.dtype)
-        everything = torch.ones(1, len(after), dtype=torch.bool, device=self.device)
-        tokens = _Tokens(everything.long(), ~everything)
-        return self.backbone.logits_from(after[None], tokens, self.last, everything).float().to(self.device)
+        # No layer reads these tokens: only the final norm and the head follow.
+        ids = passage.targets[None]
+        tokens = TokenBatch(torch.full_like(ids, TokenRole.ANSWER), ids)
+        return self.backbone.logits_from(after[None], tokens, self.last, tokens.answer_mask).float().to(self.device)
 
     def _by_the_whole_layer(self, passage: Passage, patches: Patches) -> Tensor:
         inputs = passage.inputs

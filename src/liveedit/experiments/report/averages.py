@@ -1,4 +1,4 @@
-"""The papers' five metrics, and their mean, which the papers call the average."""
+"""The five metrics of the papers and their mean, which the papers call the average."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ HARDER: Final[tuple[ProbeName, ...]] = (
 """Probes that the papers do not have and that are harder than theirs."""
 
 SCORES: Final = (("teacher_forced", "Teacher-forced token accuracy"), ("exact_match", "Exact match"))
-"""The two ways of scoring, which always stand side by side."""
+"""The two ways of scoring, which are always reported together."""
 
 
 def average_of(row: Mapping[str, Any], score: str) -> float | None:
-    """The mean of the paper's five metrics in one run, None where one of them was not measured."""
+    """The mean of the paper's five metrics in one run; None if one of them was not measured."""
     values = [row["metrics"].get(name, {}).get(score) for name in PAPER_METRICS]
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if len(known) == len(values) else None
@@ -45,7 +45,7 @@ def averages(line: Line, score: str) -> dict[int, float]:
 
 
 def average_spread(line: Line, score: str) -> Spread | None:
-    """Mean and spread of the average over the seeds; each seed is averaged first, as the paper's ± wants it."""
+    """Mean and spread of the average over the seeds; the metrics of each seed are averaged first, as in the paper."""
     values = list(averages(line, score).values())
     return Spread.of(values) if values else None
 

@@ -1,4 +1,4 @@
-"""The papers' figures as images; see `plots` for how images are made."""
+"""The figures of the papers: averages against edits, bars, settings as lines and as circles."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...evaluation.lines import Line, metric_label, sections
-from ...evaluation.plots import (
+from ...evaluation.plotting import (
     Plot,
-    _draw_bar,
-    _edit_axis,
-    _new_figure,
-    _panels,
-    _percent_axis,
-    _plain,
-    _set_title,
-    _style,
+    draw_bar,
+    edit_axis,
+    new_figure,
+    panels_of,
+    percent_axis,
+    plain,
+    save,
+    set_title,
+    style,
 )
 from .averages import PAPER_METRICS, SCORES, average_spread
 
@@ -31,33 +32,26 @@ def draw_averages(lines: Sequence[Line], file: Path, title: str) -> Plot:
     Raises `PlotsUnavailableError` without matplotlib.
     """
     apart = sections(lines)
-    figure = _new_figure(1.6 + 3.2 * len(apart))
-    panels = _panels(figure, len(apart), len(SCORES))
+    figure = new_figure(1.6 + 3.2 * len(apart))
+    panels = panels_of(figure, len(apart), len(SCORES))
     editors = list(dict.fromkeys(line.editor for line in lines))
     for row, section in enumerate(apart):
         for column, (score, name) in enumerate(SCORES):
             panel = panels[row * len(SCORES) + column]
             for place, editor in enumerate(editors):
                 _draw_editor(panel, [line for line in section if line.editor == editor], score, place)
-            _edit_axis(panel, sorted({line.edits for line in section}))
-            _percent_axis(panel)
-            panel.set_title(f"{_plain(', '.join(section[0].section))}: {name.lower()}", fontsize=11)
+            edit_axis(panel, sorted({line.edits for line in section}))
+            percent_axis(panel)
+            panel.set_title(f"{plain(', '.join(section[0].section))}: {name.lower()}", fontsize=11)
             panel.set_xlabel("Edits")
         panels[row * len(SCORES)].set_ylabel("Average, %")
-    _set_title(figure, title)
+    set_title(figure, title)
     figure.legend(handles=_handles(editors), loc="outside lower center", ncols=min(len(editors), 6), frameon=False)
     return save(figure, file, title)
 
 
-def save(figure: Any, file: Path, caption: str) -> Plot:
-    """Write a figure as PNG."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, format="png", dpi=100)
-    return Plot(file, caption)
-
-
 def _draw_editor(panel: Axes, lines: Sequence[Line], score: str, place: int) -> None:
-    color, marker = _style(place)
+    color, marker = style(place)
     found = [
         (line.edits, average_spread(line, score))
         for line in sorted(lines, key=lambda line: line.edits)
@@ -77,9 +71,9 @@ def _draw_editor(panel: Axes, lines: Sequence[Line], score: str, place: int) -> 
 def _handles(editors: Sequence[str]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    styles = [(*_style(place), _dash(place)) for place in range(len(editors))]
+    styles = [(*style(place), _dash(place)) for place in range(len(editors))]
     return [
-        Line2D([], [], color=color, marker=marker, linestyle=dash, label=_plain(editor))
+        Line2D([], [], color=color, marker=marker, linestyle=dash, label=plain(editor))
         for editor, (color, marker, dash) in zip(editors, styles, strict=True)
     ]
 
@@ -93,39 +87,39 @@ def draw_bars(lines: Sequence[Line], file: Path, title: str) -> Plot:
 
     Raises `PlotsUnavailableError` without matplotlib.
     """
-    figure = _new_figure(7.0)
+    figure = new_figure(7.0)
     names = (*PAPER_METRICS, "average")
     width = 0.84 / max(1, len(lines))
-    for panel, (score, scored) in zip(_panels(figure, len(SCORES), 1), SCORES, strict=True):
+    for panel, (score, scored) in zip(panels_of(figure, len(SCORES), 1), SCORES, strict=True):
         for place, line in enumerate(lines):
             for group, name in enumerate(names):
                 found = average_spread(line, score) if name == "average" else line.score(name, score)
                 middle = group + (place - (len(lines) - 1) / 2) * width
-                _draw_bar(panel, middle, width * 0.92, found, _style(place)[0], "" if line.complete else "///")
-        _percent_axis(panel, top=112.0)
+                draw_bar(panel, middle, width * 0.92, found, style(place)[0], "" if line.complete else "///")
+        percent_axis(panel, top=112.0)
         panel.set_title(scored, fontsize=11)
         panel.set_ylabel("%")
         panel.set_xticks(range(len(names)), [metric_label(name) for name in names])
-    _set_title(figure, title)
+    set_title(figure, title)
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=_style(place)[0], label=_plain(line.label)) for place, line in enumerate(lines)]
+    handles = [Patch(color=style(place)[0], label=plain(line.label)) for place, line in enumerate(lines)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7) or 1, frameon=False)
     return save(figure, file, title)
 
 
 def draw_lines(lines: Sequence[Line], values: Mapping[str, float], name: str, file: Path, title: str) -> Plot:
     """The five metrics and their average against a setting; `values` gives it by editor. Both ways of scoring."""
-    figure = _new_figure(5.5)
+    figure = new_figure(5.5)
     ordered = sorted(lines, key=lambda line: values[line.editor])
     at = [values[line.editor] for line in ordered]
-    for panel, (score, scored) in zip(_panels(figure, 1, len(SCORES)), SCORES, strict=True):
+    for panel, (score, scored) in zip(panels_of(figure, 1, len(SCORES)), SCORES, strict=True):
         for place, metric in enumerate((*PAPER_METRICS, "average")):
             spreads = [
                 average_spread(line, score) if metric == "average" else line.score(metric, score) for line in ordered
             ]
             points = [(where, found) for where, found in zip(at, spreads, strict=True) if found is not None]
-            color, marker = _style(place)
+            color, marker = style(place)
             panel.errorbar(
                 [where for where, _ in points],
                 [found.mean for _, found in points],
@@ -145,7 +139,7 @@ def draw_lines(lines: Sequence[Line], values: Mapping[str, float], name: str, fi
         panel.set_ylabel("%")
         panel.grid(axis="y", color="#DDDDDD", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
-    _set_title(figure, title)
+    set_title(figure, title)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     return save(figure, file, title)
@@ -153,7 +147,7 @@ def draw_lines(lines: Sequence[Line], values: Mapping[str, float], name: str, fi
 
 @dataclass(frozen=True)
 class Circle:
-    """One combination of two settings: where it stands, how large its editor is, its average in both ways."""
+    """One combination of two settings: its place, the parameters of its editor, its averages by score."""
 
     column: str
     row: str
@@ -163,16 +157,16 @@ class Circle:
 
 def draw_circles(circles: Sequence[Circle], names: tuple[str, str], file: Path, title: str) -> Plot:
     """As figure 3 of the LiveEdit paper: size is the number of parameters, colour the average."""
-    figure = _new_figure(6.5)
+    figure = new_figure(6.5)
     columns, rows = (list(dict.fromkeys(values)) for values in zip(*((c.column, c.row) for c in circles), strict=True))
     known = [value for circle in circles for value in circle.averages.values()]
     low, high = min(known, default=0.0), max(known, default=100.0)
     largest = max(circle.parameters for circle in circles)
-    panels = _panels(figure, 1, len(SCORES))
-    image: Any = None
+    panels = panels_of(figure, 1, len(SCORES))
+    points: Any = None
     for panel, (score, scored) in zip(panels, SCORES, strict=True):
         shown = [circle for circle in circles if score in circle.averages]
-        image = panel.scatter(
+        points = panel.scatter(
             [columns.index(circle.column) for circle in shown],
             [rows.index(circle.row) for circle in shown],
             s=[300 + 3000 * circle.parameters / largest for circle in shown],
@@ -192,6 +186,6 @@ def draw_circles(circles: Sequence[Circle], names: tuple[str, str], file: Path, 
         panel.set_xlabel(names[0])
         panel.set_ylabel(names[1])
         panel.set_title(scored, fontsize=11)
-    figure.colorbar(image, ax=panels, label="Average of the five metrics, %", shrink=0.8, aspect=30)
-    _set_title(figure, f"{title}\nlarger circles: more parameters")
+    figure.colorbar(points, ax=panels, label="Average of the five metrics, %", shrink=0.8, aspect=30)
+    set_title(figure, f"{title}\nlarger circles: more parameters")
     return save(figure, file, title)

@@ -1,11 +1,11 @@
 """A report of an experiment in one folder: the same files as a report of the bench, with the paper's tables.
 
-report.md    to read: the verdict or findings, images, tables, published values, where the rows come from
+report.md    to read: the verdict or findings, figures, tables, published values, where the rows come from
 table.md     the tables alone
 table.tex    the tables for a paper (needs the booktabs package)
 table.csv    one line per row, unrounded
-rows.json    {"rows": rows, and what else the experiment found}
-*.png        the images, where matplotlib is installed
+rows.json    {"rows": rows, and further results of the experiment}
+*.png        the figures, if matplotlib is installed
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from ...evaluation.lines import Row, lines_of, metric_names
-from ...evaluation.plots import Plot, PlotsUnavailableError
-from ...evaluation.report import _csv, _provenance
+from ...evaluation.plotting import Plot, PlotsUnavailableError, plots_markdown
+from ...evaluation.report import provenance_markdown, rows_csv
 from ...evaluation.table import Table, markdown_text
+from ...files import write_text
 
 Drawing = Callable[[Path], Sequence[Plot]]
-"""Draws images into a folder. Raises `PlotsUnavailableError` without matplotlib."""
+"""Draws figures into a folder. Raises `PlotsUnavailableError` without matplotlib."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What an experiment shows.
+    """The findings of an experiment.
 
-    rows: rows of the bench, or other flat rows. summary: paragraphs that stand first. published: the paper's own
-    tables, which stand apart. failed: (job, error) of what could not be measured. extra: more for rows.json.
+    rows: rows of the bench, or other flat rows (bench_rows=False). summary: the first paragraphs. published: the
+    paper's own tables, kept separate. failed: (job, error) of what could not be measured. extra: more for rows.json.
     """
 
     title: str
@@ -47,13 +48,13 @@ class Findings:
 
 
 def write_findings(findings: Findings, folder: Path) -> Path:
-    """Write the report into `folder` and return the path of its report.md; without matplotlib it has no images."""
+    """Write the report into `folder` and return the path of its report.md; without matplotlib it has no figures."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = findings.rows
     lines = lines_of(rows) if findings.bench_rows and rows else ()
     files = {
         "rows.json": _rows_json(findings),
-        "table.csv": _csv(rows, metric_names(lines)) if lines else _flat_csv(rows),
+        "table.csv": rows_csv(rows, metric_names(lines)) if lines else _flat_csv(rows),
         "table.md": "\n".join(table.markdown() for table in findings.tables),
         "table.tex": "% Needs \\usepackage{booktabs}.\n" + "\n".join(table.latex() for table in findings.tables),
     }
@@ -61,13 +62,13 @@ def write_findings(findings: Findings, folder: Path) -> Path:
         f"# {markdown_text(findings.title)}",
         *map(markdown_text, findings.summary),
         _failed(findings.failed),
-        *_images(findings.drawings, folder),
+        *_figures(findings.drawings, folder),
         *(table.markdown() for table in (*findings.tables, *findings.published)),
-        _provenance(lines) if lines else "",
+        provenance_markdown(lines) if lines else "",
     ]
     files["report.md"] = "\n\n".join(part.rstrip() for part in parts if part) + "\n"
     for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        write_text(folder / name, text)
     return folder / "report.md"
 
 
@@ -86,12 +87,11 @@ def _failed(failed: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _images(drawings: Sequence[Drawing], folder: Path) -> list[str]:
+def _figures(drawings: Sequence[Drawing], folder: Path) -> list[str]:
     try:
-        plots = [plot for draw in drawings for plot in draw(folder)]
+        return plots_markdown([plot for draw in drawings for plot in draw(folder)])
     except PlotsUnavailableError as error:
-        return [f"No images: {error}"]
-    return [f"![{markdown_text(plot.caption)}]({plot.path.name})\n\n*{markdown_text(plot.caption)}*" for plot in plots]
+        return [f"No figures: {error}"]
 
 
 def _flat_csv(rows: Sequence[Row]) -> str:

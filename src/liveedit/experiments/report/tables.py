@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...evaluation.lines import Line, metric_label, metric_names
-from ...evaluation.report_tables import _CELL_NOTE, MISSING, _pair, _Setting, number_cell, score_cell, status_notes
+from ...evaluation.report_tables import (
+    CELL_NOTE,
+    MISSING,
+    SettingColumns,
+    number_cell,
+    score_cell,
+    score_pair,
+    status_notes,
+)
 from ...evaluation.table import Table
 from .averages import HARDER, PAPER_METRICS, SCORES, average_spread
 from .verdict import Verdict
 
 
 def paper_table(lines: Sequence[Line], title: str) -> Table:
-    """One line per editor and number of edits, with the columns of the paper; lines stay in their order."""
-    setting = _Setting.of(lines)
+    """One line per editor and number of edits, in the given order, with the columns of the paper."""
+    setting = SettingColumns.of(lines)
     rows = tuple(
         (*setting.cells(line), *(_mean_cell(line, name) for name in PAPER_METRICS), average_cell(line), str(line.seeds))
         for line in lines
     )
     notes = [
-        _CELL_NOTE,
-        "Average: mean of the five metrics, with the sample standard deviation over seeds where there are several.",
+        CELL_NOTE,
+        "Average: mean of the five metrics, with the sample standard deviation over seeds if there are several.",
         *setting.notes,
         *status_notes(lines),
     ]
@@ -29,15 +37,15 @@ def paper_table(lines: Sequence[Line], title: str) -> Table:
 
 
 def harder_table(lines: Sequence[Line], title: str) -> Table | None:
-    """The probes that the paper does not have; None where none was asked."""
+    """The probes that the paper does not have; None if none was asked."""
     occurring = metric_names(lines)
     names = [name for name in (*HARDER, "cross_modal", "portability") if name in occurring]
     if not names:
         return None
-    setting = _Setting.of(lines)
+    setting = SettingColumns.of(lines)
     rows = tuple((*setting.cells(line), *(score_cell(line, name) for name in names)) for line in lines)
     notes = (
-        _CELL_NOTE,
+        CELL_NOTE,
         "± is the sample standard deviation over seeds." if any(line.seeds > 1 for line in lines) else "",
     )
     header = (*setting.header, *map(metric_label, names))
@@ -79,13 +87,13 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 
 def average_cell(line: Line) -> str:
     """The average, teacher-forced / exact match."""
-    return _pair(*(number_cell(average_spread(line, score), line.seeds) for score, _ in SCORES))
+    return score_pair(*(number_cell(average_spread(line, score), line.seeds) for score, _ in SCORES))
 
 
 def _mean_cell(line: Line, metric: str) -> str:
-    """As in the paper a metric stands without its spread; the average has it."""
+    """The mean alone; as in the paper, only the average has its spread."""
     found = [line.score(metric, score) for score, _ in SCORES]
-    return _pair(*(MISSING if spread is None else f"{spread.mean:.1f}" for spread in found))
+    return score_pair(*(MISSING if spread is None else f"{spread.mean:.1f}" for spread in found))
 
 
 def _lead_cell(verdict: Verdict) -> str:

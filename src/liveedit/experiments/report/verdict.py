@@ -1,4 +1,4 @@
-"""Whether an editor is the best of a comparison, computed from the figures and said in words."""
+"""Whether an editor is the best of a comparison: computed from the rows, and as sentences."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .averages import SCORES, averages
 
 Standing = Literal["best", "within spread", "one seed", "not best", "not judged"]
 """best: ahead of every other by more than the spread. within spread: ahead, but not by more than it. one seed: ahead,
-with a single seed that tells nothing of the spread. not best: level with another or behind it."""
+with a single seed, so that the spread is not known. not best: another is level or ahead."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one editor stands on one backbone and data set after the most edits, in one way of scoring.
+    """The comparison of one editor with the others on one backbone and data set, after the most edits, by one score.
 
-    The rival is the best of the others. `lead` is the spread of own minus rival over the seeds that both have: both
-    made the same edits in the same order there, so that their difference is what the seeds tell of.
+    The rival is the best of the others. `lead` is the spread of own minus rival over the seeds that both have: for a
+    seed both made the same edits in the same order, so their differences are comparable.
     """
 
     backbone: str
@@ -34,14 +34,14 @@ class Verdict:
     rival_average: float | None = None
     lead: Spread | None = None
     absent: tuple[str, ...] = ()
-    """Editors without a complete run of so many edits: nothing is said of them."""
+    """Editors without a complete run of this many edits; they are not compared."""
 
     def sentence(self) -> str:
         """The verdict in words, with its figures."""
         where = f"{self.backbone}, {self.data}, {self.edits:,} edits, {dict(SCORES)[self.score].lower()}"
         absent = f" Not measured there: {', '.join(self.absent)}." if self.absent else ""
         if self.lead is None or self.own_average is None or self.rival_average is None:
-            return f"{where}: not judged, for want of a complete run of {self.own} or of any other editor.{absent}"
+            return f"{where}: not judged: there is no complete run of {self.own}, or of any other editor.{absent}"
         own, rival = f"{self.own} {self.own_average:.1f}", f"{self.rival} {self.rival_average:.1f}"
         margin = f"{abs(self.lead.mean):.1f} points"
         if self.lead.low is not None and self.lead.high is not None:
@@ -95,7 +95,7 @@ def _verdict(
         return Verdict(*where, standing="not judged", absent=absent)
     rival = min(leads, key=lambda name: (leads[name].mean, name))
     lead = leads[rival]
-    # Ahead of the best rival for sure is not enough: of another, with a wider spread, it may not be sure.
+    # A certain lead over the best rival is not enough: the lead over another, with a wider spread, may be uncertain.
     doubtful = [name for name, found in leads.items() if found.low is not None and found.low <= 0]
     if lead.mean <= 0:
         standing: Standing = "not best"
@@ -111,7 +111,7 @@ def _verdict(
 
 
 def headline(verdicts: Sequence[Verdict]) -> str:
-    """All verdicts in a sentence or two: in how many comparisons the editor is the best, and in which it is not."""
+    """All verdicts in one or two sentences: in how many comparisons the editor is the best, and in which not."""
     if not verdicts:
         return "Nothing was measured, so nothing is judged."
     own, count = verdicts[0].own, len(verdicts)
@@ -120,13 +120,13 @@ def headline(verdicts: Sequence[Verdict]) -> str:
     others = [verdict for verdict in verdicts if verdict.standing != "best"]
     if not others:
         return f"{own} {claim} all {count} comparisons {meant}."
-    left_pack: dict[Standing, dict[str, list[str]]] = {}
+    grouped: dict[Standing, dict[str, list[str]]] = {}
     for verdict in others:
-        where = left_pack.setdefault(verdict.standing, {}).setdefault(f"{verdict.backbone} on {verdict.data}", [])
+        where = grouped.setdefault(verdict.standing, {}).setdefault(f"{verdict.backbone} on {verdict.data}", [])
         where.append(dict(SCORES)[verdict.score].lower())
     listed = "; ".join(
         f"{standing}: " + ", ".join(f"{where} ({' and '.join(scores)})" for where, scores in found.items())
-        for standing, found in left_pack.items()
+        for standing, found in grouped.items()
     )
     return f"{own} {claim} {count - len(others)} of {count} comparisons {meant}. In the others it has not: {listed}."
 

@@ -1,4 +1,4 @@
-// The answer: its text, the corrections that took part, and what the question looked at.
+// The answer: its text, the corrections that fired, and the heat maps.
 
 import { makeHeatMaps } from "./api.js";
 import { cardOf, thumbnailOf } from "./cards.js";
@@ -7,7 +7,7 @@ import { describeHeat, drawHeat, scaleOfHeat, tableOfHeat } from "./heat.js";
 
 const SHOWN = 4;
 const CHANGE_CELLS = 4;
-const LONG = 90; // Characters; a paragraph is not to be shouted.
+const LONG = 90; // Characters. Longer answers get a smaller font.
 
 /** Shows one asked question at a time: { image, prompt, text, edits, maps }. */
 export class AnswerView {
@@ -18,7 +18,7 @@ export class AnswerView {
       choice.addEventListener("change", () => this.showHeat());
   }
 
-  /** Make place for an answer that begins to arrive. */
+  /** Prepare for an answer that starts to arrive. */
   begin(asked) {
     this.asked = asked;
     byId("welcome").hidden = true;
@@ -40,25 +40,25 @@ export class AnswerView {
     document.querySelector(".said").scrollIntoView({ block: "nearest" });
   }
 
-  /** As much of the answer as there is. */
+  /** Show the text so far. */
   text(text) {
     const box = byId("answer-text");
     box.textContent = text;
     box.classList.toggle("is-long", text.length > LONG);
   }
 
-  /** The whole answer. */
+  /** Show the whole answer. */
   async finish(asked) {
     this.text(asked.text || "(nothing)");
     byId("heat-options").disabled = !asked.image;
     const count = asked.edits.length;
-    const took =
+    const fired =
       count === 0
-        ? "No correction took part."
+        ? "No correction fired."
         : count === 1
-          ? "One correction took part."
-          : `${count} corrections took part.`;
-    say(`The answer: ${asked.text || "nothing"}. ${took}`);
+          ? "One correction fired."
+          : `${count} corrections fired.`;
+    say(`The answer: ${asked.text || "nothing"}. ${fired}`);
     await Promise.all([this.showFired(asked), this.showHeat()]);
   }
 
@@ -69,30 +69,30 @@ export class AnswerView {
     this.showChange(card);
   }
 
-  /** Others changed corrections since; a form that is being filled in is not pushed away. */
+  /** Others changed corrections since. The notice does not move a form that is being filled in. */
   outdate() {
     if (this.asked && this.asked.text !== null && byId("correction-form").hidden) byId("stale").hidden = false;
   }
 
-  tookPart(id) {
+  hasFired(id) {
     return Boolean(this.asked?.edits.some((fired) => fired.id === id));
   }
 
-  /** Show a correction that took part as it is now. */
+  /** Update a correction that fired. */
   async showChange(card) {
-    if (!this.tookPart(card.id)) return;
+    if (!this.hasFired(card.id)) return;
     const box = byId("fired");
     const held = box.contains(document.activeElement);
     await this.showFired(this.asked);
     if (held) box.querySelector(`[data-id="${card.id}"] button`)?.focus();
   }
 
-  // -- the corrections that took part
+  // -- the corrections that fired
 
   async showFired(asked) {
     const box = byId("fired");
     if (!asked.edits.length) {
-      box.replaceChildren(make("p", { class: "fired-none muted" }, "No correction took part: the model’s own answer."));
+      box.replaceChildren(make("p", { class: "fired-none muted" }, "No correction fired: this is the model’s own answer."));
       return;
     }
     const sorted = [...asked.edits].sort((one, other) => other.weight - one.weight);
@@ -100,7 +100,7 @@ export class AnswerView {
     await this.history.settled;
     const found = await Promise.all(shown.map((fired) => this.known(fired.id)));
     if (this.asked !== asked) return;
-    const heading = asked.edits.length === 1 ? "A correction took part" : `${asked.edits.length} corrections took part`;
+    const heading = asked.edits.length === 1 ? "A correction fired" : `${asked.edits.length} corrections fired`;
     box.replaceChildren(
       make("p", { class: "label" }, heading),
       make("ul", { class: "fired-list" }, ...shown.map((fired, place) => this.fired(fired, found[place]))),
@@ -108,7 +108,7 @@ export class AnswerView {
     );
   }
 
-  /** A correction, or null: a key that may only ask is shown none. */
+  /** A correction, or null if the key may only ask. */
   async known(id) {
     return this.history.mayEdit ? cardOf(id).catch(() => null) : null;
   }
@@ -116,7 +116,7 @@ export class AnswerView {
   fired(fired, card) {
     const title =
       `Weight ${fired.weight.toFixed(3)}: its share in the answer. Margin ${fired.margin.toFixed(3)}: ` +
-      "by how much the image was nearer to the correction's than to none.";
+      "by how much its similarity exceeded the threshold.";
     return make(
       "li",
       { class: `fired-edit ${card?.active === false ? "is-out" : ""}`, title, "data-id": fired.id },
@@ -136,7 +136,7 @@ export class AnswerView {
     );
   }
 
-  // -- what it looked at
+  // -- heat maps
 
   hideHeat() {
     byId("heat").hidden = true;
@@ -177,12 +177,12 @@ export class AnswerView {
     const wanted = { image: asked.image.uri, prompt: asked.prompt };
     if (kind === "change") wanted.change_cells = CHANGE_CELLS;
     const maps = await makeHeatMaps(wanted);
-    asked.maps.attention = maps.attention;
+    if (maps.attention) asked.maps.attention = maps.attention;
     if (maps.change) asked.maps.change = maps.change;
   }
 }
 
-/** What a correction is called; where the list shows it, a link to its place there. */
+/** The name of a correction, as a link if the list shows it. */
 function nameOf(id, card) {
   const name = make("span", {}, card?.prompt ? `${card.prompt} ` : "Correction ");
   name.append(card?.answer ? make("strong", {}, card.answer) : make("code", {}, id));

@@ -1,8 +1,8 @@
-// Everything that the page says to the server.
+// All requests of the page to the server.
 
 const KEY = "liveedit-key";
 
-/** What the server refused, or why it could not be asked. `status` is 0 where it was not reached. */
+/** An error of the server, or of the connection. `status` is 0 if the server was not reached. */
 export class ApiError extends Error {
   constructor(message, { status = 0, code = null, requestId = null } = {}) {
     super(message);
@@ -17,14 +17,14 @@ export class ApiError extends Error {
   }
 }
 
-// Only for this tab: a key on disk would outlive whoever typed it.
+// Only for this tab: a key on disk would outlive the session.
 export const storedKey = () => sessionStorage.getItem(KEY);
 export const keepKey = (key) => sessionStorage.setItem(KEY, key);
 export const forgetKey = () => sessionStorage.removeItem(KEY);
 
 let onKeyRefused = () => {};
 
-/** Call this where the server wants a key, or another one. */
+/** Call this function if the server requires a key, or another one. */
 export function whenKeyRefused(listener) {
   onKeyRefused = listener;
 }
@@ -39,15 +39,15 @@ export const createEdit = (wanted) => json("v1/edits", { method: "POST", body: w
 export const checkEdits = (wanted, signal) => json("v1/check", { method: "POST", body: wanted, signal });
 export const makeHeatMaps = (wanted) => json("v1/heat-maps", { method: "POST", body: wanted });
 
-/** An image of the server as an address for `<img>`, which itself could not send the key. */
+/** A thumbnail as an address for `<img>`, which could not send the key itself. */
 export async function getThumbnail(id) {
   const response = await send(`v1/edits/${id}/thumbnail`);
   return URL.createObjectURL(await response.blob());
 }
 
 /**
- * Ask, and hear the answer as it is written. Returns { text, edits, revision }.
- * onText is called with all of the text so far.
+ * Ask, and receive the answer while it is generated. Returns { text, edits, revision }.
+ * onText is called with the whole text so far.
  */
 export async function ask({ model, prompt, image, signal, onText }) {
   const parts = [{ type: "text", text: prompt }];
@@ -62,7 +62,7 @@ export async function ask({ model, prompt, image, signal, onText }) {
     extension = event.liveedit ?? extension;
     onText(text);
   }
-  if (extension === null) throw new ApiError("The connection ended before the answer did. Ask again.");
+  if (extension === null) throw new ApiError("The connection ended before the answer was complete. Ask again.");
   return { text, edits: extension.edits, revision: extension.revision };
 }
 
@@ -86,7 +86,7 @@ async function json(path, options) {
   return (await send(path, options)).json();
 }
 
-/** `unasked`: nobody waits for this, so that nobody is asked for another key. */
+/** `unasked`: a background request, which never asks for another key. */
 async function send(path, { method = "GET", body, signal, once = false, unasked = false } = {}) {
   const headers = {};
   const key = storedKey();
@@ -122,6 +122,6 @@ async function refusal(response) {
 }
 
 function randomName() {
-  // crypto.randomUUID is there on secure origins alone, and a server of one's own network is none.
+  // crypto.randomUUID exists only on secure origins, which a server in a local network is not.
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

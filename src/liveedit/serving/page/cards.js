@@ -1,4 +1,4 @@
-// What is known of corrections, so that nothing is fetched twice.
+// A cache of corrections and thumbnails.
 
 import { getEdit, getThumbnail } from "./api.js";
 import { make } from "./dom.js";
@@ -6,7 +6,7 @@ import { make } from "./dom.js";
 const cards = new Map();
 const thumbnails = new Map();
 
-/** A correction by its id, from what is known or from the server. */
+/** A correction by its id, from the cache or from the server. */
 export function cardOf(id) {
   if (!cards.has(id)) {
     const asked = getEdit(id);
@@ -16,17 +16,17 @@ export function cardOf(id) {
   return Promise.resolve(cards.get(id));
 }
 
-/** Take these for what they are now. */
+/** Put these into the cache. */
 export function remember(...known) {
   for (const card of known) cards.set(card.id, card);
 }
 
-/** With one change others may have come into force, or left. */
+/** Clear the cache: one change can activate or undo other corrections too. */
 export function forgetCards() {
   cards.clear();
 }
 
-/** The small image of a correction; an empty frame where it has none. */
+/** The thumbnail of a correction, or an empty frame if it has none. */
 export function thumbnailOf(card) {
   const frame = make("span", { class: "thumb" });
   if (!card.has_thumbnail) return frame;

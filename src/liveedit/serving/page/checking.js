@@ -1,15 +1,15 @@
-// Whether corrections still hold: those in force are asked again, slice by slice.
+// Whether corrections still hold: the active ones are asked again, slice by slice.
 
 import { checkEdits } from "./api.js";
 import { byId, clearProblem, make, percent, say, showProblem } from "./dom.js";
 import { named } from "./evidence.js";
 import { keepingPlace } from "./watch.js";
 
-const SLICE = 8; // As many as the server asks at a time, so that Stop is heard soon.
+const SLICE = 8; // As many as the server asks at a time, so that Stop takes effect soon.
 const NAMED = 3;
 const LISTED = 50;
 
-/** What was found of each correction, and how far it got. `history`: the list whose items are marked. */
+/** The result for each correction, and the progress. `history`: the list whose items are marked. */
 export class Check {
   constructor(history) {
     this.history = history;
@@ -18,7 +18,7 @@ export class Check {
     byId("check-button").addEventListener("click", () => (this.running ? this.running.abort() : this.run()));
   }
 
-  /** Ask them again, oldest first, those behind `after` where it is given. */
+  /** Ask them again, oldest first, starting after `after` if it is given. */
   async run(after = null) {
     const problem = byId("check-problem");
     clearProblem(problem);
@@ -56,7 +56,7 @@ export class Check {
 
   showProgress() {
     const bar = byId("check-progress");
-    const all = this.history.inForce();
+    const all = this.history.activeCount();
     if (all === null) bar.removeAttribute("value");
     else [bar.max, bar.value] = [Math.max(1, all), this.found.size];
     byId("check-summary").textContent = `Asked again: ${this.found.size}${all === null ? "" : ` of ${all}`} …`;
@@ -64,30 +64,30 @@ export class Check {
 
   summary() {
     const found = [...this.found.values()];
-    if (!found.length) return "None was asked again.";
+    if (!found.length) return "No correction was asked again.";
     const [holding, failing, unknown] = [true, false, null].map(
       (holds) => found.filter((checked) => checked.holds === holds).length,
     );
-    const told = [`${holding} ${holding === 1 ? "holds" : "hold"}`];
-    if (failing) told.push(`${failing} ${failing === 1 ? "fails" : "fail"}`);
-    if (unknown) told.push(`${unknown} unknown`);
-    return `${told.join(", ")}.`;
+    const parts = [`${holding} ${holding === 1 ? "holds" : "hold"}`];
+    if (failing) parts.push(`${failing} ${failing === 1 ? "fails" : "fail"}`);
+    if (unknown) parts.push(`${unknown} unknown`);
+    return `${parts.join(", ")}.`;
   }
 
-  /** Corrections have changed: what was found may be so no more. */
+  /** Corrections have changed, so the results may be outdated. */
   outdate() {
     byId("check-outdated").hidden = !this.found.size;
   }
 
-  /** Mark the items of the list, and name what does not hold and is not in it. */
+  /** Mark the items of the list. Failing corrections that are not in the list are shown below it. */
   mark() {
     const items = [...byId("history-list").children];
     const listed = new Set(items.map((item) => item.dataset.id));
     const others = [...this.found.values()].filter((checked) => checked.holds !== true && !listed.has(checked.id));
     keepingPlace(byId("history-list"), () => {
       for (const item of items) {
-        const inForce = !item.classList.contains("is-out");
-        fill(item.querySelector(".verdict"), inForce ? this.found.get(item.dataset.id) : undefined);
+        const isActive = !item.classList.contains("is-out");
+        fill(item.querySelector(".verdict"), isActive ? this.found.get(item.dataset.id) : undefined);
       }
       this.showElsewhere(others);
     });
@@ -105,7 +105,7 @@ export class Check {
   }
 }
 
-/** Whether it holds, in its place in an item; `undefined`: it was not asked again. */
+/** Show in an item whether it holds; `undefined`: it was not asked again. */
 function fill(place, checked) {
   if (place.checked === checked) return;
   place.checked = checked;
@@ -119,7 +119,7 @@ function verdict(checked) {
   const lines = [make("p", {}, make("span", { class: "no" }, "✗ Fails:"), " it now says ", said)];
   if (checked.others.length) lines.push(others(checked.others));
   if (checked.asked_about === "thumbnail")
-    lines.push(make("p", { class: "muted" }, "It was asked about a smaller copy of its image, which may matter."));
+    lines.push(make("p", { class: "muted" }, "It was asked about a smaller copy of its image, which may change the answer."));
   return lines;
 }
 
@@ -129,7 +129,7 @@ function others(fired) {
     .slice(0, NAMED)
     .flatMap((one, place) => [place ? ", " : "", named(one.id), ` (weight ${percent(one.weight)})`]);
   const more = sorted.length > NAMED ? ` and ${sorted.length - NAMED} more` : "";
-  return make("p", {}, "Also took part: ", ...names, more);
+  return make("p", {}, "Also fired: ", ...names, more);
 }
 
 function elsewhere(checked) {

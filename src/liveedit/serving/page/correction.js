@@ -4,7 +4,7 @@ import { createEdit } from "./api.js";
 import { button, byId, clearProblem, make, say, showProblem, whileBusy } from "./dom.js";
 import { cost, findings } from "./evidence.js";
 
-/** The form below an answer, and what comes of it. */
+/** The form below an answer, and the evidence. */
 export class Correction {
   constructor(page, settings) {
     this.page = page;
@@ -34,19 +34,19 @@ export class Correction {
     byId("right-answer").focus();
   }
 
-  /** Put the form and the evidence away; the focus goes back where it came from. */
+  /** Hide the form and the evidence. The focus returns to the button. */
   close() {
     const held = this.form.contains(document.activeElement) || byId("evidence").contains(document.activeElement);
     this.reset();
     if (held) byId("correct-button").focus();
   }
 
-  /** An edit was undone or redone: evidence of what is gone is no longer shown. */
+  /** An edit was undone or redone: the evidence of an undone edit is hidden. */
   edited(card) {
     if (card.id === this.made && !card.active) this.close();
   }
 
-  /** Others did that: what is being read or written here stays. */
+  /** The same by another client: what is being read or written stays visible. */
   editedElsewhere(card) {
     if (!byId("evidence").contains(document.activeElement)) this.edited(card);
   }
@@ -112,7 +112,7 @@ export class Correction {
         make("span", { class: "for-readers" }, "is now"),
         make("strong", {}, evidence.answer_after || "(nothing)"),
       ),
-      make("p", { class: "small muted" }, `${cost(evidence)} The model’s weights are as they were.`),
+      make("p", { class: "small muted" }, `${cost(evidence)} The model’s weights did not change.`),
       ...findings(evidence, { changerOf: (card) => this.history.changer(card, byId("answer-problem")) }),
       this.next(asked, made),
     );
@@ -143,7 +143,7 @@ export class Correction {
           class: "chip chip-strong",
         }),
         ...words,
-        button("In my own words", () => this.page.reword(), { class: "chip" }),
+        button("In other words", () => this.page.reword(), { class: "chip" }),
         button("With another image", () => this.page.reimage(), { class: "chip" }),
       ),
       make("p", { class: "undo-line" }, undo),

@@ -16,12 +16,12 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** A choice of one image, that a screen reader and a mouse find equally well. */
+/** A button that works with a mouse, a keyboard and a screen reader. */
 export function button(text, onclick, properties = {}) {
   return make("button", { type: "button", onclick, ...properties }, text);
 }
 
-/** Tell it to screen readers. */
+/** Announce a text to screen readers. */
 export function say(text) {
   byId("live").textContent = text;
 }
@@ -32,7 +32,7 @@ export function percent(share) {
   return `${Math.round(100 * share)}%`;
 }
 
-/** A bar that is filled to a share; the figure stands beside it for those who do not see it. */
+/** A bar filled to a share. Screen readers skip it, because the number stands beside it. */
 export function bar(share) {
   const filled = make("span", { class: "bar-filled" });
   filled.style.width = `${100 * Math.min(1, Math.max(0, share))}%`;
@@ -46,7 +46,7 @@ const UNITS = [
 ];
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
-/** How long ago that was, as people say it. */
+/** How long ago that was, in words. */
 export function inWords(iso) {
   const then = new Date(iso);
   const seconds = (then.getTime() - Date.now()) / 1000;
@@ -55,14 +55,14 @@ export function inWords(iso) {
   return unit ? relative.format(Math.round(seconds / unit[1]), unit[0]) : "just now";
 }
 
-/** A moment as people say it, with the exact one to hover over. */
+/** A time in words, with the exact time as a tooltip. */
 export function moment(iso) {
   const then = new Date(iso);
   if (!iso || Number.isNaN(then.getTime())) return make("span", {}, "");
   return make("time", { datetime: iso, title: then.toLocaleString() }, inWords(iso));
 }
 
-/** Show what went wrong, with a button to try again where that may help. */
+/** Show an error, with a button to try again if that may help. */
 export function showProblem(box, error, retry = null) {
   box.replaceChildren(make("p", {}, error.message || "Something went wrong."));
   const facts = [error.status ? `Status ${error.status}` : null, error.requestId ? `request ${error.requestId}` : null];
@@ -85,13 +85,13 @@ export function showProblem(box, error, retry = null) {
   box.hidden = false;
 }
 
-/** Take it away again. */
+/** Hide it again. */
 export function clearProblem(box) {
   box.hidden = true;
   box.replaceChildren();
 }
 
-/** While something runs: the button says so, keeps its focus, and is not pressed twice. Returns what `work` returns. */
+/** Run `work` and return its result. Meanwhile the button shows a text, keeps the focus, and cannot be pressed. */
 export async function whileBusy(element, text, work) {
   if (element.getAttribute("aria-disabled") === "true") return undefined;
   const before = element.textContent;

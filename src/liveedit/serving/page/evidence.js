@@ -1,11 +1,11 @@
-// The evidence of a correction, in words: just after it was made, and later, as it is kept with it.
+// The evidence of a correction in words, right after it was made and later.
 
 import { cardOf } from "./cards.js";
 import { make, percent } from "./dom.js";
 
 /**
- * What came out of trying a correction, part by part; of what was not tried there is nothing to say.
- * changerOf(card) makes a button that undoes another correction; none without it. narrow: there is no room for a table.
+ * The findings of a trial, one element per part that was tried. changerOf(card) makes a button that undoes another
+ * correction; without it there is none. narrow: there is no room for a table.
  */
 export function findings(evidence, { changerOf = null, narrow = false } = {}) {
   const { rephrasings = [], locality = [], earlier_edits: earlier = [] } = evidence;
@@ -15,17 +15,17 @@ export function findings(evidence, { changerOf = null, narrow = false } = {}) {
     supersedes.length ? superseded(supersedes) : null,
     kept("unrelated question", locality, (one) => make("q", {}, one.prompt)),
     kept("earlier correction", earlier, (one) => named(one.edit_id)),
-    ...collisions.map((met) => collision(met, changerOf)),
+    ...collisions.map((one) => collision(one, changerOf)),
   ].filter(Boolean);
 }
 
-/** What making it took. */
+/** The cost of making it. */
 export function cost({ milliseconds, refine_steps: steps, store_bytes: bytes }) {
   const refined = steps ? `, with ${steps} gradient ${steps === 1 ? "step" : "steps"}` : "";
   return `Made in ${Math.round(milliseconds)} ms${refined}; it takes ${(bytes / 1024).toFixed(0)} KiB.`;
 }
 
-/** Another correction by its question and answer, or by its id as long as those are not known. */
+/** Another correction by its question and answer, or by its id until those are known. */
 export function named(id, changerOf = null) {
   const place = make("span", {}, make("code", {}, id));
   cardOf(id).then(
@@ -39,7 +39,7 @@ export function named(id, changerOf = null) {
   return place;
 }
 
-/** A sign that a screen reader passes over: the words beside it say the same. */
+/** A mark that screen readers skip, because the text beside it says the same. */
 export function mark(good) {
   return make("span", { class: good ? "yes" : "no", "aria-hidden": "true" }, good ? "✓" : "!");
 }
@@ -84,15 +84,15 @@ function beforeAndAfter(name, { answer_before: before, answer_after: after }) {
 }
 
 function superseded(ids) {
-  const told =
+  const text =
     ids.length === 1
-      ? " It took the place of an earlier correction: "
-      : ` It took the place of ${ids.length} earlier corrections: `;
+      ? " It replaced an earlier correction: "
+      : ` It replaced ${ids.length} earlier corrections: `;
   const names = ids.flatMap((id, place) => [place ? ", " : "", named(id)]);
-  return line(true, told, ...names);
+  return line(true, text, ...names);
 }
 
-/** Whether the answers to other questions stayed; those that changed are named. */
+/** Whether the answers to other questions stayed, with a list of those that changed. */
 function kept(what, asked, nameOf) {
   if (!asked.length) return null;
   const changed = asked.filter((one) => !one.kept);
@@ -100,18 +100,18 @@ function kept(what, asked, nameOf) {
   if (!changed.length)
     return line(true, ` ${all} asked again: ${asked.length === 1 ? "the answer" : "every answer"} stayed.`);
   const lines = changed.map((one) => make("li", {}, ...beforeAndAfter(nameOf(one), one)));
-  const told = line(false, ` ${all} asked again: ${changed.length} changed.`);
-  return make("div", {}, told, make("ul", { class: "asked" }, ...lines));
+  const text = line(false, ` ${all} asked again: ${changed.length} changed.`);
+  return make("div", {}, text, make("ul", { class: "asked" }, ...lines));
 }
 
 function collision({ edit_id: id, weight_here: here, weight_there: there, is_estimate, answers_differ }, changerOf) {
-  const told = answers_differ
-    ? " It met another correction, whose answer differs: "
-    : " It met another correction, of the same answer: ";
+  const text = answers_differ
+    ? " It collides with another correction that has another answer: "
+    : " It collides with another correction that has the same answer: ";
   const weights = ` (weight ${percent(here)} here, ${is_estimate ? "about " : ""}${percent(there)} there)`;
-  return line(!answers_differ, told, named(id, changerOf), make("span", { class: "muted" }, weights));
+  return line(!answers_differ, text, named(id, changerOf), make("span", { class: "muted" }, weights));
 }
 
-function line(good, ...told) {
-  return make("p", { class: "check-line" }, mark(good), ...told);
+function line(good, ...content) {
+  return make("p", { class: "check-line" }, mark(good), ...content);
 }

@@ -1,4 +1,4 @@
-// A heat map over an image, and what it says in words and numbers.
+// A heat map over an image, and its description in words and numbers.
 
 import { make, percent } from "./dom.js";
 
@@ -17,8 +17,8 @@ const COLUMNS = {
 };
 
 /**
- * Draw a map over its image: bright where it looked, dark where it did not. A coloured map would be read as colours
- * of the image. The canvas is as wide and high as the image, and is laid over it in the same way.
+ * Draw a map over its image: high values are bright, low values dark. Colours could be mistaken for colours of the
+ * image. The canvas has the size of the image and lies over it.
  */
 export function drawHeat(canvas, image, map) {
   const scale = LONG_SIDE / Math.max(image.width, image.height);
@@ -64,17 +64,17 @@ export function scaleOfHeat(map, kind) {
 /** The map in a sentence or two. */
 export function describeHeat(map, kind) {
   if (map.over !== "cells")
-    return "This model reads the image through tokens that stand for no place. There is no map; their shares are below.";
+    return "This model reads the image through tokens without a place in it, so there is no map. Their shares are below.";
   const { value, row, column } = largest(map.values);
   const place = placeName(row, column, map.values);
   if (kind === "attention") {
     const even = 1 / (map.values.length * map.values[0].length);
-    const cut = map.area.width < 1 || map.area.height < 1 ? " The model is not shown the margins." : "";
+    const cut = map.area.width < 1 || map.area.height < 1 ? " The model does not receive the margins." : "";
     const most = `Most of its attention, ${percent(value)}, is on one part: ${place}.`;
     return `${most} Spread evenly, each part would have ${percent(even)}.${cut}`;
   }
-  if (value < 0.005) return "Covering any one part changes next to nothing.";
-  return `Covering one part changes what it saw the most: ${place} (${value.toFixed(2)}, where 0 is no change).`;
+  if (value < 0.005) return "Occluding any single part has hardly any effect.";
+  return `Occluding one part has the largest effect: ${place} (${value.toFixed(2)}, where 0 is no change).`;
 }
 
 /** The map as a table. */

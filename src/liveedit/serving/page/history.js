@@ -1,4 +1,4 @@
-// The panel of corrections: every one, newest first, with undo, redo and what happened to it.
+// The panel of corrections: all of them, newest first, with undo, redo and history.
 
 import { changeEdit, getEdit, getHistory, listEdits } from "./api.js";
 import { forgetCards, remember, thumbnailOf } from "./cards.js";
@@ -8,35 +8,35 @@ import { cost, findings } from "./evidence.js";
 import { arrange, keepingPlace, Watch } from "./watch.js";
 
 const PAGE = 20;
-const MOST = 100; // The server lists no more at once.
+const MOST = 100; // The most that the server lists at once.
 const HAPPENED = {
   edit: "made",
   undo: "undone",
-  redo: "put back",
-  supersede: "made, in place of an earlier one",
+  redo: "redone",
+  supersede: "made, replacing an earlier one",
   purge: "purged",
 };
 
-// What happened to another correction, and to this one with it.
+// Changes of other corrections that also changed this one.
 const HAPPENED_BY = {
-  edit: "touched by",
-  undo: "back in force, because of the undo of",
+  edit: "changed by",
+  undo: "active again after the undo of",
   redo: "superseded again by",
   supersede: "superseded by",
-  purge: "back in force, because of the purge of",
+  purge: "active again after the purge of",
 };
 
 /**
- * The list itself. `onChange` is called with an edit after it was undone or redone here, `onOthers` with the ids of
- * those that somebody else made, undid or redid.
+ * The list. `onChange` is called with an edit after it was undone or redone here, `onOthers` with the ids of those
+ * that another client made, undid or redid.
  */
 export class History {
   constructor({ onChange, onOthers }) {
     this.onChange = onChange;
     this.onOthers = onOthers;
-    this.shown = []; // The edits in the list, and those of which state;
+    this.shown = []; // The edits in the list, and the state that was listed.
     this.shownState = null;
-    this.items = new Map(); // for each id its item, and the JSON that it was made of.
+    this.items = new Map(); // The item of each id, and the JSON that it was made from.
     this.revision = null;
     this.mayEdit = true;
     this.refreshed = 0;
@@ -58,21 +58,21 @@ export class History {
     return document.querySelector("[name=state]:checked").value;
   }
 
-  /** How many are in force, or null where the list does not tell. */
-  inForce() {
+  /** The number of active corrections, or null if the list does not show all of them. */
+  activeCount() {
     if (this.state === "undone" || !byId("older").hidden) return null;
     return this.shown.filter((card) => card.active).length;
   }
 
-  // -- what the server has
+  // -- loading
 
-  /** From the newest on again, as many as are shown. */
+  /** Load the list again from the newest on, as many as are shown. */
   refresh() {
     const pages = Math.ceil(this.shown.length / PAGE);
     return this.load(true, Math.min(MOST, PAGE * Math.max(1, pages)));
   }
 
-  /** Resolves to the ids of those that have changed, where the server could be asked. */
+  /** Resolves to the ids of changed edits, or undefined if the server could not be asked. */
   load(anew, limit = PAGE) {
     return (this.settled = this.during(() => this.fetch(anew, limit)));
   }
@@ -94,20 +94,20 @@ export class History {
       this.mayEdit = error.status !== 403 && error.status !== 401;
       if (!this.mayEdit) this.show([], false, state);
       if (error.status === 403)
-        error.message = "This key may ask. To correct, and to see the corrections, give one of the role “edit”.";
+        error.message = "This key may only ask. To correct, and to see the corrections, give a key with the role “edit”.";
       showProblem(byId("history-problem"), error, () => this.load(anew));
       return undefined;
     }
   }
 
   reached() {
-    if (this.failed) clearProblem(byId("history-problem")); // What a change was refused for stays to be read.
+    if (this.failed) clearProblem(byId("history-problem")); // The reason why a change was refused stays visible.
     this.failed = false;
     this.mayEdit = true;
     this.watch.soon();
   }
 
-  /** What others did since, among the newest; returns whether the server was asked. */
+  /** Look for changes by others among the newest. Returns whether the server was asked. */
   async look() {
     const { state, refreshed: turn } = this;
     if (!this.opened || !this.mayEdit || this.busy) return false;
@@ -116,7 +116,7 @@ export class History {
       page = await listEdits({ state, order: "desc", limit: PAGE }, { unasked: true });
     } catch (error) {
       if (error.status !== 401 && error.status !== 403) throw error;
-      this.opened = false; // Nobody is asked for a key that nobody needs just now.
+      this.opened = false; // Do not ask for a key in the background.
       return false;
     }
     if (turn !== this.refreshed || this.busy || this.watch.isPointedAt()) return true;
@@ -128,15 +128,15 @@ export class History {
     return true;
   }
 
-  /** An answer was written by this revision of the corrections. */
-  heard(revision) {
+  /** An answer was generated with this revision of the corrections. */
+  noteRevision(revision) {
     if (revision === this.revision || !this.opened || !this.mayEdit) return;
     this.revision = revision;
     forgetCards();
     this.refresh();
   }
 
-  /** While the page itself changes or loads something, nobody looks for what others did. */
+  /** While the page changes or loads something, it does not look for changes by others. */
   async during(work) {
     this.busy += 1;
     try {
@@ -146,7 +146,7 @@ export class History {
     }
   }
 
-  /** Undo or redo, from here or from anywhere else on the page; returns whether it was done. */
+  /** Undo or redo, from any place on the page. Returns whether it succeeded. */
   async change(id, change, problem = byId("history-problem")) {
     clearProblem(problem);
     let card;
@@ -163,15 +163,15 @@ export class History {
     say(
       change === "undo"
         ? `Undone: ${card.prompt} is answered as before.`
-        : `In force again: ${card.prompt} is answered ${card.answer}.`,
+        : `Active again: ${card.prompt} is answered ${card.answer}.`,
     );
     this.onChange(card);
     return true;
   }
 
-  // -- what is shown
+  // -- rendering
 
-  /** Let the list show these, and touch nothing that is as it was; returns the ids of those that have changed. */
+  /** Show these edits and leave unchanged items as they are. Returns the ids of those that have changed. */
   show(cards, hasMore, state) {
     remember(...cards);
     const changed = state === this.shownState ? changes(this.shown, cards, hasMore) : [];
@@ -190,7 +190,7 @@ export class History {
     const empty = byId("history-empty");
     empty.hidden = cards.length > 0;
     empty.textContent =
-      state === "undone" ? "None is undone." : this.mayEdit ? "None yet. Ask something, and correct the answer." : "";
+      state === "undone" ? "No correction is undone." : this.mayEdit ? "None yet. Ask something, and correct the answer." : "";
     if (isChanged) this.check.mark();
     return changed;
   }
@@ -201,7 +201,7 @@ export class History {
   }
 
   item(card) {
-    const state = card.purged_at ? "purged" : card.active ? "in force" : "undone";
+    const state = card.purged_at ? "purged" : card.active ? "active" : "undone";
     const about = [moment(card.created_at)];
     if (card.author) about.push(` by ${card.author}`);
     const before = card.answer_before ? make("del", {}, card.answer_before) : null;
@@ -227,7 +227,7 @@ export class History {
     const actions = make(
       "div",
       { class: "edit-actions" },
-      make("span", { class: `state ${state.replace(" ", "-")}` }, state),
+      make("span", { class: `state ${state}` }, state),
     );
     if (state === "purged") return actions;
     actions.append(this.changer(card));
@@ -245,14 +245,14 @@ export class History {
   }
 }
 
-/** The edits shown, with the newest ones as they are now; null where those do not reach down to them. */
+/** The shown edits with the newest ones updated; null if the new page does not overlap them. */
 function withNewest(shown, { data, has_more: hasMore }) {
   if (!hasMore) return data;
   const place = shown.findIndex((card) => card.id === data.at(-1).id);
   return place < 0 ? null : data.concat(shown.slice(place + 1));
 }
 
-/** Ids of those that are new, gone, or not as they were, as far down as both lists reach. */
+/** Ids of new, removed and changed edits, as far down as both lists reach. */
 function changes(before, after, hasMore) {
   const texts = new Map(before.map((card) => [card.id, JSON.stringify(card)]));
   const ids = new Set(after.map((card) => card.id));
@@ -272,7 +272,7 @@ function happened(card) {
   const details = make(
     "details",
     { class: "edit-history" },
-    make("summary", { class: "small" }, "What happened to it"),
+    make("summary", { class: "small" }, "History"),
     lines,
     evidence,
   );
@@ -305,11 +305,11 @@ function eventLine(event, id) {
   );
 }
 
-/** What came out of trying it, as it is kept with it. */
+/** The evidence that is stored with a correction. */
 function storedEvidence({ evidence, purged_at: purged }) {
   if (purged) return [];
-  if (evidence === null) return [make("p", { class: "muted" }, "What came out of trying it was not kept.")];
-  const took = evidence.took ? "When it was made, it took." : "When it was made, it did not take: it said ";
+  if (evidence === null) return [make("p", { class: "muted" }, "Its evidence was not kept.")];
+  const took = evidence.took ? "When it was made, it took." : "When it was made, it did not take: the answer was ";
   return [
     make("p", {}, took, evidence.took ? null : make("q", {}, evidence.answer_after)),
     ...findings(evidence, { narrow: true }),

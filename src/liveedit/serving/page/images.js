@@ -1,4 +1,4 @@
-// Images: from a file, the clipboard or an example to what the server takes.
+// Images from a file, the clipboard or an example, within the limits of the server.
 
 /** An image that cannot be used; the message says why. */
 export class ImageError extends Error {}
@@ -7,7 +7,7 @@ const LONGEST_SIDE = 2048;
 
 /**
  * An image of the user as { uri, width, height, name, shows }: `uri` is a data URI within the server's limits.
- * What is too large, or of a kind that the server does not read, is drawn anew and smaller.
+ * Images that are too large, or in a format that the server does not read, are drawn again and smaller.
  */
 export async function readImage(blob, name, limits, shows = null) {
   if (!blob.size) throw new ImageError(`${name} is empty.`);
@@ -59,7 +59,7 @@ async function decoded(uri, name) {
   try {
     await image.decode();
   } catch {
-    throw new ImageError(`${name} is no image that this browser can show. Give a PNG, JPEG, WebP or GIF.`);
+    throw new ImageError(`${name} is not an image that this browser can show. Give a PNG, JPEG, WebP or GIF.`);
   }
   return image;
 }

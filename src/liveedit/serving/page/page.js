@@ -1,4 +1,4 @@
-// The page: what is asked, with which image, and how its parts work together.
+// The page: the question form, the image, and how the parts work together.
 
 import { ask, forgetKey, getModels, getSettings, keepKey, storedKey, whenKeyRefused } from "./api.js";
 import { AnswerView } from "./answer.js";
@@ -31,7 +31,7 @@ class Page {
     this.listenToKey();
   }
 
-  /** What needs a key, where keys are asked for: the model's name and the corrections. */
+  /** Load what may need a key: the model's name and the corrections. */
   async open() {
     const problem = byId("ask-problem");
     clearProblem(problem);
@@ -67,7 +67,7 @@ class Page {
     byId("ask-again").addEventListener("click", () => this.askAbout(this.view.asked));
   }
 
-  /** Ask this, and show it in the form as what is asked. */
+  /** Ask this, and show it in the form. */
   askAbout({ prompt, image }) {
     byId("prompt").value = prompt;
     this.setImage(image);
@@ -92,7 +92,7 @@ class Page {
     const asked = { prompt, image: this.image, text: null, edits: [], maps: {} };
     this.setBusy(true);
     try {
-      await this.hear(asked, running.signal);
+      await this.stream(asked, running.signal);
     } catch (error) {
       if (error.name !== "AbortError") showProblem(problem, error, () => this.askAbout(asked));
       else if (this.view.asked === asked) this.view.text(`${byId("answer-text").textContent} … (stopped)`);
@@ -104,7 +104,7 @@ class Page {
     }
   }
 
-  async hear(asked, signal) {
+  async stream(asked, signal) {
     let begun = false;
     const begin = () => {
       if (begun) return;
@@ -120,7 +120,7 @@ class Page {
     begin();
     Object.assign(asked, { text: found.text, edits: found.edits });
     this.log(asked);
-    this.history.heard(found.revision);
+    this.history.noteRevision(found.revision);
     await this.view.finish(asked);
   }
 
@@ -144,10 +144,10 @@ class Page {
 
   // -- correcting
 
-  /** Somebody else made, undid or redid these. */
+  /** Another client made, undid or redid these. */
   async editedElsewhere(ids) {
     this.view.outdate();
-    for (const id of ids.filter((one) => one === this.correction.made || this.view.tookPart(one))) {
+    for (const id of ids.filter((one) => one === this.correction.made || this.view.hasFired(one))) {
       const card = await cardOf(id).catch(() => null);
       if (!card) continue;
       this.view.showChange(card);
@@ -155,7 +155,7 @@ class Page {
     }
   }
 
-  /** Begin to ask the same in other words. */
+  /** Start to ask the same in other words. */
   reword() {
     const prompt = byId("prompt");
     prompt.value = this.view.asked.prompt;
@@ -163,12 +163,12 @@ class Page {
     prompt.select();
   }
 
-  /** Begin to ask the same about another image. */
+  /** Start to ask the same about another image. */
   reimage() {
     byId("prompt").value = this.view.asked.prompt;
     byId("stage").scrollIntoView({ block: "center" });
     byId("file").focus();
-    say("Choose another image, or one of the examples behind the question.");
+    say("Choose another image, or one of the examples below the question.");
   }
 
   // -- images
@@ -204,7 +204,7 @@ class Page {
     });
   }
 
-  /** A file that was chosen, dropped or pasted. */
+  /** Use a file that was chosen, dropped or pasted. */
   async take(blob) {
     clearProblem(byId("ask-problem"));
     try {
@@ -255,7 +255,7 @@ class Page {
     );
   }
 
-  /** Ask about an example; where one of the two is not given, what stands in the form is kept. */
+  /** Ask about an example. If the image or the question is null, the one in the form is used. */
   async askExample(example, question) {
     try {
       const chosen = example ?? (this.image ? null : this.settings.examples[0]);
@@ -309,7 +309,7 @@ class Page {
       return;
     }
     if (!/^[\x21-\x7e]+$/.test(key)) {
-      showProblem(problem, { message: "This is no key: keys have neither spaces nor letters with accents." });
+      showProblem(problem, { message: "This is not a key: keys have no spaces and no letters with accents." });
       return;
     }
     clearProblem(problem);

@@ -1,4 +1,4 @@
-// Following what others do: when to look, and how to change a list under somebody's eyes.
+// Changes by others: when to look for them, and how to update a list that is being read.
 
 import { byId } from "./dom.js";
 
@@ -7,11 +7,11 @@ const LONGEST_MS = 120000;
 const POINTED_MS = 1500;
 
 /**
- * Looks every few seconds while the page is visible, one request after the other; more and more rarely while the
- * server is away. (The browser itself notes each failed request in its console; no page can prevent that.)
+ * Looks every few seconds while the page is visible, one request at a time. If the server is unreachable, it retries
+ * with back-off. (The browser logs each failed request in its console; a page cannot prevent that.)
  */
 export class Watch {
-  /** look: resolves to whether the server was asked, and throws where it could not be. */
+  /** look: resolves to whether the server was asked, and throws if it was unreachable. */
   constructor(look) {
     this.look = look;
     this.wait = EACH_MS;
@@ -36,20 +36,20 @@ export class Watch {
     this.plan();
   }
 
-  /** The server was reached: no more waiting than usual. */
+  /** The server was reached: return to the usual interval. */
   soon() {
     if (this.wait === EACH_MS) return;
     this.wait = EACH_MS;
     this.plan();
   }
 
-  /** Whether a mouse is on its way to something in the list, which must not slip from under it. */
+  /** Whether the mouse moved over the list just now, so that its items should not move. */
   isPointedAt() {
     return performance.now() - this.pointed < POINTED_MS;
   }
 }
 
-/** Let the list have these items in this order; those that are in it already are not moved. */
+/** Give the list these items in this order, without moving those that it has already. */
 export function arrange(list, items) {
   const wanted = new Set(items);
   for (const item of [...list.children]) if (!wanted.has(item)) item.remove();
@@ -58,7 +58,7 @@ export function arrange(list, items) {
   });
 }
 
-/** Change the list, and leave the focus, what was opened, and what is looked at where they were. */
+/** Change the list, and keep the focus, open details and the scroll position. */
 export function keepingPlace(list, change) {
   const active = document.activeElement;
   const held = list.contains(active) ? active.closest("li[data-id]").dataset.id : null;
@@ -80,7 +80,7 @@ export function keepingPlace(list, change) {
 const itemOf = (element) => element.closest("li[data-id]");
 const itemNamed = (list, id) => list.querySelector(`:scope > [data-id="${id}"]`);
 
-/** The item that is to stay where it is: the one with the focus, or the first in view where others lie above. */
+/** The item that should not move: the one with the focus, or the first in view if others lie above. */
 function itemInView(list, held) {
   const edge = Math.max(0, list.closest(".history").getBoundingClientRect().top);
   const focused = held && itemNamed(list, held).getBoundingClientRect();
@@ -89,7 +89,7 @@ function itemInView(list, held) {
   return [...list.children].find((item) => item.getBoundingClientRect().bottom > edge) ?? null;
 }
 
-/** What scrolls: the panel where it has a height of its own, else the page. */
+/** The element that scrolls: the panel if it has a height of its own, else the page. */
 function scrollOf(list) {
   const panel = list.closest(".history");
   return getComputedStyle(panel).overflowY === "auto" ? panel : document.scrollingElement;

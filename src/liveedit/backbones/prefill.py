@@ -1,0 +1,159 @@
+"""Prefill, the first pass over a sequence: which token is image, prompt or answer, whoever calls the model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidInputError
+from .backbone import Backbone
+from .tokens import TokenBatch, TokenRole
+
+TokensOf = Callable[[int, int], TokenBatch]
+"""From batch size and length of what the decoder reads to its tokens with their roles."""
+
+not_compiled = torch.compiler.disable(
+    reason="Editors find experts in plain Python: compile without fullgraph=True, and the layers around it compile."
+)
+"""Decorates hooks that torch.compile leaves as they are."""
+
+
+class ForwardContext(threading.local):
+    """What is known of the call of the model that this thread makes. Several threads may call the model at once.
+
+    ids, mask: the token ids and the attention mask that the model was given. embedded_ids: the token ids that its
+    word embeddings were given. tokens_of: at prefill, from the decoder's start until the edit layer; None while tokens
+    are decoded from the KV cache. paused: how many `paused()` blocks the thread is in.
+    """
+
+    ids: Tensor | None = None
+    mask: Any = None
+    embedded_ids: Tensor | None = None
+    tokens_of: TokensOf | None = None
+    paused = 0
+
+
+class PrefillHook:
+    """Hooks on a model, its word embeddings, its decoder and its edit layer, for editors that route at prefill.
+
+    The roles of tokens come from `Backbone.current_inputs`. If others call the model or its generate(), they come from
+    the token ids and the attention mask that the model or its word embeddings receive. `experts` is empty while
+    nothing is edited. Hooks of others are neither removed nor reordered.
+
+    A subclass overrides `_prefill_starts` and `_after_layer`.
+    """
+
+    def __init__(self, backbone: Backbone, layer: int, experts: Sized):
+        self.backbone, self._experts = backbone, experts
+        self._now = ForwardContext()
+        self._handles: list[Any] = []
+        try:
+            keep = self._handles.append
+            keep(backbone.model.register_forward_pre_hook(self._before_model, with_kwargs=True))
+            keep(backbone.word_embeddings.register_forward_pre_hook(self._before_embeddings))
+            keep(backbone.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+            keep(backbone.layers[layer].register_forward_hook(self._after_layer))
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Remove the hooks. Safe to call twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._now = ForwardContext()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, the model runs unedited, for this thread."""
+        self._now.paused += 1
+        try:
+            yield
+        finally:
+            self._now.paused -= 1
+
+    # -- for subclasses ----------------------------------------------------------------------------------
+
+    def _prefill_starts(self, ids: Tensor | None, keywords: Mapping[str, Any]) -> None:
+        """Called before the decoder reads a sequence for the first time, unless paused.
+
+        ids: the token ids, None if they are not known. keywords: what the decoder was given. `self._now.tokens_of`
+        holds until the edit layer has run or a subclass clears it.
+        """
+
+    @not_compiled
+    def _after_layer(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        """Called after the edit layer, also while paused. What it returns replaces the output, unless it is None."""
+        # A decoder that embeds token ids itself has done so by now: they do not belong to the next call.
+        self._now.embedded_ids = None
+
+    # -- the hooks ---------------------------------------------------------------------------------------
+
+    @not_compiled
+    def _before_model(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        given = [value for value in arguments if isinstance(value, Tensor) and not value.is_floating_point()]
+        self._now.ids = keywords.get("input_ids", given[0] if given else None)
+        self._now.mask = keywords.get("attention_mask")
+
+    @not_compiled
+    def _before_embeddings(self, embeddings: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._now.embedded_ids = arguments[0] if arguments else None
+
+    @not_compiled
+    def _before_decoder(self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        own = arguments[0] if arguments else keywords.get("input_ids")  # If the language model alone is called.
+        ids = next((given for given in (own, self._now.ids, self._now.embedded_ids) if given is not None), None)
+        mask = keywords.get("attention_mask") if self._now.mask is None else self._now.mask
+        self._now.ids = self._now.embedded_ids = self._now.mask = None
+        if self._now.paused:
+            return
+        cache = keywords.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            self._now.tokens_of = None  # Decoding from the cache: the decision of the prefill holds.
+            self._refuse_a_prompt_in_pieces(ids)
+            return
+        self._now.tokens_of = lambda batch, length: self._tokens(batch, length, ids, mask)
+        self._prefill_starts(ids, keywords)
+
+    def _refuse_a_prompt_in_pieces(self, ids: Tensor | None) -> None:
+        # One token at a time is a generated one, even if it is an image token. An image has several tokens.
+        if ids is not None and ids.shape[1] > 1 and len(self._experts) and bool(self.backbone.is_image(ids).any()):
+            raise InvalidInputError(
+                "A prompt came in pieces (prefill_chunk_size, or a cache that was filled before), and its image is not "
+                "in the first piece. Edits are found by the whole question: give the prompt at once."
+            )
+
+    def _tokens(self, batch: int, length: int, ids: Tensor | None, mask: Any) -> TokenBatch:
+        current = self.backbone.current_inputs
+        if current is not None and batch % len(current) == 0 and length >= current.roles.shape[1]:
+            # Beams and several sequences repeat each question. Without a KV cache, the generated text so far follows
+            # the question: it is answer, not prompt.
+            return current.continued(batch // len(current), length)
+        if ids is None or ids.shape[1] != length or batch % len(ids):
+            raise InvalidInputError(
+                "The model was called with inputs_embeds, in which image and prompt cannot be distinguished, while "
+                "edits are active. Call it with input_ids, or ask through Backbone."
+            )
+        # A call from outside: everything that is not image or padding is prompt.
+        ids = ids.repeat_interleave(batch // len(ids), 0)
+        present = _present(mask, ids)
+        roles = torch.where(self.backbone.is_image(ids), TokenRole.IMAGE, TokenRole.PROMPT)
+        return TokenBatch(roles.masked_fill(~present, TokenRole.PADDING), ids)
+
+
+def _present(mask: Any, ids: Tensor) -> Tensor:
+    """(batch, tokens) booleans, false at padding, from any form of mask that a family's generate() makes."""
+    if isinstance(mask, Mapping):
+        mask = next(iter(mask.values()))
+    if not isinstance(mask, Tensor):
+        return torch.ones_like(ids, dtype=torch.bool)
+    if mask.ndim == 4:  # What the last query attends to.
+        mask = mask[:, 0, -1]
+        mask = mask if mask.dtype == torch.bool else mask == 0
+    return mask[:, : ids.shape[1]].bool().expand(len(ids), -1)

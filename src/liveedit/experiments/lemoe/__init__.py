@@ -1,0 +1,1 @@
+"""Experiments about LEMoE alone: forgetting, routing consistency and the order of edits."""

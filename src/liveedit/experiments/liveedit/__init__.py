@@ -1,0 +1,1 @@
+"""Experiments about LiveEdit alone: its ablation, its sweeps of sizes and layers, and single questions."""

@@ -1,0 +1,82 @@
+"""Extensions by name: editors, backbone families and dataset readers, found by the entry points of packages.
+
+The built-in ones are registered in this project's `pyproject.toml`, those of other packages in theirs, in the same way:
+
+    [project.entry-points."liveedit.editors"]
+    my-editor = "my_package:MyEditor"           # name of the editor = an `Editor` subclass
+
+    [project.entry-points."liveedit.backbones"]
+    my_model = "my_package:MyBackbone"          # model_type of config.json = a `Backbone` subclass
+
+    [project.entry-points."liveedit.datasets"]
+    my-format = "my_package:MY_FORMAT"          # name of the format = a `Reader`
+
+A second name for the same object is a second line. Listing names imports nothing; an extension is imported when it is
+used, so one that is broken does not disturb the others.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import metadata
+from typing import Any, Final
+
+from .errors import ExtensionError, NotFoundError
+
+EDITORS: Final = "liveedit.editors"
+BACKBONES: Final = "liveedit.backbones"
+DATASETS: Final = "liveedit.datasets"
+
+DEFAULT_EDITOR: Final = "liveedit-refine"
+"""The editor of `EditedModel` and of the commands, unless another is given."""
+DEFAULT_TRAINED_EDITOR: Final = "liveedit"
+"""The editor that `liveedit train` trains, unless another is given."""
+
+_NOUNS: Final = {EDITORS: "editor", BACKBONES: "backbone family", DATASETS: "data format"}
+
+
+def names(group: str) -> tuple[str, ...]:
+    """Names of all installed extensions of a group, sorted. Imports none of them."""
+    return tuple(sorted(metadata.entry_points(group=group).names))
+
+
+def load(group: str, name: str) -> Any:
+    """Import the extension of this name.
+
+    Raises `NotFoundError` if there is none, and `ExtensionError` if two packages register the name for different
+    objects, or if the import fails.
+    """
+    noun = _NOUNS.get(group, "extension")
+    points = {point.value: point for point in metadata.entry_points(group=group, name=name)}
+    if not points:
+        raise NotFoundError(f"There is no {noun} {name!r}.{_suggestion(group, name)}")
+    if len(points) > 1:
+        found = " and ".join(sorted(_origin(point) for point in points.values()))
+        raise ExtensionError(f"The {noun} {name!r} is registered by {found}. Uninstall all but one of these packages.")
+    (point,) = points.values()
+    try:
+        return point.load()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ExtensionError(
+            f"The {noun} {name!r} of {_origin(point)} cannot be imported ({type(error).__name__}: {reason}). "
+            "Repair or uninstall this package."
+        ) from error
+
+
+def wrong_kind(group: str, name: str, found: object, expected: str) -> ExtensionError:
+    """The error for an entry point that leads to something of the wrong kind."""
+    return ExtensionError(
+        f"The {_NOUNS.get(group, 'extension')} {name!r} is registered as {found!r}. Register {expected}."
+    )
+
+
+def _suggestion(group: str, name: str) -> str:
+    installed = names(group)
+    close = get_close_matches(name, installed, n=1)
+    return f"{f' Did you mean {close[0]}?' if close else ''} Installed are: {', '.join(installed) or 'none'}."
+
+
+def _origin(point: metadata.EntryPoint) -> str:
+    package = point.dist.name if point.dist is not None else "an unknown package"
+    return f"{package} ({point.value})"
