@@ -42,6 +42,11 @@ def commands() -> Iterator[tuple[str, Any]]:
     yield from walk(typer.main.get_command(app), "")
 
 
+def parameters(command: Any) -> list[Any]:
+    """Arguments and options of a command, without --help."""
+    return [one for one in command.get_params(typer.Context(command)) if one.name != "help"]
+
+
 def command_page() -> str:
     """Every command of `liveedit`, with each argument, option and default."""
     parts = [
@@ -50,8 +55,9 @@ def command_page() -> str:
         "version; `--debug` before or after any command shows the traceback of an error.",
     ]
     for name, command in commands():
-        arguments = [one for one in command.params if not getattr(one, "opts", [""])[0].startswith("-")]
-        options = [one for one in command.params if one not in arguments and not one.hidden]
+        given = parameters(command)
+        arguments = [one for one in given if not getattr(one, "opts", [""])[0].startswith("-")]
+        options = [one for one in given if one not in arguments and not one.hidden]
         usage = " ".join(["liveedit", name, *(_metavar(one) for one in arguments), "[OPTIONS]"])
         parts += [f"## liveedit {name}", _text(command.help), f"```\n{usage}\n```"]
         rows = [(_names(one), _type(one), _default(one), _text(one.help)) for one in (*arguments, *options)]
@@ -93,7 +99,7 @@ def limits_page() -> str:
     from liveedit.serving.settings import ServingSettings
 
     serve = dict(commands())["serve"]
-    options = {one.name: one.opts[0] for one in serve.params}
+    options = {one.name: one.opts[0] for one in parameters(serve)}
     rows = [
         (f"`{options[name]}`" if name in options else f"`{name}` (no option)", *field_words(field))
         for name, field in ServingSettings.model_fields.items()

@@ -30,7 +30,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def module(installed: Path) -> Iterator[ModuleType]:
     sys.path.insert(0, str(installed))
     importlib.invalidate_caches()

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache
 from ...progress import Progress, no_progress
-from ...samples import LOCALITY, EditCase
+from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
 from ..shared import IN_SCOPE, CaseInputs
 from .config import MendConfig
@@ -63,7 +63,7 @@ class MendTask:
         inputs = CaseInputs.of(self.cases, self._wanted)
         self.items, self._places = inputs.items, inputs.places
 
-    def _wanted(self, number: int, case: EditCase) -> tuple[str, ...]:
+    def _wanted(self, number: int, case: EditCase) -> tuple[ProbeName, ...]:
         """What a case is trained on: its scope, and some kinds of locality inputs, which cases take in turn."""
         first = number % len(LOCALITY)
         kinds: list[ProbeName] = [name for name in (*LOCALITY[first:], *LOCALITY[:first]) if case.named(name)]
