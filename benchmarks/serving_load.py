@@ -231,6 +231,7 @@ def run_load(
     for tenth in range(1, 11):
         time.sleep(max(0.0, started + tenth * seconds / 10 - time.monotonic()))
         memory.append(server.resident_bytes())
+        print(f"load: {tenth} of 10, {counts.answers:,} answers", file=sys.stderr, flush=True)
     for thread in threads:
         thread.join()
     return counts, counts.answers / (time.monotonic() - started), made[0], memory
@@ -248,6 +249,7 @@ def measure(clients: int, seconds: float, options: Sequence[str]) -> dict[str, A
             for pair, case in edited:
                 pair.allowed.add(case.edit.answer)
             single = Counts()
+            print(f"one client for {seconds / 2:.0f} s", file=sys.stderr, flush=True)
             times = [run_single(server, pairs, seconds / 2, single)]
             run_load(server, pairs, edited, clients, min(3.0, seconds))
             cpu, before = server.cpu_seconds(), server.batches()
@@ -297,9 +299,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
-    given, options = (
-        parser.parse_known_args()
-    )  # The rest is for `liveedit serve`, as --workers 1 or --load dtype=bfloat16.
+    # Further options are those of `liveedit serve`, such as --workers 1 or --load dtype=bfloat16.
+    given, options = parser.parse_known_args()
     found = measure(given.clients, given.seconds, options)
     print(json.dumps(found))
     if found["errors"] or found["wrong"]:
