@@ -168,7 +168,7 @@ class _States:
 
 
 class _Sample:
-    """A training on a sample of the cases, which leaves nothing behind."""
+    """A training on a sample of the cases, which leaves no files."""
 
     def __init__(
         self,

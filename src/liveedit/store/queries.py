@@ -195,7 +195,7 @@ def page_of(
 ) -> EditPage:
     """At most `limit` edits after the one with the full id `after`, which may be in any state.
 
-    No more rows are read than are shown, whatever the size of the store: each state has its index. Raises
+    Only the rows that are shown are read, whatever the size of the store: each state has its index. Raises
     `NotFoundError` for an unknown id, `InvalidInputError` for a limit outside 1 to `LARGEST_PAGE`.
     """
     if not 1 <= limit <= LARGEST_PAGE:

@@ -88,7 +88,7 @@ class EditReader:
     ) -> EditPage:
         """At most `limit` edits after the one with the full id `after`, in the order they were made or in reverse.
 
-        No more rows are read than are shown. Raises as `queries.page_of` does.
+        Only the rows that are shown are read. Raises as `queries.page_of` does.
         """
         with self._database.reading() as connection:
             page = queries.page_of(connection, state, newest_first=newest_first, after=after, limit=limit)

@@ -113,7 +113,7 @@ class ExpertEditorContract(EditorContract):
         assert model_bits(editor.backbone, three) == untouched
 
     def test_neighbours_are_active_edits(self, editor: ExpertEditor[Any], experts: dict[str, Expert]) -> None:
-        """No more than asked for, most similar first."""
+        """At most as many as asked for, most similar first."""
         for edit_id in ("first", "second"):
             editor.add(edit_id, experts[edit_id])
         found = editor.neighbours(experts["third"], 1)

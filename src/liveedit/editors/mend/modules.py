@@ -52,7 +52,7 @@ class MendModules(nn.Module):
 
     @property
     def has_statistics(self) -> bool:
-        """Whether gradients were gathered; before that, normalisation changes nothing."""
+        """Whether gradients were accumulated. Until then, normalisation changes nothing."""
         return all(bool(part.count > 0) for part in self._statistics())
 
     def gather(self, gradients: Sequence[Factors]) -> None:
@@ -94,7 +94,7 @@ class FactorNetwork(nn.Module):
 
 
 class Statistics(nn.Module):
-    """Mean and standard deviation of what was gathered, and normalisation by them; nothing gathered, nothing done."""
+    """Normalise by mean and standard deviation of the accumulated values. Without any, inputs are unchanged."""
 
     count: Tensor
     mean: Tensor
