@@ -1,10 +1,9 @@
-"""The example of an editor in one file passes the contract that the built-in editors pass."""
+"""The example of an editor in one file, installed, passes the contract that the built-in editors pass."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,16 +12,17 @@ from liveedit.backbones import Backbone
 from liveedit.editors import ExpertEditor
 from liveedit.testing import ExpertEditorContract
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "one_file_editor"
-
 
 class TestLookup(ExpertEditorContract):
-    registered = False
+    """`registered` stays true: the contract looks the editor up by its entry point."""
 
     @pytest.fixture
-    def backbone(self, random_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backbone]:
-        monkeypatch.syspath_prepend(EXAMPLE)
+    def backbone(self, random_backbone: Backbone) -> Iterator[Backbone]:
         yield random_backbone
 
+    @pytest.fixture(autouse=True)
+    def _installed(self, module: ModuleType) -> None:
+        self.module = module
+
     def make_editor(self, backbone: Backbone) -> ExpertEditor[Any]:
-        return importlib.import_module("liveedit_lookup").Lookup(backbone)
+        return self.module.Lookup(backbone)

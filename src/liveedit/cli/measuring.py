@@ -50,7 +50,7 @@ class BenchArguments:
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for rows, raw answers and the report.")],
     editor: Annotated[
-        list[str], typer.Option(help="Editors, several in a row; LABEL=NAME gives one a name of its own.")
+        list[str], typer.Option(help="Editors, several in a row; LABEL=NAME shows one under another label.")
     ],
     edits: Annotated[list[int], typer.Option(min=1, help="Numbers of edits, several in a row.")],
     data: Annotated[

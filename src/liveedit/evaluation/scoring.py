@@ -116,7 +116,7 @@ def summarize(scores: Iterable[ProbeScore], left_out: LeftOut | None = None) -> 
     left_out = left_out or {}
     if unknown := set(left_out) - set(PROBE_NAMES):
         raise InvalidInputError(
-            f"left_out names {sorted(unknown)}, which are no probes. Use some of {list(PROBE_NAMES)}."
+            f"left_out names {sorted(unknown)}, which are not probes. Use some of {list(PROBE_NAMES)}."
         )
     by_name: dict[str, list[ProbeScore]] = {}
     for score in scores:

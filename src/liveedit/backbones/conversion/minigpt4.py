@@ -112,7 +112,7 @@ def check_projection(path: Path, weights: WeightSource) -> tuple[int, int]:
     weight, bias = (weights.shape(name) for name in PROJECTION.values())
     if weight is None or bias is None:
         raise BackboneError(
-            f"{path} is no projection of MiniGPT-4: it lacks {' and '.join(PROJECTION.values())} (found: "
+            f"{path} is not a projection of MiniGPT-4: it lacks {' and '.join(PROJECTION.values())} (found: "
             f"{some_names(weights.names())}). Give the checkpoint that MiniGPT-4 released, such as "
             "pretrained_minigpt4_7b.pth."
         )
@@ -188,7 +188,7 @@ def _home(
     if name.startswith(_LANGUAGE):
         return language.label, language.weights, name.removeprefix(_LANGUAGE)
     if not name.startswith(VISION_PREFIXES):
-        raise BackboneError(f"This release of transformers has a weight {name} in BLIP-2 that LiveEdit does not know.")
+        raise BackboneError(f"This release of transformers has a weight {name} in BLIP-2 that LiveEdit cannot convert.")
     return vision.label, vision.weights, name
 
 

@@ -69,7 +69,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:
-        raise BackboneError(f"{path} is no JSON ({error}). Download it again.") from error
+        raise BackboneError(f"{path} is not JSON ({error}). Download it again.") from error
     return found if isinstance(found, dict) else {}
 
 
@@ -229,7 +229,7 @@ def _needed(label: str, weights: WeightSource, name: str) -> tuple[int, ...]:
     theirs = lavis_name(name)
     advice = "Give a BLIP-2 .pth of LAVIS, such as blip2_pretrained_flant5xxl.pth, or a BLIP-2 folder of transformers."
     if theirs.startswith("visual_encoder."):
-        advice = "LAVIS keeps the vision tower in a file of its own: give eva_vit_g.pth as the vision tower."
+        advice = "LAVIS keeps the vision tower in a separate file: give eva_vit_g.pth as the vision tower."
     raise BackboneError(f"{label} has no {theirs} (found: {some_names(weights.names())}). {advice}")
 
 

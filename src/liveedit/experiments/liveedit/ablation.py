@@ -130,7 +130,7 @@ def summarize(training: Training, rows: Sequence[Row], failed: Sequence[tuple[st
 
 def _trained_how(training: Training) -> str:
     share = "" if training.steps_share == 1 else f", {training.steps_share:.0%} of the steps"
-    return f"Each setting is a training of its own ({training.form} form{share}); ± is over edits, not over trainings."
+    return f"Each setting is trained separately ({training.form} form{share}); ± is over edits, not over trainings."
 
 
 def _worth(lines: Sequence[Line], score: str) -> list[str]:

@@ -117,9 +117,7 @@ def summarize(figure: Sweep, training: Training, rows: Sequence[Row], failed: Se
     largest = at_largest(lines)
     best = [_best(figure, largest, settings, score) for score, _ in SCORES]
     share = f", {training.steps_share:.0%} of the steps" if training.steps_share != 1 else ""
-    how = (
-        f"Each combination is a training of its own ({training.form} form{share}); ± is over edits, not over trainings."
-    )
+    how = f"Each combination is trained separately ({training.form} form{share}); ± is over edits, not over trainings."
     return Findings(
         title=figure.title,
         rows=rows,
