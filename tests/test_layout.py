@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 import liveedit
 from liveedit.editors import editor_names
 
 PACKAGE = Path(liveedit.__file__).parent
-ROOT = PACKAGE.parent.parent
+ROOT = Path(__file__).parents[1]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 60
@@ -131,6 +129,30 @@ def test_there_is_no_cycle_under_any_kind_of_import() -> None:
     assert cycles == []
 
 
+def test_only_the_commands_import_experiments() -> None:
+    assert [f"{module} -> {name}" for module, name in all_imports() if reaches_into(module, name, "experiments")] == []
+
+
+def test_evaluation_and_answering_know_only_the_base_of_editors() -> None:
+    wrong = [
+        f"{module} -> {name}"
+        for module, name in all_imports()
+        if room_of(module) in ("answering", "evaluation")
+        and room_of(name) == "editors"
+        and name != "liveedit.editors.base"
+    ]
+    assert wrong == []
+
+
+def test_samples_and_errors_stand_alone() -> None:
+    assert [name for room in ("samples", "errors") for name in imports_of(f"liveedit.{room}")] == []
+
+
+def reaches_into(module: str, name: str, room: str) -> bool:
+    """Whether a module outside a room, other than a command, imports something in it."""
+    return room_of(name) == room and room_of(module) not in (room, "cli")
+
+
 def method_of(module: str) -> str | None:
     """The editing method a module belongs to, None if it belongs to none."""
     parts = module.split(".")
@@ -230,7 +252,6 @@ TEXTS_FOR_MODELS = ("datasets/world", "datasets/facts", "liveedit/pretraining", 
 """Where the texts lie that models were trained on. Changing a word there changes answers."""
 
 
-@pytest.mark.skipif(not GLOSSARY.is_file(), reason="an installed package has no docs folder beside it")
 def test_private_words_are_not_written() -> None:
     words = private_words()
     assert len(words) > 20

@@ -180,7 +180,7 @@ def test_an_edit_that_must_take_and_does_not_is_refused(
             assert (refused.status_code, error["code"]) == (422, "edit_did_not_take")
             assert (error["type"], error["param"]) == ("invalid_request_error", None)
             assert REPLAYED not in refused.headers
-            assert "'Bruvak 1234567890'" in error["message"] and "must_take" in error["message"]
+            assert "'Bruvak 1234567890' was wanted" in error["message"] and "must_take" in error["message"]
         assert not (tmp_path / "edits.db").exists() and len(model) == 0
         made = client.post("/v1/edits", json={**edit, "must_take": False}, headers=key)
         assert made.status_code == 201 and REPLAYED not in made.headers, "the key was not used up"

@@ -1,4 +1,4 @@
-"""Edits, validity intervals and history have digests: whatever is changed behind the store's back is found."""
+"""Edits, validity intervals and history have digests: whatever is changed without the store is found."""
 
 from __future__ import annotations
 

@@ -166,16 +166,6 @@ class ScopeTask:
         names = self.in_scope_names(case)
         return names[rng.integers(len(names))]
 
-    def hard_negatives(self, case: int, rng: np.random.Generator, skipped: Collection[str] = ()) -> list[str]:
-        """The near duplicate, which routing confuses most, and one random other locality input; either may be missing.
-
-        skipped: locality names that are never chosen.
-        """
-        names = [name for name in self.locality_names(case) if name not in skipped]
-        near = [name for name in names if name == "near_duplicate_locality"]
-        easier = [name for name in names if name not in near]
-        return near + ([easier[rng.integers(len(easier))]] if easier else [])
-
     def shares(self, *sizes: int) -> list[float]:
         """Factors that make the mean over processes of a mean over `size` things the mean over those of all."""
         totals = self.processes.total(*sizes)
