@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
@@ -67,6 +67,16 @@ class Answer:
 def same_answer(answer: str, expected: str) -> bool:
     """Whether two answers are equal after `normalize_answer`."""
     return normalize_answer(answer) == normalize_answer(expected)
+
+
+def is_broken(answer: str, acceptable: Iterable[str]) -> bool:
+    """Whether an answer is none of the acceptable ones, compared as in `same_answer`.
+
+    acceptable: the edit's answer, the unedited model's answer to the same question, and other labels of the case. A
+    broken answer is worse than an old wrong one: often it mixes two answers, or is no word at all.
+    """
+    given = normalize_answer(answer)
+    return all(given != normalize_answer(one) for one in acceptable)
 
 
 def normalize_answer(text: str) -> str:
