@@ -33,7 +33,7 @@ _QUANTITIES = (
     ("refine_steps", ("median", "mean", "max")),
     ("routing", ("precision", "recall")),
 )
-_SCORES = ("teacher_forced", "exact_match", "contains", "f1", "count", "left_out")
+_SCORES = ("teacher_forced", "exact_match", "contains", "f1", "broken", "count", "left_out")
 
 
 def write_report(
