@@ -23,6 +23,12 @@ PROBE_NAMES: Final[tuple[ProbeName, ...]] = get_args(ProbeName)
 LeftOut = Mapping[ProbeName, int] | Mapping[str, int]
 """How many probes of each name were not asked."""
 
+SCORES: Final = (("teacher_forced", "Teacher-forced token accuracy"), ("exact_match", "Exact match"))
+"""The two ways of scoring and their names. More is better."""
+
+REPORTED: Final = (*SCORES, ("broken", "Broken answers"))
+"""The figures that are always reported together, and their names. Of broken answers, fewer are better."""
+
 CONFIDENCE: Final = 0.95
 """Level of the confidence intervals."""
 

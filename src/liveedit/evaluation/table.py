@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import rich.table
-from rich.text import Text
+from rich.console import Console, ConsoleOptions
+
+from .console_table import parts_of
 
 _LATEX: Final = str.maketrans(
     {
@@ -30,13 +32,18 @@ _MARKDOWN: Final = str.maketrans(
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of texts. The first `text_columns` columns are left-aligned, the others, numbers, right-aligned."""
+    """A table of texts, which a rich console prints.
+
+    The first `text_columns` columns are left-aligned, the others, numbers, right-aligned. The first `key_columns` say
+    what a row is about: a console too narrow for all columns shows them again in each part of the table.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     text_columns: int = 1
+    key_columns: int = 1
 
     def markdown(self) -> str:
         """The table with its title as a heading and its notes as a list."""
@@ -71,15 +78,9 @@ class Table:
         ]
         return "\n".join(lines) + "\n"
 
-    def rich(self) -> rich.table.Table:
-        """The table for the console."""
-        table = rich.table.Table(title=Text(self.title), caption=Text("\n".join(self.notes)) or None)
-        for i, name in enumerate(self.header):
-            # Short cells stay on one line; a cell of two scores may break at its spaces.
-            table.add_column(Text(name), justify="left" if i < self.text_columns else "right", overflow="fold")
-        for row in self.rows:
-            table.add_row(*map(Text, row))
-        return table
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[rich.table.Table]:
+        """The table for the console, in several parts below each other if it is narrow."""
+        return parts_of(self, options.max_width)
 
 
 def markdown_text(text: str) -> str:
