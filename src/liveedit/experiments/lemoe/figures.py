@@ -166,8 +166,8 @@ def _batch_table(rows: Sequence[Row]) -> Table:
             cells.append((row["backbone"], row["router"], str(row["seed"]), f"{edits:,}", *found))
     header = ("Backbone", "Routing", "Seed", "Edits made", "Immediately", "Finally")
     note = (
-        "Reliability of the batch that ends at this number of edits: teacher-forced token accuracy / exact match / broken "
-        "answers, in %."
+        "Reliability of the batch that ends at this number of edits: teacher-forced token accuracy / exact match / "
+        "broken answers, in %."
     )
     return Table("Reliability batch by batch", header, tuple(cells), (note,), text_columns=3)
 
