@@ -147,7 +147,7 @@ def draw_reliability(lines: Sequence[Line], title: str) -> Figure | None:
                 draw_bar(panel, middle, width * 0.92, found, color, hatch)
         percent_axis(panel, top=112.0)
         panel.set_title(name, fontsize=11)
-        panel.set_ylabel("Reliability, %")
+        panel.set_ylabel("%")
         panel.set_xlim(-0.5, len(kinds) - 0.5)
         labels = [f"{plain(kind)}\n({_sample_count(largest, kind)})" for kind in kinds]
         panel.set_xticks(range(len(kinds)), labels, fontsize=10 if len(kinds) <= 10 else 8)
