@@ -231,8 +231,8 @@ def described_evidence(evidence: Evidence, answer: str) -> dict[str, str | None]
     described: dict[str, str | None] = {"supersedes": ", ".join(evidence.supersedes) or None}
     for name, what, good, asked in counts:
         broken = sum(one.is_broken(answer) is True for one in asked)
-        told = f"{good} of {len(asked)} {what}" + (f", {broken} broken" if broken else "")
-        described[name] = told if asked else None
+        counted = f"{good} of {len(asked)} {what}" + (f", {broken} broken" if broken else "")
+        described[name] = counted if asked else None
     spoiled = ", ".join(earlier.edit_id for earlier in evidence.earlier_edits if not earlier.kept)
     collisions = (
         f"{one.edit_id} (weight {one.weight_here:.2f} here, {'about ' if one.is_estimate else ''}"
