@@ -65,7 +65,7 @@ def test_what_each_rule_makes() -> None:
     assert (made["leading_space"], made["trailing_space"]) == (f" {PROMPT}", f"{PROMPT} ")
     assert (made["leading_quote"], made["trailing_quote"]) == (f'"{PROMPT}', f'{PROMPT}"')
     assert made["wh_last"] == "Is this creature called what?"
-    assert made["halves"] == "creature called What is this?"
+    assert made["end_first"] == "creature called What is this?"
     assert sorted(made["swapped_words"].rstrip("?").split()) == sorted(PROMPT.rstrip("?").split())
     assert made["other_wh"].split()[0] in {"Where", "When", "Who", "Whose", "Why", "How"}
     assert made["other_wh"].split()[1:] == PROMPT.split()[1:]

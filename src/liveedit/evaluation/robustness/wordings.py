@@ -88,7 +88,7 @@ def _wh_last(prompt: str, rng: random.Random) -> str | None:
     return " ".join([*rest, words[place].lower()]) + marks
 
 
-def _halves(prompt: str, rng: random.Random) -> str | None:
+def _end_first(prompt: str, rng: random.Random) -> str | None:
     """The second half of the words comes first."""
     words, marks = _parts(prompt)
     middle = (len(words) + 1) // 2
@@ -156,7 +156,7 @@ RULES: Final[dict[str, dict[str, Rule]]] = {
         "leading_quote": lambda prompt, rng: f'"{prompt}',
         "trailing_quote": lambda prompt, rng: f'{prompt}"',
     },
-    "word_order": {"wh_last": _wh_last, "halves": _halves, "swapped_words": _swapped_words},
+    "word_order": {"wh_last": _wh_last, "end_first": _end_first, "swapped_words": _swapped_words},
     "question_type": {"other_wh": _other_wh},
     "typos": {
         "swapped_letters": _swapped_letters,
