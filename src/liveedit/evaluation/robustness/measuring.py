@@ -66,7 +66,10 @@ def verdict_of(answer: str, asked: Asked, unedited: str) -> Verdict:
     ]
     if asked.stays:
         ladder.insert(0, ("unedited", (unedited,)))
-    return next((name for name, texts in ladder if not is_broken(answer, texts)), "broken")
+    for name, texts in ladder:
+        if not is_broken(answer, texts):
+            return name
+    return "broken"
 
 
 @dataclass(frozen=True)
