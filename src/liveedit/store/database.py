@@ -108,8 +108,8 @@ class Database(ABC):
             reason = schema.UNREADABLE_VERSIONS.get(version, "is not known")
             raise StoreError(
                 f"{readable} Version {version} {reason}. It was written before the first release, cannot be converted, "
-                "and was left as it is. Make the edits again in a new edits file, or export them with the version of "
-                "LiveEdit that wrote it and import the bundle into a new edits file."
+                "and was left as it is. Make the edits again in a new edits file, or use the version of LiveEdit that "
+                "wrote it."
             )
 
     def _next_version(self, connection: Connection) -> None:

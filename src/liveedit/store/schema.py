@@ -27,7 +27,8 @@ SCHEMA_VERSION: Final = 5
 
 UNREADABLE_VERSIONS: Final = {
     **dict.fromkeys((1, 2, 3), "has other tables"),
-    4: "compares prompts with their case and final punctuation, which no longer count",
+    4: "compares prompts with their case and final punctuation, which no longer count; a bundle that was exported from "
+    "it can be imported",
 }
 """Versions that were used before the first release, and why they cannot be read."""
 
