@@ -150,6 +150,12 @@ class EditCase:
         return tuple(probe for probe in self.probes if probe.name in names)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The edit's answer and the answers of the probes, each once, in their order."""
+        given = (self.edit.answer, *(probe.answer for probe in self.probes))
+        return tuple(dict.fromkeys(str(answer) for answer in given if answer is not None))
+
+    @property
     def reliability(self) -> Probe:
         """The edit itself as a probe."""
         return Probe("reliability", self.edit.question, self.edit.answer)

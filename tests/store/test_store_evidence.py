@@ -63,6 +63,34 @@ def test_what_evidence_counts() -> None:
     assert evidence_from_json('{"store_bytes": 5, "of a later version": 1}') == Evidence(store_bytes=5)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "broken"),
+    [
+        ("no", "Red.", False),
+        ("no", "No", False),
+        ("no", "nored", True),
+        ("no", "", True),
+        ("", "red", False),
+        ("", "nored", None),
+        ("", "", None),  # As after a purge.
+    ],
+)
+def test_what_is_neither_the_edit_s_answer_nor_the_one_before_is_broken(
+    before: str, after: str, broken: bool | None
+) -> None:
+    asked = (
+        Rephrased("Which?", before, after, False),
+        LocalityProbe("Why?", None, before, after, False),
+        EarlierEdit("01234567", before, after, False),
+    )
+    assert [one.is_broken("red") for one in asked] == [broken] * 3
+    evidence = Evidence(rephrasings=asked[:1], locality=asked[1:2], earlier_edits=asked[2:])
+    told = evidence.to_dict("red")
+    assert [told[name][0]["broken"] for name in ("rephrasings", "locality", "earlier_edits")] == [broken] * 3
+    assert told["rephrasings"][0] == {**dataclasses.asdict(asked[0]), "broken": broken}
+    assert "broken" not in evidence_to_json(evidence), "it is derived, not stored"
+
+
 def test_evidence_that_cannot_be_stored_stores_nothing(opened: EditStore) -> None:
     with pytest.raises(InvalidInputError, match="not valid Unicode"):
         opened.add(about("?", None, Evidence(rephrasings=(Rephrased("\ud800", "", "", True),))), make_expert())

@@ -70,7 +70,7 @@ def show_edit(edit_id: EditId, edits: EditsLocation, json: Json = False) -> None
         return
     del described["evidence"]
     if stored.evidence is not None:
-        described |= described_evidence(stored.evidence)
+        described |= described_evidence(stored.evidence, stored.answer)
     lines = (f"{event['kind']} at {event['at']} (revision {event['revision']})" for event in history)
     print_fields({**described, "history": "; ".join(lines)})
 
@@ -237,7 +237,8 @@ def _print_change(stored: StoredEdit, left: int, what: str, json: bool) -> None:
 
 
 def _as_dict(stored: StoredEdit) -> dict[str, Any]:
-    return {**asdict(stored), "active": stored.is_active}
+    evidence = None if stored.evidence is None else stored.evidence.to_dict(stored.answer)
+    return {**asdict(stored), "evidence": evidence, "active": stored.is_active}
 
 
 def _counted(number: int, what: str) -> str:
