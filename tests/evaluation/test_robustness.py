@@ -373,6 +373,7 @@ def test_editors_without_weights_and_kinds_that_are_not_wanted(
     assert [row["notes"] for row in rows] == [[NO_WEIGHTS]] * 2
     assert [row["kinds"].keys() for row in rows] == [{OWN_PROMPT, *RULES}] * 2
     assert [name for name, *_ in asked] == [None, "ShiftEditor", "NoEditor"], "the unedited model is asked once"
+    assert len(robustness_tables(rows)) == 1, "no costs of long answers"
     assert all(counts["unedited"] == counts["asked"] for row in rows for counts in row["kinds"].values())
 
 
