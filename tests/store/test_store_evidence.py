@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-import unicodedata
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from edit_examples import bound, make_edit, make_expert
 
 from liveedit.errors import InvalidInputError, NotFoundError, OvertakenError
-from liveedit.store.checksums import question_digest
 from liveedit.store.evidence import (
     Collision,
     EarlierEdit,
@@ -122,11 +120,10 @@ def test_the_same_question(opened: EditStore) -> None:
     ]
     asked = [(one, " What is\n it? "), (other, "What is it?"), (None, "What is it?"), (one, "What is that?")]
     assert [[edit.id for edit in opened.same_question(*question)] for question in asked] == [[found] for found in ids]
-    assert opened.same_question(one, "What is it") == ()
+    assert [edit.id for edit in opened.same_question(one, "¿WHAT is it")] == [ids[0]]
+    assert opened.same_question(one, "What is its?") == ()
     opened.undo(ids[0])
     assert opened.same_question(one, "What is it?") == ()
-    assert opened.same_question(one, "WHAT is it?") == (), "to a model, capitals are other tokens"
-    assert question_digest(None, unicodedata.normalize("NFD", "é")) != question_digest(None, "e")
 
 
 def test_the_same_question_is_found_by_an_index(path: Path) -> None:
