@@ -46,17 +46,19 @@ def robustness_tables(rows: Sequence[Row]) -> list[Table]:
     what = f"{first['edits']:,} edits on {first['backbone']}, {first['data']}"
     kinds = _lines(rows, "kinds", [(kind,) for kind in _keys(row["kinds"] for row in rows)])
     notes = [f"{name}: {note}" for name, note in _editor_notes(rows)]
-    tables = [Table(f"Robustness: {what}", ("question", *_HEADER), tuple(kinds), (*_NOTES, *notes), 2)]
+    tables = [Table(f"Robustness: {what}", ("question", *_HEADER), tuple(kinds), (*_NOTES, *notes), 2, 2)]
     if long := tuple(_long_answers(rows)):
         header_of_long = ("edits", "editor", "answer tokens", "gradient steps", "time, relative", "bytes")
         note = "time: of an edit, over that of the edits in sequence, whose answers are those of the data; medians"
-        tables.append(Table("Costs of long answers", header_of_long, long, (note,), 2))
+        tables.append(Table("Costs of long answers", header_of_long, long, (note,), 2, 2))
     return tables
 
 
 def rule_table(rows: Sequence[Row]) -> Table:
     """Answers by kind and rule."""
-    return Table("By rule", ("question", "rule", *_HEADER), tuple(_lines(rows, "rules", _paths(rows))), _NOTES[:1], 3)
+    return Table(
+        "By rule", ("question", "rule", *_HEADER), tuple(_lines(rows, "rules", _paths(rows))), _NOTES[:1], 3, 3
+    )
 
 
 def _lines(rows: Sequence[Row], key: str, paths: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
