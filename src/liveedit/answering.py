@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -68,15 +68,17 @@ class Answering:
         answers = [one.answer for one in generated]
         doubtful = [place for place, one in enumerate(generated) if one.in_doubt]
         if doubtful:
-            with self.unedited():
-                instead = self.generate(self.encode([questions[place] for place in doubtful]), max_new_tokens)
-            for place, one in zip(doubtful, instead, strict=True):
-                answers[place] = replace(one.answer, fired=(), withheld=above_threshold(answers[place].fired))
+            with self.unedited() as plain:
+                instead = plain.ask([questions[place] for place in doubtful], max_new_tokens)
+            for place, answer in zip(doubtful, instead, strict=True):
+                answers[place] = replace(answer, fired=(), withheld=above_threshold(answers[place].fired))
         return answers
 
-    def unedited(self) -> AbstractContextManager[None]:
-        """Inside the block, this thread asks the unedited model."""
-        return nullcontext() if self.editor is None else self.editor.paused()
+    @contextmanager
+    def unedited(self) -> Iterator[Answering]:
+        """Inside the block, this thread's questions reach the unedited model; ask them of what this yields."""
+        with nullcontext() if self.editor is None else self.editor.paused():
+            yield Answering(self.backbone)
 
     def ask_all(
         self,

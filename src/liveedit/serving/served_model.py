@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from ..answering import Generated
+from ..answering import Answering, Generated
 from ..answers import Answer, Fired, above_threshold
 from ..edited.model import EditedModel, Receipt
 from ..edited.recheck import CheckedEdit
+from ..editors.base import Editor
 from ..errors import InvalidInputError
 from ..samples import Question
 from ..store.idempotency import ChangeRequest
@@ -178,12 +179,12 @@ class ServedModel:
 
         Raises as `Backbone.encode` does if one of the questions cannot be encoded.
         """
-        rows, generated, lengths = self._decode(requests, deadline)
+        rows, generated, lengths = self._decode(self.model.answering, requests, deadline)
         doubtful = [place for place, one in enumerate(generated) if one.in_doubt and not rows[place].is_late]
         withheld = {place: generated[place].answer for place in doubtful}
         if doubtful:
-            with self.model.answering.unedited():
-                instead, answers, _ = self._decode([requests[place] for place in doubtful], deadline)
+            with self.model.answering.unedited() as plain:
+                instead, answers, _ = self._decode(plain, [requests[place] for place in doubtful], deadline)
             for place, row, one in zip(doubtful, instead, answers, strict=True):
                 rows[place], generated[place] = row, one
         return [
@@ -192,13 +193,12 @@ class ServedModel:
         ]
 
     def _decode(
-        self, requests: Sequence[GenerationRequest], deadline: float
+        self, answering: Answering, requests: Sequence[GenerationRequest], deadline: float
     ) -> tuple[list[DecodingState], list[Generated], list[int]]:
         """Decode one batch: the state of each answer, the answer, and the length of its question in tokens."""
-        answering = self.model.answering
         inputs = answering.encode([Question(request.prompt, request.image) for request in requests])
         lengths = inputs.attention_mask.sum(1).tolist()
-        rows = self._rows(requests, lengths, deadline)
+        rows = self._rows(answering.editor, requests, lengths, deadline)
         generated = answering.generate(
             inputs,
             max(row.params.new_tokens for row in rows),
@@ -208,7 +208,7 @@ class ServedModel:
         return rows, generated, lengths
 
     def _rows(
-        self, requests: Sequence[GenerationRequest], lengths: Sequence[int], deadline: float
+        self, editor: Editor | None, requests: Sequence[GenerationRequest], lengths: Sequence[int], deadline: float
     ) -> list[DecodingState]:
         return [
             DecodingState(
@@ -217,16 +217,10 @@ class ServedModel:
                 request.on_text,
                 request.is_abandoned,
                 deadline,
-                partial(self._is_held, place),
+                partial(_is_held, editor, place),
             )
             for place, (request, length) in enumerate(zip(requests, lengths, strict=True))
         ]
-
-    def _is_held(self, place: int) -> bool:
-        """Whether the answer in this row of this thread's batch may still be replaced by the unedited model's."""
-        editor = self.model.editor
-        fired = editor.fired() if editor.answer_confidence else None
-        return bool(fired and above_threshold(fired[place]))
 
     @property
     def routing_seconds(self) -> float | None:
@@ -281,6 +275,14 @@ def default_workers(device: torch.device, parameters: int) -> int:
     if device.type != "cpu" or parameters >= _SMALL_PARAMETERS:
         return 1
     return min(_MOST_WORKERS, torch.get_num_threads())
+
+
+def _is_held(editor: Editor | None, place: int) -> bool:
+    """Whether the answer in this row of this thread's batch may still be replaced by the unedited model's."""
+    if editor is None or not editor.answer_confidence:
+        return False
+    fired = editor.fired()
+    return bool(fired and above_threshold(fired[place]))
 
 
 def _result(
