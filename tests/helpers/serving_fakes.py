@@ -48,6 +48,7 @@ class FakeModel:
         self.edits_made = 0
         self.made: dict[str, tuple[ChangeRequest, Any]] = {}
         self.was_abandoned = False
+        self.withheld: tuple[Fired, ...] = ()
         self.store_problem: Exception | None = None
         self.routing_seconds: float | None = 0.001
         self.workers = 1
@@ -97,7 +98,7 @@ class FakeModel:
                 query.on_text(piece)
         faint = Fired("faint", 1e-9, 0.1)
         fired = (faint, Fired(self.left, 0.75, 1.5)) if self.left else (faint,)
-        return GenerationResult(text, "stop", 7, 3, fired)
+        return GenerationResult(text, "stop", 7, 3, fired, withheld=self.withheld)
 
     def write_endlessly(self, query: GenerationRequest) -> None:
         assert query.on_text is not None

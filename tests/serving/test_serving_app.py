@@ -19,6 +19,7 @@ from PIL import Image
 from serving_fakes import FakeModel, data_uri, fake_app, listening
 from starlette.testclient import TestClient
 
+from liveedit.answers import Fired
 from liveedit.errors import StoreError
 from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.middleware import OPEN_PATHS
@@ -26,7 +27,7 @@ from liveedit.serving.settings import ServingSettings
 
 CHAT = "/v1/chat/completions"
 REPLAYED = "Idempotent-Replayed"
-NOTHING_FIRED = {"edits": [], "revision": 0}
+NOTHING_FIRED = {"edits": [], "withheld": [], "revision": 0}
 EDIT = {"prompt": "Who is this?", "answer": "Bruvak"}
 
 
@@ -89,11 +90,17 @@ def test_a_stream_ends_with_usage_and_done(client: TestClient) -> None:
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]) == "hello: /"
     assert [c["usage"] for c in chunks[:-1]] == [None] * 4
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["total_tokens"] == 10
-    assert chunks[-2]["choices"][0]["finish_reason"] == "stop" and chunks[-2]["liveedit"] == {
-        "edits": [],
-        "revision": 0,
-    }
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop" and chunks[-2]["liveedit"] == NOTHING_FIRED
     assert len({c["id"] for c in chunks}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_edits_withheld_from_an_answer_in_doubt_are_told(client: TestClient, fake: FakeModel, stream: bool) -> None:
+    fake.withheld = (Fired("a1", 1.0, 2.0), Fired("faint", 1e-9, 0.1))
+    response = client.post(CHAT, json=chat(stream=stream))
+    said = response.json() if not stream else json.loads(response.text.split("\n\n")[-3].removeprefix("data: "))
+    withheld = [{"id": "a1", "weight": 1.0, "margin": 2.0}]
+    assert said["liveedit"] == {"edits": [], "withheld": withheld, "revision": 0}
 
 
 def test_a_stream_that_is_refused_has_its_status(client: TestClient) -> None:

@@ -108,7 +108,7 @@ def test_the_openai_client_asks_about_an_image_while_it_is_edited(
     assert served.http.post(f"/v1/edits/{edit['id']}/undo").json()["undone_at"]
     undone = create(model="tiny-llava", messages=messages(case), temperature=0)
     assert undone.choices[0].message.content == before.choices[0].message.content
-    assert undone.model_extra["liveedit"] == {"edits": [], "revision": 2}  # type: ignore[index]
+    assert undone.model_extra["liveedit"] == {"edits": [], "withheld": [], "revision": 2}  # type: ignore[index]
     assert served.http.post(f"/v1/edits/{edit['id'][:4]}/redo").status_code == 404
     assert served.http.post(f"/v1/edits/{edit['id']}/redo").json()["undone_at"] is None
     redone = create(model="tiny-llava", messages=messages(case), temperature=0)

@@ -31,14 +31,7 @@ def letters(next_turn: str | None = None) -> Any:
     def spoken(text: str) -> str:
         return (text.split(next_turn)[0] if next_turn else text).strip()
 
-    return SimpleNamespace(
-        model=SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=END)),
-        decode=decode,
-        end_token_id=END,
-        pad_token_id=END,
-        next_turn=next_turn,
-        spoken=spoken,
-    )
+    return SimpleNamespace(decode=decode, end_token_ids=frozenset({END}), next_turn=next_turn, spoken=spoken)
 
 
 def written(text: str, stop: tuple[str, ...] = (), next_turn: str | None = None) -> tuple[str, str | None, str]:

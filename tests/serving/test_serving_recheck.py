@@ -14,6 +14,7 @@ from serving_fakes import FakeModel, data_uri, fake_app
 from liveedit.answers import FIRING_THRESHOLD, Fired, above_threshold
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.edited.model import EditedModel
+from liveedit.editors.liveedit.config import Combining
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase
 from liveedit.serving.app import create_app
@@ -103,6 +104,8 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
 ) -> None:
     asked = {"image": images[0], "prompt": "What color is the hat?"}
     model, client = replica(tiny_llava, tmp_path / "edits.db")
+    # With the paper's sum edits can meet.
+    model.editor.combining, model.editor.answer_confidence = Combining(), 0.0
     with model, client:
         old = client.post("/v1/edits", json={**asked, "answer": "teal"}).json()
         locality = [{"image": images[1], "prompt": "How many legs are there?"}, {"prompt": "Who?"}]
@@ -142,7 +145,7 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
 def test_edits_with_next_to_no_weight_are_left_out(
     tiny_llava: Backbone, eval_cases: tuple[EditCase, ...], images: list[str], tmp_path: Path, run: Run
 ) -> None:
-    model, client = replica(tiny_llava, tmp_path / "edits.db")
+    model, client = replica(tiny_llava, tmp_path / "edits.db", "liveedit")
     with model, client:
         for case in eval_cases:
             assert case.edit.question.image is not None
@@ -162,7 +165,8 @@ def test_edits_with_next_to_no_weight_are_left_out(
         assert [edit["id"] for edit in said["liveedit"]["edits"]] == [own]
         assert [edit["id"] for edit in client.post("/v1/heat-maps", json=asked).json()["edits"]] == [own]
         assert client.post("/v1/check", json={}).json()["data"][1]["others"] == []
-    given = ("ask", "--edits", tmp_path / "edits.db", "--image", question.image, "--prompt", question.prompt)
+    given = ("ask", "--edits", tmp_path / "edits.db", "--editor", "liveedit", "--image", question.image)
+    given = (*given, "--prompt", question.prompt)
     assert run(*given)[1].count("edit ") == 1
     assert {fired["edit_id"] for fired in json.loads(run(*given, "--json")[1])["fired"]} == weights.keys()
 
