@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import liveedit
+from liveedit.answering import Answering
+from liveedit.answers import Answer, Fired
 from liveedit.backbones import Backbone
 from liveedit.cli.arguments import named_values, spread_values
 from liveedit.datasets.facts import fact_cases
@@ -198,7 +200,15 @@ def test_a_question_without_a_picture(
     prompt = "What is the capital of Helbinland?"
     (expected,) = tiny_llava.generate(tiny_llava.encode([Question(prompt)], padding="left"), 32)
     found = answer_of("ask", "--prompt", prompt, "--editor-path", editor_folder)
-    assert found == {"text": expected, "fired": []}
+    assert found == {"text": expected, "fired": [], "withheld": []}
+
+
+def test_an_answer_in_doubt_names_the_edits_that_were_withheld(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Answer("red", (), None, (Fired("a1b2c3d4", 1.0, 2.0),))
+    monkeypatch.setattr(Answering, "ask", lambda *_: [answer])
+    code, out, err = run("ask", "--prompt", "What color is the hat?")
+    assert code == 0, err
+    assert out.splitlines() == ["red", "edit a1b2c3d4 fired, in doubt: this is the unedited answer"]
 
 
 def refused(result: tuple[int, str, str], *words: str) -> None:
@@ -504,7 +514,7 @@ def test_language_models_train_editors_on_facts_alone(
 def test_language_models_are_asked_without_an_editor(answer_of: Callable[..., dict[str, Any]], run: Run) -> None:
     case = next(case for case in fact_cases("eval", 0, 20) if case.answer_before)
     asked = ("ask", "--backbone", "tiny-llama-lm", "--prompt", case.edit.question.prompt)
-    assert answer_of(*asked) == {"text": case.answer_before, "fired": []}
+    assert answer_of(*asked) == {"text": case.answer_before, "fired": [], "withheld": []}
     refused(run(*asked, "--editor", "no-such"), "no-such")
 
 

@@ -275,7 +275,7 @@ def test_asking_as_it_was(
     receipt = json.loads(out)
     assert json.loads(run("ask", *asked, "--json")[1])["text"] == "forest"
     past = json.loads(run("ask", *asked, "--at", 0, "--json")[1])
-    assert past == {"text": receipt["answer_before"], "fired": []}
+    assert past == {"text": receipt["answer_before"], "fired": [], "withheld": []}
     shown = json.loads(run("edits", "show", "--edits", file, receipt["id"], "--json")[1])
     assert (shown["author"], shown["note"]) == ("ada", "seen")
     code, _, err = run("ask", *asked, "--at", 7)

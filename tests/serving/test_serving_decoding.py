@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from liveedit.answering import Generated
 from liveedit.backbones import Backbone
 from liveedit.edited.model import EditedModel
 from liveedit.errors import InvalidInputError, WaitedTooLongError
+from liveedit.images import open_image
 from liveedit.samples import EditCase, Question
 from liveedit.serving.decoding import DecodingState, SamplingParams
 from liveedit.serving.served_model import GenerationRequest, GenerationResult, ServedModel
@@ -154,6 +157,75 @@ def test_a_stream_says_what_the_answer_says(served: ServedModel, picture: Callab
     first, second = texts(served.answer(asked))
     assert first == second == "".join(heard)
     assert len(heard) > 1
+
+
+EDITED = "bright yellow tulips"
+HAT = "What color is the hat?"
+
+
+def test_an_edited_answer_is_streamed_whole_and_others_piece_by_piece(
+    served: ServedModel, eval_cases: tuple[EditCase, ...]
+) -> None:
+    """It may still be replaced by the unedited model's while it is decoded."""
+    image = open_image(str(eval_cases[0].edit.question.image))
+    assert served.model.edit(image, HAT, EDITED).took
+    edited: list[str] = []
+    other: list[str] = []
+    unwatched: list[str] = []
+    asked = [
+        GenerationRequest(HAT, image, SamplingParams(24), edited.append),
+        GenerationRequest("What is this?", None, SamplingParams(24, 8.0, 4), other.append),
+    ]
+    first, second = served.answer(asked)
+    assert isinstance(first, GenerationResult) and isinstance(second, GenerationResult)
+    assert (first.text, first.withheld, bool(first.fired)) == (EDITED, (), True)
+    assert edited == [EDITED]
+    assert len(other) > 1 and "".join(other) == second.text and not second.fired
+    served.model.editor.answer_confidence = 0.0
+    served.answer([replace(asked[0], on_text=unwatched.append)])
+    assert len(unwatched) > 1 and "".join(unwatched) == EDITED
+
+
+def test_an_answer_in_doubt_is_replaced_before_anything_is_sent(
+    served: ServedModel, eval_cases: tuple[EditCase, ...]
+) -> None:
+    image = open_image(str(eval_cases[0].edit.question.image))
+    heard: list[str] = []
+    asked = [
+        GenerationRequest("What is the capital of Coraland?", None, SamplingParams(16)),
+        GenerationRequest(HAT, image, SamplingParams(16), heard.append),
+    ]
+    plain = served.answer(asked)
+    unedited = texts(plain)
+    receipt = served.model.edit(image, HAT, EDITED)
+    assert texts(served.answer(asked)) == [unedited[0], EDITED]
+    served.model.editor.answer_confidence = 1 - 1e-9
+    heard.clear()
+    first, second = served.answer(asked)
+    assert isinstance(first, GenerationResult) and isinstance(second, GenerationResult)
+    assert [first.text, second.text] == unedited and "".join(heard) == unedited[1]
+    assert (second.fired, second.finish) == ((), "stop")
+    assert [fired.edit_id for fired in second.withheld] == [receipt.id] and first.withheld == ()
+    assert isinstance(plain[1], GenerationResult) and second.answer_tokens == plain[1].answer_tokens
+
+
+def test_an_answer_is_in_doubt_for_the_tokens_that_are_given_alone(
+    served: ServedModel, eval_cases: tuple[EditCase, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that has ended by its length takes part in one step more while others go on."""
+    image = open_image(str(eval_cases[0].edit.question.image))
+    served.model.edit(image, HAT, EDITED)
+    answering = served.model.answering
+    generate = answering.generate
+
+    def doubtful(*arguments: Any, **options: Any) -> list[Generated]:
+        return [replace(one, doubt=1 if one.answer.fired else None) for one in generate(*arguments, **options)]
+
+    monkeypatch.setattr(answering, "generate", doubtful)
+    short, long = served.answer([GenerationRequest(HAT, image, SamplingParams(count)) for count in (1, 16)])
+    assert isinstance(short, GenerationResult) and isinstance(long, GenerationResult)
+    assert (len(short.fired), short.withheld) == (1, ())
+    assert (long.fired, len(long.withheld)) == ((), 1)
 
 
 def test_long_prompts_and_markers_are_refused(served: ServedModel) -> None:

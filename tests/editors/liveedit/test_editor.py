@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
+from liveedit.editors.liveedit.config import Combining
 from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from liveedit.experts import LowRankExpert
 from liveedit.samples import Edit, Question
@@ -71,6 +74,85 @@ def test_the_order_of_edits_does_not_change_a_bit(editor: LiveEdit, questions: l
         found.append(logits_of(editor, questions))
         assert len(fired_ids(editor)[0]) == 3
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("combine", ["sum", "nearest"])
+def test_an_unrelated_edit_of_another_rank_changes_no_bit(
+    editor: LiveEdit, questions: list[Question], combine: Literal["sum", "nearest"]
+) -> None:
+    editor.combining = Combining(combine=combine)
+    for edit_id, expert in overlapping(editor, questions).items():
+        editor.add(edit_id, expert)
+    before = logits_of(editor, questions[:1])
+    unrelated = forced_expert(editor, questions[1], against=questions[:1])
+    longer = replace(unrelated, u=unrelated.u.repeat(4, 1)[:7], v=unrelated.v.repeat(4, 1)[:7])
+    editor.add("longer", longer)
+    assert torch.equal(logits_of(editor, questions[:1]), before)
+    logits_of(editor, questions)
+    assert "longer" in fired_ids(editor)[1] and "longer" not in fired_ids(editor)[0]
+    editor.undo("edit-1")
+    editor.add("edit-1", overlapping(editor, questions)["edit-1"])
+    editor.number({"edit-1": 1})
+    assert torch.equal(logits_of(editor, questions[:1]), before)
+    editor.undo("longer")
+    assert torch.equal(logits_of(editor, questions[:1]), before)
+
+
+def test_the_nearest_edit_answers_as_if_alone(editor: LiveEdit, questions: list[Question]) -> None:
+    experts = overlapping(editor, questions)
+    editor.combining = Combining(combine="nearest")
+    editor.add("edit-2", experts["edit-2"])
+    alone = logits_of(editor, questions[:1])
+    editor.reset()
+    for edit_id, expert in experts.items():
+        editor.add(edit_id, expert)
+    assert torch.equal(logits_of(editor, questions[:1]), alone)
+    assert fired_ids(editor) == [["edit-2"]], "the newest of three edits of one question"
+    assert editor.estimated_weights(experts["edit-0"], 1.0) == {}
+
+
+def test_an_edit_below_the_threshold_does_not_fire_and_changes_no_bit(
+    editor: LiveEdit, questions: list[Question]
+) -> None:
+    unedited = logits_of(editor, questions)
+    expert = forced_expert(editor, questions[0])
+    editor.add("edit", replace(expert, prompt_feature=-0.01 * expert.prompt_feature))
+    faint = logits_of(editor, questions)
+    assert not torch.equal(faint, unedited) and fired_ids(editor)[0] == ["edit"], "by the paper it has a weight"
+    editor.combining = Combining(weight_threshold=0.5)
+    assert torch.equal(logits_of(editor, questions), unedited)
+    assert editor.fired() == []
+
+
+def test_scaled_weights_are_as_before_after_the_block(editor: LiveEdit, questions: list[Question]) -> None:
+    unedited = logits_of(editor, questions)
+    editor.add("edit", forced_expert(editor, questions[0]))
+    edited, fired = logits_of(editor, questions), editor.fired()
+    assert fired
+    with editor.scaled_weights(0.5):
+        halved = logits_of(editor, questions)
+        assert [one.weight for one in (editor.fired() or [])[0]] == [pytest.approx(fired[0][0].weight / 2)]
+        with editor.scaled_weights(0.0):
+            assert torch.equal(logits_of(editor, questions), unedited)
+        assert torch.equal(logits_of(editor, questions), halved)
+    assert not torch.equal(halved, edited) and not torch.equal(halved, unedited)
+    assert torch.equal(logits_of(editor, questions), edited) and editor.fired() == fired
+    with pytest.raises(ValueError, match="on purpose"), editor.scaled_weights(0.3):
+        raise ValueError("on purpose")
+    assert torch.equal(logits_of(editor, questions), edited) and editor.fired() == fired
+
+
+def test_moved_edits_keep_their_order(editor: LiveEdit, questions: list[Question]) -> None:
+    """Numbers are kept, so that an edit which comes back later is as new among them as it was made."""
+    experts = overlapping(editor, questions)
+    for edit_id in ("edit-1", "edit-2"):
+        editor.add(edit_id, experts[edit_id])
+    editor.number({"edit-1": 11, "edit-2": 12})
+    editor.keep_experts_on("host")
+    editor.add("edit-0", experts["edit-0"])
+    assert editor.ids_by_age == ["edit-1", "edit-2", "edit-0"]
+    editor.number({"edit-0": 10})
+    assert editor.ids_by_age == ["edit-0", "edit-1", "edit-2"]
 
 
 def test_unknown_edits_cannot_be_undone(editor: LiveEdit) -> None:
