@@ -75,13 +75,14 @@ class ScriptedBackbone:
         ids = torch.full((len(prompts), 1), 1)
         for step in range(1 + max(map(len, scripts))):
             # After its end a row is unsure of everything, as a model is of padding.
-            said = [(script[step] if step < len(script) else ("", 0.99 if step == len(script) else 0.02)) for script in scripts]
+            said = [
+                (script[step] if step < len(script) else ("", 0.99 if step == len(script) else 0.02))
+                for script in scripts
+            ]
             for processor in logits_processor:
                 processor(ids, torch.stack([scores_of(WORDS.index(word), chance) for word, chance in said]))
             ids = torch.cat([ids, torch.tensor([[WORDS.index(word)] for word, _ in said])], 1)
-        return [
-            (" ".join(WORDS[token] for token in row if token), tuple(row)) for row in ids[:, 1 : 1 + most].tolist()
-        ]
+        return [(" ".join(WORDS[token] for token in row if token), tuple(row)) for row in ids[:, 1 : 1 + most].tolist()]
 
 
 def scores_of(token: int, chance: float) -> torch.Tensor:

@@ -25,6 +25,7 @@ from liveedit.editors.shared import (
     read_questions,
     scope_loss,
 )
+from liveedit.editors.shared.wordings import wordings
 from liveedit.errors import BackboneError, InvalidInputError, NotFoundError
 from liveedit.experts.expert import expert_from_bytes, expert_to_bytes
 from liveedit.samples import Edit, EditCase, Question
@@ -278,3 +279,27 @@ def test_a_few_steps_tell_edits_apart(task: ScopeTask) -> None:
         right = (scores() > 0) == pairs.own
     assert float(right.float().mean()) > 0.95
     assert float(right[pairs.own].float().mean()) > 0.9
+
+
+# -- wordings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompt", ["What color is the hat?", "Who?", "Was für ein Hut ist das, bitte?", "帽子是什么颜色？", "?"]
+)
+@pytest.mark.parametrize("count", [2, 3, 24, 60])
+def test_wordings_are_as_many_as_asked_for_and_the_same_every_time(prompt: str, count: int) -> None:
+    found = wordings(prompt, count)
+    assert len(found) == count and found[0] == prompt
+    assert all(one.strip() for one in found)
+    assert found == wordings(prompt, count) == wordings(prompt, 100)[:count]
+
+
+def test_wordings_vary_and_another_seed_gives_others() -> None:
+    found = wordings("What color is the hat?", 24)
+    assert found[1:4] == ["Please answer: What color is the hat?", "what color is the hat?", "What color is the hat"]
+    assert len(set(found)) > 18
+    others = wordings("What color is the hat?", 24, seed=1)
+    assert others[:4] == found[:4] and others[4:] != found[4:]
+    for word in ("color", "hat"):
+        assert sum(word in one.lower() for one in found) > 12, "most wordings still ask for the same thing"

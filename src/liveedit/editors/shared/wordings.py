@@ -50,7 +50,7 @@ def _changed(prompt: str, chooser: random.Random) -> str:
     changed = chooser.choice(TEMPLATES).format(" ".join(words))
     if chooser.random() < 0.2:
         changed = changed.lower()
-    if chooser.random() < 0.3:
+    if chooser.random() < 0.3 and len(changed) > 1:
         place = chooser.randrange(len(changed))
         changed = changed[:place] + changed[place + 1 :]
     return changed
