@@ -116,7 +116,7 @@ class Generated:
     doubt: int | None
 
     def is_in_doubt(self, tokens: int | None = None) -> bool:
-        """Whether the unedited model answers instead. tokens: the answer was cut to so many."""
+        """Whether the unedited model answers instead. tokens: the length that the answer was cut to."""
         return self.doubt is not None and (tokens is None or self.doubt < tokens)
 
 
