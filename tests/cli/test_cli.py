@@ -179,7 +179,7 @@ def test_edit_ask_list_show_and_undo(
 def test_the_same_for_people(run: Run, tmp_path: Path, editor_folder: Path, image_file: Path) -> None:
     file = tmp_path / "edits.db"
     asked = ("--edits", file, "--image", image_file, "--prompt", PROMPT, "--editor-path", editor_folder)
-    code, out, err = run("edit", *asked, "--answer", "forest", "--editor", "liveedit")
+    code, out, err = run("edit", *asked, "--answer", "forest", "--editor", "liveedit", "--no-must-take")
     assert (code, err) == (0, "")
     edit_id = out.split()[1]
     code, out, err = run("edits", "list", "--edits", file)

@@ -167,7 +167,7 @@ def test_the_smallest_share_still_counts() -> None:
     assert above_threshold(fired) == tuple(fired[:2])
 
 
-def test_an_edit_that_must_take_and_does_not_is_refused(
+def test_an_edit_that_does_not_take_is_refused_unless_it_is_to_be_kept(
     tiny_llava: Backbone, images: list[str], tmp_path: Path
 ) -> None:
     edit = {"image": images[0], "prompt": "What color is the hat?", "answer": "Bruvak 1234567890"}
@@ -175,7 +175,7 @@ def test_an_edit_that_must_take_and_does_not_is_refused(
     with model, client:
         key = {"Idempotency-Key": "ticket-1"}
         for _ in range(2):
-            refused = client.post("/v1/edits", json={**edit, "must_take": True}, headers=key)
+            refused = client.post("/v1/edits", json=edit, headers=key)
             error = refused.json()["error"]
             assert (refused.status_code, error["code"]) == (422, "edit_did_not_take")
             assert (error["type"], error["param"]) == ("invalid_request_error", None)
