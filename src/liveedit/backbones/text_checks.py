@@ -33,7 +33,7 @@ def check_markers(texts: Sequence[str], markers: frozenset[str], model: str) -> 
 def check_control_tokens(tokenizer: Any, name: str, text: str, ids: Sequence[int]) -> None:
     """Raise `InvalidInputError` if a text of an edit is read as a control token anywhere.
 
-    Control tokens are the tokenizer's special tokens. The token of unknown characters counts only if the text spells it.
+    Control tokens are the tokenizer's special tokens. That of unknown characters counts only if the text spells it.
 
     name: which text of the edit it is, for the message. ids: the tokens of the text.
     """
