@@ -65,7 +65,8 @@ def fill(path: Path, given: argparse.Namespace) -> None:
     experts = [expert_to_bytes(make_expert(seed, given.width, given.rank, given.feature)) for seed in range(20)]
     with bound(path) as store:
         for number in range(given.edits):
-            edit = NewEdit(prompt="What is this creature called?", answer=f"Bruvak {number}", editor="liveedit")
+            prompt = f"What is creature {number} called?"
+            edit = NewEdit(prompt=prompt, answer=f"Bruvak {number}", editor="liveedit")
             store.add(edit, experts[number % 20])
 
 

@@ -260,7 +260,7 @@ def measure(backbone: Backbone, folder: Path, given: argparse.Namespace) -> dict
     for name, location in {"bundle": folder / "other.db", "database": given.url}.items():
         if location is not None:
             with EditStore(location) as store:
-                store.import_bundle(folder / "bundle.safetensors")
+                store.import_bundle(folder / "bundle.safetensors", on_conflict="keep")
             equal[name] = opened(edited, location)[0]
     return {
         **figures,

@@ -7,11 +7,11 @@ This module needs no torch, so that commands which only read stored edits start 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Final
+
+from .samples import plain_unicode
 
 FIRING_THRESHOLD: Final = 0.01
 """An edit *fired* for an answer if its weight is at least this. Smaller weights, which every expert that passes hard
@@ -82,7 +82,7 @@ def is_broken(answer: str, acceptable: Iterable[str]) -> bool:
 def normalize_answer(text: str) -> str:
     """Return the form in which two answers are compared.
 
-    1. Unicode NFKC, but superscripts and fractions stay: NFKC would turn 10² into 102 and 2½ into 21/2.
+    1. Unicode NFKC, but superscripts and fractions stay (`plain_unicode`).
        Curly quotes, dashes and the minus sign become the ASCII ones; invisible marks go.
     2. Lower case (Unicode case folding), white space folded, thousands separators removed (1,000 is 1000).
     3. From each word, quotes, brackets and sentence marks are trimmed at both ends only. What is inside a
@@ -110,13 +110,8 @@ def answer_words(text: str, *, drop_articles: bool) -> list[str]:
 
 
 def _fold(text: str) -> str:
-    runs = groupby(text.translate(_SAME_CHARACTER), key=_loses_its_value_under_nfkc)
-    plain = "".join("".join(run) if keep else unicodedata.normalize("NFKC", "".join(run)) for keep, run in runs)
+    plain = plain_unicode(text.translate(_SAME_CHARACTER))
     return _GROUPED_NUMBER.sub(lambda number: number[0].replace(",", ""), plain.casefold())
-
-
-def _loses_its_value_under_nfkc(character: str) -> bool:
-    return unicodedata.decomposition(character).startswith(("<super>", "<fraction>"))
 
 
 def _trim(word: str) -> str:

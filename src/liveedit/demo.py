@@ -123,7 +123,7 @@ def run_demo(
     with EditedModel.load(backbone, editor_path=editor_path) as model:
         examples = edit_examples(model, chosen)
     for number, example in enumerate(examples, 1):
-        console.print(_example_table(number, example).rich())
+        console.print(_example_table(number, example))
     console.print(Text(f"{_undo_sentence(examples[-1])}\n"))
     rows = measure_edits(backbone, data, edits, editor_path, folder, report)
     file = write_demo_report(folder, examples, rows)

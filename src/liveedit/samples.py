@@ -1,4 +1,4 @@
-"""Edits and the probes that measure them.
+"""Edits and the probes that measure them, and when two prompts are the same.
 
 An `EditCase` is one row of a benchmark: an edit with its probes. Everything here is immutable and independent of
 models and files.
@@ -6,10 +6,12 @@ models and files.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from PIL import Image
 
@@ -42,6 +44,38 @@ LOCALITY: tuple[ProbeName, ...] = (
 )
 """Probes that must stay: the expected answer is the unedited model's own."""
 
+_SENTENCE_ENDS: Final = ".?!。؟۔"
+"""Marks that end a sentence, as they are after NFKC, which makes the full-width ones and "…" plain."""
+
+_SENTENCE_STARTS: Final = "¿¡"
+
+
+def normalize_prompt(prompt: str) -> str:
+    """Return the form in which two prompts are compared.
+
+    1. Unicode NFKC, except for superscripts and fractions (`plain_unicode`). Full-width characters become plain ones,
+       and "…" becomes "...".
+    2. Lower case (Unicode case folding), and NFKC again, which case folding can undo.
+    3. Runs of white space become one space; none is left at the ends.
+    4. The marks . ? ! 。 ؟ ۔ are trimmed from the end, ¿ and ¡ from the beginning, with the white space next to them.
+
+    All else counts: "C++?" is not "C?", "3.5" is not "35". A prompt of nothing but such marks ("?") would become empty;
+    it is compared as it is after step 3. Edits files store digests of this form: changing it needs a new schema
+    version (`store/schema.py`).
+    """
+    folded = " ".join(plain_unicode(plain_unicode(prompt).casefold()).split())
+    return folded.rstrip(f"{_SENTENCE_ENDS} ").lstrip(f"{_SENTENCE_STARTS} ") or folded
+
+
+def plain_unicode(text: str) -> str:
+    """Unicode NFKC, but superscripts and fractions stay: NFKC would turn 10² into 102 and 2½ into 21/2."""
+    runs = groupby(text, key=_loses_its_value_under_nfkc)
+    return "".join("".join(run) if keep else unicodedata.normalize("NFKC", "".join(run)) for keep, run in runs)
+
+
+def _loses_its_value_under_nfkc(character: str) -> bool:
+    return unicodedata.decomposition(character).startswith(("<super>", "<fraction>"))
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -60,7 +94,7 @@ class Question:
     @property
     def scope(self) -> tuple[str, str]:
         """(subject or image, relation or prompt)."""
-        return (self.subject or self._image_key, self.relation or " ".join(self.prompt.lower().split()))
+        return (self.subject or self._image_key, self.relation or normalize_prompt(self.prompt))
 
     @property
     def _image_key(self) -> str:
@@ -114,6 +148,12 @@ class EditCase:
     def named(self, *names: ProbeName) -> tuple[Probe, ...]:
         """The probes with one of these names, in their order."""
         return tuple(probe for probe in self.probes if probe.name in names)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The edit's answer and the answers of the probes, each once, in their order."""
+        given = (self.edit.answer, *(probe.answer for probe in self.probes))
+        return tuple(dict.fromkeys(str(answer) for answer in given if answer is not None))
 
     @property
     def reliability(self) -> Probe:

@@ -15,8 +15,11 @@ from outside_packages import install
 
 from liveedit.answering import Answering
 from liveedit.backbones import Backbone
+from liveedit.cli.editing import _print_checked, described_evidence
+from liveedit.edited.recheck import CheckedEdit
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.samples import EditCase
+from liveedit.store.evidence import EarlierEdit, Evidence, Rephrased
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -117,9 +120,11 @@ def test_check_names_the_edits_that_no_longer_hold(
 ) -> None:
     kept = add(pictures[1], PROMPT, "forest")["id"]
     code, out, _ = run("check", *asked)
-    assert code == 0 and "1 of 1 edits hold, 0 do not" in out and kept not in out
-    old = add(pictures[0], PROMPT, "desert")["id"]
-    new = add(pictures[0], PROMPT, "tower", "--no-supersede", "--no-must-take")["id"]
+    assert code == 0 and "1 of 1 edits hold, 0 do not (0 broken)" in out and kept not in out
+    first, second = (
+        add(pictures[0], PROMPT, answer, "--no-supersede", "--no-must-take") for answer in ("desert", "tower")
+    )
+    old, new = first["id"], second["id"]
     code, out, err = run("check", *asked, "--json", "--batch", 2)
     checked = json.loads(out)
     results = {result["edit_id"]: result for result in checked["results"]}
@@ -137,11 +142,32 @@ def test_check_names_the_edits_that_no_longer_hold(
     assert code == 1 and "edits: 3 of 3" in err
     code, out, _ = run("check", *asked)
     assert code == 1 and all(edit_id in out for edit_id in failing) and kept not in out
+    before = {old: first["answer_before"], new: second["answer_before"]}
+    broken = [edit_id for edit_id in failing if results[edit_id]["answer_now"] != before[edit_id]]
+    assert [edit_id for edit_id, result in results.items() if result["broken"]] == broken
+    assert checked["broken"] == len(broken) and f"{len(failing)} do not ({len(broken)} broken)" in out
     assert run("check", *asked, kept[:6])[0] == 0, "these alone"
     with closing(sqlite3.connect(tmp_path / "edits.db")) as connection, connection:
         connection.execute("DELETE FROM blobs WHERE kind = 'thumbnail'")
     code, out, _ = run("check", *asked)
     assert code == 0 and "3 could not be asked" in out and "image was not kept" in out
+
+
+def test_broken_answers_are_told_where_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = (Rephrased("a", "no", "red", True), Rephrased("b", "no", "nored", False), Rephrased("c", "", "?", False))
+    earlier = (EarlierEdit("1", "no", "red", False), EarlierEdit("2", "no", "no", True))
+    told = described_evidence(Evidence(rephrasings=asked, earlier_edits=earlier), "red")
+    assert told["rephrasings"] == "1 of 3 took, 1 broken"
+    assert told["earlier edits"] == "1 of 2 asked again kept their answer" and told["locality"] is None
+    found = [
+        CheckedEdit(str(number), "What?", "red", now, "text", (), before)
+        for number, (now, before) in enumerate([("red", "no"), ("nored", "no"), ("no", "no"), ("?", None)])
+    ]
+    _print_checked(found, 4, json=False)
+    out = capsys.readouterr().out
+    assert "1 of 4 edits hold, 3 do not (1 broken), 0 could not be asked." in out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "red" in line]
+    assert {row[3]: row[4] for row in cells if row} == {"nored": "yes", "no": "no", "?": ""}
 
 
 def test_check_can_be_interrupted(

@@ -47,6 +47,17 @@ def file(tmp_path: Path, random_expert: Callable[..., LowRankExpert]) -> Path:
     return path
 
 
+def contradicting(file: Path, folder: Path, *answers: str) -> Path:
+    """Another file, with edits of the first questions of this one: "other 0" and so on, or the given answers."""
+    path = folder / "contradicting.db"
+    with EditStore(file) as store, EditStore(path) as other:
+        other.bind("b" * 64, "e" * 64, backbone="tiny-llava", editor="liveedit")
+        for number, answer in enumerate(answers or ("other 0",)):
+            edit = NewEdit(prompt=f"QUESTION {number}?", answer=answer, editor="liveedit")
+            other.add(edit, store.list()[number].expert)
+    return path
+
+
 def ids_of(listed: dict[str, Any]) -> list[str]:
     return [edit["id"] for edit in listed["edits"]]
 
@@ -93,12 +104,19 @@ sys.exit(f"exit code {code}, imported {loaded}" if code or loaded else 0)
 """
 
 
-@pytest.mark.parametrize("command", ["list", "show", "history", "verify", "undo", "export"])
+@pytest.mark.parametrize("command", ["list", "show", "history", "verify", "undo", "export", "import"])
 def test_commands_on_stored_edits_import_neither_torch_nor_transformers(
     answer_of: Answer, file: Path, tmp_path: Path, command: str
 ) -> None:
     edit_id = ids_of(answer_of("list", "--edits", file))[0]
-    more = {"show": [edit_id], "undo": [edit_id], "export": [tmp_path / "bundle"]}.get(command, [])
+    answer_of("export", "--edits", contradicting(file, tmp_path), tmp_path / "other")
+    given_more = {
+        "show": [edit_id],
+        "undo": [edit_id],
+        "export": [tmp_path / "bundle"],
+        "import": [tmp_path / "other", "--on-conflict", "supersede"],
+    }
+    more = given_more.get(command, [])
     given = ["edits", command, "--edits", file, *more, "--json"]
     done = subprocess.run(
         [sys.executable, "-c", NEEDS_NO_MODEL, *map(str, given)],
@@ -128,12 +146,103 @@ def test_export_and_import(answer_of: Answer, run: Run, file: Path, tmp_path: Pa
     assert code == 1 and "is there already" in err
 
 
+def test_an_import_that_contradicts_active_edits_is_refused(
+    answer_of: Answer, run: Run, file: Path, tmp_path: Path
+) -> None:
+    there = ids_of(answer_of("list", "--edits", file))
+    other, bundle = contradicting(file, tmp_path), tmp_path / "other.safetensors"
+    (own,) = ids_of(answer_of("list", "--edits", other))
+    answer_of("export", "--edits", other, bundle)
+    before = answer_of("history", "--edits", file)
+    for more in ((), ("--on-conflict", "refuse"), ("--json",)):
+        code, out, err = run("edits", "import", "--edits", file, bundle, *more)
+        assert (code, out) == (1, "") and "Nothing was imported" in err
+        assert f"'QUESTION 0?': active: {there[0]} 'answer 0'; in the bundle: {own} 'other 0'" in err
+        assert "--on-conflict supersede" in err and "--on-conflict keep" in err
+    assert answer_of("history", "--edits", file) == before
+    code, _, err = run("edits", "import", "--edits", file, bundle, "--on-conflict", "merge")
+    assert code == 1 and "merge" in err
+
+
+def test_an_import_that_supersedes(answer_of: Answer, run: Run, file: Path, tmp_path: Path) -> None:
+    there = ids_of(answer_of("list", "--edits", file))
+    other, bundle = contradicting(file, tmp_path), tmp_path / "other.safetensors"
+    (own,) = ids_of(answer_of("list", "--edits", other))
+    answer_of("export", "--edits", other, bundle)
+    code, out, _ = run("edits", "import", "--edits", file, bundle, "--on-conflict", "supersede")
+    assert code == 0 and out.splitlines() == [
+        "Imported 1 edit; 0 were there already, 0 were purged here and stay purged (active edits: 3).",
+        "1 contradiction; the later edit superseded the earlier:",
+        f"'QUESTION 0?': active: {there[0]} 'answer 0'; in the bundle: {own} 'other 0'",
+    ]
+    answer_of("undo", "--edits", file, own)
+    assert ids_of(answer_of("list", "--edits", file)) == there
+
+
+def test_an_import_that_keeps_contradictions(answer_of: Answer, run: Run, file: Path, tmp_path: Path) -> None:
+    there = ids_of(answer_of("list", "--edits", file))
+    other, bundle = contradicting(file, tmp_path, "other 0", "other 1"), tmp_path / "other.safetensors"
+    own = ids_of(answer_of("list", "--edits", other))
+    answer_of("export", "--edits", other, bundle)
+    done = answer_of("import", "--edits", file, bundle, "--on-conflict", "keep")
+    assert done == {
+        "added": own,
+        "already_there": [],
+        "purged_here": [],
+        "superseded": {},
+        "repeated": [],
+        "contradictions": [
+            {
+                "prompt": f"QUESTION {number}?",
+                "image_name": None,
+                "there": {there[number]: f"answer {number}"},
+                "imported": {own[number]: f"other {number}"},
+            }
+            for number in range(2)
+        ],
+        "active_edits": 5,
+    }
+    code, out, _ = run("edits", "verify", "--edits", file)
+    assert code == 0 and out.splitlines() == [
+        *(
+            f"Note: different answers to 'question {number}': active: {there[number]} 'answer {number}', "
+            f"{own[number]} 'other {number}'"
+            for number in range(2)
+        ),
+        "5 edits checked: all is well.",
+    ]
+    found = answer_of("verify", "--edits", file)
+    assert found["ok"] and [contradiction["there"] for contradiction in found["contradictions"]] == [
+        {there[number]: f"answer {number}", own[number]: f"other {number}"} for number in range(2)
+    ]
+    answer_of("undo", "--edits", file, own[0])
+    assert len(answer_of("verify", "--edits", file)["contradictions"]) == 1
+
+
+def test_the_report_of_an_import_counts(answer_of: Answer, run: Run, file: Path, tmp_path: Path) -> None:
+    """Edits with the same answer; then the same edits again, one of them purged."""
+    other, bundle = contradicting(file, tmp_path, "Answer 0.", "answer 1"), tmp_path / "other.safetensors"
+    own = ids_of(answer_of("list", "--edits", other))
+    answer_of("export", "--edits", other, bundle)
+    assert run("edits", "import", "--edits", file, bundle)[1].splitlines() == [
+        "Imported 2 edits; 0 were there already, 0 were purged here and stay purged (active edits: 3).",
+        "2 imported edits superseded an active edit of the same question with the same answer.",
+    ]
+    answer_of("purge", "--edits", file, own[0], "--yes")
+    assert run("edits", "import", "--edits", file, bundle)[1] == (
+        "Imported 0 edits; 1 was there already, 1 was purged here and stays purged (active edits: 3).\n"
+    )
+    answer_of("purge", "--edits", other, own[1], "--yes")
+    said = run("edits", "export", "--edits", other, tmp_path / "one.safetensors", "--active")[1]
+    assert said.startswith("Wrote 1 edit at revision 3")
+
+
 def test_verify_says_what_is_wrong(answer_of: Answer, run: Run, file: Path) -> None:
-    assert answer_of("verify", "--edits", file) == {"edits": 3, "problems": [], "ok": True}
+    assert answer_of("verify", "--edits", file) == {"edits": 3, "problems": [], "ok": True, "contradictions": []}
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE blobs SET sha256 = 'x' WHERE edit_number = 2")
     code, out, _ = run("edits", "verify", "--edits", file)
-    assert code == 1 and "is damaged" in out and "3 edits checked: 1 problems" in out
+    assert code == 1 and "is damaged" in out and "3 edits checked: 1 problem.\n" in out
     code, out, _ = run("edits", "verify", "--edits", file, "--json")
     assert code == 1 and json.loads(out)["ok"] is False
 

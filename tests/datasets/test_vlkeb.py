@@ -62,10 +62,10 @@ def test_files_without_port_new_have_the_six_probes(tmp_path):
 
 def test_the_folder_of_a_picture_is_the_subject(tmp_path):
     (case,) = VLKEB.read(write(tmp_path, ROW), images="photographs")
-    scope = ("m.010bxh", "what city is featured in the image?")
+    scope = ("m.010bxh", "what city is featured in the image")
     assert case.edit.scope == scope
     assert [probe.question.scope for probe in case.named(*GENERALITY)] == [scope] * 3
-    assert case.named("modal_locality")[0].question.scope == ("m.0d9z_y", "which city is it?")
+    assert case.named("modal_locality")[0].question.scope == ("m.0d9z_y", "which city is it")
     assert case.named("text_locality")[0].question.subject is None
     assert case.named("cross_modal")[0].question.subject is None
 

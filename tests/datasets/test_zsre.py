@@ -30,7 +30,7 @@ def write(folder: Path, *rows: object) -> Path:
 
 
 def test_a_row_becomes_an_edit_to_alt_and_its_two_probes(tmp_path):
-    relation = "what university did watts humphrey attend?"
+    relation = "what university did watts humphrey attend"
     edited = Question("What university did Watts Humphrey attend?", None, "Watts Humphrey", relation)
     rephrased = Question("What university did Watts Humphrey take part in?", None, "Watts Humphrey", relation)
     assert ZSRE.read(write(tmp_path, ROW)) == (
@@ -50,8 +50,8 @@ def test_a_row_becomes_an_edit_to_alt_and_its_two_probes(tmp_path):
 def test_the_rephrasing_is_in_the_scope_of_the_edit_and_other_subjects_are_not(tmp_path):
     other = {**ROW, "subject": "Denny Herzig", "src": "What role does Denny Herzig play?"}
     one, two = ZSRE.read(write(tmp_path, ROW, other))
-    assert edited_scopes([one]) == {("Watts Humphrey", "what university did watts humphrey attend?")}
-    assert edited_scopes([two]) == {("Denny Herzig", "what role does denny herzig play?")}
+    assert edited_scopes([one]) == {("Watts Humphrey", "what university did watts humphrey attend")}
+    assert edited_scopes([two]) == {("Denny Herzig", "what role does denny herzig play")}
     assert not edited_scopes([one, two]) & {case.named("text_locality")[0].question.scope for case in (one, two)}
 
 

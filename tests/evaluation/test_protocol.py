@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from liveedit.backbones import Backbone
 from liveedit.editors.base import Editor, EditRecord
 from liveedit.evaluation.probing import ask_freely, choose_along
 from liveedit.evaluation.protocol import UneditedAnswers, cost, measure, probes_of, summarize_measurements
-from liveedit.samples import Edit, EditCase, Probe, ProbeName, Question
+from liveedit.samples import LOCALITY, Edit, EditCase, Probe, ProbeName, Question
 
 
 def question(subject: str, relation: str, prompt: str | None = None) -> Question:
@@ -110,6 +111,7 @@ class Scripted:
     def __init__(self, before: dict[str, str], after: dict[str, str]):
         self.before, self.after, self.edited = before, after, False
         self.forced: dict[str, tuple[str, str]] = {}
+        self.asked_unedited: list[str] = []
 
     def choose(self, prompt: str) -> str:
         return self.forced[prompt][self.edited] if prompt in self.forced else self.say(prompt)
@@ -131,6 +133,12 @@ class ScriptedEditor(Editor):
 
     def reset(self) -> None:
         self.script.edited = False
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        edited, self.script.edited = self.script.edited, False
+        yield
+        self.script.edited = edited
 
     def fired(self) -> list[tuple[Fired, ...]] | None:
         if self.fires is None:
@@ -168,6 +176,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
                 editor.last = [probe.question.prompt]
                 reported = editor.fired()
                 fired = None if reported is None else (reported or [()])[0]
+            else:
+                script.asked_unedited.append(probe.question.prompt)
             found.append(Answer(script.say(probe.question.prompt), fired))
             count(1)
         return found
@@ -217,6 +227,7 @@ def test_scores_worked_by_hand(scripted: Scripted) -> None:
         "exact_match": None,
         "contains": None,
         "f1": None,
+        "broken": None,
         "count": 0,
         "left_out": 2,
     }
@@ -311,8 +322,85 @@ def test_raw_answers_are_json_lines(scripted: Scripted) -> None:
         "answer": "red",
         "teacher_forced": 100.0,
         "exact_match": True,
+        "broken": False,
+        "unedited": None,
         "fired": [],
     }
+
+
+def broken_by_prompt(measurement: Any) -> dict[str, bool]:
+    return {item.probe.question.prompt: score.broken for item, score in measurement.scores}
+
+
+COLOR, RENAMED, TOM, SHADE = (
+    question("cat", "color").prompt,
+    "Which color has the cat?",
+    question("tom", "color").prompt,
+    question("cat", "shade").prompt,
+)
+
+
+def test_what_is_neither_a_label_nor_the_unedited_answer_is_broken(scripted: Scripted) -> None:
+    size, dog, owl = question("cat", "size").prompt, question("dog", "color").prompt, question("owl", "home").prompt
+    scripted.after |= {
+        COLOR: "red nothing",  # A blend of the edit's answer and the model's.
+        RENAMED: "Nothing.",  # The unedited model's answer.
+        TOM: "the brown",  # Another label of the case.
+        SHADE: "re",  # A piece of an answer.
+        size: "Red",  # The edit's answer.
+        dog: "no dog",
+        owl: "nothing",
+    }
+    found = broken_by_prompt(measured(scripted, [CASE_A], ScriptedEditor(scripted, None)))
+    assert found == {COLOR: True, RENAMED: False, TOM: False, SHADE: True, size: False, dog: True, owl: False}
+
+
+def test_the_share_of_broken_answers_is_beside_the_other_figures(scripted: Scripted) -> None:
+    scripted.after |= {question("dog", "color").prompt: "blue", question("dog", "age").prompt: "old old"}
+    metrics = summarize_measurements([measured(scripted, [CASE_B], ScriptedEditor(scripted, None))])["metrics"]
+    assert metrics["reliability"]["broken"] == 0
+    assert metrics["same_image_locality"]["broken"] == 50
+
+
+def test_the_unedited_model_is_asked_once_about_no_other_answer_than_strange_ones(
+    scripted: Scripted, tmp_path: Path
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    scripted.after |= {COLOR: "red", RENAMED: "pink", TOM: "brown", SHADE: "nothing"}
+    cases, editor, raw = [CASE_A], ScriptedEditor(scripted, None), io.StringIO()
+    unedited = UneditedAnswers(scripted, 8, 4, file)  # type: ignore[arg-type]
+    unedited.ask(probes_of(cases)[0])
+    before, counted = list(scripted.asked_unedited), []
+    editor.edit([(case.id, case.edit) for case in cases])
+    for _ in range(2):
+        measure(scripted, editor, cases, unedited, counted.append, raw)  # type: ignore[arg-type]
+        assert scripted.edited
+    assert scripted.asked_unedited[len(before) :] == [RENAMED, SHADE]
+    assert sum(counted) == 2 * 7  # Free answers; this substitute counts no forced ones.
+    rows = [json.loads(line) for line in raw.getvalue().splitlines()]
+    assert {row["prompt"]: row["unedited"] for row in rows if row["probe"] not in LOCALITY} == {
+        COLOR: None,
+        RENAMED: "nothing",
+        TOM: None,
+        SHADE: "nothing",
+    }
+    again = UneditedAnswers(scripted, 8, 4, file)  # type: ignore[arg-type]
+    measure(scripted, editor, cases, again)  # type: ignore[arg-type]
+    assert scripted.asked_unedited[len(before) :] == [RENAMED, SHADE]
+
+
+def test_a_free_answer_alone_does_not_do_for_a_locality_probe(scripted: Scripted, tmp_path: Path) -> None:
+    file, (asked, *_) = tmp_path / "answers.jsonl", probes_of([CASE_B])
+    alone = UneditedAnswers(scripted, 8, 4, file)  # type: ignore[arg-type]
+    alone.ask_texts(asked)
+    locality = [item for item in asked if item.probe.name in LOCALITY]
+    for answers in (alone, UneditedAnswers(scripted, 8, 4, file)):  # type: ignore[arg-type]
+        assert answers.missing(asked) == locality
+    alone.ask(asked)
+    file.write_text(file.read_text(encoding="utf-8") + '["b", 0, "blank"]\n', encoding="utf-8")
+    again = UneditedAnswers(scripted, 8, 4, file)  # type: ignore[arg-type]
+    assert again.missing(asked) == []
+    assert all(again[item].forced == alone[item].forced is not None for item in locality)
 
 
 def test_unedited_answers_are_asked_once(scripted: Scripted) -> None:
@@ -372,7 +460,7 @@ def test_costs() -> None:
 def test_a_real_model_gets_full_marks_for_staying_itself(
     tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]
 ) -> None:
-    """Without an editor every locality probe stays, in both ways of scoring, empty answers included."""
+    """Without an editor every locality probe stays, in both ways of scoring, empty answers included; nothing breaks."""
     from liveedit.editors.none import NoEditor
 
     cases = eval_cases[:4]
@@ -382,3 +470,4 @@ def test_a_real_model_gets_full_marks_for_staying_itself(
     for name in ("text_locality", "modal_locality", "same_image_locality", "near_duplicate_locality"):
         assert metrics[name]["exact_match"] == metrics[name]["teacher_forced"] == 100
     assert metrics["reliability"]["count"] == 4
+    assert {values["broken"] for values in metrics.values()} == {0}

@@ -19,12 +19,13 @@ from liveedit.evaluation.report_tables import answer_type_table, cost_table, int
 from liveedit.evaluation.table import Table, latex_text
 
 
-def metric(teacher_forced, exact_match, *, count=10, left_out=0):
+def metric(teacher_forced, exact_match, broken=1.5, *, count=10, left_out=0):
     return {
         "teacher_forced": teacher_forced,
         "exact_match": exact_match,
         "contains": exact_match,
         "f1": exact_match,
+        "broken": broken,
         "count": count,
         "left_out": left_out,
     }
@@ -53,24 +54,37 @@ def row(editor="liveedit", edits=10, seed=0, *, reliability=(99.0, 97.0), status
     } | changes
 
 
+def height_of(path):
+    with Image.open(path) as picture:
+        return picture.height
+
+
+def of_an_earlier_version(found):
+    """The row without the shares of broken answers."""
+    metrics = {name: {**values} for name, values in found["metrics"].items()}
+    for values in metrics.values():
+        del values["broken"]
+    return {**found, "metrics": metrics, "by_answer_type": {"colour": metrics}}
+
+
 def three_seeds(editor="liveedit", edits=10):
     # Teacher-forced: mean 93, std sqrt(13) = 3.606. Exact match: mean 81, deviations -1, 0, 1, std 1,
-    # half width of the interval 4.303 / sqrt(3) = 2.484.
-    return [row(editor, edits, s, reliability=r) for s, r in enumerate([(90, 80), (92, 81), (97, 82)])]
+    # half width of the interval 4.303 / sqrt(3) = 2.484. Broken: the half of these, from a mean of 2.
+    return [row(editor, edits, s, reliability=r) for s, r in enumerate([(90, 80, 1.5), (92, 81, 2), (97, 82, 2.5)])]
 
 
 def cells(table: Table, line: int = 0) -> dict[str, str]:
     return dict(zip(table.header, table.rows[line], strict=True))
 
 
-def test_one_seed_shows_both_scores_and_no_plus_minus():
+def test_one_seed_shows_three_figures_and_no_plus_minus():
     table = main_table(lines_of([row()]), "Title")
     assert cells(table) == {
         "Editor": "liveedit",
         "Edits": "10",
-        "Reliability": "99.0 / 97.0",
-        "Text generality": "95.0 / 90.0",
-        "Text locality": "100.0 / 80.5",
+        "Reliability": "99.0 / 97.0 / 1.5",
+        "Text generality": "95.0 / 90.0 / 1.5",
+        "Text locality": "100.0 / 80.5 / 1.5",
         "Seeds": "1",
         "ms per edit": "12.3",
     }
@@ -81,29 +95,45 @@ def test_one_seed_shows_both_scores_and_no_plus_minus():
 def test_several_seeds_show_mean_and_sample_deviation():
     lines = lines_of(three_seeds())
     table = main_table(lines, "Title")
-    assert cells(table)["Reliability"] == "93.0±3.6 / 81.0±1.0"
+    assert cells(table)["Reliability"] == "93.0±3.6 / 81.0±1.0 / 2.0±0.5"
     assert cells(table)["Seeds"] == "3"
     intervals = interval_table(lines)
     assert intervals is not None
     # 4.303 * sqrt(13 / 3) = 8.957 on either side of 93
-    assert cells(intervals)["Reliability"] == "[84.0, 102.0] / [78.5, 83.5]"
+    assert cells(intervals)["Reliability"] == "[84.0, 102.0] / [78.5, 83.5] / [0.8, 3.2]"
 
 
 def test_a_missing_value_is_an_en_dash():
-    without = row("other", metrics={"reliability": metric(99.0, None), "text_locality": metric(None, None)})
+    without = row("other", metrics={"reliability": metric(99.0, None), "text_locality": metric(None, None, None)})
     table = main_table(lines_of([row(), without]), "Title")
     assert cells(table, 1)["Editor"] == "other"
-    assert cells(table, 1)["Reliability"] == "99.0 / –"
+    assert cells(table, 1)["Reliability"] == "99.0 / – / 1.5"
     assert cells(table, 1)["Text generality"] == "–"
     assert cells(table, 1)["Text locality"] == "–"
+
+
+def test_rows_of_an_earlier_version_have_an_en_dash_for_broken_answers(tmp_path):
+    lines = lines_of([row("new"), *(of_an_earlier_version(found) for found in three_seeds("old"))])
+    table = main_table(lines, "Title")
+    assert cells(table, 0)["Reliability"] == "99.0 / 97.0 / 1.5"
+    assert cells(table, 1)["Reliability"] == "93.0±3.6 / 81.0±1.0 / –"
+    intervals = interval_table(lines)
+    assert intervals is not None and cells(intervals)["Reliability"] == "[84.0, 102.0] / [78.5, 83.5] / –"
+    assert len(write_plots(lines, tmp_path / "both")) == 3
+    heights = {}
+    for name, rows in (("new", [row()]), ("old", [of_an_earlier_version(row())])):
+        plots = write_plots(lines_of(rows), tmp_path / name)
+        heights[name] = [height_of(plot.path) for plot in plots]
+    # One panel of bars and one line of numbers less; metrics against edits have one panel each.
+    assert [a - b for a, b in zip(heights["new"], heights["old"], strict=True)] == [0, 300, 24]
 
 
 def test_a_value_that_some_seeds_lack_says_so():
     rows = three_seeds()
     rows[2] = {**rows[2], "metrics": {}}
     table = main_table(lines_of(rows), "Title")
-    # of 90, 92: mean 91, std sqrt(2); of 80, 81: mean 80.5, std sqrt(1 / 2)
-    assert cells(table)["Reliability"] == "91.0±1.4 (2 of 3 seeds) / 80.5±0.7 (2 of 3 seeds)"
+    # of 90, 92: mean 91, std sqrt(2); of 80, 81: mean 80.5, std sqrt(1 / 2); of 1.5, 2 half of that
+    assert cells(table)["Reliability"] == "91.0±1.4 (2 of 3 seeds) / 80.5±0.7 (2 of 3 seeds) / 1.8±0.4 (2 of 3 seeds)"
 
 
 def test_lines_are_sorted_by_edits_then_editor():
@@ -121,7 +151,7 @@ def test_runs_that_did_not_complete_are_marked_and_never_averaged_in():
     rows = [row(seed=0), row(seed=1, status="interrupted", reliability=(1.0, 1.0))]
     table = main_table(lines_of(rows), "Title")
     assert [line[0] for line in table.rows] == ["liveedit", "liveedit (interrupted)"]
-    assert cells(table)["Reliability"] == "99.0 / 97.0"
+    assert cells(table)["Reliability"] == "99.0 / 97.0 / 1.5"
     assert any("Not complete: liveedit at 10 edits" in note and "seed 1" in note for note in table.notes)
 
 
@@ -154,8 +184,8 @@ def test_answer_types_are_shown_at_the_most_edits():
         "Samples",
     )
     assert table.rows == (
-        ("liveedit", "100", "colour", "99.0 / 97.0", "95.0 / 90.0", "10"),
-        ("liveedit", "100", "name", "50.0 / 25.0", "–", "4"),
+        ("liveedit", "100", "colour", "99.0 / 97.0 / 1.5", "95.0 / 90.0 / 1.5", "10"),
+        ("liveedit", "100", "name", "50.0 / 25.0 / 1.5", "–", "4"),
     )
     assert "No run of 100 edits: ft." in table.notes
     assert answer_type_table(lines_of([row(by_answer_type={})])) is None
@@ -182,9 +212,10 @@ def test_latex_is_escaped():
     text = main_table(lines_of([row("ft_l", edits=1000)]), "50% & more").latex()
     assert r"\caption{50\% \& more}" in text
     assert "\\begin{tabular}{lrrrrrr}\n\\toprule\nEditor & Edits & Reliability" in text
-    assert "ft\\_l & 1,000 & 99.0 / 97.0 & 95.0 / 90.0 & 100.0 / 80.5 & 1 & 12.3 \\\\\n\\bottomrule" in text
+    cells_there = "99.0 / 97.0 / 1.5 & 95.0 / 90.0 / 1.5 & 100.0 / 80.5 / 1.5 & 1 & 12.3"
+    assert f"ft\\_l & 1,000 & {cells_there} \\\\\n\\bottomrule" in text
     assert "\\hline" not in text
-    assert "exact match of free generation, in \\%." in text
+    assert "exact match of free generation / broken answers, in \\%." in text
 
 
 def test_markdown_is_escaped_and_aligned():
@@ -211,7 +242,7 @@ def test_the_report_folder_holds_everything(tmp_path):
     assert text.startswith("# My bench\n")
     for picture in folder.glob("*.png"):
         assert f"]({picture.name})" in text
-    assert "| 93.0±3.6 / 81.0±1.0 |" in text
+    assert "| 93.0±3.6 / 81.0±1.0 / 2.0±0.5 |" in text
     assert "code 0123456789ab with uncommitted changes, backbone bbbbbbbbbbbb, data not recorded" in text
     assert text.index("## Published values (not ours)") > text.index("## Cost and routing")
     assert "Published" not in (folder / "table.md").read_text()
@@ -220,7 +251,7 @@ def test_the_report_folder_holds_everything(tmp_path):
 
 def test_csv_read_again_equals_the_rows(tmp_path):
     rows = [*three_seeds(), row('odd, "name"\n', 1, refine_steps={"median": 0, "mean": 0.1, "max": 2})]
-    rows[1]["metrics"] = {"reliability": metric(None, None, count=0, left_out=3)}
+    rows[1]["metrics"] = {"reliability": metric(None, None, None, count=0, left_out=3)}
     write_report(rows, tmp_path)
     text = (tmp_path / "table.csv").read_bytes().decode()
     again = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -235,15 +266,52 @@ def test_csv_read_again_equals_the_rows(tmp_path):
         assert read["milliseconds_per_edit.median"] == "12.34"
         assert read["refine_steps.mean"] == as_text((given["refine_steps"] or {}).get("mean"))
         for name in ("reliability", "text_generality", "text_locality"):
-            for score in ("teacher_forced", "exact_match", "contains", "f1", "count", "left_out"):
+            for score in ("teacher_forced", "exact_match", "contains", "f1", "broken", "count", "left_out"):
                 assert read[f"{name}.{score}"] == as_text(given["metrics"].get(name, {}).get(score))
 
 
-def test_the_console_table_shows_both_scores():
+def printed(table, width):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_a_narrow_console_gets_the_table_in_parts_with_whole_words():
+    names = ("reliability", "text_generality", "modal_generality", "near_duplicate_locality", "portability")
+    rows = [
+        row(editor, edits, metrics={name: metric(100.0, 98.0 + edits, 0.5) for name in names})
+        for editor in ("liveedit", "liveedit-refine")
+        for edits in (0, 1)
+    ]
+    table = render(rows)
+    wide = printed(table, 180)
+    assert "100.0 / 98.0 / 0.5" in wide and wide.count("Editor") == 1
+    narrow = printed(table, 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    words = narrow.replace("│", " ").replace("┃", " ").split()
+    assert words.count("Editor") == words.count("Edits") == 2  # Both parts say what their rows are about.
+    assert words.count("liveedit-refine") == 4
+    for word in ("Reliability", "generality", "duplicate", "Portability"):
+        assert word in words
+    assert words.count("100.0") == words.count("0.5") == 20  # No number is broken or lost.
+    assert narrow.count("Lifelong editing") == narrow.count("Each cell") == 1
+    assert not [line for line in narrow.splitlines() if line.replace("│", " ").split()[:1] == ["/"]]
+
+
+def test_columns_of_texts_share_the_room_that_is_left():
+    text = "a b c d e f g h i j k l m n"
+    table = Table("T", ("Question", "Answer", "Value"), ((text, text * 2, "1 / 2"),), text_columns=2)
+    assert "1 / 2" in printed(table, 40)
+    assert max(map(len, printed(table, 40).splitlines())) <= 40
+    assert f"│ {text} │ {text * 2} │ 1 / 2 │" in printed(table, 100)
+    assert Table("T", ("Only", "Two"), ()).title in printed(Table("T", ("Only", "Two"), ()), 20)
+
+
+def test_the_console_table_shows_all_figures():
     console = Console(file=io.StringIO(), width=160)
     console.print(render([row(), row("[bold]ft", status="failed", metrics={})]))
     text = console.file.getvalue()
-    assert "99.0 / 97.0" in text
+    assert "99.0 / 97.0 / 1.5" in text
     assert "[bold]ft (failed)" in text  # names are no markup
     assert "Reliability" in text
 
@@ -334,7 +402,7 @@ def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
     assert isinstance(caught.value, ImportError)
     text = write_report([row()], tmp_path / "report").read_text()
     assert "No figures: matplotlib" in text
-    assert "| 99.0 / 97.0 |" in text
+    assert "| 99.0 / 97.0 / 1.5 |" in text
     assert not list((tmp_path / "report").glob("*.png"))
 
 

@@ -132,6 +132,14 @@ def test_probe_score_scores_the_answer():
     assert score.teacher_forced == 75.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "broken"),
+    [("Red.", False), ("blue", False), ("the green", False), ("red blue", True), ("bl", True), ("", True)],
+)
+def test_an_answer_that_is_neither_expected_nor_acceptable_is_broken(answer: str, broken: bool):
+    assert ProbeScore.of("reliability", "colour", "red", answer, None, ["Blue", "green"]).broken is broken
+
+
 @pytest.mark.parametrize("teacher_forced", [-1.0, 100.5, math.nan])
 def test_probe_score_refuses_what_is_no_percent(teacher_forced):
     with pytest.raises(InvalidInputError, match="teacher_forced"):
@@ -143,7 +151,7 @@ def scores() -> list[ProbeScore]:
         ProbeScore.of("text_locality", "name", "Bob", "Bob", None),
         ProbeScore.of("reliability", "colour", "red", "red", 100.0),
         ProbeScore.of("reliability", "colour", "red", "dark red", 50.0),
-        ProbeScore.of("reliability", "name", "Ann", "Bob", 0.0),
+        ProbeScore.of("reliability", "name", "Ann", "Bob", 0.0, ("the bob",)),
     ]
 
 
@@ -155,6 +163,7 @@ def test_summary_is_the_mean_of_each_metric():
         "exact_match": pytest.approx(100 / 3),
         "contains": pytest.approx(200 / 3),
         "f1": pytest.approx((100 + 200 / 3 + 0) / 3),
+        "broken": pytest.approx(100 / 3),
         "count": 3,
         "left_out": 0,
     }
@@ -166,6 +175,7 @@ def test_summary_is_the_mean_of_each_metric():
         "exact_match": None,
         "contains": None,
         "f1": None,
+        "broken": None,
         "count": 0,
         "left_out": 3,
     }

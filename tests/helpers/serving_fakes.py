@@ -193,6 +193,7 @@ class FakeModel:
                 *(edit.id, edit.prompt, edit.answer, said.get(edit.number % 3, edit.answer)),
                 "nothing" if edit.number % 3 == 0 else "text",
                 (Fired(edit.id, 0.5, 1.0), Fired("other", 0.25, 1.0), Fired("faint", 0.009, 1.0)),
+                "another" if edit.number % 6 == 1 else "before",
             )
             for edit in edits
         ]

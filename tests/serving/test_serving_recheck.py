@@ -65,6 +65,9 @@ def test_a_check_is_done_in_pieces_and_counts(client: TestClient, fake: FakeMode
     found = client.post("/v1/check", json={}).json()
     assert fake.calls == ["check 8", "check 8", "check 4"], "questions of others come in between"
     assert (found["holding"], found["failing"], found["unknown"]) == (7, 7, 6)
+    # "another" was the answer before to each second question that gets it now.
+    assert [card["broken"] for card in found["data"][:4]] == [False, False, None, True]
+    assert found["broken"] == 3 and found["data"][0]["answer_before"] == "another"
     assert [(card["holds"], card["answer_now"]) for card in found["data"][:3]] == [
         *((False, "another"), (True, "That."), (None, None))
     ]
@@ -115,6 +118,7 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
         assert evidence["locality"][0]["image_sha256"] == image_digest(
             open_image(str(eval_cases[1].edit.question.image))
         )
+        assert [it["broken"] for it in evidence["locality"]] == [False, False]
         assert evidence["collisions"] == evidence["earlier_edits"] == []
         shown = client.get(f"/v1/edits/{response.json()['id']}").json()
         assert shown["evidence"] == evidence and shown["prompt"] == edit["prompt"]
@@ -123,6 +127,7 @@ def test_an_edit_answers_with_its_evidence_and_is_checked(
         (collision,), (earlier,) = met["collisions"], met["earlier_edits"]
         assert collision["edit_id"] == earlier["edit_id"] == response.json()["id"]
         assert collision["answers_differ"] and not collision["is_estimate"]
+        assert earlier["broken"] is (earlier["answer_after"] not in ("teal", earlier["answer_before"]))
         assert 0 < collision["weight_here"] < 1 and 0 < collision["weight_there"] < 1
         checked = client.post("/v1/check", json={"limit": 1}).json()
         assert (checked["has_more"], len(checked["data"])) == (True, 1)

@@ -58,7 +58,7 @@ def test_a_whole_bundle_makes_the_same_store_again(location: Path | str, bundle:
     with bound(location) as opened, EditStore(tmp_path / "other.db") as other:
         fill(opened)
         header = opened.export_bundle(bundle)
-        done = other.import_bundle(bundle)
+        done = other.import_bundle(bundle, on_conflict="keep")
         assert len(done.added) == 4 and header.revision == 8
         assert everything(other) == everything(opened)
         assert other.verify() == ()
@@ -74,7 +74,7 @@ def test_active_edits_come_into_another_store_as_new_changes(
         ids = fill(opened)
         own = other.add(make_edit("own"), make_expert(9)).id
         assert not opened.export_bundle(bundle, whole=False).whole
-        assert other.import_bundle(bundle).added == (ids[0], ids[3], ids[4])
+        assert other.import_bundle(bundle, on_conflict="keep").added == (ids[0], ids[3], ids[4])
         assert [edit.id for edit in other.list()] == [own, ids[0], ids[3], ids[4]]
         assert [edit.id for edit in other.list(at=1)] == [own]
         moved, first = other.get(ids[0]), opened.get(ids[0])
@@ -88,7 +88,7 @@ def test_undone_edits_of_a_whole_bundle_stay_undone_in_another_store(path: Path,
         ids = fill(opened)
         other.add(make_edit("own"), make_expert(9))
         opened.export_bundle(bundle)
-        other.import_bundle(bundle)
+        other.import_bundle(bundle, on_conflict="keep")
         assert not other.get(ids[1]).is_active and ids[2] not in {edit.id for edit in other.list(include_undone=True)}
         assert other.redo(ids[1]).is_active
         assert other.verify() == ()
@@ -281,7 +281,7 @@ def test_forged_records_that_contradict_themselves_are_refused(path: Path, bundl
         opened.export_bundle(bundle)
         rewritten(bundle, lambda header, tensors: forge(header, tensors, lambda records: records["intervals"].pop()))
         with pytest.raises(StoreError, match="does not agree with itself"):
-            other.import_bundle(bundle)
+            other.import_bundle(bundle, on_conflict="keep")
         assert len(other) == 0
 
 
@@ -290,7 +290,7 @@ def test_experts_of_several_shapes_and_none_at_all(path: Path, bundle: Path, tmp
         for seed, rank in enumerate((2, 3, 2, 1, 3)):
             opened.add(make_edit(str(seed)), make_expert(seed, rank))
         opened.export_bundle(bundle)
-        other.import_bundle(bundle)
+        other.import_bundle(bundle, on_conflict="keep")
         assert everything(other) == everything(opened)
         for edit in opened.list():
             opened.purge(edit.id)

@@ -20,15 +20,23 @@ def version_of(path: Path) -> int:
         return connection.execute("PRAGMA user_version").fetchone()[0]
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_a_file_from_before_the_first_release_is_refused(path: Path, version: int) -> None:
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        (1, "has other tables"),
+        (3, "has other tables"),
+        (4, "compares prompts with their case and final punctuation.* can be imported"),
+    ],
+)
+def test_a_file_from_before_the_first_release_is_refused(path: Path, version: int, reason: str) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE edits (number INTEGER PRIMARY KEY)")
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {version}")
     before = file_bytes(path.parent)
     with pytest.raises(
-        StoreError, match=rf"edits.db' has schema version {version}; .* reads 4\. .*Make the edits again"
+        StoreError,
+        match=rf"edits.db' has schema version {version}; .* reads 5\. Version {version} {reason}.*Make the edits again",
     ):
         EditStore(path)
     assert file_bytes(path.parent) == before

@@ -11,6 +11,7 @@ import typer
 
 SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
     "bench": ("--set", "--edits", "--seeds", "--editor", "--editor-path"),
+    "robustness": ("--set", "--seeds", "--editor", "--editor-path", "--lengths", "--factors"),
     "train": ("--stage", "--set"),
     "paper": (
         "--edits",

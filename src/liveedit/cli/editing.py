@@ -218,21 +218,24 @@ def _print_receipt(receipt: Receipt, edits: str) -> None:
             "took": took,
             "time": f"{receipt.milliseconds:.0f} ms, {receipt.refine_steps} refine steps",
             "size": f"{receipt.store_bytes:,} bytes",
-            **described_evidence(receipt.evidence),
+            **described_evidence(receipt.evidence, receipt.answer),
             "undo": f"liveedit edits undo --edits {shlex.quote(edits)} {receipt.id}",
         }
     )
 
 
-def described_evidence(evidence: Evidence) -> dict[str, str | None]:
-    """The evidence as fields to print; None for fields to leave out."""
+def described_evidence(evidence: Evidence, answer: str) -> dict[str, str | None]:
+    """The evidence as fields to print; None for fields to leave out. answer: the edit's."""
     counts = (
-        ("rephrasings", "took", evidence.rephrasings_taken, len(evidence.rephrasings)),
-        ("locality", "kept their answer", evidence.locality_kept, len(evidence.locality)),
-        ("earlier edits", "asked again kept their answer", evidence.earlier_kept, len(evidence.earlier_edits)),
+        ("rephrasings", "took", evidence.rephrasings_taken, evidence.rephrasings),
+        ("locality", "kept their answer", evidence.locality_kept, evidence.locality),
+        ("earlier edits", "asked again kept their answer", evidence.earlier_kept, evidence.earlier_edits),
     )
     described: dict[str, str | None] = {"supersedes": ", ".join(evidence.supersedes) or None}
-    described |= {name: f"{good} of {asked} {what}" if asked else None for name, what, good, asked in counts}
+    for name, what, good, asked in counts:
+        broken = sum(one.is_broken(answer) is True for one in asked)
+        counted = f"{good} of {len(asked)} {what}" + (f", {broken} broken" if broken else "")
+        described[name] = counted if asked else None
     spoiled = ", ".join(earlier.edit_id for earlier in evidence.earlier_edits if not earlier.kept)
     collisions = (
         f"{one.edit_id} (weight {one.weight_here:.2f} here, {'about ' if one.is_estimate else ''}"
@@ -248,6 +251,7 @@ def _print_checked(found: list[CheckedEdit], expected: int, json: bool) -> None:
         "checked": len(found),
         "holding": sum(checked.holds is True for checked in found),
         "failing": sum(checked.holds is False for checked in found),
+        "broken": sum(checked.broken is True for checked in found),
         "unknown": sum(checked.holds is None for checked in found),
     }
     if json:
@@ -256,18 +260,19 @@ def _print_checked(found: list[CheckedEdit], expected: int, json: bool) -> None:
     listed = [checked for checked in found if not checked.holds]
     if listed:
         table = Table()
-        for name in ("Edit", "Question", "Expected", "Now", "Asked about", "Other edits that fired"):
+        for name in ("Edit", "Question", "Expected", "Now", "Broken", "Asked about", "Other edits that fired"):
             table.add_column(name, overflow="fold")
         for checked in listed:
             others = ", ".join(f"{other.edit_id} ({other.weight:.2f})" for other in above_threshold(checked.others))
             now = "not asked: its image was not kept" if checked.answer_now is None else checked.answer_now
             about = {"image": "its image", "thumbnail": "its thumbnail", "text": "text"}.get(checked.asked_about)
-            cells = (checked.edit_id, checked.prompt, checked.answer, now, about or "", others)
+            broken = {True: "yes", False: "no", None: ""}[checked.broken]
+            cells = (checked.edit_id, checked.prompt, checked.answer, now, broken, about or "", others)
             table.add_row(*(Text(cell) for cell in cells))
         console().print(table)
     console().print(
         Text(
-            f"{counts['holding']:,} of {len(found):,} edits hold, {counts['failing']:,} do not, {counts['unknown']:,} "
-            "could not be asked."
+            f"{counts['holding']:,} of {len(found):,} edits hold, {counts['failing']:,} do not "
+            f"({counts['broken']:,} broken), {counts['unknown']:,} could not be asked."
         )
     )

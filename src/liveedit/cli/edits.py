@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -15,7 +16,7 @@ from .console import console, print_fields, print_json
 from .editing import described_evidence, edit
 
 if TYPE_CHECKING:
-    from ..store.store import EditStore, StoredEdit
+    from ..store.store import EditStore, Imported, StoredEdit
 
 EditId = Annotated[str, typer.Argument(metavar="ID", help="The edit's id, or its first characters.")]
 
@@ -69,7 +70,7 @@ def show_edit(edit_id: EditId, edits: EditsLocation, json: Json = False) -> None
         return
     del described["evidence"]
     if stored.evidence is not None:
-        described |= described_evidence(stored.evidence)
+        described |= described_evidence(stored.evidence, stored.answer)
     lines = (f"{event['kind']} at {event['at']} (revision {event['revision']})" for event in history)
     print_fields({**described, "history": "; ".join(lines)})
 
@@ -106,7 +107,7 @@ def show_history(
     if json:
         print_json({"history": [asdict(event) for event in events]})
         return
-    table = Table(caption=f"{len(events):,} changes")
+    table = Table(caption=_counted(len(events), "change"))
     for name in ("Revision", "When (UTC)", "What", "Edit", "Author", "Note"):
         table.add_column(name, overflow="fold")
     for event in events:
@@ -132,47 +133,70 @@ def export_edits(
     if json:
         print_json(done)
         return
-    console().print(Text(f"Wrote {done['edits']:,} edits at revision {contents.revision} to {bundle}."))
+    written = _counted(len(contents.edits), "edit")
+    console().print(Text(f"Wrote {written} at revision {contents.revision} to {bundle}."))
 
 
 @edits.command("import")
 def import_edits(
     bundle: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle that `edits export` wrote.")],
     edits: EditsLocation,
+    on_conflict: Annotated[
+        Literal["refuse", "supersede", "keep"],
+        typer.Option(
+            help="If an edit has another answer than an active edit of the same question: refuse imports nothing and "
+            "lists both; supersede replaces the active one until the imported one is undone; keep leaves both active.",
+        ),
+    ] = "refuse",
     json: Json = False,
 ) -> None:
     """Import the edits of a bundle: all of them or none. The edits file is created if it does not exist."""
     from ..store.store import EditStore
 
     with EditStore(edits) as store:
-        done = store.import_bundle(bundle)
+        done = store.import_bundle(bundle, on_conflict=on_conflict)
         left = len(store)
     if json:
         print_json({**asdict(done), "active_edits": left})
         return
+    for line in _import_report(done, left, kept=on_conflict == "keep"):
+        console().print(Text(line))
+
+
+def _import_report(done: Imported, left: int, kept: bool) -> Iterator[str]:
     there, purged = len(done.already_there), len(done.purged_here)
-    console().print(
-        Text(
-            f"Imported {len(done.added):,} edits; {there:,} were there already, {purged:,} were purged here and stay "
-            f"purged (active edits: {left:,})."
-        )
+    yield (
+        f"Imported {_counted(len(done.added), 'edit')}; {there:,} {'was' if there == 1 else 'were'} there already, "
+        f"{purged:,} {'was purged here and stays' if purged == 1 else 'were purged here and stay'} purged (active "
+        f"edits: {left:,})."
     )
+    if done.repeated:
+        repeated = _counted(len(done.repeated), "imported edit")
+        yield f"{repeated} superseded an active edit of the same question with the same answer."
+    if done.contradictions:
+        what = "all stay active" if kept else "the later edit superseded the earlier"
+        yield f"{_counted(len(done.contradictions), 'contradiction')}; {what}:"
+        yield from map(str, done.contradictions)
 
 
 @edits.command("verify")
 def verify_edits(edits: EditsLocation, json: Json = False) -> None:
-    """Recompute every digest and compare edits with history; the exit code is 1 if a problem is found."""
+    """Recompute every digest and compare edits with history; the exit code is 1 if a problem is found.
+
+    Active edits that contradict one another are no problem. They are listed as notes if there is no problem.
+    """
     with _opened(edits) as store:
         problems = store.verify()
+        contradictions = () if problems else store.contradictions()
         checked = len(store.list(include_undone=True))
     if json:
-        print_json({"edits": checked, "problems": list(problems), "ok": not problems})
+        found = [asdict(contradiction) for contradiction in contradictions]
+        print_json({"edits": checked, "problems": list(problems), "ok": not problems, "contradictions": found})
     else:
-        for problem in problems:
-            console().print(Text(problem))
-        console().print(
-            Text(f"{checked:,} edits checked: {f'{len(problems):,} problems' if problems else 'all is well'}.")
-        )
+        for line in (*problems, *(f"Note: different answers to {note}" for note in contradictions)):
+            console().print(Text(line))
+        result = _counted(len(problems), "problem") if problems else "all is well"
+        console().print(Text(f"{_counted(checked, 'edit')} checked: {result}."))
     if problems:
         raise typer.Exit(1)
 
@@ -213,7 +237,13 @@ def _print_change(stored: StoredEdit, left: int, what: str, json: bool) -> None:
 
 
 def _as_dict(stored: StoredEdit) -> dict[str, Any]:
-    return {**asdict(stored), "active": stored.is_active}
+    evidence = None if stored.evidence is None else stored.evidence.to_dict(stored.answer)
+    return {**asdict(stored), "evidence": evidence, "active": stored.is_active}
+
+
+def _counted(number: int, what: str) -> str:
+    """The number and a noun, such as "1 edit" or "2 edits"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _minute(moment: str | None) -> str | None:

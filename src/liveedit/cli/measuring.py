@@ -1,4 +1,4 @@
-"""`liveedit bench`, `demo` and `editors`: measuring editors, and listing them."""
+"""`liveedit bench`, `robustness`, `demo` and `editors`: measuring editors, and listing them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,36 @@ from .paper_options import with_options
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
+    from ..datasets.sources import NamedData
     from ..editors import Editor
+    from ..evaluation.bench import Provenance
+
+
+Editors = Annotated[
+    list[str],
+    typer.Option("--editor", help="Editors, several in a row; LABEL=NAME shows one under another label."),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", help="world, facts (for language models), either with :SEED, a folder, or FORMAT:FILE[:IMAGES]."
+    ),
+]
+Seeds = Annotated[list[int] | None, typer.Option("--seeds", min=0, help="Seeds, several in a row (0).")]
+EditorPaths = Annotated[
+    list[str] | None,
+    typer.Option("--editor-path", help="NAME=DIR: the trained parts of an editor, by its name or label."),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME.SETTING=VALUE: a setting of an editor, by its name or label; several in a row."),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command()(bench)
+    app.command()(robustness)
     app.command()(demo)
     app.command()(editors)
 
@@ -49,26 +73,14 @@ class BenchArguments:
 @with_options(BenchArguments)
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for rows, raw answers and the report.")],
-    editor: Annotated[
-        list[str], typer.Option(help="Editors, several in a row; LABEL=NAME shows one under another label.")
-    ],
+    editor: Editors,
     edits: Annotated[list[int], typer.Option(min=1, help="Numbers of edits, several in a row.")],
-    data: Annotated[
-        str,
-        typer.Option(help="world, facts (for language models), either with :SEED, a folder, or FORMAT:FILE[:IMAGES]."),
-    ] = "world",
-    seeds: Annotated[list[int] | None, typer.Option(min=0, help="Seeds, several in a row (0).")] = None,
+    data: Data = "world",
+    seeds: Seeds = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor_path: Annotated[
-        list[str] | None, typer.Option(help="NAME=DIR: the trained parts of an editor, by its name or label.")
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="NAME.SETTING=VALUE: a setting of an editor, by its name or label; several in a row."
-        ),
-    ] = None,
+    editor_path: EditorPaths = None,
+    changes: Changes = None,
     published: Annotated[
         bool, typer.Option("--published", help="Add the paper's values, in a table of their own.")
     ] = False,
@@ -102,19 +114,108 @@ def _measure(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """The rows of the bench."""
+    from ..evaluation.bench import Bench, BenchConfig, backbone_name
+
+    frozen, found, provenance = _opened(makers, data, backbone, load, max(measured["edits"]), progress)
+    config = BenchConfig(backbone=backbone_name(backbone), data=found.name, **measured)
+    return Bench(frozen, found.cases, config, out, provenance, progress.report).run(makers)
+
+
+@dataclass(frozen=True)
+class RobustnessArguments:
+    """What the robustness measurement asks."""
+
+    probed: Annotated[int, typer.Option(min=1, help="Edits whose near wordings are asked, at most.")] = 100
+    triples: Annotated[int, typer.Option(min=0, help="Triples of contradicting edits, at most; 0 for none.")] = 200
+    lengths: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Lengths of long answers, in tokens, several in a row (8 30 60 120)."),
+    ] = None
+    long_edits: Annotated[int, typer.Option(min=0, help="Edits of each of these lengths; 0 for none.")] = 10
+    factors: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0, max=1, help="Factors that experts' weights are scaled by, several in a row (0.1 0.3 0.5 0.7 0.9)."
+        ),
+    ] = None
+    batch: Annotated[int, typer.Option(min=1, help="Questions per forward pass.")] = 128
+
+
+@with_options(RobustnessArguments)
+def robustness(
+    out: Annotated[Path, typer.Option(help="Folder for rows, raw answers and the report.")],
+    editor: Editors,
+    edits: Annotated[int, typer.Option(min=1, help="Edits in sequence.")] = 100,
+    data: Data = "world",
+    seeds: Seeds = None,
+    backbone: BackboneName = "tiny-llava",
+    load: LoadOptions = None,
+    editor_path: EditorPaths = None,
+    changes: Changes = None,
+    json: Json = False,
+    *,
+    options: RobustnessArguments,
+) -> None:
+    """Count broken answers: near wordings, contradicting edits, long answers, scaled weights.
+
+    Raw answers are written as they come. An interrupted run keeps them, and the rows of editors and seeds that were
+    measured to the end; the next run starts from the beginning.
+    """
+    load_quietly()
+    from ..evaluation.robustness.report import robustness_tables, write_robustness_report
+
+    makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"), _settings(changes))
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    asked = {"edits": edits, "seeds": tuple(dict.fromkeys(seeds or [0])), **given}
+    with Progress() as progress:
+        rows = _measure_robustness(out, makers, data, backbone, loading(load), asked, progress)
+    report = write_robustness_report(rows, out)
+    if json:
+        print_json({"rows": rows, "report": str(report)})
+        return
+    for table in robustness_tables(rows):
+        console().print(table.rich())
+    console().print(Text(f"Report: {report}"))
+
+
+def _measure_robustness(
+    out: Path,
+    makers: list[tuple[str, Callable[[Backbone], Editor]]],
+    data: str,
+    backbone: str,
+    load: dict[str, Any],
+    asked: dict[str, Any],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The rows of the robustness measurement."""
+    from ..evaluation.bench import backbone_name
+    from ..evaluation.robustness.measuring import Robustness, RobustnessConfig
+
+    frozen, found, provenance = _opened(makers, data, backbone, load, max(asked["edits"], asked["triples"]), progress)
+    config = RobustnessConfig(backbone=backbone_name(backbone), data=found.name, **asked)
+    return Robustness(frozen, found.cases, config, out, provenance, progress.report).run(makers)
+
+
+def _opened(
+    makers: list[tuple[str, Callable[[Backbone], Editor]]],
+    data: str,
+    backbone: str,
+    load: dict[str, Any],
+    cases: int,
+    progress: Progress,
+) -> tuple[Backbone, NamedData, Provenance]:
+    """The backbone, the data with at least this many cases if it is drawn, and where both come from."""
     from ..backbones import load_backbone
     from ..datasets.sources import open_data
-    from ..evaluation.bench import Bench, BenchConfig, backbone_name, make_provenance
+    from ..evaluation.bench import make_provenance
 
-    found = open_data(data, max(measured["edits"]), progress.of("drawing"))
+    found = open_data(data, cases, progress.of("drawing"))
     if found.left_out:
         progress.note(f"{found.left_out} rows of {found.name} have a blank answer to edit to: they are left out.")
     frozen = load_backbone(backbone, **load)
     for _, make in makers:  # Editors that cannot be loaded are reported before anything long begins.
         make(frozen).detach()
-    config = BenchConfig(backbone=backbone_name(backbone), data=found.name, **measured)
-    provenance = make_provenance(frozen.digest(), found.files)
-    return Bench(frozen, found.cases, config, out, provenance, progress.report).run(makers)
+    return frozen, found, make_provenance(frozen.digest(), found.files)
 
 
 def _settings(changes: list[str] | None) -> dict[str, dict[str, object]]:

@@ -197,7 +197,7 @@ def _show(result: ExperimentResult, json: bool) -> None:
         return
     screen = console()
     for table in findings.tables:
-        screen.print(table.rich())
+        screen.print(table)
     for paragraph in findings.summary:
         screen.print(Text(paragraph))
     screen.print(Text(f"Report: {result.report}"))

@@ -21,8 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from ..samples import GENERALITY, Edit, EditCase, ImageSource, Probe, Question
-from .base import Reader, Row, fold
+from ..samples import GENERALITY, Edit, EditCase, ImageSource, Probe, Question, normalize_prompt
+from .base import Reader, Row
 from .mmedit import read_case as read_mmedit_case
 
 
@@ -30,7 +30,7 @@ def read_case(row: Row) -> EditCase:
     """One row as a case; problems are added to `row.problems`."""
     case = read_mmedit_case(row)
     question = _with_entity(case.edit.question, row)
-    question = replace(question, relation=question.relation or fold(question.prompt).lower())
+    question = replace(question, relation=question.relation or normalize_prompt(question.prompt))
     probes = tuple(_placed(probe, question, row) for probe in case.probes)
     return replace(
         case,

@@ -16,9 +16,9 @@ Mitchell et al., "Fast Model Editing at Scale" (ICLR 2022). A file is a JSON lis
 `cond` says so row by row; WISE and EasyEdit edit to `alt` likewise. ROME and MEMIT read the same file the other way
 and edit to `answers[0]`: results by that protocol are not comparable with ours.
 
-**Scopes.** The file names the subject of a question and not its relation: the edit's question, in lower case, is taken
-as the relation of the edit and of its rephrasing. Two rows that ask the same of one subject in different words (the
-file has such pairs, with contradicting targets) are two scopes therefore.
+**Scopes.** The file names the subject of a question and not its relation: the edit's question, as `normalize_prompt`
+returns it, is taken as the relation of the edit and of its rephrasing. Two rows that ask the same of one subject in
+different words (the file has such pairs, with contradicting targets) are two scopes therefore.
 
 Further keys, all optional, as in `mmedit`: id, answer_type, tags, relation, loc_subject, loc_relation, probes. The
 invented facts are written with them. Prompts are normalised as in `mmedit`, "nq question: " included; answers are never
@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from ..samples import Edit, EditCase, Probe, Question
+from ..samples import Edit, EditCase, Probe, Question, normalize_prompt
 from .base import Reader, Row
 from .mmedit import NQ_PREFIX, answer_type, further_probes
 
@@ -39,7 +39,7 @@ def read_case(row: Row) -> EditCase:
     """One row as a case; problems are added to `row.problems`."""
     prompt, answer = row.prompt("src"), row.answer("alt")
     subject = row.optional_text("subject")
-    edited = Question(prompt, None, subject, row.optional_text("relation") or prompt.lower())
+    edited = Question(prompt, None, subject, row.optional_text("relation") or normalize_prompt(prompt))
     if row.has("answers"):
         row.texts("answers")
     row.used.add("cond")

@@ -84,7 +84,7 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "took": self.took}
+        return {**asdict(self), "evidence": self.evidence.to_dict(self.answer), "took": self.took}
 
 
 class EditedModel:

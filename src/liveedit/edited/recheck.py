@@ -9,7 +9,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..answering import Answering
-from ..answers import Answer, Fired, same_answer
+from ..answers import Answer, Fired, is_broken, same_answer
 from ..images import image_digest, open_image
 from ..samples import Question
 from ..store.records import StoredEdit
@@ -25,6 +25,7 @@ class CheckedEdit:
     """The model's present answer to the question of an active edit.
 
     answer: the edit's. answer_now: the model's, None if the edit could not be asked. fired: the edits that took part.
+    answer_before: the model's before the edit was made, None if it is not known.
     """
 
     edit_id: str
@@ -33,11 +34,21 @@ class CheckedEdit:
     answer_now: str | None
     asked_about: AskedAbout
     fired: tuple[Fired, ...] = ()
+    answer_before: str | None = None
 
     @property
     def holds(self) -> bool | None:
         """Whether the model gives the edit's answer; None if unknown."""
         return None if self.answer_now is None else same_answer(self.answer_now, self.answer)
+
+    @property
+    def broken(self) -> bool | None:
+        """Whether the model gives neither the edit's answer nor the one before it; None if unknown."""
+        if self.holds:
+            return False
+        if self.answer_now is None or self.answer_before is None:
+            return None
+        return is_broken(self.answer_now, (self.answer, self.answer_before))
 
     @property
     def others(self) -> tuple[Fired, ...]:
@@ -46,7 +57,7 @@ class CheckedEdit:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "holds": self.holds}
+        return {**asdict(self), "holds": self.holds, "broken": self.broken}
 
 
 def check_edits(
@@ -65,7 +76,9 @@ def check_edits(
         for place, edit in enumerate(some):
             answer = found.get(place, Answer("", ()))
             text = answer.text if place in found else None
-            yield CheckedEdit(edit.id, edit.prompt, edit.answer, text, about[place][0], answer.fired or ())
+            yield CheckedEdit(
+                *(edit.id, edit.prompt, edit.answer, text, about[place][0]), answer.fired or (), edit.answer_before
+            )
 
 
 def question_of(store: EditStore, edit: StoredEdit) -> tuple[AskedAbout, Image.Image | None]:

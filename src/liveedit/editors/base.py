@@ -238,6 +238,11 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
         if place != "device":
             raise InvalidInputError(f"The editor {self.name!r} keeps its experts on the device; {place!r} was given.")
 
+    def scaled_weights(self, factor: float) -> AbstractContextManager[None] | None:
+        """Inside the block, the weight of every expert in every answer is multiplied by `factor`, 0 to 1; afterwards
+        answers are as before, bit for bit. None if the editor has no weights to scale."""
+        return None
+
     def __len__(self) -> int:
         return len(self.ids)
 

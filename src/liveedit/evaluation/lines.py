@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import InvalidInputError
-from .scoring import PROBE_NAMES, Spread
+from .scoring import PROBE_NAMES, REPORTED, SCORES, Spread
 
 Row = Mapping[str, Any]
 """One run of the bench: `editor`, `backbone`, `data`, `edits`, `seed`, `status`, `metrics` and more."""
@@ -137,6 +137,12 @@ def at_largest(lines: Sequence[Line]) -> tuple[Line, ...]:
         reached = [line.edits for line in section if line.complete] or [line.edits for line in section]
         chosen += [line for line in section if line.edits == max(reached)]
     return tuple(chosen)
+
+
+def reported(lines: Iterable[Line]) -> tuple[tuple[str, str], ...]:
+    """`REPORTED`, or `SCORES` if no line has broken answers counted, as in rows of earlier versions."""
+    metrics = (metric for line in lines for found in line.metrics() for metric in found.values())
+    return REPORTED if any(metric.get("broken") is not None for metric in metrics) else SCORES
 
 
 def metric_label(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..samples import GENERALITY, LOCALITY
-from .lines import Line, answer_types, at_largest, metric_label, metric_names, sections
+from .lines import Line, answer_types, at_largest, metric_label, metric_names, reported, sections
 from .plotting import (
     Plot,
     draw_bar,
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SCORES: Final = (("teacher_forced", "Teacher-forced token accuracy"), ("exact_match", "Exact match"))
+_STROKES: Final = {"teacher_forced": "-", "exact_match": "--", "broken": ":"}
+_SHORT: Final = {"teacher_forced": "teacher-forced", "exact_match": "exact match", "broken": "broken answers"}
 
 
 def write_plots(lines: Sequence[Line], folder: Path) -> tuple[Plot, ...]:
@@ -86,13 +87,14 @@ def draw_metrics(lines: Sequence[Line], title: str) -> Figure | None:
         panel.remove()
     set_title(figure, title)
     incomplete = any(not line.complete for line in lines)
-    _legend(figure, editors, incomplete=incomplete, bands=any(line.seeds > 1 for line in lines))
+    bands = any(line.seeds > 1 for line in lines)
+    _legend(figure, editors, [score for score, _ in reported(lines)], incomplete=incomplete, bands=bands)
     return figure
 
 
 def _draw_editor(panel: Axes, lines: Sequence[Line], metric: str, place: int, shift: float) -> None:
     color, marker = style(place)
-    for score, dash in (("teacher_forced", "-"), ("exact_match", "--")):
+    for score, dash in _STROKES.items():
         face = color if score == "teacher_forced" else "white"
         whole = [(line.edits * shift, found) for line, found in _scored(lines, metric, score) if line.complete]
         cut = [(line.edits * shift, found) for line, found in _scored(lines, metric, score) if not line.complete]
@@ -105,7 +107,7 @@ def _draw_editor(panel: Axes, lines: Sequence[Line], metric: str, place: int, sh
                 dash,
                 color=color,
                 marker=marker,
-                markersize=5,
+                markersize=3 if score == "broken" else 5,
                 linewidth=1.6,
                 markerfacecolor=face,
             )
@@ -123,18 +125,19 @@ def _scored(lines: Sequence[Line], metric: str, score: str) -> Iterator[tuple[Li
 
 
 def draw_reliability(lines: Sequence[Line], title: str) -> Figure | None:
-    """Two panels, teacher-forced and exact match: a group of bars per answer type, a bar per editor."""
+    """A panel for each figure of the scores: a group of bars per answer type, a bar per editor."""
     largest = at_largest(lines)
     kinds = [
         kind for kind in answer_types(largest) if any(line.count("reliability", answer_type=kind) for line in largest)
     ]
     if not kinds:
         return None
-    figure = new_figure(7.0)
-    panels = panels_of(figure, 2, 1)
+    figures = reported(largest)
+    figure = new_figure(1.0 + 3.0 * len(figures))
+    panels = panels_of(figure, len(figures), 1)
     editors = sorted({line.editor for line in lines})
     width = 0.84 / len(largest)
-    for panel, (score, name) in zip(panels, _SCORES, strict=True):
+    for panel, (score, name) in zip(panels, figures, strict=True):
         for place, line in enumerate(largest):
             color, _ = style(editors.index(line.editor))
             for group, kind in enumerate(kinds):
@@ -144,7 +147,7 @@ def draw_reliability(lines: Sequence[Line], title: str) -> Figure | None:
                 draw_bar(panel, middle, width * 0.92, found, color, hatch)
         percent_axis(panel, top=112.0)
         panel.set_title(name, fontsize=11)
-        panel.set_ylabel("Reliability, %")
+        panel.set_ylabel("%")
         panel.set_xlim(-0.5, len(kinds) - 0.5)
         labels = [f"{plain(kind)}\n({_sample_count(largest, kind)})" for kind in kinds]
         panel.set_xticks(range(len(kinds)), labels, fontsize=10 if len(kinds) <= 10 else 8)
@@ -172,7 +175,7 @@ def _sample_count(lines: Sequence[Line], kind: str) -> str:
 
 
 def draw_heat_maps(lines: Sequence[Line], title: str) -> Figure | None:
-    """One map per editor: answer types down, metrics across; exact match as colour, both as numbers."""
+    """One map per editor: answer types down, metrics across; exact match as colour, all figures as numbers."""
     largest = at_largest(lines)
     occurring = metric_names(largest, by_answer_type=True)
     names = [name for name in (*GENERALITY, *LOCALITY) if name in occurring]
@@ -185,19 +188,22 @@ def draw_heat_maps(lines: Sequence[Line], title: str) -> Figure | None:
         return None
     columns = min(len(largest), 2 if len(names) > 3 else 3)
     height_rows = -(-len(largest) // columns)
-    figure = new_figure(2.0 + height_rows * (1.3 + 0.48 * len(kinds)))
+    figures = [score for score, _ in reported(largest)]
+    figure = new_figure(2.0 + height_rows * (1.3 + 0.24 * len(figures) * len(kinds)))
     panels = panels_of(figure, height_rows, columns)
     colors_shown: Any = None
     for place, (line, panel) in enumerate(zip(largest, panels, strict=False)):
-        colors_shown = _draw_map(panel, line, kinds, names, labelled=place % columns == 0)
+        colors_shown = _draw_map(panel, line, kinds, names, figures, labelled=place % columns == 0)
     for panel in panels[len(largest) :]:
         panel.remove()
     figure.colorbar(colors_shown, ax=panels[: len(largest)], label="Exact match, %", shrink=0.8, aspect=30)
-    set_title(figure, f"{title}\nabove: teacher-forced, below: exact match, in %")
+    set_title(figure, f"{title}\nfrom above: {', '.join(_SHORT[score] for score in figures)}, in %")
     return figure
 
 
-def _draw_map(panel: Axes, line: Line, kinds: Sequence[str], names: Sequence[str], *, labelled: bool) -> Any:
+def _draw_map(
+    panel: Axes, line: Line, kinds: Sequence[str], names: Sequence[str], figures: Sequence[str], *, labelled: bool
+) -> Any:
     from matplotlib import colormaps
 
     exact = [[line.score(name, "exact_match", kind) for name in names] for kind in kinds]
@@ -206,8 +212,9 @@ def _draw_map(panel: Axes, line: Line, kinds: Sequence[str], names: Sequence[str
     colors_shown = panel.imshow(values, cmap=colors, vmin=0, vmax=100, aspect="auto")
     for i, kind in enumerate(kinds):
         for j, name in enumerate(names):
-            forced, found = line.score(name, "teacher_forced", kind), exact[i][j]
-            text = "–" if forced is None and found is None else f"{_number(forced)}\n{_number(found)}"
+            numbers = [_number(line.score(name, score, kind)) for score in figures]
+            text = "\n".join(numbers) if set(numbers) != {"–"} else "–"
+            found = exact[i][j]
             dark = found is not None and found.mean < 55
             panel.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
     panel.set_xticks(range(len(names)), [_broken(metric_label(name)) for name in names], fontsize=7.5)
@@ -221,7 +228,7 @@ def _number(found: Spread | None) -> str:
     return "–" if found is None else f"{found.mean:.1f}"
 
 
-def _legend(figure: Figure, editors: Sequence[str], *, incomplete: bool, bands: bool) -> None:
+def _legend(figure: Figure, editors: Sequence[str], scores: Sequence[str], *, incomplete: bool, bands: bool) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -229,8 +236,8 @@ def _legend(figure: Figure, editors: Sequence[str], *, incomplete: bool, bands: 
     for place, editor in enumerate(editors):
         color, marker = style(place)
         handles.append(Line2D([], [], color=color, marker=marker, label=plain(editor)))
-    handles.append(Line2D([], [], color="#555555", linestyle="-", label="teacher-forced"))
-    handles.append(Line2D([], [], color="#555555", linestyle="--", label="exact match"))
+    for score in scores:
+        handles.append(Line2D([], [], color="#555555", linestyle=_STROKES[score], label=_SHORT[score]))
     if bands:
         handles.append(Patch(color="#555555", alpha=0.15, label="± std over seeds"))
     if incomplete:

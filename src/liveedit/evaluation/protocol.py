@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..answering import Answering
-from ..answers import Fired, above_threshold
+from ..answers import Answer, Fired, above_threshold, is_broken
 from ..backbones import Backbone
 from ..editors.base import Editor, EditRecord
 from ..samples import GENERALITY, LOCALITY, EditCase, Probe, ProbeName, edited_scopes
@@ -63,17 +63,24 @@ def probes_of(
 
 @dataclass(frozen=True)
 class UneditedAnswer:
-    """The unedited model's free answer to a probe, and the tokens that it chooses, one by one, along that answer."""
+    """The unedited model's free answer to a probe, and the tokens that it chooses, one by one, along that answer.
+
+    forced: None if only the free answer was asked for, as of probes other than locality.
+    """
 
     text: str
-    forced: Tokens
+    forced: Tokens | None = None
 
 
 class UneditedAnswers:
-    """The unedited model's answers to locality probes; each probe is asked once, for all editors.
+    """The unedited model's answers to probes; each probe is asked once, for all editors.
 
-    With `file`, answers are kept across runs: one backbone's answers to one data set, as JSON lines. Several processes
-    may share the file; each appends what it asked, and reads what was there when it started.
+    Locality probes are asked before the edits, by `ask`. Of other probes the free answer alone is asked, by
+    `ask_texts`, where it is needed to tell whether an answer is broken.
+
+    With `file`, answers are kept across runs: one backbone's answers to one data set, as JSON lines, each of a case, a
+    place, a text and, if they were asked for, the tokens. Several processes may share the file; each appends what it
+    asked, and reads what was there when it started.
     """
 
     def __init__(self, backbone: Backbone, max_new_tokens: int, batch: int, file: Path | None = None):
@@ -83,8 +90,8 @@ class UneditedAnswers:
             self._read(file)
 
     def missing(self, asked: Sequence[AskedProbe]) -> list[AskedProbe]:
-        """The locality probes among these that are not answered yet."""
-        return [item for item in asked if item.key not in self._answers and item.probe.name in LOCALITY]
+        """The locality probes among these that are not answered yet, or without the tokens along the answer."""
+        return [item for item in asked if item.probe.name in LOCALITY and not self._has_tokens(item)]
 
     def ask(self, asked: Sequence[AskedProbe], count: Callable[[int], None] = lambda more: None) -> None:
         """Make sure that these probes are answered. No edit may be active.
@@ -100,20 +107,40 @@ class UneditedAnswers:
             item.key: UneditedAnswer(text, chosen)
             for item, text, (_, chosen) in zip(missing, texts, forced, strict=True)
         }
+        self._keep(found)
+
+    def ask_texts(self, asked: Sequence[AskedProbe]) -> None:
+        """Make sure that the free answers to these probes are known. No edit may be active."""
+        missing = [item for item in asked if item.key not in self._answers]
+        probes = [item.probe for item in missing]
+        free = ask_freely(Answering(self.backbone), probes, self.max_new_tokens, self.batch, lambda more: None)
+        self._keep({item.key: UneditedAnswer(answer.text) for item, answer in zip(missing, free, strict=True)})
+
+    def _has_tokens(self, asked: AskedProbe) -> bool:
+        found = self._answers.get(asked.key)
+        return found is not None and found.forced is not None
+
+    def _keep(self, found: dict[tuple[str, int], UneditedAnswer]) -> None:
         self._answers |= found
         if self._file is not None and found:
-            rows = [json.dumps([*key, answer.text, answer.forced]) + "\n" for key, answer in found.items()]
+            rows = [
+                [*key, answer.text] if answer.forced is None else [*key, answer.text, answer.forced]
+                for key, answer in found.items()
+            ]
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as stream:
-                stream.write("".join(rows))
+                stream.write("".join(json.dumps(row) + "\n" for row in rows))
 
     def _read(self, file: Path) -> None:
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
-                case, place, text, forced = json.loads(line)
+                case, place, text, *forced = json.loads(line)
             except ValueError:  # A line cut off when a run was killed: its probe is asked again.
                 continue
-            self._answers[case, place] = UneditedAnswer(text, tuple(forced))
+            if forced:
+                self._answers[case, place] = UneditedAnswer(text, tuple(forced[0]))
+            else:
+                self._answers.setdefault((case, place), UneditedAnswer(text))
 
     def __getitem__(self, asked: AskedProbe) -> UneditedAnswer:
         return self._answers[asked.key]
@@ -140,6 +167,9 @@ def measure(
     """Ask every probe of these edits, which are active, freely and teacher-forced; raw answers go to `raw` as JSON
     lines.
 
+    Where an answer is none of its case's labels, the unedited model is asked the same while the editor is paused: if it
+    answers so too, the answer is not broken.
+
     `count` is called with increments; each probe counts twice, once for each way of asking.
     """
     asked, left_out, left_out_by_type = probes_of(cases)
@@ -147,19 +177,37 @@ def measure(
     probes = [item.probe for item in asked]
     free = ask_freely(Answering(backbone, editor), probes, unedited.max_new_tokens, unedited.batch, count)
     forced = choose_along(backbone, probes, expected, free, unedited.batch, count)
+    before = _needed_before(editor, asked, free, unedited)
     scores, fired_found = [], []
     for item, wanted, answer, (tokens, chosen) in zip(asked, expected, free, forced, strict=True):
         # Locality compares with the tokens that the unedited model chooses itself, which can differ from those of its
         # text encoded again.
-        reference = unedited[item].forced if item.probe.name in LOCALITY else tokens
-        accuracy = token_accuracy(chosen, reference)
-        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy)
+        own = before.get(item.key)
+        accuracy = token_accuracy(chosen, tokens if own is None or own.forced is None else own.forced)
+        acceptable = item.case.labels if own is None else (*item.case.labels, own.text)
+        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy, acceptable)
         scores.append((item, score))
         if answer.fired is not None:
             fired_found.append((item, answer.fired))
         if raw is not None:
-            raw.write(json.dumps(_raw_row(item, score, answer.fired), ensure_ascii=False) + "\n")
+            raw.write(json.dumps(_raw_row(item, score, answer.fired, own), ensure_ascii=False) + "\n")
     return Measurement(tuple(scores), left_out, left_out_by_type, tuple(fired_found))
+
+
+def _needed_before(
+    editor: Editor, asked: Sequence[AskedProbe], free: Sequence[Answer], unedited: UneditedAnswers
+) -> dict[tuple[str, int], UneditedAnswer]:
+    """The unedited model's answers to locality probes, and to those whose answer is none of their case's labels."""
+    locality = [item for item in asked if item.probe.name in LOCALITY]
+    strange = [
+        item
+        for item, answer in zip(asked, free, strict=True)
+        if item.probe.name not in LOCALITY and is_broken(answer.text, item.case.labels)
+    ]
+    if strange:
+        with editor.paused():
+            unedited.ask_texts(strange)
+    return {item.key: unedited[item] for item in (*locality, *strange)}
 
 
 def summarize_measurements(measurements: Sequence[Measurement]) -> dict[str, Any]:
@@ -222,7 +270,9 @@ def _fields(score: ProbeScore) -> dict[str, Any]:
     return {name: getattr(score, name) for name in ProbeScore.__slots__}
 
 
-def _raw_row(item: AskedProbe, score: ProbeScore, fired: tuple[Fired, ...] | None) -> dict[str, Any]:
+def _raw_row(
+    item: AskedProbe, score: ProbeScore, fired: tuple[Fired, ...] | None, before: UneditedAnswer | None
+) -> dict[str, Any]:
     question = item.probe.question
     return {
         "case": item.case.id,
@@ -233,5 +283,7 @@ def _raw_row(item: AskedProbe, score: ProbeScore, fired: tuple[Fired, ...] | Non
         "answer": score.answer,
         "teacher_forced": score.teacher_forced,
         "exact_match": score.exact,
+        "broken": score.broken,
+        "unedited": None if before is None else before.text,
         "fired": None if fired is None else [asdict(edit) for edit in fired],
     }

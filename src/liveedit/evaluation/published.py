@@ -37,7 +37,8 @@ def published_table(edits: Collection[int] = (), backbones: Collection[str] = ()
     header = ("Backbone", "Data", "Editor", "Edits", *map(metric_label, names), "Average")
     notes = (
         f"Source: {published['source']}",
-        "Teacher-forced token accuracy only, in %: the source does not report exact match of free generation. "
+        "Teacher-forced token accuracy only, in %: the source reports neither exact match of free generation nor "
+        "broken answers. "
         "Models, data and training differ from the runs above; compare with care.",
     )
     return Table("Published values (not ours)", header, rows, notes, text_columns=3)

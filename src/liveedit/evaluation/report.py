@@ -16,8 +16,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich.table
-
 from ..errors import InvalidInputError
 from ..files import write_text
 from .lines import COMPLETE, Line, Row, lines_of, metric_names
@@ -33,7 +31,7 @@ _QUANTITIES = (
     ("refine_steps", ("median", "mean", "max")),
     ("routing", ("precision", "recall")),
 )
-_SCORES = ("teacher_forced", "exact_match", "contains", "f1", "count", "left_out")
+_SCORES = ("teacher_forced", "exact_match", "contains", "f1", "broken", "count", "left_out")
 
 
 def write_report(
@@ -64,9 +62,9 @@ def write_report(
     return folder / "report.md"
 
 
-def render(rows: Sequence[Row], *, title: str = "Lifelong editing") -> rich.table.Table:
-    """The main table for the console."""
-    return main_table(lines_of(rows), title).rich()
+def render(rows: Sequence[Row], *, title: str = "Lifelong editing") -> Table:
+    """The main table, which a rich console prints."""
+    return main_table(lines_of(rows), title)
 
 
 def _tables(lines: Sequence[Line], title: str) -> list[Table]:

@@ -1,4 +1,4 @@
-"""The tables of a report. Every cell has both scores: teacher-forced accuracy and free generation."""
+"""The tables of a report. Every cell has three figures: teacher-forced accuracy, exact match and broken answers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Final
 
 from ..samples import GENERALITY
 from .lines import Line, answer_types, at_largest, metric_label, metric_names, sections
-from .scoring import Spread
+from .scoring import REPORTED, Spread
 from .table import Table
 
 MISSING: Final = "–"
 """The text of a cell without a value."""
 
-CELL_NOTE: Final = "Each cell: teacher-forced token accuracy / exact match of free generation, in %."
+CELL_NOTE: Final = (
+    "Each cell: teacher-forced token accuracy / exact match of free generation / broken answers, in %. A broken answer "
+    "is neither the edit's, nor the unedited model's to the same question, nor another label of its case."
+)
 _STD_NOTE: Final = "± is the sample standard deviation over seeds."
 
 
@@ -35,7 +38,7 @@ def main_table(lines: Sequence[Line], title: str) -> Table:
     if "cross_modal" in names:
         notes.append("Cross modal asks for the edited fact without the image: high values are neither good nor bad.")
     header = (*setting.header, *map(metric_label, names), "Seeds", "ms per edit")
-    return Table(title, header, tuple(rows), tuple(notes), setting.text_columns)
+    return Table(title, header, tuple(rows), tuple(notes), setting.text_columns, key_columns=len(setting.header))
 
 
 def answer_type_table(lines: Sequence[Line]) -> Table | None:
@@ -72,17 +75,14 @@ def interval_table(lines: Sequence[Line]) -> Table | None:
     rows = [
         (
             *setting.cells(line),
-            *(
-                score_pair(*(_interval(line.score(name, score)) for score in ("teacher_forced", "exact_match")))
-                for name in names
-            ),
+            *(joined_figures(_interval(line.score(name, score)) for score, _ in REPORTED) for name in names),
             str(line.seeds),
         )
         for line in several
     ]
     notes = (
         "Each cell: 95 % confidence interval of the mean over seeds (Student's t), teacher-forced / exact "
-        "match, in %. The interval is not limited to 0 and 100.",
+        "match / broken answers, in %. The interval is not limited to 0 and 100.",
         *setting.notes,
     )
     header = (*setting.header, *map(metric_label, names), "Seeds")
@@ -174,9 +174,9 @@ class SettingColumns:
 
 
 def score_cell(line: Line, metric: str, answer_type: str | None = None) -> str:
-    """Teacher-forced / exact match, each with its standard deviation if there are several seeds."""
-    scores = (line.score(metric, score, answer_type) for score in ("teacher_forced", "exact_match"))
-    return score_pair(*(number_cell(score, line.seeds) for score in scores))
+    """The figures of `REPORTED`, each with its standard deviation if there are several seeds."""
+    scores = (line.score(metric, score, answer_type) for score, _ in REPORTED)
+    return joined_figures(number_cell(score, line.seeds) for score in scores)
 
 
 def number_cell(spread: Spread | None, seeds: int) -> str:
@@ -241,7 +241,7 @@ def _interval(spread: Spread | None) -> str:
     return f"[{spread.low:.1f}, {spread.high:.1f}]"
 
 
-def score_pair(teacher_forced: str, exact_match: str) -> str:
-    """Both scores in one cell."""
-    both_missing = teacher_forced == exact_match == MISSING
-    return MISSING if both_missing else f"{teacher_forced} / {exact_match}"
+def joined_figures(figures: Iterable[str]) -> str:
+    """Several figures in one cell; `MISSING` if all of them are."""
+    found = list(figures)
+    return MISSING if set(found) <= {MISSING} else " / ".join(found)

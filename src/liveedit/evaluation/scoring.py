@@ -1,8 +1,8 @@
 """Scores of single answers, and their means over samples and over seeds.
 
-Two kinds of scores are always reported together: teacher-forced token accuracy, the convention of the field, which the
-bench measures, and exact match, containment and token F1 of the freely generated answer, which are computed here. All
-scores are in percent, 0 to 100.
+Three figures are always reported together: teacher-forced token accuracy, the convention of the field, which the bench
+measures; exact match of the freely generated answer; and the share of broken answers. Containment and token F1 of the
+freely generated answer are computed too. All of them are in percent, 0 to 100; only of broken answers fewer are better.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self, TypedDict, get_args
 
-from ..answers import answer_words, normalize_answer, same_answer
+from ..answers import answer_words, is_broken, normalize_answer, same_answer
 from ..errors import InvalidInputError
 from ..samples import ProbeName
 
@@ -22,6 +22,12 @@ PROBE_NAMES: Final[tuple[ProbeName, ...]] = get_args(ProbeName)
 
 LeftOut = Mapping[ProbeName, int] | Mapping[str, int]
 """How many probes of each name were not asked."""
+
+SCORES: Final = (("teacher_forced", "Teacher-forced token accuracy"), ("exact_match", "Exact match"))
+"""The two ways of scoring and their names. More is better."""
+
+REPORTED: Final = (*SCORES, ("broken", "Broken answers"))
+"""The figures that are always reported together, and their names. Of broken answers, fewer are better."""
 
 CONFIDENCE: Final = 0.95
 """Level of the confidence intervals."""
@@ -63,7 +69,7 @@ class ProbeScore:
     """One probe of one edit, answered and scored.
 
     `teacher_forced` is token accuracy in percent, or None if it was not measured; `f1` is in percent. The
-    expected answer of a locality probe is the unedited model's own answer.
+    expected answer of a locality probe is the unedited model's own answer. `broken`: see `answers.is_broken`.
     """
 
     probe: ProbeName
@@ -74,6 +80,7 @@ class ProbeScore:
     exact: bool
     contains: bool
     f1: float
+    broken: bool
 
     def __post_init__(self) -> None:
         for name, value in (("teacher_forced", self.teacher_forced), ("f1", self.f1)):
@@ -81,8 +88,19 @@ class ProbeScore:
                 raise InvalidInputError(f"A score of {self.probe} has {name} = {value!r}. Give percent, from 0 to 100.")
 
     @classmethod
-    def of(cls, probe: ProbeName, answer_type: str, expected: str, answer: str, teacher_forced: float | None) -> Self:
-        """Score the freely generated `answer` against `expected`."""
+    def of(
+        cls,
+        probe: ProbeName,
+        answer_type: str,
+        expected: str,
+        answer: str,
+        teacher_forced: float | None,
+        acceptable: Iterable[str] = (),
+    ) -> Self:
+        """Score the freely generated `answer` against `expected`.
+
+        acceptable: answers that are not right but not broken either.
+        """
         return cls(
             probe=probe,
             answer_type=answer_type,
@@ -92,6 +110,7 @@ class ProbeScore:
             exact=same_answer(answer, expected),
             contains=contains(answer, expected),
             f1=token_f1(answer, expected),
+            broken=is_broken(answer, (expected, *acceptable)),
         )
 
 
@@ -102,6 +121,7 @@ class MetricValues(TypedDict):
     exact_match: float | None
     contains: float | None
     f1: float | None
+    broken: float | None
     count: int
     left_out: int
 
@@ -149,6 +169,7 @@ def _metric(scores: Sequence[ProbeScore], left_out: int) -> MetricValues:
         "exact_match": mean(lambda score: 100.0 * score.exact),
         "contains": mean(lambda score: 100.0 * score.contains),
         "f1": mean(lambda score: score.f1),
+        "broken": mean(lambda score: 100.0 * score.broken),
         "count": len(scores),
         "left_out": left_out,
     }

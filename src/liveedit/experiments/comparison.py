@@ -77,7 +77,7 @@ def variants(own: str) -> tuple[str, ...]:
 def summarize(
     table: PaperTable, labels: Sequence[str], rows: Sequence[Row], failed: Sequence[tuple[str, str]]
 ) -> Findings:
-    """The report of a comparison: verdicts, tables with both ways of scoring, harder probes, published values."""
+    """The report of a comparison: verdicts, tables with the three figures, harder probes, published values."""
     published = published_table({row["edits"] for row in rows}, table.published_backbones, table.published_data)
     if not rows:
         return Findings(table.title, (), (), ("Nothing could be measured.",), (), (published,), failed)

@@ -41,6 +41,10 @@ class CheckedCard(BaseModel):
     answer: str = Field(description="The edit's answer.")
     answer_now: str | None
     holds: bool | None = Field(description="Whether both answers agree; null if the edit could not be asked again.")
+    answer_before: str | None = Field(description="The model's answer before the edit was made; null if unknown.")
+    broken: bool | None = Field(
+        description="Whether the answer is neither the edit's nor the one before it; null if that is not known."
+    )
     asked_about: AskedAbout = Field(
         description="text: a question without an image. image: the edit's image. thumbnail: a smaller copy of it. "
         "nothing: the image was not kept, so the edit was not asked."
@@ -55,6 +59,7 @@ class CheckList(BaseModel):
     data: list[CheckedCard]
     holding: int
     failing: int
+    broken: int = Field(description="How many of those that fail have a broken answer.")
     unknown: int
     last_id: str | None
     has_more: bool
@@ -77,6 +82,7 @@ def checking_router(service: Service) -> APIRouter:
             data=cards,
             holding=sum(card.holds is True for card in cards),
             failing=sum(card.holds is False for card in cards),
+            broken=sum(card.broken is True for card in cards),
             unknown=sum(card.holds is None for card in cards),
             last_id=page.edits[-1].id if page.edits else None,
             has_more=page.has_more,
@@ -87,4 +93,5 @@ def checking_router(service: Service) -> APIRouter:
 
 def _card(edit: CheckedEdit) -> CheckedCard:
     others: list[Any] = [{"id": other.edit_id, "weight": other.weight} for other in above_threshold(edit.others)]
-    return CheckedCard.model_validate({**vars(edit), "id": edit.edit_id, "holds": edit.holds, "others": others})
+    found = {"id": edit.edit_id, "holds": edit.holds, "broken": edit.broken, "others": others}
+    return CheckedCard.model_validate({**vars(edit), **found})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Path, Query
@@ -13,7 +12,7 @@ from starlette.responses import Response
 
 from ..edited.model import Receipt
 from ..errors import EditPurgedError, NotFoundError
-from ..store.evidence import Collision, EarlierEdit, LocalityProbe, Rephrased
+from ..store.evidence import Collision
 from ..store.records import EditPage, EventKind, State, StoredEdit
 from ..store.store import EditStore
 from .service import Service
@@ -53,15 +52,52 @@ class EditCard(BaseModel):
     purged_at: str | None
 
 
+_Broken = Annotated[
+    bool | None,
+    Field(description="Whether the answer is neither the edit's nor the one before it; null if that is not known."),
+]
+
+
+class RephrasedCard(BaseModel):
+    """The model's answers to another wording of the edit's question."""
+
+    prompt: str
+    answer_before: str
+    answer_after: str
+    took: bool
+    broken: _Broken
+
+
+class LocalityCard(BaseModel):
+    """The model's answers to a question that the edit should not change."""
+
+    prompt: str
+    image_sha256: str | None
+    answer_before: str
+    answer_after: str
+    kept: bool
+    broken: _Broken
+
+
+class EarlierCard(BaseModel):
+    """The model's answers to the question of an edit that was active before."""
+
+    edit_id: str
+    answer_before: str
+    answer_after: str
+    kept: bool
+    broken: _Broken
+
+
 class EditEvidence(BaseModel):
     """What an edit did when it was made."""
 
     answer_before: str
     answer_after: str
     took: bool = Field(description="Whether the model now gives the edit's answer.")
-    rephrasings: list[Rephrased]
-    locality: list[LocalityProbe]
-    earlier_edits: list[EarlierEdit] = Field(description="Active edits that were asked again.")
+    rephrasings: list[RephrasedCard]
+    locality: list[LocalityCard]
+    earlier_edits: list[EarlierCard] = Field(description="Active edits that were asked again.")
     collisions: list[Collision]
     supersedes: list[str] = Field(description="Ids of the edits that this edit superseded.")
     milliseconds: float = Field(description="Time to make the edit, without its trial.")
@@ -174,7 +210,8 @@ def card_of(stored: StoredEdit, with_thumbnail: Collection[str]) -> EditCard:
 
 def evidence_of(receipt: Receipt) -> EditEvidence:
     """The evidence of a stored edit for a response."""
-    return EditEvidence.model_validate({**vars(receipt), **asdict(receipt.evidence), "took": receipt.took})
+    evidence = receipt.evidence.to_dict(receipt.answer)
+    return EditEvidence.model_validate({**vars(receipt), **evidence, "took": receipt.took})
 
 
 def _checked_id(edit_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Bundles: the edits of a store as one file, to keep or to send, and their import into a store.
+"""Bundles: the edits of a store as one file, to keep or to send. `importing.py` reads them into a store.
 
 A bundle is a safetensors file, so that reading it runs no code. It has two tensors of bytes (uint8): `blobs`, the
 experts, thumbnails and images one after the other, and `records`, everything else as JSON (`BundleContents`). The
@@ -10,34 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from safetensors import SafetensorError, safe_open
-from sqlalchemy import ColumnElement, Connection, insert, select
+from sqlalchemy import ColumnElement, Connection, select
 
-from ..errors import InvalidInputError, StoreError, issues_of
+from ..errors import StoreError, issues_of
 from ..files import written_atomically
-from . import queries, writes
-from .checksums import NO_STATE_CHANGE, StateChange, damaged_edits, damaged_events, state_changes
-from .records import Binding, BlobKind, Event, NewEdit, StoredEdit
+from . import queries
+from .checksums import damaged_edits, damaged_events
+from .records import Binding, BlobKind, Event, StoredEdit
 from .schema import BLOBS, EDITS, INTERVALS
-from .thumbnails import check_image, check_thumbnail
-from .validation import check_edit, expert_problem
-from .verify import blob_problem, damaged_history, history_problems
+from .validation import expert_problem
+from .verify import blob_problem, damaged_history
 
 FORMAT: Final = "liveedit-edits-3"
 """Named in the header. Formats 1 and 2 were used before the first release; they cannot be read."""
 
 _HEADER_BYTES: Final = 504
 """Length of the JSON header, padded with spaces. It is written last, once the lengths of the tensors are known."""
-
-_ID: Final = re.compile(r"[0-9a-f]{8,64}")
 
 
 class BundleContents(BaseModel):
@@ -57,17 +52,6 @@ class BundleContents(BaseModel):
     events: tuple[Event, ...] = ()
     intervals: tuple[tuple[str, int, int | None], ...] = ()
     blobs: dict[str, dict[BlobKind, tuple[NonNegativeInt, str]]] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """The result of an import, as ids."""
-
-    added: tuple[str, ...]
-    already_there: tuple[str, ...]
-    """The same edits were in the store; they stay as they are, active or not."""
-    purged_here: tuple[str, ...]
-    """Purged from the store before, and not restored."""
 
 
 # -- export ----------------------------------------------------------------------------------------------------
@@ -173,7 +157,7 @@ class Bundle:
     """A bundle that is open for reading."""
 
     def __init__(self, path: Path, reader: Any, sha256: str | None):
-        self._path = path
+        self.path = path
         # Slices, because of these only the bytes of one blob are read at a time.
         self._tensors = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - no mapping
         text = reader.get_tensor("records").tobytes() if "records" in self._tensors else b""
@@ -220,7 +204,7 @@ class Bundle:
 
     def _damaged(self, why: str) -> StoreError:
         return StoreError(
-            f"The bundle {str(self._path)!r} is damaged: {why}. Nothing was imported. Export it again, or go back to "
+            f"The bundle {str(self.path)!r} is damaged: {why}. Nothing was imported. Export it again, or go back to "
             "another copy."
         )
 
@@ -242,106 +226,3 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
                 f"{FORMAT!r}. Nothing was imported. Make the edits again, or use the version of LiveEdit that wrote it."
             )
         yield Bundle(path, reader, header.get("contents_sha256"))
-
-
-# -- import ----------------------------------------------------------------------------------------------------
-
-
-def import_bundle(connection: Connection, bundle: Bundle) -> Imported:
-    """Write the edits of a bundle into a store; the caller has checked the binding.
-
-    An empty store takes a whole bundle as it is, with its revisions. In another store each edit that is missing is a
-    new change. Raises `StoreError` for an id that the store has with other content, `InvalidInputError` for fields that
-    cannot be stored.
-    """
-    if bundle.contents.whole and queries.latest_revision(connection) == 0:
-        return _import_whole(connection, bundle)
-    known = {edit.id: edit for edit in queries.edits_where(connection)}
-    added, same, purged = [], [], []
-    for edit in bundle.contents.edits:
-        there = known.get(edit.id)
-        if edit.purged_at is not None:
-            continue
-        if there is None:
-            _import_edit(connection, bundle, edit)
-            added.append(edit.id)
-        elif there.purged_at is not None:
-            purged.append(edit.id)
-        else:
-            _check_same(connection, edit, there)
-            same.append(edit.id)
-    return Imported(tuple(added), tuple(same), tuple(purged))
-
-
-def _check_same(connection: Connection, edit: StoredEdit, there: StoredEdit) -> None:
-    if _content(there) == _content(edit):
-        return
-    for _, problem in damaged_edits(connection, EDITS.c.number == there.number):
-        raise StoreError(
-            f"The edit {edit.id!r} of the bundle is in the store already, and its record there is damaged: "
-            f"{problem}. Nothing was imported. Import into a store of its own."
-        )
-    raise StoreError(
-        f"The edit {edit.id!r} of the bundle is in the store already with other content "
-        f"({there.prompt!r} -> {there.answer!r}; the bundle has {edit.prompt!r} -> {edit.answer!r}). Nothing "
-        "was imported. Import into a store of its own."
-    )
-
-
-def _import_edit(connection: Connection, bundle: Bundle, edit: StoredEdit) -> None:
-    number = queries.next_number(connection)
-    revision = queries.latest_revision(connection) + 1
-    new = replace(edit, number=number, revision_added=revision, revision_removed=None, undone_at=None)
-    _write_edit(connection, bundle, new)
-    signature = writes.Signature(edit.author, edit.note)
-    writes.make_change(connection, "edit", edit.id, signature, StateChange([number]))
-    if not edit.is_active:
-        writes.make_change(connection, "undo", edit.id, writes.Signature(), StateChange(deactivated=[number]))
-
-
-def _import_whole(connection: Connection, bundle: Bundle) -> Imported:
-    contents = bundle.contents
-    numbers = {edit.id: edit.number for edit in contents.edits}
-    if len(numbers) != len(contents.edits) or not {event.edit_id for event in contents.events} <= numbers.keys():
-        raise StoreError(
-            "The bundle names edits twice, or events of edits that it does not have. Nothing was imported."
-        )
-    for edit in contents.edits:
-        _write_edit(connection, bundle, edit)
-    intervals = [
-        {"edit_number": numbers[edit_id], "revision_added": added, "revision_removed": removed}
-        for edit_id, added, removed in contents.intervals
-        if edit_id in numbers
-    ]
-    if intervals:
-        connection.execute(insert(INTERVALS), intervals)
-    changes = state_changes(connection)
-    for event in contents.events:
-        writes.write_event(connection, event, changes.get(event.revision, NO_STATE_CHANGE))
-    if problems := history_problems(connection):
-        raise StoreError(f"The bundle does not agree with itself: {problems[0]} Nothing was imported.")
-    return Imported(tuple(edit.id for edit in contents.edits if edit.purged_at is None), (), ())
-
-
-def _write_edit(connection: Connection, bundle: Bundle, edit: StoredEdit) -> None:
-    if not _ID.fullmatch(edit.id):
-        raise InvalidInputError(f"The bundle has an edit of the id {edit.id!r}. Ids are 8 or more digits 0-9 and a-f.")
-    writes.insert_edit(connection, edit)
-    if edit.purged_at is not None:
-        return
-    check_edit(edit)
-    blobs = bundle.blobs(edit)
-    if "thumbnail" in blobs:
-        check_thumbnail(blobs["thumbnail"])
-    if "image" in blobs:
-        check_image(blobs["image"], edit.image_sha256)
-    writes.insert_blobs(connection, edit.number, blobs)
-
-
-_FROM_TRIAL: Final = frozenset({"answer_before", "answer_after", "evidence"})
-"""Fields that may differ between copies of an edit: the purge of another edit clears quotes of its answers in them."""
-
-
-def _content(edit: StoredEdit) -> tuple[object, ...]:
-    values = (getattr(edit, field.name) for field in fields(NewEdit) if field.name not in _FROM_TRIAL)
-    return (*values, edit.created_at, edit.expert_digest, edit.backbone_digest, edit.editor_digest)

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, select
 
+from ..samples import normalize_prompt
 from .records import Binding, Event
 from .schema import EDITS, EVENTS, INTERVALS
 
@@ -50,14 +51,11 @@ def record_digest(values: Mapping[Any, object]) -> str:
 
 
 def question_digest(image_sha256: str | None, prompt: str) -> str:
-    """The SHA-256 of a question: the digest of the image, if any, and the prompt with white space folded.
+    """The SHA-256 of a question: the digest of the image, if any, and the prompt as `normalize_prompt` returns it.
 
-    Edits of the same fact share it. Case matters: to a model, capitals are other tokens, and an edit of a question in
-    capitals may not reach the question in lower case. The digest is stored: changing this definition needs a new
-    schema version.
+    Edits of the same question share it. The digest is stored: changing this definition needs a new schema version.
     """
-    asked = " ".join(prompt.split())
-    return hashlib.sha256(f"{image_sha256 or ''}:{asked}".encode()).hexdigest()
+    return hashlib.sha256(f"{image_sha256 or ''}:{normalize_prompt(prompt)}".encode()).hexdigest()
 
 
 def binding_digest(binding: Binding) -> str:

@@ -105,9 +105,11 @@ class Database(ABC):
                 "edits file."
             )
         if version != 0 and version + 1 not in {found for found, _, _ in schema.MIGRATIONS}:
+            reason = schema.UNREADABLE_VERSIONS.get(version, "is not known")
             raise StoreError(
-                f"{readable} It was written before the first release, cannot be converted, and was left as it is. "
-                "Make the edits again in a new edits file, or use the version of LiveEdit that wrote it."
+                f"{readable} Version {version} {reason}. It was written before the first release, cannot be converted, "
+                "and was left as it is. Make the edits again in a new edits file, or use the version of LiveEdit that "
+                "wrote it."
             )
 
     def _next_version(self, connection: Connection) -> None:

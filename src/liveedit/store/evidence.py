@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from ..answers import is_broken
 from ..errors import InvalidInputError
 
 
+class AskedTwice:
+    """A question that was asked before the edit and with it."""
+
+    __slots__ = ()
+    answer_before: str
+    answer_after: str
+
+    def is_broken(self, answer: str) -> bool | None:
+        """Whether the answer with the edit is neither `answer`, the edit's, nor the one before it.
+
+        None if it is not the edit's and the one before it is empty: it may have been purged.
+        """
+        if not is_broken(self.answer_after, (answer,)):
+            return False
+        return is_broken(self.answer_after, (self.answer_before,)) if self.answer_before else None
+
+
 @dataclass(frozen=True, slots=True)
-class Rephrased:
+class Rephrased(AskedTwice):
     """The model's answers to another wording of the edit's question."""
 
     prompt: str
@@ -23,7 +41,7 @@ class Rephrased:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalityProbe:
+class LocalityProbe(AskedTwice):
     """The model's answers to a question that the edit should not change."""
 
     prompt: str
@@ -35,7 +53,7 @@ class LocalityProbe:
 
 
 @dataclass(frozen=True, slots=True)
-class EarlierEdit:
+class EarlierEdit(AskedTwice):
     """The model's answers to the question of an edit that was active before."""
 
     edit_id: str
@@ -89,6 +107,16 @@ class Evidence:
     def earlier_kept(self) -> int:
         """Number of earlier edits asked again that kept their answer."""
         return sum(earlier.kept for earlier in self.earlier_edits)
+
+    def to_dict(self, answer: str) -> dict[str, Any]:
+        """For JSON, with `broken` for each question that was asked. answer: the edit's."""
+        found = asdict(self)
+        for name in ("rephrasings", "locality", "earlier_edits"):
+            asked: tuple[AskedTwice, ...] = getattr(self, name)
+            found[name] = tuple(
+                {**values, "broken": one.is_broken(answer)} for values, one in zip(found[name], asked, strict=True)
+            )
+        return found
 
     def without(self, edit_id: str) -> Evidence:
         """The same evidence without the answers that quote another edit."""

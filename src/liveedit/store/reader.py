@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 
 from ..errors import NotFoundError, StoreError
 from . import idempotency, queries
+from .contradictions import Contradiction, active_contradictions
 from .database import Database
 from .idempotency import ChangeRequest
 from .records import Binding, BlobKind, Changes, EditPage, Event, State, StoredEdit
@@ -79,7 +80,7 @@ class EditReader:
         return None if found is None else self._attached(found)
 
     def same_question(self, image_sha256: str | None, prompt: str) -> tuple[StoredEdit, ...]:
-        """The active edits of this image (None: without an image) and this prompt, whatever its white space."""
+        """The active edits of this image (None: without an image) and this prompt, compared by `normalize_prompt`."""
         with self._database.reading() as connection:
             return tuple(map(self._attached, queries.same_question(connection, image_sha256, prompt)))
 
@@ -166,6 +167,11 @@ class EditReader:
         """What is wrong with the store, one sentence each; empty if all is well. Every digest is computed again."""
         with self._database.reading() as connection:
             return find_problems(connection, self._database.structure_problems)
+
+    def contradictions(self) -> tuple[Contradiction, ...]:
+        """The questions that have active edits with different answers; they are no damage."""
+        with self._database.reading() as connection:
+            return active_contradictions(connection)
 
     def damage(self, edit_id: str, kind: BlobKind, problem: str) -> StoreError:
         """The error for an expert or image that cannot be used. Raise it if stored bytes cannot be converted."""

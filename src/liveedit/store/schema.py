@@ -22,8 +22,15 @@ from sqlalchemy import (
 APPLICATION_ID: Final = 0x4C456474
 """`LEdt`, in the header of every edits file. It distinguishes an edits file from other SQLite files."""
 
-SCHEMA_VERSION: Final = 4
-"""Stored in every database. Versions 1 to 3 were used before the first release; they cannot be read."""
+SCHEMA_VERSION: Final = 5
+"""Stored in every database."""
+
+UNREADABLE_VERSIONS: Final = {
+    **dict.fromkeys((1, 2, 3), "has other tables"),
+    4: "compares prompts with their case and final punctuation, which no longer count; a bundle that was exported from "
+    "it can be imported",
+}
+"""Versions that were used before the first release, and why they cannot be read."""
 
 Migration = tuple[int, str, Callable[[Connection], None]]
 

@@ -6,16 +6,17 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from sqlalchemy import Connection
 
 from ..errors import EditPurgedError, EditStateError, InvalidInputError, OvertakenError, StoreError
-from . import bundle as bundles
-from . import idempotency, queries, writes
-from .bundle import BundleContents, Imported, open_bundle
+from . import idempotency, importing, queries, writes
+from .bundle import BundleContents, export_bundle, open_bundle
 from .checksums import NO_STATE_CHANGE, StateChange
+from .contradictions import Contradiction, OnConflict
 from .idempotency import ChangeRequest
+from .importing import Imported
 from .locations import open_database
 from .reader import EditReader
 from .records import Binding, BlobKind, Changes, Event, EventKind, NewEdit, StoredEdit
@@ -24,7 +25,18 @@ from .thumbnails import check_image, check_thumbnail, thumbnail_png
 from .validation import check_edit, check_expert, check_text
 from .writes import Signature
 
-__all__ = ["Binding", "Changes", "EditStore", "Event", "Imported", "NewEdit", "StoredEdit", "thumbnail_png"]
+__all__ = [
+    "Binding",
+    "Changes",
+    "Contradiction",
+    "EditStore",
+    "Event",
+    "Imported",
+    "NewEdit",
+    "OnConflict",
+    "StoredEdit",
+    "thumbnail_png",
+]
 
 _ID_BYTES: Final = 4
 
@@ -200,31 +212,45 @@ class EditStore(EditReader):
         or cannot be written, or an edit is damaged.
         """
         with self._database.reading() as connection:
-            return bundles.export_bundle(connection, whole, Path(path))
+            return export_bundle(connection, whole, Path(path))
 
-    def import_bundle(self, path: str | Path) -> Imported:
+    def import_bundle(self, path: str | Path, *, on_conflict: OnConflict = "refuse") -> Imported:
         """Add the edits of a bundle, with their ids: all or none.
 
         An empty store takes over the history of a whole bundle. In another store each edit that is missing is a new
-        change. Raises `StoreError` if the bundle is damaged, belongs to another backbone or editor than this store (or
-        than those given to `bind`), or has an id that the store has with other content.
+        change. An imported edit of the same question with the same answer as an active one supersedes it.
+
+        on_conflict: what happens if an imported active edit has another answer than an active edit of the same
+        question, here or in the bundle itself. "refuse" imports nothing. "supersede": later edits supersede earlier
+        ones, imported ones those of the store, so that undoing them activates the earlier ones again; an empty store
+        then takes the edits as new changes, without their history. "keep": all stay active.
+
+        Raises `StoreError` if the bundle is damaged, belongs to another backbone or editor than this store (or than
+        those given to `bind`), or has an id that the store has with other content; `ConflictError` for a contradiction
+        that is refused.
         """
+        if on_conflict not in get_args(OnConflict):
+            raise InvalidInputError(f"on_conflict is {on_conflict!r}. Give one of {', '.join(get_args(OnConflict))}.")
         with open_bundle(Path(path)) as bundle:
             binding = bundle.contents.binding
             if binding is None:
-                return Imported((), (), ())
+                return Imported()
             for edit in bundle.contents.edits:
                 self._check_texts(edit)
             if self._bound is not None:
                 self._check_bundle(self._bound, binding)
-            bundle.check()  # Before the first write creates the file.
+            # Both before the first write creates the file.
+            bundle.check()
+            with self._database.reading() as connection:
+                self._check_bundle(queries.binding_of(connection) or binding, binding)
+                importing.plan_import(connection, bundle, on_conflict)
             with self._database.writing() as connection:
                 found = queries.binding_of(connection)
                 if found is None:
                     writes.write_binding(connection, binding)
                 else:
                     self._check_bundle(found, binding)
-                return bundles.import_bundle(connection, bundle)
+                return importing.import_bundle(connection, bundle, on_conflict)
 
     # -- inside ------------------------------------------------------------------------------------------
 

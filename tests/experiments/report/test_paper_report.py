@@ -27,11 +27,11 @@ Row = dict[str, Any]
 def row(
     editor: str, average: float, seed: int = 0, edits: int = 1000, exact: float | None = None, **changes: Any
 ) -> Row:
-    """A run whose five metrics have this average: they stand 2, 1, 0, -1 and -2 points from it."""
+    """A run whose five metrics have this average: they stand 2, 1, 0, -1 and -2 points from it; of broken answers 5."""
     exact = average if exact is None else exact
     steps = zip(PAPER_METRICS, (2, 1, 0, -1, -2), strict=True)
     metrics = {
-        name: {"teacher_forced": average + step, "exact_match": exact + step, "count": 10, "left_out": 0}
+        name: {"teacher_forced": average + step, "exact_match": exact + step, "broken": 5 + step, "count": 10}
         for name, step in steps
     }
     named = {"editor": editor, "backbone": "tiny-blip2", "data": "world", "edits": edits, "seed": seed}
@@ -58,18 +58,18 @@ def test_the_average_is_taken_seed_by_seed_and_only_where_all_five_are_there() -
     assert spread is not None
     assert (spread.mean, spread.seeds) == (pytest.approx(92), 2)
     (table,) = [paper_table(lines_of(whole), "Title")]
-    assert table.rows[0][-2] == "92.0±2.8 (2 of 3 seeds) / 80.0±0.0 (2 of 3 seeds)"
+    assert table.rows[0][-2] == "92.0±2.8 (2 of 3 seeds) / 80.0±0.0 (2 of 3 seeds) / 5.0±0.0 (2 of 3 seeds)"
 
 
-def test_the_paper_s_columns_with_both_ways_of_scoring() -> None:
+def test_the_paper_s_columns_with_three_figures() -> None:
     lines = in_order(lines_of([*seeds("ft-l", [50, 60, 70], [40, 40, 40]), *seeds("a", [1, 1, 1])]), ["ft-l"])
     table = paper_table(lines, "Title")
     assert table.header[-7:] == (
         *("Reliability", "Text generality", "Modal generality", "Text locality", "Modal locality", "Average", "Seeds"),
     )
     assert table.rows[0] == (
-        *("ft-l", "1,000", "62.0 / 42.0", "61.0 / 41.0", "60.0 / 40.0", "59.0 / 39.0", "58.0 / 38.0"),
-        *("60.0±10.0 / 40.0±0.0", "3"),
+        *("ft-l", "1,000", "62.0 / 42.0 / 7.0", "61.0 / 41.0 / 6.0", "60.0 / 40.0 / 5.0"),
+        *("59.0 / 39.0 / 4.0", "58.0 / 38.0 / 3.0", "60.0±10.0 / 40.0±0.0 / 5.0±0.0", "3"),
     )
     assert table.rows[1][0] == "a"  # An editor that is not named in the order follows.
     assert harder_table(lines, "Harder") is None
@@ -78,7 +78,7 @@ def test_the_paper_s_columns_with_both_ways_of_scoring() -> None:
     harder = harder_table(lines_of(rows), "Harder")
     assert harder is not None
     assert harder.header[-1] == "Near duplicate locality"
-    assert harder.rows[0][-1] == "30.0 (1 of 3 seeds) / 20.0 (1 of 3 seeds)"
+    assert harder.rows[0][-1] == "30.0 (1 of 3 seeds) / 20.0 (1 of 3 seeds) / –"
 
 
 # -- verdicts --------------------------------------------------------------------------------------------

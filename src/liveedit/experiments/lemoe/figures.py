@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from ...editors.lemoe import LemoeConfig
 from ...errors import ConfigError, issues_of
 from ...evaluation.lines import lines_of
-from ...evaluation.report_tables import MISSING, main_table
-from ...evaluation.scoring import Spread
+from ...evaluation.report_tables import MISSING, joined_figures, main_table
+from ...evaluation.scoring import REPORTED, SCORES, Spread
 from ...evaluation.table import Table
 from ..experiment import Experiment
 from ..jobs import Row
-from ..report.averages import SCORES, in_order
+from ..report.averages import in_order
 from ..report.report import Findings
 from ..runs import BenchOptions
 from .plots import draw_forgetting, draw_orders
@@ -162,11 +162,12 @@ def _batch_table(rows: Sequence[Row]) -> Table:
         edits = 0
         for number, size in enumerate(row["batch_sizes"]):
             edits += size
-            found = [" / ".join(_one(which["batches"][score][number]) for score, _ in SCORES) for which in (row, last)]
+            found = [joined_figures(_of_batch(which, score, number) for score, _ in REPORTED) for which in (row, last)]
             cells.append((row["backbone"], row["router"], str(row["seed"]), f"{edits:,}", *found))
     header = ("Backbone", "Routing", "Seed", "Edits made", "Immediately", "Finally")
     note = (
-        "Reliability of the batch that ends at this number of edits: teacher-forced token accuracy / exact match, in %."
+        "Reliability of the batch that ends at this number of edits: teacher-forced token accuracy / exact match / "
+        "broken answers, in %."
     )
     return Table("Reliability batch by batch", header, tuple(cells), (note,), text_columns=3)
 
@@ -232,14 +233,14 @@ def _similarity_table(rows: Sequence[Row]) -> Table:
         (
             *(row["backbone"], row["router"], _named(row["shuffled"]), str(row["order"])),
             *(_hundredth(row[f"{where}_similarity"]) for where in ("within", "between")),
-            " / ".join(_one(_reliability(row, score)) for score, _ in SCORES),
+            joined_figures(_one(_reliability(row, score)) for score, _ in REPORTED),
         )
         for row in sorted(rows, key=lambda row: (row["backbone"], row["router"], row["shuffled"], row["order"]))
     )
     header = ("Backbone", "Routing", "Order", "Number", "Similarity within", "Similarity between", "Reliability")
     note = (
         "Similarity: mean cosine of the anchors of two edits of one batch, and of different batches. Reliability after "
-        "all edits: teacher-forced token accuracy / exact match, in %."
+        "all edits: teacher-forced token accuracy / exact match / broken answers, in %."
     )
     return Table("Similarity of batches and reliability", header, cells, (note,), text_columns=4)
 
@@ -281,7 +282,11 @@ def _same_run(row: Row, other: Row) -> bool:
 
 
 def _reliability(row: Row, score: str) -> float | None:
-    return row["metrics"]["reliability"][score]
+    return row["metrics"]["reliability"].get(score)
+
+
+def _of_batch(row: Row, score: str, number: int) -> str:
+    return _one(row["batches"][score][number]) if score in row["batches"] else MISSING
 
 
 def _mean(values: Sequence[float | None]) -> float:

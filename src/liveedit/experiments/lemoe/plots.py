@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ...evaluation.plotting import Plot, new_figure, panels_of, percent_axis, plain, save, set_title, style
-from ..report.averages import SCORES
+from ...evaluation.scoring import REPORTED, SCORES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,10 +27,11 @@ def draw_forgetting(rows: Sequence[Row], file: Path, title: str) -> Plot:
     matplotlib.
     """
     routings = list(dict.fromkeys(row["router"] for row in rows))
-    columns = max(len(SCORES), len(routings))
+    figures = REPORTED if all("broken" in row["batches"] for row in rows) else SCORES
+    columns = max(len(figures), len(routings))
     figure = new_figure(10.5)
     panels = panels_of(figure, 2, columns)
-    for panel, (score, name) in zip(panels, SCORES, strict=False):
+    for panel, (score, name) in zip(panels, figures, strict=False):
         for place, routing in enumerate(routings):
             for when, dash in (("immediate", "-"), ("final", "--")):
                 own = [row for row in rows if row["router"] == routing and row["when"] == when]
@@ -47,7 +48,7 @@ def draw_forgetting(rows: Sequence[Row], file: Path, title: str) -> Plot:
     for panel, routing in zip(panels[columns:], routings, strict=False):
         own = [row for row in rows if row["router"] == routing and row["when"] == "final"]
         colors = _draw_matrix(panel, min(own, key=lambda row: row["seed"]), routing)
-    for panel in (*panels[len(SCORES) : columns], *panels[columns + len(routings) :]):
+    for panel in (*panels[len(figures) : columns], *panels[columns + len(routings) :]):
         panel.remove()
     figure.colorbar(colors, ax=panels[columns : columns + len(routings)], label="Share of the edits", shrink=0.8)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -60,12 +61,13 @@ def draw_orders(rows: Sequence[Row], file: Path, title: str) -> Plot:
     """Left: reliability in random orders, and in the planned one. Right: against similarity within and between batches.
 
     rows: `router`, `shuffled` (share of the plan), `metrics`, `within_similarity`, `between_similarity`. A row of
-    panels for each way of scoring. Raises `PlotsUnavailableError` without matplotlib.
+    panels for each figure. Raises `PlotsUnavailableError` without matplotlib.
     """
     routings = list(dict.fromkeys(row["router"] for row in rows))
-    figure = new_figure(9.0)
-    panels = panels_of(figure, len(SCORES), 2)
-    for number, (score, name) in enumerate(SCORES):
+    figures = REPORTED if any(_reliability(row, "broken") is not None for row in rows) else SCORES
+    figure = new_figure(1.0 + 4.0 * len(figures))
+    panels = panels_of(figure, len(figures), 2)
+    for number, (score, name) in enumerate(figures):
         left, right = panels[2 * number], panels[2 * number + 1]
         for place, routing in enumerate(routings):
             color, marker = style(place)
@@ -144,4 +146,4 @@ def _draw_matrix(panel: Axes, row: Row, routing: str) -> Any:
 
 
 def _reliability(row: Row, score: str) -> float | None:
-    return row["metrics"]["reliability"][score]
+    return row["metrics"]["reliability"].get(score)

@@ -19,11 +19,11 @@ from ...editors.lemoe.planning import plan_batches
 from ...evaluation.bench import backbone_name, make_provenance
 from ...evaluation.lines import COMPLETE
 from ...evaluation.protocol import Measurement, UneditedAnswers, measure, probes_of, summarize_measurements
+from ...evaluation.scoring import REPORTED
 from ...files import write_json, written_atomically
 from ...progress import TaskProgress
 from ...samples import LOCALITY, EditCase, edited_scopes
 from ..jobs import Done
-from ..report.averages import SCORES
 from ..runs import BenchOptions, loaded_backbone, opened_data, slug
 from .analysis import consistency_matrix, diagonal_mass, within_between_similarity
 
@@ -150,7 +150,7 @@ class LemoeRun:
 
 def _row(label: str, seed: int, when: str, found: Sequence[Measurement]) -> dict[str, Any]:
     """A row as of the bench, with the reliability of each batch."""
-    batches: dict[str, list[float | None]] = {score: [] for score, _ in SCORES}
+    batches: dict[str, list[float | None]] = {score: [] for score, _ in REPORTED}
     for measurement in found:
         metrics = summarize_measurements([measurement])["metrics"]["reliability"]
         for score in batches:

@@ -12,11 +12,11 @@ from ...errors import InvalidInputError
 from ...evaluation.lines import Line, at_largest, lines_of
 from ...evaluation.published import published_ablation_table
 from ...evaluation.report_tables import cost_table
-from ...evaluation.scoring import Spread
+from ...evaluation.scoring import SCORES, Spread
 from ..experiment import Experiment
 from ..jobs import Row
 from ..papers import OWN, UNEDITED
-from ..report.averages import SCORES, averages, in_order
+from ..report.averages import averages, in_order
 from ..report.figures import draw_bars
 from ..report.report import Findings
 from ..report.tables import harder_table, paper_table

@@ -13,9 +13,10 @@ from ...backbones import Backbone
 from ...editors.liveedit import LiveEdit
 from ...errors import InvalidInputError
 from ...evaluation.lines import Line, at_largest, lines_of
+from ...evaluation.scoring import SCORES
 from ..experiment import Experiment
 from ..jobs import Row
-from ..report.averages import SCORES, average_spread, in_order
+from ..report.averages import average_spread, in_order
 from ..report.figures import Circle, draw_circles, draw_lines
 from ..report.report import Drawing, Findings
 from ..report.tables import paper_table

@@ -27,9 +27,6 @@ HARDER: Final[tuple[ProbeName, ...]] = (
 )
 """Probes that the papers do not have and that are harder than theirs."""
 
-SCORES: Final = (("teacher_forced", "Teacher-forced token accuracy"), ("exact_match", "Exact match"))
-"""The two ways of scoring, which are always reported together."""
-
 
 def average_of(row: Mapping[str, Any], score: str) -> float | None:
     """The mean of the paper's five metrics in one run; None if one of them was not measured."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...evaluation.lines import Line, metric_label, sections
+from ...evaluation.lines import Line, metric_label, reported, sections
 from ...evaluation.plotting import (
     Plot,
     draw_bar,
@@ -20,31 +20,32 @@ from ...evaluation.plotting import (
     set_title,
     style,
 )
-from .averages import PAPER_METRICS, SCORES, average_spread
+from ...evaluation.scoring import SCORES
+from .averages import PAPER_METRICS, average_spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def draw_averages(lines: Sequence[Line], file: Path, title: str) -> Plot:
-    """The average of the five metrics against edits: a row of panels per backbone and data, one per way of scoring.
+    """The average of the five metrics against edits: a row of panels per backbone and data, one for each figure.
 
     Raises `PlotsUnavailableError` without matplotlib.
     """
-    apart = sections(lines)
+    apart, figures = sections(lines), reported(lines)
     figure = new_figure(1.6 + 3.2 * len(apart))
-    panels = panels_of(figure, len(apart), len(SCORES))
+    panels = panels_of(figure, len(apart), len(figures))
     editors = list(dict.fromkeys(line.editor for line in lines))
     for row, section in enumerate(apart):
-        for column, (score, name) in enumerate(SCORES):
-            panel = panels[row * len(SCORES) + column]
+        for column, (score, name) in enumerate(figures):
+            panel = panels[row * len(figures) + column]
             for place, editor in enumerate(editors):
                 _draw_editor(panel, [line for line in section if line.editor == editor], score, place)
             edit_axis(panel, sorted({line.edits for line in section}))
             percent_axis(panel)
             panel.set_title(f"{plain(', '.join(section[0].section))}: {name.lower()}", fontsize=11)
             panel.set_xlabel("Edits")
-        panels[row * len(SCORES)].set_ylabel("Average, %")
+        panels[row * len(figures)].set_ylabel("Average, %")
     set_title(figure, title)
     figure.legend(handles=_handles(editors), loc="outside lower center", ncols=min(len(editors), 6), frameon=False)
     return save(figure, file, title)
@@ -83,14 +84,15 @@ def _dash(place: int) -> Any:
 
 
 def draw_bars(lines: Sequence[Line], file: Path, title: str) -> Plot:
-    """The five metrics and their average: a group of bars for each, a bar per line; both ways of scoring.
+    """The five metrics and their average: a group of bars for each, a bar per line; a panel for each figure.
 
     Raises `PlotsUnavailableError` without matplotlib.
     """
-    figure = new_figure(7.0)
+    figures = reported(lines)
+    figure = new_figure(1.0 + 3.0 * len(figures))
     names = (*PAPER_METRICS, "average")
     width = 0.84 / max(1, len(lines))
-    for panel, (score, scored) in zip(panels_of(figure, len(SCORES), 1), SCORES, strict=True):
+    for panel, (score, scored) in zip(panels_of(figure, len(figures), 1), figures, strict=True):
         for place, line in enumerate(lines):
             for group, name in enumerate(names):
                 found = average_spread(line, score) if name == "average" else line.score(name, score)
@@ -109,11 +111,12 @@ def draw_bars(lines: Sequence[Line], file: Path, title: str) -> Plot:
 
 
 def draw_lines(lines: Sequence[Line], values: Mapping[str, float], name: str, file: Path, title: str) -> Plot:
-    """The five metrics and their average against a setting; `values` gives it by editor. Both ways of scoring."""
+    """The five metrics and their average against a setting; `values` gives it by editor. A panel for each figure."""
+    figures = reported(lines)
     figure = new_figure(5.5)
     ordered = sorted(lines, key=lambda line: values[line.editor])
     at = [values[line.editor] for line in ordered]
-    for panel, (score, scored) in zip(panels_of(figure, 1, len(SCORES)), SCORES, strict=True):
+    for panel, (score, scored) in zip(panels_of(figure, 1, len(figures)), figures, strict=True):
         for place, metric in enumerate((*PAPER_METRICS, "average")):
             spreads = [
                 average_spread(line, score) if metric == "average" else line.score(metric, score) for line in ordered

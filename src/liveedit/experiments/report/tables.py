@@ -9,13 +9,14 @@ from ...evaluation.report_tables import (
     CELL_NOTE,
     MISSING,
     SettingColumns,
+    joined_figures,
     number_cell,
     score_cell,
-    score_pair,
     status_notes,
 )
+from ...evaluation.scoring import REPORTED, SCORES
 from ...evaluation.table import Table
-from .averages import HARDER, PAPER_METRICS, SCORES, average_spread
+from .averages import HARDER, PAPER_METRICS, average_spread
 from .verdict import Verdict
 
 
@@ -33,7 +34,7 @@ def paper_table(lines: Sequence[Line], title: str) -> Table:
         *status_notes(lines),
     ]
     header = (*setting.header, *map(metric_label, PAPER_METRICS), "Average", "Seeds")
-    return Table(title, header, rows, tuple(notes), setting.text_columns)
+    return Table(title, header, rows, tuple(notes), setting.text_columns, key_columns=len(setting.header))
 
 
 def harder_table(lines: Sequence[Line], title: str) -> Table | None:
@@ -49,7 +50,8 @@ def harder_table(lines: Sequence[Line], title: str) -> Table | None:
         "± is the sample standard deviation over seeds." if any(line.seeds > 1 for line in lines) else "",
     )
     header = (*setting.header, *map(metric_label, names))
-    return Table(title, header, rows, (*filter(None, notes), *setting.notes), setting.text_columns)
+    found = (*filter(None, notes), *setting.notes)
+    return Table(title, header, rows, found, setting.text_columns, key_columns=len(setting.header))
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
@@ -86,14 +88,14 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def average_cell(line: Line) -> str:
-    """The average, teacher-forced / exact match."""
-    return score_pair(*(number_cell(average_spread(line, score), line.seeds) for score, _ in SCORES))
+    """The average of each figure of `REPORTED`."""
+    return joined_figures(number_cell(average_spread(line, score), line.seeds) for score, _ in REPORTED)
 
 
 def _mean_cell(line: Line, metric: str) -> str:
     """The mean alone; as in the paper, only the average has its spread."""
-    found = [line.score(metric, score) for score, _ in SCORES]
-    return score_pair(*(MISSING if spread is None else f"{spread.mean:.1f}" for spread in found))
+    found = [line.score(metric, score) for score, _ in REPORTED]
+    return joined_figures(MISSING if spread is None else f"{spread.mean:.1f}" for spread in found)
 
 
 def _lead_cell(verdict: Verdict) -> str:

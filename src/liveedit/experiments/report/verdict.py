@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...evaluation.lines import Line, at_largest, sections
-from ...evaluation.scoring import Spread
-from .averages import SCORES, averages
+from ...evaluation.scoring import SCORES, Spread
+from .averages import averages
 
 Standing = Literal["best", "within spread", "one seed", "not best", "not judged"]
 """best: ahead of every other by more than the spread. within spread: ahead, but not by more than it. one seed: ahead,

@@ -69,7 +69,9 @@ export class Check {
       (holds) => found.filter((checked) => checked.holds === holds).length,
     );
     const parts = [`${holding} ${holding === 1 ? "holds" : "hold"}`];
-    if (failing) parts.push(`${failing} ${failing === 1 ? "fails" : "fail"}`);
+    const broken = found.filter((checked) => checked.broken).length;
+    const ofThem = broken ? ` (${broken} broken)` : "";
+    if (failing) parts.push(`${failing} ${failing === 1 ? "fails" : "fail"}${ofThem}`);
     if (unknown) parts.push(`${unknown} unknown`);
     return `${parts.join(", ")}.`;
   }
@@ -117,6 +119,8 @@ function verdict(checked) {
   if (checked.holds === null) return [make("p", { class: "unsure" }, "? Unknown: its image was not kept")];
   const said = checked.answer_now ? make("q", {}, checked.answer_now) : "nothing";
   const lines = [make("p", {}, make("span", { class: "no" }, "✗ Fails:"), " it now says ", said)];
+  if (checked.broken)
+    lines.push(make("p", {}, "This answer is broken: it is neither the correction’s nor the one before it."));
   if (checked.others.length) lines.push(others(checked.others));
   if (checked.asked_about === "thumbnail")
     lines.push(make("p", { class: "muted" }, "It was asked about a smaller copy of its image, which may change the answer."));

@@ -52,7 +52,7 @@ function rephrasingTable(rephrasings) {
       make("th", { scope: "row" }, one.prompt),
       make("td", {}, one.answer_before || "–"),
       make("td", {}, one.answer_after || "–"),
-      make("td", { class: one.took ? "yes" : "no" }, one.took ? "✓ yes" : "✗ no"),
+      make("td", { class: one.took ? "yes" : "no" }, one.took ? "✓ yes" : one.broken ? "✗ broken" : "✗ no"),
     ),
   );
   return make(
@@ -79,8 +79,9 @@ function howMany(rephrasings) {
   return `In other words: ${right} of ${rephrasings.length} follow`;
 }
 
-function beforeAndAfter(name, { answer_before: before, answer_after: after }) {
-  return [name, ": ", make("del", {}, before || "(nothing)"), ` → ${after || "(nothing)"}`];
+function beforeAndAfter(name, { answer_before: before, answer_after: after, broken }) {
+  const last = ` → ${after || "(nothing)"}${broken ? ", broken" : ""}`;
+  return [name, ": ", make("del", {}, before || "(nothing)"), last];
 }
 
 function superseded(ids) {
