@@ -218,6 +218,7 @@ def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, editor_folde
     ask = (*shared, "--prompt", PROMPT)
     refused(run("edit", *ask, "--image", "absent.png", "--answer", "a"), "absent.png", "does not exist")
     refused(run("edit", *ask, "--image", image_file, "--answer", " "), "answer is empty")
+    refused(run("edit", *ask, "--image", image_file, "--answer", "Zorp</s>"), "contains '</s>'", "control token")
     refused(run("ask", *shared, "--prompt", " ", "--image", image_file), "prompt is empty")
     refused(run("ask", *ask, "--editor", "no-such"), "no editor 'no-such'", "liveedit-refine")
     refused(run("ask", *ask, "--editor", "ft-l"), "'ft-l'")

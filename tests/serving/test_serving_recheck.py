@@ -190,6 +190,9 @@ def test_an_edit_that_does_not_take_is_refused_unless_it_is_to_be_kept(
         made = client.post("/v1/edits", json={**edit, "must_take": False}, headers=key)
         assert made.status_code == 201 and REPLAYED not in made.headers, "the key was not used up"
         assert not made.json()["evidence"]["took"] and repr(made.json()["evidence"]["answer_after"]) in error["message"]
+        control = client.post("/v1/edits", json={**edit, "answer": "Zorp</s>", "must_take": False})
+        assert (control.status_code, control.json()["error"]["code"]) == (400, "invalid_value")
+        assert "contains '</s>'" in control.json()["error"]["message"] and len(model) == 1
         taken = {"image": images[1], "prompt": "What color is the hat?", "answer": "teal", "must_take": True}
         assert client.post("/v1/edits", json=taken).status_code == 201
         assert client.post("/v1/edits", json={**taken, "must_take": 1}).status_code == 400
