@@ -142,7 +142,7 @@ class BackboneContract:
         backbone.check_edit("What is it?", "red <3, 漢字")
         for token in backbone.tokenizer.all_special_tokens:
             for prompt, answer in (("What is it?", f"red{token}"), (f"What is {token} it?", "red")):
-                with pytest.raises(InvalidInputError, match="control token|stands for an image"):
+                with pytest.raises(InvalidInputError, match=r"control token|stands for an image"):
                     backbone.check_edit(prompt, answer)
 
     def test_generation_is_the_same_with_and_without_the_cache(
