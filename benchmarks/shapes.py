@@ -137,7 +137,7 @@ def random_repository(
         direction = torch.randn(size, generator=generator)
         feature = prompt.detach().float().cpu() if prompt is not None and number == 0 else direction
         factors = torch.randn(2, config.rank, config.width, generator=generator) / config.width**0.5
-        unit = near / near.norm(), feature / feature.norm()
+        unit = near / near.norm(), feature / feature.norm(), near / near.norm()
         repository.add(f"edit{number}", LowRankExpert(factors[0], factors[1], *unit))
     return repository
 

@@ -32,7 +32,7 @@ TARGETS = {"opening_beyond_reading_s": 3.0, "add_ms": 5.0}
 
 def make_expert(seed: int, width: int, rank: int, feature: int) -> LowRankExpert:
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((rank, width), (rank, width), (feature,), (feature,))
+    shapes = ((rank, width), (rank, width), (feature,), (feature,), (feature,))
     return LowRankExpert(*(torch.randn(shape, generator=generator) for shape in shapes))
 
 

@@ -113,7 +113,7 @@ def random_expert() -> Callable[..., LowRankExpert]:
 
     def make(seed: int, width: int = 192, rank: int = 2, features: int = 64) -> LowRankExpert:
         generator = torch.Generator().manual_seed(seed)
-        shapes = ((rank, width), (rank, width), (features,), (features,))
+        shapes = ((rank, width), (rank, width), (features,), (features,), (features,))
         return LowRankExpert(*(torch.randn(shape, generator=generator) for shape in shapes))
 
     return make

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from .answers import Answer
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from .answers import Answer, above_threshold
 from .backbones import Backbone
 from .backbones.tokens import TokenBatch
 from .editors.base import Editor
@@ -22,7 +29,8 @@ BATCH: Final = 16
 class Answering:
     """Asks a backbone, with the edits of the editor that is attached to it, if any.
 
-    Several threads may ask at once.
+    Several threads may ask at once. An edited answer in doubt (`Editor.answer_confidence`) is not given: the unedited
+    model answers in its place.
     """
 
     def __init__(self, backbone: Backbone, editor: Editor | None = None):
@@ -32,21 +40,45 @@ class Answering:
         """Questions as one left-padded batch, ready for `generate`. Raises as `Backbone.encode` does."""
         return self.backbone.encode(questions, padding="left")
 
-    def generate(self, inputs: TokenBatch, max_new_tokens: int = NEW_TOKENS, **options: Any) -> list[Answer]:
-        """Answers to an encoded batch; options are passed on to the model's own generate().
+    def generate(self, inputs: TokenBatch, max_new_tokens: int = NEW_TOKENS, **options: Any) -> list[Generated]:
+        """Answers to an encoded batch, and whether they are in doubt; options are passed on to the model's own
+        generate().
 
         `Answer.fired` is None if no editor is attached, or if the editor does not report it.
         """
+        watched = self._watched()
+        if watched is not None:
+            others = options.pop("logits_processor", ())
+            options["logits_processor"] = LogitsProcessorList([watched, *others])
         answers = self.backbone.generate_tokens(inputs, max_new_tokens, **options)
         fired = None if self.editor is None else self.editor.fired()
         if fired is None:
-            return [Answer(text, None, tokens) for text, tokens in answers]
+            return [Generated(Answer(text, None, tokens), False) for text, tokens in answers]
         edits = fired or [()] * len(answers)
-        return [Answer(text, one, tokens) for (text, tokens), one in zip(answers, edits, strict=True)]
+        found = [Answer(text, one, tokens) for (text, tokens), one in zip(answers, edits, strict=True)]
+        doubts = [False] * len(found) if watched is None else watched.doubts()
+        return [
+            Generated(answer, doubt and bool(above_threshold(answer.fired)))
+            for answer, doubt in zip(found, doubts, strict=True)
+        ]
 
     def ask(self, questions: Sequence[Question], max_new_tokens: int = NEW_TOKENS) -> list[Answer]:
         """Answers to several questions in one batch: the same as one by one."""
-        return self.generate(self.encode(questions), max_new_tokens)
+        generated = self.generate(self.encode(questions), max_new_tokens)
+        answers = [one.answer for one in generated]
+        doubtful = [place for place, one in enumerate(generated) if one.in_doubt]
+        if doubtful:
+            with self.unedited() as plain:
+                instead = plain.ask([questions[place] for place in doubtful], max_new_tokens)
+            for place, answer in zip(doubtful, instead, strict=True):
+                answers[place] = replace(answer, fired=(), withheld=above_threshold(answers[place].fired))
+        return answers
+
+    @contextmanager
+    def unedited(self) -> Iterator[Answering]:
+        """Inside the block, this thread's questions reach the unedited model; ask them of what this yields."""
+        with nullcontext() if self.editor is None else self.editor.paused():
+            yield Answering(self.backbone)
 
     def ask_all(
         self,
@@ -64,3 +96,43 @@ class Answering:
     def tokens_for(self, answer: str) -> int:
         """The limit to set for a question whose answer is expected to be this one, in tokens."""
         return max(NEW_TOKENS, 2 + len(self.backbone.tokenize([answer])[0]))
+
+    def _watched(self) -> ConfidenceProcessor | None:
+        """Watches the confidence of an edited model; None if the editor does not ask for it."""
+        if self.editor is None or not self.editor.answer_confidence:
+            return None
+        return ConfidenceProcessor(self.editor.answer_confidence, self.backbone.end_token_ids)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer as it was generated. in_doubt: edits fired, and the model was less sure of a token than
+    `Editor.answer_confidence`."""
+
+    answer: Answer
+    in_doubt: bool
+
+
+class ConfidenceProcessor(LogitsProcessor):
+    """Changes no score, and notes for each row whether the most likely token was ever less likely than `least`."""
+
+    def __init__(self, least: float, ends: frozenset[int]):
+        self._least, self._ends = math.log(least), ends
+        self._doubts: Tensor | None = None
+        self._ended: Tensor | None = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """input_ids: (batch, length so far). scores: (batch, vocabulary)."""
+        precise = scores.float()
+        unsure = precise.amax(-1) - precise.logsumexp(-1) < self._least
+        if self._doubts is None or self._ended is None:
+            self._doubts, self._ended = unsure, torch.zeros_like(unsure)
+            return scores
+        last = input_ids[:, -1].to(unsure.device)
+        self._ended = self._ended | torch.isin(last, torch.tensor(sorted(self._ends), device=last.device))
+        self._doubts = self._doubts | (unsure & ~self._ended)
+        return scores
+
+    def doubts(self) -> list[bool]:
+        """Of each row."""
+        return [] if self._doubts is None else self._doubts.tolist()

@@ -52,16 +52,22 @@ class Answer:
 
     fired: every edit that took part, whatever its weight (`above_threshold` selects those that fired), or None if
     the editor does not report it. tokens: the generated token ids, padding after the end included, or None if a
-    substitute model answered.
+    substitute model answered. withheld: the edits that fired for an edited answer in doubt, in whose place this is the
+    unedited model's answer.
     """
 
     text: str
     fired: tuple[Fired, ...] | None = ()
     tokens: tuple[int, ...] | None = None
+    withheld: tuple[Fired, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The text and the fired edits, for JSON."""
-        return {"text": self.text, "fired": [vars(one) for one in self.fired or ()]}
+        """The text, the fired edits and the withheld ones, for JSON."""
+        return {
+            "text": self.text,
+            "fired": [vars(one) for one in self.fired or ()],
+            "withheld": [vars(one) for one in self.withheld],
+        }
 
 
 def same_answer(answer: str, expected: str) -> bool:

@@ -68,7 +68,11 @@ class SpoilsOthers(AlwaysFires):
         """An expert without a prompt feature; "loud" answers are said by larger ones."""
         expert, steps = super().make_expert(edit)
         return LowRankExpert(
-            expert.u, (40 if edit.answer == "loud" else 4) * expert.v, expert.visual_feature, 0 * expert.prompt_feature
+            expert.u,
+            (40 if edit.answer == "loud" else 4) * expert.v,
+            expert.visual_feature,
+            0 * expert.prompt_feature,
+            expert.query_feature,
         ), steps
 
 

@@ -30,8 +30,8 @@ from liveedit.evaluation.robustness.questions import (
     near_wording_questions,
 )
 from liveedit.evaluation.robustness.report import robustness_tables, rule_table
-from liveedit.evaluation.robustness.wordings import RULES, contradicting_prompts, near_wordings, wording_key
-from liveedit.samples import Edit, EditCase, Probe, Question
+from liveedit.evaluation.robustness.wordings import RULES, contradicting_prompts, near_wordings
+from liveedit.samples import Edit, EditCase, Probe, Question, normalize_prompt
 
 PROVENANCE = Provenance("abc", False, "b" * 64, "d" * 64)
 PROMPT = "What is this creature called?"
@@ -89,7 +89,7 @@ def test_near_wordings_differ_from_the_prompt_and_depend_on_nothing_but_the_seed
         assert made == near_wordings(prompt, seed)
         assert all(one.prompt != prompt and one.prompt.strip() for one in made)
         typos = [one for one in made if one.kind == "typos"]
-        assert all(wording_key(one.prompt) != wording_key(prompt) for one in typos)
+        assert all(normalize_prompt(one.prompt) != normalize_prompt(prompt) for one in typos)
     others = {tuple(one.prompt for one in near_wordings(PROMPT, str(seed))) for seed in range(5)}
     assert len(others) == 5
 
@@ -108,11 +108,6 @@ def test_contradicting_prompts_differ_in_more_than_case_spaces_and_marks(prompt:
         assert len(words) == 3
         assert len(plain) >= 2 or prompt == "a photo of"
         assert contradicting_prompts(prompt, seed) == prompts
-
-
-def test_a_wording_key_leaves_out_case_spaces_and_final_marks() -> None:
-    assert wording_key('  What  IS it ?!"') == wording_key("what is it") == "what is it"
-    assert wording_key("what is it") != wording_key("what it is")
 
 
 # -- questions -----------------------------------------------------------------------------------------------
@@ -163,7 +158,7 @@ def test_triples_have_one_image_three_prompts_and_three_answers() -> None:
     for start in range(0, 12, 3):
         triple = [edit for _, edit in edits[start : start + 3]]
         assert len({edit.question.image for edit in triple}) == 1
-        assert len({wording_key(edit.question.prompt) for edit in triple}) == 3
+        assert len({normalize_prompt(edit.question.prompt) for edit in triple}) == 3
         answers = [edit.answer for edit in triple]
         assert len({normalize_answer(answer) for answer in answers}) == 3
         assert "Zamo3" not in answers[1:], "a label of the case"
@@ -378,6 +373,7 @@ def test_editors_without_weights_and_kinds_that_are_not_wanted(
     assert [row["notes"] for row in rows] == [[NO_WEIGHTS]] * 2
     assert [row["kinds"].keys() for row in rows] == [{OWN_PROMPT, *RULES}] * 2
     assert [name for name, *_ in asked] == [None, "ShiftEditor", "NoEditor"], "the unedited model is asked once"
+    assert len(robustness_tables(rows)) == 1, "no costs of long answers"
     assert all(counts["unedited"] == counts["asked"] for row in rows for counts in row["kinds"].values())
 
 
@@ -411,18 +407,18 @@ def answers_in(folder: Path) -> dict[str, str]:
 
 
 def test_a_run_from_the_command_line(run: Callable[..., tuple[int, str, str]], world: Path, tmp_path: Path) -> None:
-    few = ("--edits", 3, "--probed", 2, "--triples", 1, "--lengths", 8, 12, "--long-edits", 1, "--batch", 64)
+    few = ("--edits", 3, "--probed", 1, "--triples", 1, "--lengths", 8, 9, "--long-edits", 1, "--batch", 64)
     given = ("robustness", "--data", world, "--editor", "liveedit", "one=ft-l", "--set", "one.steps=1", *few)
     code, out, err = run(*given, "--out", tmp_path / "first", "--json")
     assert code == 0, err
     rows = json.loads(out)["rows"]
     assert [(row["seed"], row["editor"]) for row in rows] == [(0, "liveedit"), (0, "one")]
-    assert rows[0]["kinds"]["own_prompt"]["edit"] == 2, "the built-in editor takes edits"
+    assert rows[0]["kinds"]["own_prompt"]["edit"] == 1, "the built-in editor takes edits"
     assert rows[1]["provenance"]["config"]["editor"]["steps"] == 1
     assert len(answers_in(tmp_path / "first")) == 2
     code, out, _ = run(*given, "--out", tmp_path / "again")
     assert code == 0
-    assert "Long answer 12" in out and "broken" in out
+    assert "Long answer 9" in out and "broken" in out
     assert answers_in(tmp_path / "first") == answers_in(tmp_path / "again")
     report = (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
     assert "| Typos | dropped\\_letter | liveedit |" in report

@@ -15,7 +15,7 @@ from liveedit.experts.expert import expert_from_bytes, expert_to_bytes
 
 def make_expert(seed: int = 0) -> LowRankExpert:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"u": (2, 3), "v": (2, 3), "visual_feature": (4,), "prompt_feature": (4,)}
+    shapes = {"u": (2, 3), "v": (2, 3), "visual_feature": (4,), "prompt_feature": (4,), "query_feature": (4,)}
     return LowRankExpert(**{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()})
 
 
@@ -26,7 +26,7 @@ def bits(expert: LowRankExpert) -> dict[str, tuple[tuple[int, ...], bytes]]:
 
 def test_experts_come_back_to_the_bit() -> None:
     odd = torch.tensor([-0.0, 1e-45, torch.finfo(torch.float32).max, 1 / 3])
-    expert = LowRankExpert(u=odd.reshape(1, 4), v=odd.reshape(1, 4).flip(1), visual_feature=odd, prompt_feature=odd)
+    expert = LowRankExpert(odd.reshape(1, 4), odd.reshape(1, 4).flip(1), odd, odd, odd)
     found = expert_from_bytes(expert_to_bytes(expert), LowRankExpert)
     assert bits(found) == bits(expert)
     assert found.digest == expert.digest
@@ -36,7 +36,7 @@ def test_experts_come_back_to_the_bit() -> None:
 def test_views_and_gradients_become_plain_numbers() -> None:
     wide = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     # u and v share memory, and neither is contiguous.
-    expert = LowRankExpert(u=wide.T, v=wide.T, visual_feature=wide[:, 0], prompt_feature=wide[:, 1])
+    expert = LowRankExpert(wide.T, wide.T, wide[:, 0], wide[:, 1], wide[:, 1])
     found = expert_from_bytes(expert_to_bytes(expert), LowRankExpert)
     assert torch.equal(found.u, wide.detach().T)
     assert torch.equal(found.visual_feature, wide.detach()[:, 0])

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 
 from liveedit.errors import InvalidInputError, NotFoundError, StoreError
 from liveedit.experts import ExpertRepository, LowRankExpert, blocks
+from liveedit.experts.repository import FEATURES
 
 RANK, WIDTH, FEATURE = 2, 3, 4
 
@@ -41,6 +43,7 @@ def make_expert(seed: int, rank: int = RANK) -> LowRankExpert:
         v=torch.randn(rank, WIDTH, generator=generator),
         visual_feature=torch.randn(FEATURE, generator=generator),
         prompt_feature=torch.randn(FEATURE, generator=generator),
+        query_feature=torch.randn(FEATURE, generator=generator),
     )
 
 
@@ -90,15 +93,11 @@ def test_an_edit_moves_and_copies_nothing_that_is_there(new: Callable[[], Expert
     for seed in range(500):
         repository.add(str(seed), make_expert(seed))
         if seed == 10:
-            places = {name: next(repository.parts(name)).data_ptr() for name in blocks_of(repository)}
-    parts = {name: list(repository.parts(name)) for name in blocks_of(repository)}
+            places = {name: next(repository.parts(name)).data_ptr() for name in FEATURES}
+    parts = {name: list(repository.parts(name)) for name in FEATURES}
     assert all([len(part) for part in found] == [64, 64, 128, 128, 116] for found in parts.values())
     assert {name: found[0].data_ptr() for name, found in parts.items()} == places
     assert all(part.is_contiguous() for found in parts.values() for part in found)
-
-
-def blocks_of(repository: ExpertRepository) -> tuple[str, ...]:
-    return tuple(repository.get(repository.ids[0]).tensors)
 
 
 @pytest.mark.parametrize("count", [1, 64, 65, 300])
@@ -107,13 +106,13 @@ def test_gathered_rows_are_those_asked_for_in_their_order(new: Callable[[], Expe
     for seed in range(count):
         repository.add(str(seed), make_expert(seed))
     rows = torch.randint(count, (7, 100), generator=torch.Generator().manual_seed(1))
-    u, feature = repository.gather(rows, "u", "prompt_feature")
+    (feature,), (u, _) = repository.gather(rows, "prompt_feature"), repository.gather_matrices(rows)
     assert u.shape == (7, 100, RANK, WIDTH) and feature.shape == (7, 100, FEATURE)
     for place in ((0, 0), (3, 50), (6, 99)):
         expert = make_expert(int(rows[place]))
         assert torch.equal(u[place], expert.u) and torch.equal(feature[place], expert.prompt_feature)
-    assert torch.equal(repository.gather([count - 1, 0], "v")[0], repository.v[[count - 1, 0]])
-    assert repository.gather([], "v")[0].shape == (0, RANK, WIDTH)
+    assert torch.equal(repository.gather_matrices([count - 1, 0])[1], repository.v[[count - 1, 0]])
+    assert repository.gather([], "query_feature")[0].shape == (0, FEATURE)
 
 
 def test_empty_blocks_are_given_back_but_for_one(new: Callable[[], ExpertRepository]) -> None:
@@ -122,8 +121,8 @@ def test_empty_blocks_are_given_back_but_for_one(new: Callable[[], ExpertReposit
         repository.add(str(seed), make_expert(seed))
     for seed in range(500):
         repository.remove(str(seed))
-        assert repository._layout.rows < len(repository) + 2 * 128
-    assert repository.u.shape == (0, RANK, WIDTH)
+        assert repository._keys.capacity < len(repository) + 2 * 128
+    assert len(repository.u) == 0 and repository.visual_features.shape == (0, FEATURE)
     repository.add("again", make_expert(1))
     assert_holds(repository, {"again": make_expert(1)})
 
@@ -154,7 +153,7 @@ def test_files_on_the_host_have_no_names_and_go_with_the_repository(
     repository = ExpertRepository(experts_on="host", folder=tmp_path)
     factors, feature = torch.randn(2, 4, 4096), torch.randn(32)
     for number in range(300):
-        repository.add(str(number), LowRankExpert(factors[0], factors[1], feature, feature))
+        repository.add(str(number), LowRankExpert(factors[0], factors[1], feature, feature, feature))
     pool = 300 * 2 * 4 * 4096 * 4
     assert open_bytes(tmp_path) >= pool and list(tmp_path.iterdir()) == []
     assert len({repository.get(str(number)).digest for number in range(300)}) == 1
@@ -254,18 +253,49 @@ def test_known_ids_are_refused_and_change_nothing() -> None:
     assert_holds(repository, {"a": make_expert(1)})
 
 
-# A full block (64 rows) makes room for the next expert; rank 1 would stretch over the new rank.
+# A full block (64 rows) makes room for the next expert.
 @pytest.mark.parametrize("count", [1, 63, 64, 65])
-@pytest.mark.parametrize(("held", "other"), [(1, 2), (2, 1), (2, 3)])
-def test_other_shapes_are_refused_and_change_nothing(count: int, held: int, other: int) -> None:
+def test_other_widths_are_refused_and_change_nothing(count: int) -> None:
     repository = ExpertRepository()
-    expected = {str(seed): make_expert(seed, held) for seed in range(count)}
+    expected = {str(seed): make_expert(seed) for seed in range(count)}
     for edit_id, expert in expected.items():
         repository.add(edit_id, expert)
-    message = rf"shape \({other}, 3\); this repository holds \({held}, 3\)"
-    with pytest.raises(InvalidInputError, match=message):
-        repository.add("other", make_expert(99, other))
+    wide = replace(make_expert(99), u=torch.ones(RANK, WIDTH + 1))
+    with pytest.raises(InvalidInputError, match=r"shape \(2, 4\); this repository holds \(2, 3\)"):
+        repository.add("other", wide)
     assert_holds(repository, expected)
+
+
+def test_experts_of_any_rank_come_and_go(new: Callable[[], ExpertRepository]) -> None:
+    repository, expected, choice = new(), {}, random.Random(3)
+    for step in range(600):
+        if expected and choice.random() < 0.4:
+            edit_id = choice.choice(sorted(expected))
+            repository.remove(edit_id)
+            del expected[edit_id]
+        else:
+            expected[f"edit{step}"] = make_expert(step, choice.choice((1, 2, 5)))
+            repository.add(f"edit{step}", expected[f"edit{step}"])
+    assert {len(expert.u) for expert in expected.values()} == {1, 2, 5}
+    assert set(repository.ids) == set(expected)
+    for edit_id, expert in expected.items():
+        assert_equal(repository.get(edit_id), expert)
+    rows = torch.arange(len(repository)).reshape(-1, 1)
+    u, v = repository.gather_matrices(rows)
+    assert u.shape == v.shape == (len(expected), 1, 5, WIDTH)
+    for row, edit_id in enumerate(repository.ids):
+        rank = len(expected[edit_id].u)
+        assert torch.equal(u[row, 0, :rank], expected[edit_id].u) and not u[row, 0, rank:].any()
+        assert torch.equal(v[row, 0, :rank], expected[edit_id].v) and not v[row, 0, rank:].any()
+
+
+def test_the_newest_is_known_whatever_its_row() -> None:
+    repository = ExpertRepository()
+    for seed in range(5):
+        repository.add(str(seed), make_expert(seed))
+    repository.remove("1")
+    repository.add("1", make_expert(1))
+    assert [repository.id_of(row) for row in repository.rows_by_age] == ["0", "2", "3", "4", "1"]
 
 
 def test_unknown_ids_are_named() -> None:
@@ -311,10 +341,12 @@ def test_experts_that_carry_gradients_are_stored_without_them() -> None:
 
 def test_the_digest_is_of_the_contents_in_order() -> None:
     expert = make_expert(1)
-    numbers = torch.cat([expert.u.ravel(), expert.v.ravel(), expert.visual_feature, expert.prompt_feature])
+    numbers = torch.cat(
+        [expert.u.ravel(), expert.v.ravel(), expert.visual_feature, expert.prompt_feature, expert.query_feature]
+    )
     assert expert.digest == hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
     assert expert.digest != make_expert(2).digest
 
 
 def test_store_bytes_counts_every_number() -> None:
-    assert make_expert(1).store_bytes == 4 * (2 * RANK * WIDTH + 2 * FEATURE)
+    assert make_expert(1).store_bytes == 4 * (2 * RANK * WIDTH + 3 * FEATURE)

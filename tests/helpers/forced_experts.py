@@ -17,4 +17,4 @@ class AlwaysFires(LiveEditRefine):
         """A refined expert with features that any picture passes."""
         expert, steps = super().make_expert(edit)
         query = features_of(self, edit.question)
-        return LowRankExpert(expert.u, expert.v, 1e4 * query.visual[0], 100 * query.prompt[0]), steps
+        return LowRankExpert(expert.u, expert.v, 1e4 * query.visual[0], 100 * query.prompt[0], query.visual[0]), steps

@@ -22,10 +22,10 @@ def main() -> None:
     place, folder, count, width = sys.argv[1:]
     repository = ExpertRepository(experts_on=place, folder=folder)  # type: ignore[arg-type]
     factors, feature = torch.randn(2, 4, int(width)), torch.randn(32)
-    repository.add("first", LowRankExpert(factors[0], factors[1], feature, feature))
+    repository.add("first", LowRankExpert(factors[0], factors[1], feature, feature, feature))
     before = resident()
     for number in range(int(count)):
-        repository.add(str(number), LowRankExpert(factors[0], factors[1], feature, feature))
+        repository.add(str(number), LowRankExpert(factors[0], factors[1], feature, feature, feature))
     print(resident() - before)
 
 

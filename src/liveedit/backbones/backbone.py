@@ -118,11 +118,21 @@ class Backbone:
             return 0
         return int(self.encode([Question("?", Image.new("RGB", _SAMPLE_IMAGE))]).image_mask.sum())
 
+    @property
+    def _stops(self) -> list[int]:
+        """The tokens after which generate() stops."""
+        stops = getattr(self.model.generation_config, "eos_token_id", None)
+        return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """All tokens that end an answer or follow its end."""
+        return frozenset((*self._stops, self.end_token_id, int(self.pad_token_id)))
+
     @cached_property
     def end_token_id(self) -> int:
         """The token that ends an answer: among those that stop generate(), the one that ends a turn of the chat."""
-        stops = getattr(self.model.generation_config, "eos_token_id", None)
-        stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+        stops = self._stops
         template = str(getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or "")
         end = int(self.tokenizer.eos_token_id)
         # The tokenizer's own first: Llama 3.1's template also has <|eom_id|>, after which a tool answers.

@@ -167,6 +167,8 @@ def ask(
     out.print(Text(answer.text or "(the model says nothing)"))
     for fired in above_threshold(answer.fired):
         out.print(Text(f"edit {fired.edit_id}, weight {fired.weight:.2f}", style="dim"))
+    for withheld in answer.withheld:
+        out.print(Text(f"edit {withheld.edit_id} fired, in doubt: this is the unedited answer", style="dim"))
 
 
 def check(

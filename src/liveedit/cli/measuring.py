@@ -174,7 +174,7 @@ def robustness(
         print_json({"rows": rows, "report": str(report)})
         return
     for table in robustness_tables(rows):
-        console().print(table.rich())
+        console().print(table)
     console().print(Text(f"Report: {report}"))
 
 

@@ -55,6 +55,10 @@ class Editor(ABC):
     settings_class: ClassVar[type[BaseModel] | None] = None
     """Its configuration, if that is chosen when the editor is created and not when it is trained."""
 
+    answer_confidence: float = 0.0
+    """If edits fired for an answer and one of its tokens has less probability than this, the unedited model answers
+    instead. 0: never."""
+
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
 
@@ -243,6 +247,11 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
         answers are as before, bit for bit. None if the editor has no weights to scale."""
         return None
 
+    @property
+    def ids_by_age(self) -> list[str]:
+        """Ids of the active edits, the newest last."""
+        return list(self.ids)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -260,8 +269,8 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
             self.undo(edit_id)
 
     def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The active experts' tensors, named INDEX.FIELD, and their ids."""
-        ids = sorted(self.ids)
+        """The active experts' tensors, named INDEX.FIELD, and their ids in the order in which they became active."""
+        ids = self.ids_by_age
         experts = [self.get(edit_id) for edit_id in ids]
         tensors = {
             f"{index}.{name}": tensor.cpu() for index, one in enumerate(experts) for name, tensor in one.tensors.items()

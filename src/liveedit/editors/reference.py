@@ -46,7 +46,7 @@ def forced_expert(
     generator = torch.Generator().manual_seed(seed)
     width, rank = editor.config.width, editor.config.rank
     u, v = (torch.randn(rank, width, generator=generator) for _ in range(2))
-    return LowRankExpert(u, strength * v, 1e4 * visual.float(), 100 * prompt / prompt.norm() ** 2)
+    return LowRankExpert(u, strength * v, 1e4 * visual.float(), 100 * prompt / prompt.norm() ** 2, query.visual[0])
 
 
 def fired_ids(editor: ReferenceEditor) -> list[list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ..samples import GENERALITY, LOCALITY
 from .lines import Line, answer_types, at_largest, metric_label, metric_names, reported, sections
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_STROKES: Final = {"teacher_forced": "-", "exact_match": "--", "broken": ":"}
+_STROKES: Final[dict[str, Literal["-", "--", ":"]]] = {"teacher_forced": "-", "exact_match": "--", "broken": ":"}
 _SHORT: Final = {"teacher_forced": "teacher-forced", "exact_match": "exact match", "broken": "broken answers"}
 
 

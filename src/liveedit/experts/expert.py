@@ -50,13 +50,15 @@ AnyExpert = TypeVar("AnyExpert", bound=Expert)
 class LowRankExpert(Expert):
     """`(U, V, phi_hat, psi_hat)` of section 4.1 of the LiveEdit paper.
 
-    u, v: (rank, width). visual_feature, prompt_feature: (k * d_m,).
+    u, v: (rank, width). visual_feature, prompt_feature: (k * d_m,). query_feature: phi_bar of the edit's own question,
+    (k * d_m,), not part of the paper: by it the nearest of several experts is found.
     """
 
     u: Tensor
     v: Tensor
     visual_feature: Tensor
     prompt_feature: Tensor
+    query_feature: Tensor
 
 
 def expert_to_bytes(expert: Expert) -> bytes:

@@ -11,25 +11,21 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import InvalidInputError, NotFoundError
-from .blocks import BlockLayout, Column, ExpertsOn, MappedColumn
+from .blocks import ExpertsOn
 from .expert import LowRankExpert
+from .rows import Rows
 
-Part = Literal["u", "v", "visual_feature", "prompt_feature"]
+Feature = Literal["visual_feature", "prompt_feature", "query_feature"]
 
-_KEYS: Final = ("visual_feature", "prompt_feature")
-"""The parts that every query is compared with. The other parts are needed only for experts that fire."""
-
-_COPIED_ONE_BY_ONE: Final = 128
-"""Up to this many rows are copied one by one. For more, grouping them by block first costs less."""
-
-_ROWS_PER_COPY: Final = 256
-"""Few enough that rows copied twice stay in the processor's cache."""
+FEATURES: Final = ("visual_feature", "prompt_feature", "query_feature")
+"""The parts that queries are compared with. The matrices u and v are needed only for experts that fire."""
 
 
 class ExpertRepository:
     """The repository `{(U, V, phi_hat, psi_hat)}` of the LiveEdit paper, section 4.1, in blocks of rows.
 
-    Adding an edit writes its own row and copies no other. The features, by which experts are found, are on the device.
+    Adding an edit writes its own row and copies no other. Experts may have different ranks. The features, by which
+    experts are found, are on the device.
     experts_on: where u and v are. On the "host" they are in unnamed memory-mapped files in `folder` (by default the
     system's temporary folder), and the experts that fire are copied to the device, bit for bit. Removing an expert
     moves the last row into the freed one, so the order of rows is arbitrary; experts are therefore mixed in the order
@@ -53,10 +49,17 @@ class ExpertRepository:
 
     def clear(self) -> None:
         """Remove every expert."""
-        self._layout = BlockLayout(0)
-        self._columns: dict[str, Column] = {}
+        self._features: Rows | None = None
+        self._matrices: dict[int, Rows] = {}
+        """The rows of u and v, by rank."""
+        self._places: list[tuple[int, int]] = []
+        """Of each expert: its rank, and its row among the experts of that rank."""
+        self._owners: dict[int, list[int]] = {}
+        """Of each rank: the row of the expert that each row of u and v belongs to."""
         self._ids: list[str] = []
         self._digests: list[str] = []
+        self._ages: list[int] = []
+        self._added = 0
         self._rows: dict[str, int] = {}
         self.longest_visual_feature = 0.0
         """Upper bound of the norms of all visual features that are, or were, in the repository."""
@@ -80,6 +83,15 @@ class ExpertRepository:
         """The digest of a row's expert."""
         return self._digests[row]
 
+    def age_of(self, row: int) -> int:
+        """How many experts had been added before this one: the newest has the largest number."""
+        return self._ages[row]
+
+    @property
+    def rows_by_age(self) -> list[int]:
+        """All rows, the newest last."""
+        return sorted(range(len(self)), key=self._ages.__getitem__)
+
     # -- changing ----------------------------------------------------------------------------------------
 
     def add(self, edit_id: str, expert: LowRankExpert) -> None:
@@ -87,68 +99,104 @@ class ExpertRepository:
         if edit_id in self._rows:
             raise InvalidInputError(f"The edit {edit_id!r} is already there. Undo it first or use another id.")
         self._check_shapes(expert)
-        row, digest = len(self._ids), expert.digest
+        tensors, rank, digest = expert.tensors, len(expert.u), expert.digest
+        features = {name: tensors[name] for name in FEATURES}
+        matrices = {name: tensors[name] for name in ("u", "v")}
         length = float(expert.visual_feature.detach().double().norm())
-        self._make_room(expert, row)
-        for name, tensor in expert.tensors.items():
-            self._columns[name].write(row, tensor)
+        keys = Rows(features, expert.store_bytes, self.device) if self._features is None else self._features
+        shelf = self._matrices[rank] if rank in self._matrices else self._new_matrices(rank, expert)
+        place = shelf.append(matrices)
+        try:
+            row = keys.append(features)
+        except BaseException:
+            shelf.remove(place)
+            raise
+        self._features, self._matrices[rank] = keys, shelf
+        self._owners.setdefault(rank, []).append(row)
         self.longest_visual_feature = max(self.longest_visual_feature, length)
+        self._places.append((rank, place))
         self._ids.append(edit_id)
         self._digests.append(digest)
+        self._ages.append(self._added)
+        self._added += 1
         self._rows[edit_id] = row
 
     def remove(self, edit_id: str) -> None:
         """Remove an expert. Raises `NotFoundError`."""
         row, last = self._row(edit_id), len(self._ids) - 1
+        rank, place = self._places[row]
+        self._matrices[rank].remove(place)
+        owners = self._owners[rank]
+        owners[place] = owners[-1]
+        self._places[owners[place]] = (rank, place)
+        owners.pop()
+        self._keys.remove(row)
         if row != last:
-            for column in self._columns.values():
-                column.write(row, column.read(last))
-            self._ids[row], self._digests[row] = self._ids[last], self._digests[last]
+            for column in (self._ids, self._digests, self._ages, self._places):
+                column[row] = column[last]  # type: ignore[index]
             self._rows[self._ids[row]] = row
+            moved_rank, moved_place = self._places[row]
+            self._owners[moved_rank][moved_place] = row
         del self._rows[edit_id]
-        self._ids.pop()
-        self._digests.pop()
-        while self._layout.has_block_to_spare(len(self._ids)):
-            self._layout.shrink()
-            for column in self._columns.values():
-                column.drop_block()
+        for column in (self._ids, self._digests, self._ages, self._places):
+            column.pop()
 
     # -- reading -----------------------------------------------------------------------------------------
 
     def get(self, edit_id: str) -> LowRankExpert:
         """A copy of an edit's expert. Raises `NotFoundError`."""
         row = self._row(edit_id)
-        return LowRankExpert(**{name: column.read(row).to(self.device) for name, column in self._columns.items()})
+        rank, place = self._places[row]
+        parts = {**self._matrices[rank].read(place), **self._keys.read(row)}
+        return LowRankExpert(**{name: part.to(self.device) for name, part in parts.items()})
 
-    def parts(self, name: Part, largest: int | None = None) -> Iterator[Float[Tensor, "rows ..."]]:
-        """One part of all experts, in the order of their rows, as views of at most `largest` rows: (rows, ...).
+    def parts(self, name: Feature, largest: int | None = None) -> Iterator[Float[Tensor, "rows ..."]]:
+        """One feature of all experts, in the order of their rows, as views of at most `largest` rows: (rows, ...).
 
         The views are valid until the next change.
         """
-        for part in self._column(name).parts(len(self)):
-            yield from part.split(largest or len(part))
+        return self._keys.parts(name, largest)
 
-    def gather(self, rows: Int64[Tensor, "*wanted"] | Sequence[int], *names: Part) -> list[Float[Tensor, "*part"]]:
-        """Copies of parts of the experts in these rows, on the device: (*shape of rows, ...) each."""
-        wanted = torch.as_tensor(rows, dtype=torch.long, device="cpu")
-        flat = wanted.flatten()
-        columns = [self._column(name) for name in names]
-        if 0 < len(flat) <= _COPIED_ONE_BY_ONE:
-            places = [self._layout.place_of(row) for row in flat.tolist()]
-            found = [column.at(places) for column in columns]
-        else:
-            found = self._gather_many(flat, columns)
-        return [part.to(self.device).unflatten(0, wanted.shape) for part in found]
+    def gather(self, rows: Int64[Tensor, "*wanted"] | Sequence[int], *names: Feature) -> list[Float[Tensor, "*part"]]:
+        """Copies of features of the experts in these rows, on the device: (*shape of rows, ...) each."""
+        wanted = _on_cpu(rows)
+        return [part.unflatten(0, wanted.shape) for part in self._keys.gather(wanted.flatten(), *names)]
+
+    def gather_matrices(
+        self, rows: Int64[Tensor, "*wanted"] | Sequence[int]
+    ) -> tuple[Float[Tensor, "*wanted r d"], Float[Tensor, "*wanted r d"]]:
+        """Copies of u and v of the experts in these rows, on the device.
+
+        r: the largest rank among them. Experts of smaller rank are filled up with zeros, which add nothing.
+        """
+        wanted = _on_cpu(rows)
+        flat = wanted.flatten().tolist()
+        by_rank: dict[int, list[int]] = {}
+        for index, row in enumerate(flat):
+            by_rank.setdefault(self._places[row][0], []).append(index)
+        if len(by_rank) == 1:
+            (rank,) = by_rank
+            places = torch.tensor([self._places[row][1] for row in flat])
+            u, v = (part.to(self.device) for part in self._matrices[rank].gather(places, "u", "v"))
+            return u.unflatten(0, wanted.shape), v.unflatten(0, wanted.shape)
+        width = self._width
+        filled = [torch.zeros(len(flat), max(by_rank, default=0), width, device=self.device) for _ in range(2)]
+        for rank, indices in by_rank.items():
+            places = torch.tensor([self._places[flat[index]][1] for index in indices])
+            for whole, part in zip(filled, self._matrices[rank].gather(places, "u", "v"), strict=True):
+                whole[torch.tensor(indices, device=self.device), :rank] = part.to(self.device)
+        u, v = (part.unflatten(0, wanted.shape) for part in filled)
+        return u, v
 
     @property
     def u(self) -> Float[Tensor, "edits rank width"]:
         """The matrices U of all experts, a copy."""
-        return self._whole("u")
+        return self._all_matrices[0]
 
     @property
     def v(self) -> Float[Tensor, "edits rank width"]:
         """The matrices V of all experts, a copy."""
-        return self._whole("v")
+        return self._all_matrices[1]
 
     @property
     def visual_features(self) -> Float[Tensor, "edits feature"]:
@@ -162,59 +210,47 @@ class ExpertRepository:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _gather_many(self, rows: Tensor, columns: list[Column]) -> list[Tensor]:
-        found = [torch.empty((len(rows), *column.shape), device=column.device) for column in columns]
-        for start in range(0, len(rows), _ROWS_PER_COPY):
-            some = slice(start, start + _ROWS_PER_COPY)
-            groups = self._layout.groups(rows[some])
-            for column, to in zip(columns, found, strict=True):
-                column.copy(groups, to[some])
-        return found
+    def _new_matrices(self, rank: int, expert: LowRankExpert) -> Rows:
+        place: ExpertsOn = "host" if self.experts_on == "host" else "device"
+        return Rows({"u": expert.u, "v": expert.v}, expert.store_bytes, self.device, place, self._folder)
 
     def _row(self, edit_id: str) -> int:
         if edit_id not in self._rows:
             raise NotFoundError(f"There is no edit {edit_id!r}. {len(self)} edits are active.")
         return self._rows[edit_id]
 
-    def _column(self, name: Part) -> Column:
-        if name not in self._columns:
+    @property
+    def _keys(self) -> Rows:
+        if self._features is None:
             raise NotFoundError("The repository is empty: there is no expert yet.")
-        return self._columns[name]
+        return self._features
 
-    def _whole(self, name: Part) -> Tensor:
-        column = self._column(name)
-        none = torch.empty((0, *column.shape), device=column.device)
-        return torch.cat([none, *column.parts(len(self))]).to(self.device)
+    @property
+    def _width(self) -> int:
+        return next(iter(self._matrices.values())).shapes["u"][-1]
+
+    @property
+    def _all_matrices(self) -> tuple[Tensor, Tensor]:
+        _ = self._keys
+        return self.gather_matrices(range(len(self)))
+
+    def _whole(self, name: Feature) -> Tensor:
+        keys = self._keys
+        none = torch.empty((0, *keys.shapes[name]), device=self.device)
+        return torch.cat([none, *keys.parts(name)])
 
     def _check_shapes(self, expert: LowRankExpert) -> None:
+        if self._features is None:
+            return
+        rank = len(expert.u)
+        held = {**self._features.shapes, "u": (rank, self._width), "v": (rank, self._width)}
         for name, tensor in expert.tensors.items():
-            column = self._columns.get(name)
-            if column is not None and tensor.shape != column.shape:
+            if tuple(tensor.shape) != held[name]:
                 raise InvalidInputError(
                     f"An expert's {name} has shape {tuple(tensor.shape)}; this repository holds "
-                    f"{tuple(column.shape)}. It was made by another editor."
+                    f"{held[name]}. It was made by another editor."
                 )
 
-    def _make_room(self, expert: LowRankExpert, row: int) -> None:
-        if not self._columns:
-            self._layout = BlockLayout(expert.store_bytes)
-            self._columns = {name: self._new_column(name, tensor) for name, tensor in expert.tensors.items()}
-        if row < self._layout.rows:
-            return
-        try:
-            for column in self._columns.values():
-                column.append_block(self._layout.next_block)
-        except BaseException:
-            # If memory or disk ran out, restore the state before.
-            for column in self._columns.values():
-                while column.block_count > len(self._layout.starts):
-                    column.drop_block()
-            if not self._layout.starts:
-                self._columns = {}
-            raise
-        self._layout.grow()
 
-    def _new_column(self, name: str, tensor: Tensor) -> Column:
-        if self.experts_on == "host" and name not in _KEYS:
-            return MappedColumn(self._layout, tensor.shape, self._folder)
-        return Column(self._layout, tensor.shape, self.device)
+def _on_cpu(rows: Tensor | Sequence[int]) -> Tensor:
+    return torch.as_tensor(rows, dtype=torch.long, device="cpu")

@@ -34,6 +34,9 @@ class LiveEditExtension(BaseModel):
     """What OpenAI's protocol has no field for."""
 
     edits: list[FiredEdit]
+    withheld: list[FiredEdit] = Field(
+        description="Edits that fired for an answer in doubt, in whose place the unedited model answered."
+    )
     revision: int = Field(description="The revision of the edits that were active.")
 
 
@@ -257,7 +260,9 @@ def _usage(result: GenerationResult) -> Usage:
 
 
 def _extension(result: GenerationResult) -> LiveEditExtension:
-    return LiveEditExtension(edits=shown_edits(result.fired), revision=result.revision)
+    return LiveEditExtension(
+        edits=shown_edits(result.fired), withheld=shown_edits(result.withheld), revision=result.revision
+    )
 
 
 def shown_edits(fired: Sequence[Fired]) -> list[FiredEdit]:

@@ -42,6 +42,7 @@ class DecodingState:
 
     tokens: all generated tokens, including the end token. finish: why the answer ended; None while it is being
     decoded, and if it was abandoned or is late. deadline: in `time.monotonic` seconds; decoding stops after it.
+    is_held: called while the answer is decoded; as long as it is True, no text is sent before `close`.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class DecodingState:
         on_text: TextCallback | None = None,
         is_abandoned: Callable[[], bool] = lambda: False,
         deadline: float = float("inf"),
+        is_held: Callable[[], bool] = lambda: False,
     ):
-        self.params = params
+        self.params, self._is_held = params, is_held
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
         self.is_late = False
         self._backbone, self._on_text, self._is_abandoned, self._deadline = backbone, on_text, is_abandoned, deadline
-        self._ends = _end_tokens(backbone)
+        self._ends = backbone.end_token_ids
         turn = backbone.next_turn
         self._stops = params.stop if turn is None else (*params.stop, turn)
         self._sent = ""
@@ -106,7 +108,8 @@ class DecodingState:
         if any(stop in decoded.lstrip() for stop in self._stops):
             self.finish = "stop"
             return
-        self._send(text[: len(text) - self._held_back(text)])
+        if not self._is_held():
+            self._send(text[: len(text) - self._held_back(text)])
 
     def _cut(self, text: str) -> str:
         found = [place for place in (text.find(stop) for stop in self.params.stop) if place >= 0]
@@ -152,9 +155,3 @@ class RowStoppingCriteria(StoppingCriteria):
         for place, token in enumerate(input_ids[:, -1].tolist()):
             self._done[place] = self._done[place] or self._rows[place].take(token)
         return torch.tensor(self._done, device=input_ids.device)
-
-
-def _end_tokens(backbone: Backbone) -> frozenset[int]:
-    stops = getattr(backbone.model.generation_config, "eos_token_id", None)
-    stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-    return frozenset((*stops, backbone.end_token_id, int(backbone.pad_token_id)))

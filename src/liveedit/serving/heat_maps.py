@@ -95,11 +95,11 @@ def _heat_maps(served: ServedModel, prompt: str, image: Image.Image, change_cell
         )
     change = None if change_cells is None else change_map(model.editor, question, change_cells)
     answering = model.answering
-    (answer,) = answering.generate(answering.encode([question]), 1)
+    (generated,) = answering.generate(answering.encode([question]), 1)
     return HeatMaps(
         attention=None if found is None else _placed(found, seen_area(model.backbone, image)),
         change=None if change is None else _placed(change, Area()),
-        edits=shown_edits(answer.fired or ()),
+        edits=shown_edits(generated.answer.fired or ()),
         revision=model.revision,
     )
 

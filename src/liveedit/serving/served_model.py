@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import torch
 from PIL import Image
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from ..answers import Answer, Fired
+from ..answering import Answering, Generated
+from ..answers import Answer, Fired, above_threshold
 from ..edited.model import EditedModel, Receipt
 from ..edited.recheck import CheckedEdit
+from ..editors.base import Editor
 from ..errors import InvalidInputError
 from ..samples import Question
 from ..store.idempotency import ChangeRequest
@@ -70,6 +73,8 @@ class GenerationResult:
     fired: tuple[Fired, ...]
     revision: int = 0
     """The revision of the edits that were active."""
+    withheld: tuple[Fired, ...] = ()
+    """The edits that fired for an answer in doubt, in whose place the unedited model answered."""
 
 
 @dataclass(frozen=True)
@@ -173,23 +178,36 @@ class ServedModel:
 
         Raises as `Backbone.encode` does if one of the questions cannot be encoded.
         """
-        answering = self.model.answering
+        rows, generated, lengths = self._decode(self.model.answering, requests, deadline)
+        doubtful = [place for place, one in enumerate(generated) if one.in_doubt and not rows[place].is_late]
+        withheld = {place: generated[place].answer for place in doubtful}
+        if doubtful:
+            with self.model.answering.unedited() as plain:
+                instead, answers, _ = self._decode(plain, [requests[place] for place in doubtful], deadline)
+            for place, row, one in zip(doubtful, instead, answers, strict=True):
+                rows[place], generated[place] = row, one
+        return [
+            _result(row, length, one.answer, self.model.revision, withheld.get(place))
+            for place, (row, length, one) in enumerate(zip(rows, lengths, generated, strict=True))
+        ]
+
+    def _decode(
+        self, answering: Answering, requests: Sequence[GenerationRequest], deadline: float
+    ) -> tuple[list[DecodingState], list[Generated], list[int]]:
+        """Decode one batch: the state of each answer, the answer, and the length of its question in tokens."""
         inputs = answering.encode([Question(request.prompt, request.image) for request in requests])
         lengths = inputs.attention_mask.sum(1).tolist()
-        rows = self._rows(requests, lengths, deadline)
-        answers = answering.generate(
+        rows = self._rows(answering.editor, requests, lengths, deadline)
+        generated = answering.generate(
             inputs,
             max(row.params.new_tokens for row in rows),
             logits_processor=LogitsProcessorList([SamplingProcessor(rows)]),
             stopping_criteria=StoppingCriteriaList([RowStoppingCriteria(rows)]),
         )
-        return [
-            _result(row, length, answer, self.model.revision)
-            for row, length, answer in zip(rows, lengths, answers, strict=True)
-        ]
+        return rows, generated, lengths
 
     def _rows(
-        self, requests: Sequence[GenerationRequest], lengths: Sequence[int], deadline: float
+        self, editor: Editor | None, requests: Sequence[GenerationRequest], lengths: Sequence[int], deadline: float
     ) -> list[DecodingState]:
         return [
             DecodingState(
@@ -198,8 +216,9 @@ class ServedModel:
                 request.on_text,
                 request.is_abandoned,
                 deadline,
+                partial(_is_held, editor, place),
             )
-            for request, length in zip(requests, lengths, strict=True)
+            for place, (request, length) in enumerate(zip(requests, lengths, strict=True))
         ]
 
     @property
@@ -265,9 +284,22 @@ def default_workers(device: torch.device, parameters: int) -> int:
     return min(_MOST_WORKERS, torch.get_num_threads())
 
 
-def _result(row: DecodingState, length: int, answer: Answer, revision: int) -> GenerationResult | Exception:
+def _is_held(editor: Editor | None, place: int) -> bool:
+    """Whether the answer in this row of this thread's batch may still be replaced by the unedited model's."""
+    if editor is None or not editor.answer_confidence:
+        return False
+    fired = editor.fired()
+    return bool(fired and above_threshold(fired[place]))
+
+
+def _result(
+    row: DecodingState, length: int, answer: Answer, revision: int, withheld: Answer | None
+) -> GenerationResult | Exception:
+    """withheld: the edited answer in whose place this one is."""
     try:
         text = row.close()
     except Exception as error:
         return error
-    return GenerationResult(text, row.finish or "length", length, len(row.tokens), answer.fired or (), revision)
+    fired = answer.fired or ()
+    kept_back = above_threshold(withheld.fired) if withheld is not None else ()
+    return GenerationResult(text, row.finish or "length", length, len(row.tokens), fired, revision, kept_back)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, func, select
 
 from ..answers import normalize_answer
 from .queries import active
@@ -53,7 +53,7 @@ def active_contradictions(connection: Connection) -> tuple[Contradiction, ...]:
     repeated = select(question).where(active()).group_by(question).having(func.count() > 1)
     columns = (EDITS.c.id, EDITS.c.prompt, EDITS.c.image_name, EDITS.c.answer, question)
     rows = connection.execute(select(*columns).where(active(), question.in_(repeated)).order_by(EDITS.c.number))
-    questions: dict[str, list[Row[Any]]] = defaultdict(list)
+    questions: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
         questions[row.question_sha256].append(row)
     return tuple(

@@ -117,7 +117,7 @@ def test_the_answer_decides_the_expert_but_not_its_features(editor: LiveEdit, qu
 def test_store_bytes_are_those_of_the_tensors(editor: LiveEdit, questions: list[Question]) -> None:
     (record,) = editor.edit([("edit", Edit(questions[0], "red"))])
     config = editor.config
-    numbers = 2 * config.rank * config.width + 2 * config.feature_parts * config.module_width
+    numbers = 2 * config.rank * config.width + 3 * config.feature_parts * config.module_width
     assert record.store_bytes == 4 * numbers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def edit(eval_cases: tuple[EditCase, ...]) -> Edit:
 def answer_with(editor: LiveEditRefine, edit: Edit, expert: LowRankExpert) -> str:
     """What the model says with this expert alone, which is made to pass both routers."""
     passing = forced_expert(editor, edit.question)
-    editor.add("edit", LowRankExpert(expert.u, expert.v, passing.visual_feature, passing.prompt_feature))
+    editor.add("edit", replace(passing, u=expert.u, v=expert.v))
     try:
         inputs = editor.backbone.encode([edit.question], padding="left")
         (text,) = editor.backbone.generate(inputs, 8)

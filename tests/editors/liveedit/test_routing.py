@@ -43,7 +43,7 @@ def modules_of(form: str = "improved", **changes: object) -> LiveEditModules:
 
 def experts_of(count: int, seed: int = 0) -> dict[str, LowRankExpert]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((2, WIDTH), (2, WIDTH), (FEATURES,), (FEATURES,))
+    shapes = ((2, WIDTH), (2, WIDTH), (FEATURES,), (FEATURES,), (FEATURES,))
     return {
         f"edit-{index}": LowRankExpert(*(torch.randn(shape, generator=generator) for shape in shapes))
         for index in range(count)
@@ -196,7 +196,8 @@ def test_an_empty_repository_routes_to_nothing() -> None:
 
 def test_nobody_above_the_sentinel_routes_to_nothing() -> None:
     query = query_of()
-    opposite = LowRankExpert(torch.ones(2, WIDTH), torch.ones(2, WIDTH), -100 * query.visual.sum(0), query.prompt[0])
+    away, prompt = -100 * query.visual.sum(0), query.prompt[0]
+    opposite = LowRankExpert(torch.ones(2, WIDTH), torch.ones(2, WIDTH), away, prompt, away)
     repository = repository_of({"opposite": opposite})
     reached = QueryFeatures(query.visual[:1], query.visual[:1], query.prompt[:1])
     assert route(modules_of(), reached, EVERY[:1], repository) is None
@@ -258,7 +259,7 @@ def near_ties(query: QueryFeatures, count: int) -> dict[str, LowRankExpert]:
         visual = (sentinel + aside).float() if number % 10 else query.sentinel[0]
         others = torch.randn(3, len(bar), generator=generator)
         factors = others[:2, None].expand(2, 2, -1)[..., :WIDTH]
-        found[f"edit-{number}"] = LowRankExpert(factors[0], factors[1], visual, others[2])
+        found[f"edit-{number}"] = LowRankExpert(factors[0], factors[1], visual, others[2], others[2])
     return found
 
 
@@ -316,8 +317,8 @@ def test_edits_that_ask_the_same_are_told_apart_by_their_digests_whatever_the_or
     """With the same prompt feature their weights are equal: at the bound, who is kept must not hinge on the order."""
     query, alike = query_of(1), experts_of(40)
     shared = 100 * query.visual[0]
-    experts = {name: LowRankExpert(it.u, it.v, shared, query.prompt[0]) for name, it in alike.items()}
-    best = LowRankExpert(experts["edit-0"].u, experts["edit-0"].v, shared, 2 * query.prompt[0])
+    experts = {name: LowRankExpert(it.u, it.v, shared, query.prompt[0], shared) for name, it in alike.items()}
+    best = LowRankExpert(experts["edit-0"].u, experts["edit-0"].v, shared, 2 * query.prompt[0], shared)
     experts["edit-0"] = best
     found = [
         routed(modules_of(top_experts=4), query, EVERY[:1], repository_of(experts, order))
@@ -330,7 +331,7 @@ def test_edits_that_ask_the_same_are_told_apart_by_their_digests_whatever_the_or
 
 def test_the_same_expert_twice_fires_under_both_ids() -> None:
     modules, query, expert = modules_of(), query_of(1), next(iter(experts_of(1).values()))
-    twice = LowRankExpert(expert.u, expert.v, 100 * query.visual[0], expert.prompt_feature)
+    twice = LowRankExpert(expert.u, expert.v, 100 * query.visual[0], expert.prompt_feature, query.visual[0])
     first = routed(modules, query, EVERY[:1], repository_of({"a": twice, "b": twice}))
     second = routed(modules, query, EVERY[:1], repository_of({"a": twice, "b": twice}, ["b", "a"]))
     assert bits(first) == bits(second)
@@ -370,7 +371,7 @@ def test_equal_margins_are_told_apart_by_the_digests_whatever_the_order() -> Non
     """Two questions about one picture have the same margin where the prompt does not decide what is looked at."""
     query, alike = query_of(1), experts_of(6)
     shared = 100 * query.visual[0]
-    experts = {name: LowRankExpert(it.u, it.v, shared, it.prompt_feature) for name, it in alike.items()}
+    experts = {name: LowRankExpert(it.u, it.v, shared, it.prompt_feature, shared) for name, it in alike.items()}
     modules = modules_of(top_experts=2, soft_routing=False)
     found = [
         routed(modules, query, EVERY[:1], repository_of(experts, order))

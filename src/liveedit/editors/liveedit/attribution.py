@@ -101,7 +101,7 @@ def candidates(editor: LiveEdit, question: Question, edits: Mapping[str, Edit]) 
     if not len(repository):
         return float(sentinel), []
     passed = hard_routed(query, reachable, repository)
-    routing = route(modules, query, reachable, repository)
+    routing = route(modules, query, reachable, repository, editor.combining)
     weights = {} if routing is None else {fired.edit_id: fired.weight for fired in routing.fired[0]}
     margins = modules.visual_score(query.visual, repository.visual_features) - sentinel
     scores = modules.prompt_score(query.prompt, repository.prompt_features)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
 from ...experts import ExpertRepository, LowRankExpert
 from ...experts.blocks import ExpertsOn
+from ...experts.repository import FEATURES
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
@@ -26,9 +27,9 @@ from ..trained import TrainedEditor
 from .attention import attention_map
 from .config import PAPER_CONFIG, PAPER_LOSSES, LiveEditConfig, LiveEditLosses
 from .hook import RoutingHook
-from .modules import LiveEditModules, split_experts
+from .modules import LiveEditModules
 from .neighbours import estimated_weights, neighbours
-from .routing import Routing, route
+from .routing import AS_PUBLISHED, Routing, route
 from .task import LiveEditTask
 
 
@@ -77,6 +78,9 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         self.device = backbone.layer_device(self.config.layer)
         self.modules = modules.to(self.device)
         self.repository = ExpertRepository(self.device)
+        self.combining = AS_PUBLISHED
+        """How experts are combined; it may be replaced at any time."""
+        self._weight_factor = 1.0
         self._hook = RoutingHook(backbone, self.config, self._route, _ActiveExperts(self))
 
     # -- its trained modules -----------------------------------------------------------------------------
@@ -138,7 +142,7 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         """Generate one expert per edit, in one forward pass of the unedited model. Nothing becomes active."""
         inputs = self.backbone.encode([edit.question for edit in edits], [edit.answer for edit in edits])
         with torch.no_grad():
-            return split_experts(self.modules.edit(self.read(inputs)))
+            return self.modules.experts(self.read(inputs))
 
     def read(self, inputs: TokenBatch) -> HiddenTokens:
         """Hidden states at the edit layer of the unedited model."""
@@ -167,6 +171,11 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         """Ids of the active edits."""
         return self.repository.ids
 
+    @property
+    def ids_by_age(self) -> list[str]:
+        """Ids of the active edits, the newest last."""
+        return [self.repository.id_of(row) for row in self.repository.rows_by_age]
+
     def __len__(self) -> int:
         return len(self.repository)
 
@@ -183,7 +192,12 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         return neighbours(self.modules, expert, self.repository, most)
 
     def estimated_weights(self, expert: LowRankExpert, margin: float) -> dict[str, float]:
-        """Estimated from the keys alone: see `neighbours.estimated_weights`."""
+        """Estimated from the keys alone: see `neighbours.estimated_weights`.
+
+        Where the nearest expert alone is taken, none: to its own question an edit is the nearest.
+        """
+        if self.combining.combine == "nearest":
+            return {}
         return estimated_weights(self.modules, expert, margin, self.repository)
 
     def attention_map(self, question: Question, side: Literal["edit", "query"] = "query") -> HeatMap:
@@ -196,6 +210,15 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
     def occlusion_features(self, questions: Sequence[Question]) -> Tensor:
         """phi of the queries, (questions, k d_m)."""
         return self.modules.query(self.read(self.backbone.encode(questions, padding="left"))).visual
+
+    @contextmanager
+    def scaled_weights(self, factor: float) -> Iterator[None]:
+        """Inside the block, every weight is multiplied by `factor`, before the threshold of weights if there is one."""
+        before, self._weight_factor = self._weight_factor, factor
+        try:
+            yield
+        finally:
+            self._weight_factor = before
 
     def reset(self) -> None:
         """Undo every edit."""
@@ -216,28 +239,19 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         Active experts are moved. Raises `StoreError` if they cannot be; then nothing changes.
         """
         moved = ExpertRepository(self.device, experts_on=place, folder=folder)
-        for edit_id in self.repository.ids:
+        for edit_id in self.ids_by_age:
             moved.add(edit_id, self.repository.get(edit_id))
         self.repository = moved
 
     # -- saving and restoring the active edits -----------------------------------------------------------
-
-    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The active experts, sorted by id: u, v (edits, r, d); visual_feature, prompt_feature (edits, k d_m)."""
-        ids = sorted(self.repository.ids)
-        parts = [self.repository.get(edit_id).tensors for edit_id in ids]
-        names = parts[0] if parts else ()
-        return {name: torch.stack([part[name] for part in parts]).cpu() for name in names}, {"ids": ids}
 
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
         """Replace the active edits by those of `edited_state`: answers are the same again, bit for bit.
 
         Raises `CheckpointError` if they do not fit this editor; then nothing changes.
         """
-        experts = _experts_of(tensors, note, self.config)
-        self.reset()
-        for edit_id, expert in experts:
-            self.add(edit_id, expert)
+        check_saved(tensors, note, self.config)
+        super().restore(tensors, note)
 
     # -- answering ---------------------------------------------------------------------------------------
 
@@ -257,7 +271,8 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
             return None
         precise = replace(tokens, hidden_states=tokens.hidden_states.float())
         reachable = tokens.has_image if self.config.scope == "image" else torch.ones_like(tokens.has_image)
-        return route(self.modules, self.modules.query(precise), reachable, self.repository)
+        query = self.modules.query(precise)
+        return route(self.modules, query, reachable, self.repository, self.combining, self._weight_factor)
 
 
 class _ActiveExperts:
@@ -279,27 +294,19 @@ def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:
         )
 
 
-def _experts_of(
-    tensors: dict[str, Tensor], note: dict[str, Any], config: LiveEditConfig
-) -> list[tuple[str, LowRankExpert]]:
-    """The saved experts with their ids. Raises `CheckpointError`."""
+def check_saved(tensors: dict[str, Tensor], note: dict[str, Any], config: LiveEditConfig) -> None:
+    """Raise `CheckpointError` unless these are active edits that an editor of this configuration saved."""
     ids = note.get("ids")
     if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids) or len(set(ids)) != len(ids):
         raise CheckpointError(
             "Saved edits need a list of ids without repetition. These were not saved by LiveEdit, or they are damaged."
         )
-    feature = config.feature_parts * config.module_width
-    one: dict[str, tuple[int, ...]] = {
-        "u": (config.rank, config.width),
-        "v": (config.rank, config.width),
-        "visual_feature": (feature,),
-        "prompt_feature": (feature,),
-    }
-    wanted = {name: (len(ids), *shape) for name, shape in one.items()} if ids else {}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted:
-        raise CheckpointError(
-            f"Saved edits have the shapes {found}; this editor takes {wanted}. Use the editor that made them."
-        )
-    parts = {name: tensor.float() for name, tensor in tensors.items()}
-    return [(name, LowRankExpert(**{part: parts[part][row] for part in parts})) for row, name in enumerate(ids)]
+    feature = (config.feature_parts * config.module_width,)
+    for number in range(len(ids)):
+        rank = len(tensors.get(f"{number}.u", ()))
+        wanted = {"u": (rank, config.width), "v": (rank, config.width)} | dict.fromkeys(FEATURES, feature)
+        found = {name: tuple(tensors[key].shape) for name in wanted if (key := f"{number}.{name}") in tensors}
+        if found != wanted or not rank:
+            raise CheckpointError(
+                f"A saved edit has the shapes {found}; this editor takes {wanted}. Use the editor that made it."
+            )

@@ -128,12 +128,6 @@ class EditFeatures:
     prompt: Float[Tensor, "batch feature_width"]
 
 
-def split_experts(features: EditFeatures) -> list[LowRankExpert]:
-    """One expert for each edit of a batch."""
-    parts: tuple[Tensor, ...] = (features.u, features.v, features.visual, features.prompt)
-    return [LowRankExpert(*(part[row].clone() for part in parts)) for row in range(len(features.u))]
-
-
 @dataclass(frozen=True)
 class QueryFeatures:
     """Features of a batch of queries: phi_bar (visual), phi_bar of the sentinel, psi_bar (prompt)."""
@@ -166,6 +160,12 @@ class LiveEditModules(nn.Module):
         visual, prompt = self.edit_features(tokens)
         return EditFeatures(u, v, visual, prompt)
 
+    def experts(self, tokens: HiddenTokens) -> list[LowRankExpert]:
+        """One expert for each edit of a batch, in one pass."""
+        made = self.edit(tokens)
+        parts: tuple[Tensor, ...] = (made.u, made.v, made.visual, made.prompt, self.query_features(tokens))
+        return [LowRankExpert(*(part[row].clone() for part in parts)) for row in range(len(tokens))]
+
     def edit_features(
         self, tokens: HiddenTokens
     ) -> tuple[Float[Tensor, "batch feature_width"], Float[Tensor, "batch feature_width"]]:
@@ -173,6 +173,11 @@ class LiveEditModules(nn.Module):
         prompt = left_pack(tokens.hidden_states, tokens.prompt_mask)
         image = left_pack(tokens.hidden_states, tokens.image_mask)
         return self.hat.visual(self.hat.asked(prompt), image), self.hat.prompt(prompt)
+
+    def query_features(self, tokens: HiddenTokens) -> Float[Tensor, "batch feature_width"]:
+        """phi_bar of the questions alone (equation 4): what `query` gives as `visual`."""
+        prompt = left_pack(tokens.hidden_states, tokens.prompt_mask)
+        return self.bar.visual(self.bar.asked(prompt), left_pack(tokens.hidden_states, tokens.image_mask))
 
     def query(self, tokens: HiddenTokens) -> QueryFeatures:
         """Features of queries, and of the sentinel under the same prompts (equations 4 and 5)."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...answers import FIRING_THRESHOLD
 from ...experts import ExpertRepository, LowRankExpert
-from ...experts.repository import Part
+from ...experts.repository import Feature
 from ..base import Neighbour
 from .modules import LiveEditModules
 from .routing import soft_weights
@@ -53,7 +53,7 @@ def estimated_weights(
     return {repository.id_of(row): share for row, share in found if share >= FIRING_THRESHOLD}
 
 
-def _products(repository: ExpertRepository, name: Part, feature: Tensor) -> Tensor:
+def _products(repository: ExpertRepository, name: Feature, feature: Tensor) -> Tensor:
     """(edits,) dot products of a feature with the same feature of every edit, without copying keys."""
     on_device = feature.to(repository.device)
     return torch.cat([part @ on_device for part in repository.parts(name)])

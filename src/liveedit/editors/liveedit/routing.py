@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from ...answers import Fired
 from ...experts import ExpertRepository
-from .config import LiveEditConfig, Weighting
+from .config import Combining, LiveEditConfig, Weighting
 from .modules import LiveEditModules, QueryFeatures
 
 _SCORED_AT_ONCE = 512
@@ -23,6 +24,12 @@ _PAIRS_AT_ONCE = 4096
 
 _MATMUL_ROUNDING = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
 """Twice the rounding error of one operation in a matrix product, by `torch.set_float32_matmul_precision`."""
+
+_ASKED_THE_SAME: Final = 0.5
+"""From this weight on, an expert's edit asks for what the query asks for."""
+
+_SAME_DISTANCE: Final = 1e-8
+"""Squared distances of features that differ by no more than this are equal: batches round differently."""
 
 _SUM_STEP = 2.0**-40
 """Softmax totals are summed in whole multiples of this, so that the order of the experts changes no bit."""
@@ -93,21 +100,33 @@ def changed_tokens(
     return text & ~before_last_image_token
 
 
+AS_PUBLISHED: Final = Combining()
+"""The paper's combination: the sum of all experts that pass, by their soft weights."""
+
+
 @torch.no_grad()
 def route(
-    modules: LiveEditModules, query: QueryFeatures, reachable: Bool[Tensor, " batch"], repository: ExpertRepository
+    modules: LiveEditModules,
+    query: QueryFeatures,
+    reachable: Bool[Tensor, " batch"],
+    repository: ExpertRepository,
+    combining: Combining = AS_PUBLISHED,
+    factor: float = 1.0,
 ) -> Routing | None:
     """Hard routing by image (equation 5), then soft routing by prompt (equation 7).
 
-    None if no expert passes for any query. reachable: the queries that are in the editor's scope.
+    None if no expert passes for any query. reachable: the queries that are in the editor's scope. factor: a factor on
+    every weight, applied before its threshold.
     """
     if not len(repository):
         return None
     passed = hard_routed(query, reachable, repository)
     if not bool(passed.any()):
         return None
-    chosen = [_choose(modules, query, row, passed[row], repository) for row in range(len(passed))]
-    return _assemble(chosen, repository)
+    choose = _choose_nearest if combining.combine == "nearest" else _choose_all
+    found = [choose(modules, query, row, passed[row], repository) for row in range(len(passed))]
+    chosen = [_weighted(one, factor, combining.weight_threshold) for one in found]
+    return _assemble(chosen, repository) if any(rows for rows, *_ in chosen) else None
 
 
 def hard_routed(
@@ -147,22 +166,22 @@ def _exact_gap(query: Tensor, edit: Tensor, sentinel: Tensor) -> Tensor:
 
 
 _Chosen = tuple[list[int], Tensor, Tensor, float]
+"""Rows of experts, their weights and margins, and the weight of experts that were left out."""
+
+_NONE: Final[_Chosen] = ([], torch.empty(0), torch.empty(0), 0.0)
 
 
-def _choose(
+def _choose_all(
     modules: LiveEditModules, query: QueryFeatures, row: int, passed: Tensor, repository: ExpertRepository
 ) -> _Chosen:
     """One query's experts: their rows, weights and margins in the order of their digests, and the dropped weight."""
     rows = passed.nonzero().flatten()
     if not len(rows):
-        return [], torch.empty(0), torch.empty(0), 0.0
+        return _NONE
     # Each score is computed alone, the total is summed without rounding, and experts are mixed in the order of their
     # digests: no bit depends on the order in which edits were added and undone.
     weighting, dropped, top = modules.config.weighting, 0.0, modules.config.top_experts
-    if weighting == "equal":  # Only the margin of hard routing can decide which experts are kept.
-        scores = modules.visual_score(query.visual[row], *repository.gather(rows, "visual_feature"))
-    else:
-        scores = _prompt_scores(modules, query.prompt[row], rows, repository)
+    scores = _soft_scores(modules, query, row, rows, repository)
     weights = _order_free_weights(scores, weighting)
     if top is not None and len(rows) > top:
         kept = _first(scores, rows, repository, top)
@@ -174,8 +193,62 @@ def _choose(
         key=lambda place: (repository.digest_of(found[place]), repository.id_of(found[place])),
     )
     rows, weights = rows[order], weights[order]
-    margins = _gaps(query, row, rows, repository).float() * modules.visual_scale
-    return rows.tolist(), weights, margins, max(0.0, dropped)
+    return rows.tolist(), weights, _margins(modules, query, row, rows, repository), max(0.0, dropped)
+
+
+def _choose_nearest(
+    modules: LiveEditModules, query: QueryFeatures, row: int, passed: Tensor, repository: ExpertRepository
+) -> _Chosen:
+    """The one expert whose edit's own question is most similar to the query, as if it had passed alone.
+
+    Only experts count that would have a weight of a half or more if they were alone, if there are any. An edit's own
+    question is nearest to itself: its features are the same. Equally near are edits of the same question, of which the
+    newest counts.
+    """
+    rows = passed.nonzero().flatten()
+    if not len(rows):
+        return _NONE
+    alone = _weights_alone(_soft_scores(modules, query, row, rows, repository), modules.config.weighting)
+    if bool((alone >= _ASKED_THE_SAME).any()):
+        rows, alone = rows[alone >= _ASKED_THE_SAME], alone[alone >= _ASKED_THE_SAME]
+    (own,) = repository.gather(rows, "query_feature")
+    distance = (own.double() - query.visual[row].double()).square().sum(-1)
+    near = (distance <= distance.min() + _SAME_DISTANCE).nonzero().flatten().tolist()
+    best = max(near, key=lambda place: repository.age_of(int(rows[place])))
+    rows = rows[[best]]
+    return rows.tolist(), alone[[best]], _margins(modules, query, row, rows, repository), 0.0
+
+
+def _weighted(chosen: _Chosen, factor: float, threshold: float | None) -> _Chosen:
+    """The weights times a factor, then 0 or 1 by the threshold, if there is one. Experts of weight 0 are left out."""
+    rows, weights, margins, dropped = chosen
+    if factor == 1.0 and threshold is None:
+        return chosen
+    weights = weights * factor
+    if threshold is None:
+        return rows, weights, margins, dropped
+    kept = (weights >= threshold).nonzero().flatten()
+    return [rows[place] for place in kept.tolist()], torch.ones_like(weights[kept]), margins[kept], 0.0
+
+
+def _soft_scores(
+    modules: LiveEditModules, query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository
+) -> Tensor:
+    """s of these experts, (rows,). With equal weights only the margin of hard routing can decide between them."""
+    if modules.config.weighting == "equal":
+        return modules.visual_score(query.visual[row], *repository.gather(rows, "visual_feature"))
+    return _prompt_scores(modules, query.prompt[row], rows, repository)
+
+
+def _weights_alone(scores: Tensor, weighting: Weighting) -> Tensor:
+    """The weight that each expert would have if no other had passed: sigmoid(s) or 1, (experts,)."""
+    return 1 / (1 + (-scores).exp()) if weighting in ("both", "absolute") else torch.ones_like(scores)
+
+
+def _margins(
+    modules: LiveEditModules, query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository
+) -> Tensor:
+    return _gaps(query, row, rows, repository).float() * modules.visual_scale
 
 
 def _gaps(query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository) -> Tensor:
@@ -239,5 +312,5 @@ def _assemble(chosen: list[_Chosen], repository: ExpertRepository) -> Routing:
         for rows, row_weights, margins, _ in chosen
     )
     dropped = tuple(dropped for *_, dropped in chosen)
-    u, v = repository.gather(wanted, "u", "v")
+    u, v = repository.gather_matrices(wanted)
     return Routing(u, v, weights, fired, dropped)

@@ -23,7 +23,7 @@ from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
 from . import losses
 from .config import LiveEditLosses
-from .modules import EditFeatures, LiveEditModules, QueryFeatures, split_experts
+from .modules import EditFeatures, LiveEditModules, QueryFeatures
 from .routing import changed_tokens, expert_residual, route, soft_weights
 
 _DRAWS_PER_ROW = 64
@@ -276,7 +276,7 @@ class LiveEditTask:
         for start in range(0, len(chosen), group):
             part = chosen[start : start + group]
             edits = self._rows(part, [["reliability"]] * len(part), shared=False)
-            for case, expert in zip(part, split_experts(modules.edit(self._tokens(edits.batch))), strict=True):
+            for case, expert in zip(part, modules.experts(self._tokens(edits.batch)), strict=True):
                 repository.add(str(case), expert)
         edited = {self._labels[self._places[case]["reliability"]][:2] for case in chosen}
         figures = {}

@@ -66,7 +66,7 @@ def near_wording_questions(
     scopes = edited_scopes(edited)
     same_subject = _by_subject(cases)
     for case in edited[:probed]:
-        question, labels = case.edit.question, _labels(case)
+        question, labels = case.edit.question, case.labels
         yield Asked(OWN_PROMPT, OWN_PROMPT, case.id, question, case.edit.answer, labels=labels)
         for one in near_wordings(question.prompt, f"{seed} {case.id}"):
             asked = replace(question, prompt=one.prompt)
@@ -104,12 +104,8 @@ def _by_subject(cases: Sequence[EditCase]) -> dict[str, list[EditCase]]:
     return found
 
 
-def _labels(case: EditCase) -> tuple[str, ...]:
-    return _texts((*(probe.answer for probe in case.probes), case.answer_before))
-
-
 def _texts(labels: Sequence[str | None]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(label for label in labels if label is not None and label.strip()))
+    return tuple(label for label in labels if label is not None)
 
 
 # -- contradicting edits -----------------------------------------------------------------------------------------
@@ -133,8 +129,8 @@ def contradictions(cases: Sequence[EditCase], most: int, seed: int) -> tuple[lis
             break
         prompts = contradicting_prompts(case.edit.question.prompt, f"{seed} {case.id}")
         rng = random.Random(f"{seed} {case.id} answers")
-        labels = _labels(case)
-        others = _distinct((*_shuffled(by_type[case.answer_type], rng), *every_answer), 2, (case.edit.answer, *labels))
+        taken = _texts((*case.labels, case.answer_before))
+        others = _distinct((*_shuffled(by_type[case.answer_type], rng), *every_answer), 2, taken)
         if prompts is None or len(others) < 2:
             continue
         answers = (case.edit.answer, *others)
@@ -143,7 +139,7 @@ def contradictions(cases: Sequence[EditCase], most: int, seed: int) -> tuple[lis
             contradicting = tuple(other for other in answers if other != answer)
             edits.append((f"{case.id}/{place}", Edit(question, answer)))
             rule = "near_wording" if place else OWN_PROMPT
-            asked.append(Asked(CONTRADICTIONS, rule, case.id, question, answer, contradicting, labels))
+            asked.append(Asked(CONTRADICTIONS, rule, case.id, question, answer, contradicting, case.labels))
     return edits, asked
 
 
@@ -203,7 +199,7 @@ def long_answers(
     kind = f"long_answer_{tokens}"
     answers = [case.edit.answer for case in cases]
     for case in cases[:edits]:
-        labels = _texts((case.edit.answer, *_labels(case)))
+        labels = case.labels
         donors = _distinct(_shuffled(answers, random.Random(f"{seed} {case.id} {tokens}")), 4 * tokens, labels)
         if not donors:
             raise ConfigError("Long answers are joined from those of other cases, and there are none. Give more data.")

@@ -22,6 +22,7 @@ _HEADINGS: Final = {
     "other_label": "another label",
     "broken": "broken",
 }
+_IN_SEQUENCE: Final = "In sequence"
 _HEADER: Final = ("editor", "asked", *(_HEADINGS[verdict] for verdict in VERDICTS))
 _NOTES: Final = (
     "percent of the questions asked (number of answers)",
@@ -46,17 +47,20 @@ def robustness_tables(rows: Sequence[Row]) -> list[Table]:
     what = f"{first['edits']:,} edits on {first['backbone']}, {first['data']}"
     kinds = _lines(rows, "kinds", [(kind,) for kind in _keys(row["kinds"] for row in rows)])
     notes = [f"{name}: {note}" for name, note in _editor_notes(rows)]
-    tables = [Table(f"Robustness: {what}", ("question", *_HEADER), tuple(kinds), (*_NOTES, *notes), 2)]
-    if long := tuple(_long_answers(rows)):
+    tables = [Table(f"Robustness: {what}", ("question", *_HEADER), tuple(kinds), (*_NOTES, *notes), 2, 2)]
+    long = tuple(_long_answers(rows))
+    if any(line[0] != _IN_SEQUENCE for line in long):
         header_of_long = ("edits", "editor", "answer tokens", "gradient steps", "time, relative", "bytes")
         note = "time: of an edit, over that of the edits in sequence, whose answers are those of the data; medians"
-        tables.append(Table("Costs of long answers", header_of_long, long, (note,), 2))
+        tables.append(Table("Costs of long answers", header_of_long, long, (note,), 2, 2))
     return tables
 
 
 def rule_table(rows: Sequence[Row]) -> Table:
     """Answers by kind and rule."""
-    return Table("By rule", ("question", "rule", *_HEADER), tuple(_lines(rows, "rules", _paths(rows))), _NOTES[:1], 3)
+    return Table(
+        "By rule", ("question", "rule", *_HEADER), tuple(_lines(rows, "rules", _paths(rows))), _NOTES[:1], 3, 3
+    )
 
 
 def _lines(rows: Sequence[Row], key: str, paths: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
@@ -81,7 +85,7 @@ def _long_answers(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
             found = [row["costs"][name] for row in members if name in row["costs"]]
             if found and name != CONTRADICTIONS:
                 yield (
-                    "In sequence" if name == "edits" else metric_label(name),
+                    _IN_SEQUENCE if name == "edits" else metric_label(name),
                     editor,
                     f"{_mean(one['answer_tokens'] for one in found):.1f}",
                     f"{_mean(one['refine_steps']['mean'] for one in found):.1f}",

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from ...samples import normalize_prompt
+
 Rule = Callable[[str, random.Random], str | None]
 """Another wording of a prompt, or None if the rule does not apply to it. All choices are made by the generator."""
 
@@ -40,25 +42,20 @@ def near_wordings(prompt: str, seed: str) -> tuple[Wording, ...]:
 def contradicting_prompts(prompt: str, seed: str) -> tuple[str, str, str] | None:
     """The prompt and two near wordings of it with a typo or another word order; None if there are not two.
 
-    The three still differ in `wording_key`, so that no editor may take two of them for the same question.
+    The three still differ in `normalize_prompt`, so that no editor may take two of them for the same question.
     """
     made = [one.prompt for one in _made(prompt, seed, ("word_order", "typos"))]
     random.Random(f"{seed} contradictions {prompt}").shuffle(made)
-    distinct = {wording_key(one): one for one in (prompt, *made)}
+    distinct = {normalize_prompt(one): one for one in (prompt, *made)}
     prompts = tuple(distinct.values())
     return None if len(prompts) < 3 else (prompt, prompts[1], prompts[2])
-
-
-def wording_key(prompt: str) -> str:
-    """What is left of a prompt without upper case, repeated spaces and final marks."""
-    return " ".join(_END.sub("", prompt).casefold().split())
 
 
 def _made(prompt: str, seed: str, kinds: tuple[str, ...]) -> Iterator[Wording]:
     for kind in kinds:
         for rule, make in RULES[kind].items():
             made = make(prompt, random.Random(f"{seed} {rule} {prompt}"))
-            if made is not None and made != prompt and wording_key(made):
+            if made is not None and made != prompt and made.strip():
                 yield Wording(kind, rule, made)
 
 
@@ -124,7 +121,11 @@ def _typo(prompt: str, rng: random.Random, change: Callable[[str, int], str]) ->
     """The prompt with one letter of a word of four letters or more changed."""
     words = re.finditer(rf"[^\W\d_]{{{_SHORTEST_WORD_WITH_TYPO},}}", prompt)
     places = [place for word in words for place in range(word.start(), word.end() - 1)]
-    changed = [made for made in (change(prompt, place) for place in places) if wording_key(made) != wording_key(prompt)]
+    changed = [
+        made
+        for made in (change(prompt, place) for place in places)
+        if normalize_prompt(made) != normalize_prompt(prompt)
+    ]
     return rng.choice(changed) if changed else None
 
 

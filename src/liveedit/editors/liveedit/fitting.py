@@ -1,0 +1,168 @@
+"""Gradient steps on one expert until its edit is right, through the layers after the edit layer alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...backbones import Backbone, HiddenTokens, TokenBatch
+from .config import LiveEditConfig, RefineConfig
+from .routing import changed_tokens, expert_residual
+
+_GATE_ELSEWHERE = -0.2
+"""What the input of a gate is regressed on at other positions than its own; at its own it is 1."""
+
+_RIDGE = 1e-3
+"""Regularisation of that regression, per position."""
+
+
+_NEAR = 0.3
+"""An edit is verified after a step in which all probabilities came this near to the wanted one: verifying costs half
+a step."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Questions with one answer, encoded, and their hidden states at the edit layer. The edit's own question is first.
+
+    Right-padded; every row has the same number of answer tokens.
+    """
+
+    inputs: TokenBatch
+    tokens: HiddenTokens
+
+    @property
+    def answer_length(self) -> int:
+        """Number of answer tokens, the end token included."""
+        return int(self.inputs.answer_mask[0].sum())
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where gradient steps start, and how far a step goes: Adam's learning rates of u and v."""
+
+    u: Float[Tensor, "r d"]
+    v: Float[Tensor, "r d"]
+    rate_u: float
+    rate_v: float
+
+
+class Fitting:
+    """Fits u and v of one edit.
+
+    Hidden states at the edit layer are computed once; a step runs only the later layers, over all positions of an
+    answer at once. Each step takes one of the passages in turn, with noise on the image tokens, and gives every row but
+    the first a random weight, so that the answer does not depend on the weight that routing gives.
+    """
+
+    def __init__(self, backbone: Backbone, config: LiveEditConfig, refining: RefineConfig):
+        self.backbone, self.config, self.refining = backbone, config, refining
+
+    def near_generated(self, u: Tensor, v: Tensor) -> Start:
+        """A start at a generated expert. Steps are relative to the standard deviations of u and v, so that one
+        learning rate serves every backbone."""
+        rate = self.refining.learning_rate
+        return Start(u, v, rate * float(u.std().clamp(min=1e-3)), rate * float(v.std().clamp(min=1e-3)))
+
+    def from_gates(self, passages: Sequence[Passage], elsewhere: Sequence[HiddenTokens]) -> Start:
+        """A start for answers that are longer than a generated expert can hold: a row of u and v for each answer token.
+
+        Row t of u is a gate for the position that predicts answer token t: by ridge regression its input is 1 there, in
+        every wording, and below 0 at the other positions and at all text positions of `elsewhere`. v is 0: nothing is
+        changed before the first step.
+        """
+        length = passages[0].answer_length
+        own = torch.cat([self._normed(one.tokens)[one.inputs.predicting.to(self._device(one))] for one in passages])
+        others = [self._normed(tokens)[self._changed(tokens)] for tokens in elsewhere]
+        others += [
+            self._normed(one.tokens)[self._changed(one.tokens) & ~one.inputs.predicting.to(self._device(one))]
+            for one in passages
+        ]
+        rest = torch.cat(others)
+        inputs = torch.cat([own, rest]).double()
+        wanted = inputs.new_full((len(inputs), length), _GATE_ELSEWHERE)
+        wanted[torch.arange(len(own)), torch.arange(len(own)) % length] = 1.0
+        ridge = _RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+        gates = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ wanted).T.float()
+        # expert_residual multiplies by a fixed factor: without it a gate of 1 adds its row of v as it is.
+        u = gates / self._scale
+        size = (
+            float(own.std()) if self.config.expert_input == "states" else float(passages[0].tokens.hidden_states.std())
+        )
+        return Start(u, torch.zeros_like(u), self.refining.gate_rate * float(u.std()), self.refining.value_rate * size)
+
+    def run(self, start: Start, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, int]:
+        """u, v and the number of steps: until every answer token of a passage is right, or `RefineConfig.steps`."""
+        refining, generator = self.refining, torch.Generator(device=self.backbone.device).manual_seed(0)
+        u, v = (part.clone().requires_grad_() for part in (start.u, start.v))
+        rates = (start.rate_u, start.rate_v)
+        optimizer = torch.optim.Adam(
+            [{"params": [part], "lr": rate} for part, rate in zip((u, v), rates, strict=True)], betas=(0.9, 0.99)
+        )
+        for step in range(refining.steps):
+            passage = passages[step % len(passages)]
+            loss, lowest = self._loss(passage, u, v, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * _schedule(step, refining.steps)
+            optimizer.step()
+            following = passages[(step + 1) % len(passages)]
+            if lowest >= refining.confidence - _NEAR and self.is_right(following, u.detach(), v.detach()):
+                return u.detach(), v.detach(), step + 1
+        return u.detach(), v.detach(), refining.steps
+
+    @torch.no_grad()
+    def is_right(self, passage: Passage, u: Tensor, v: Tensor) -> bool:
+        """Whether every answer token of the passage has at least `RefineConfig.confidence`, at weight 1."""
+        states = passage.tokens.hidden_states
+        log_likelihood = -self._losses(passage, states, u, v, states.new_ones(len(states), 1))
+        return bool((log_likelihood.exp() >= self.refining.confidence).all())
+
+    def _loss(self, passage: Passage, u: Tensor, v: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+        """Cross-entropy of the answer tokens, of which those that are right already count little; and the lowest of
+        their probabilities."""
+        states = passage.tokens.hidden_states
+        noise = torch.randn(states.shape, generator=generator, device=states.device) * states.std()
+        noisy = states + self.refining.image_noise * noise * passage.tokens.image_mask[..., None]
+        least = self.refining.least_weight
+        weights = least + (1 - least) * torch.rand(len(states), 1, generator=generator, device=states.device)
+        weights[0] = 1.0
+        losses = self._losses(passage, noisy, u, v, weights)
+        probabilities = (-losses.detach()).exp()
+        missing = 1.05 - probabilities
+        return (losses * missing).sum() / missing.sum(), float(probabilities.min())
+
+    def _losses(self, passage: Passage, states: Tensor, u: Tensor, v: Tensor, weights: Tensor) -> Tensor:
+        """(answer tokens,) cross-entropy with this expert alone active."""
+        residual = expert_residual(states, u[None], v[None], weights, self.config)
+        edited = (states + residual * self._changed(passage.tokens)[..., None]).to(self.backbone.dtype)
+        inputs = passage.inputs
+        logits = self.backbone.logits_from(edited, inputs, self.config.layer, inputs.predicting).float()
+        return F.cross_entropy(logits, inputs.targets.to(logits.device), reduction="none")
+
+    def _normed(self, tokens: HiddenTokens) -> Tensor:
+        """What experts read."""
+        states = tokens.hidden_states
+        return F.layer_norm(states, states.shape[-1:]) if self.config.expert_input == "normed" else states
+
+    def _changed(self, tokens: HiddenTokens) -> Tensor:
+        return changed_tokens(tokens.image_mask, tokens.text_mask, self.config)
+
+    def _device(self, passage: Passage) -> torch.device:
+        return passage.tokens.hidden_states.device
+
+    @property
+    def _scale(self) -> float:
+        return 1 / (5 * math.sqrt(self.config.rank)) if self.config.expert_scale == "fixed" else 1.0
+
+
+def _schedule(step: int, steps: int) -> float:
+    """A short warm-up, then a cosine down to a tenth."""
+    return min(1.0, (step + 1) / 5) * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
