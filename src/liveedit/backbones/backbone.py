@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,21 +147,11 @@ class Backbone:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every weight and buffer of a checkpoint. Offloaded ones are read where they are kept."""
-        modules = dict(self.model.named_modules())
-        for name, value in self.model.state_dict().items():
-            if value.is_meta:
-                module, _, part = name.rpartition(".")
-                offloaded: Any = modules[module]._hf_hook
-                value = offloaded.weights_map[part]
-            yield name, value
+        return weights_of(self.model)
 
     def digest(self) -> str:
         """SHA-256 of the configuration and of a sample of each weight: a quick way to distinguish two models."""
-        digest = hashlib.sha256(self.model.config.to_json_string().encode())
-        for name, weight in self.weights():
-            sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)].float().cpu()
-            digest.update(name.encode() + sample.numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self.model.config.to_json_string(), self.weights())
 
     @property
     def fingerprint(self) -> dict[str, Any]:
