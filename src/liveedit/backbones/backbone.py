@@ -22,6 +22,7 @@ from .prompt_transforms import PromptTransform, prefixes_embedded, substitutes, 
 from .split_forward import decoder_of, execution_device, layers_of, run_prefix, run_suffix
 from .text_checks import check_control_tokens, check_markers, image_markers
 from .tokens import TokenBatch, TokenRole, pad
+from .weights import digest_of, weights_of
 
 _NOT_OF_IMAGES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 _SAMPLE_IMAGE = (448, 448)
