@@ -53,12 +53,12 @@ class Answering:
         answers = self.backbone.generate_tokens(inputs, max_new_tokens, **options)
         fired = None if self.editor is None else self.editor.fired()
         if fired is None:
-            return [Generated(Answer(text, None, tokens), False) for text, tokens in answers]
+            return [Generated(Answer(text, None, tokens), None) for text, tokens in answers]
         edits = fired or [()] * len(answers)
         found = [Answer(text, one, tokens) for (text, tokens), one in zip(answers, edits, strict=True)]
-        doubts = [False] * len(found) if watched is None else watched.doubts()
+        doubts = [None] * len(found) if watched is None else watched.doubts()
         return [
-            Generated(answer, doubt and bool(above_threshold(answer.fired)))
+            Generated(answer, doubt if above_threshold(answer.fired) else None)
             for answer, doubt in zip(found, doubts, strict=True)
         ]
 
@@ -66,7 +66,7 @@ class Answering:
         """Answers to several questions in one batch: the same as one by one."""
         generated = self.generate(self.encode(questions), max_new_tokens)
         answers = [one.answer for one in generated]
-        doubtful = [place for place, one in enumerate(generated) if one.in_doubt]
+        doubtful = [place for place, one in enumerate(generated) if one.is_in_doubt()]
         if doubtful:
             with self.unedited() as plain:
                 instead = plain.ask([questions[place] for place in doubtful], max_new_tokens)
@@ -106,19 +106,28 @@ class Answering:
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer as it was generated. in_doubt: edits fired, and the model was less sure of a token than
-    `Editor.answer_confidence`."""
+    """An answer as it was generated.
+
+    doubt: if edits fired, the place of the first token, counted from 0, of which the model was less sure than
+    `Editor.answer_confidence`; None if it was sure of all, or if no edit fired.
+    """
 
     answer: Answer
-    in_doubt: bool
+    doubt: int | None
+
+    def is_in_doubt(self, tokens: int | None = None) -> bool:
+        """Whether the unedited model answers instead. tokens: the answer was cut to so many."""
+        return self.doubt is not None and (tokens is None or self.doubt < tokens)
 
 
 class ConfidenceProcessor(LogitsProcessor):
-    """Changes no score, and notes for each row whether the most likely token was ever less likely than `least`."""
+    """Changes no score, and notes for each row where the most likely token was first less likely than `least`."""
 
     def __init__(self, least: float, ends: frozenset[int]):
         self._least, self._ends = math.log(least), ends
+        self._steps = 0
         self._doubts: Tensor | None = None
+        """(batch,): the first step in doubt, -1 before there is one."""
         self._ended: Tensor | None = None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -126,13 +135,14 @@ class ConfidenceProcessor(LogitsProcessor):
         precise = scores.float()
         unsure = precise.amax(-1) - precise.logsumexp(-1) < self._least
         if self._doubts is None or self._ended is None:
-            self._doubts, self._ended = unsure, torch.zeros_like(unsure)
-            return scores
-        last = input_ids[:, -1].to(unsure.device)
-        self._ended = self._ended | torch.isin(last, torch.tensor(sorted(self._ends), device=last.device))
-        self._doubts = self._doubts | (unsure & ~self._ended)
+            self._doubts, self._ended = torch.full_like(unsure, -1, dtype=torch.long), torch.zeros_like(unsure)
+        else:
+            last = input_ids[:, -1].to(unsure.device)
+            self._ended = self._ended | torch.isin(last, torch.tensor(sorted(self._ends), device=last.device))
+        self._doubts = torch.where(unsure & ~self._ended & (self._doubts < 0), self._steps, self._doubts)
+        self._steps += 1
         return scores
 
-    def doubts(self) -> list[bool]:
-        """Of each row."""
-        return [] if self._doubts is None else self._doubts.tolist()
+    def doubts(self) -> list[int | None]:
+        """Of each row, the place of its first token in doubt."""
+        return [] if self._doubts is None else [None if place < 0 else place for place in self._doubts.tolist()]

@@ -13,7 +13,8 @@ from PIL import Image
 
 from liveedit.backbones import Backbone
 from liveedit.edited.model import EditedModel
-from liveedit.editors.liveedit import LiveEditConfig
+from liveedit.editors.liveedit import LiveEditConfig, LiveEditRefine
+from liveedit.editors.liveedit.config import Combining
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.errors import (
     ConflictError,
@@ -61,6 +62,12 @@ def model(opener: Opener) -> Iterator[EditedModel]:
         yield opened
 
 
+def summing(editor: LiveEditRefine) -> LiveEditRefine:
+    """The editor with the paper's sum of all experts, by which edits can meet."""
+    editor.combining, editor.answer_confidence = Combining(), 0.0
+    return editor
+
+
 class SpoilsOthers(AlwaysFires):
     """Its experts have the same weight for whatever is asked about their picture."""
 
@@ -78,7 +85,7 @@ class SpoilsOthers(AlwaysFires):
 
 @pytest.fixture
 def spoiling(tiny_llava: Backbone, modules: LiveEditModules) -> Iterator[EditedModel]:
-    with EditedModel(tiny_llava, SpoilsOthers(tiny_llava, modules)) as opened:
+    with EditedModel(tiny_llava, summing(SpoilsOthers(tiny_llava, modules))) as opened:
         yield opened
 
 
@@ -196,6 +203,26 @@ def test_a_failure_while_superseding_changes_nothing(
         assert torch.equal(logits_of(model, image), before)
 
 
+def test_an_edit_put_aside_for_a_trial_is_as_old_as_before(
+    model: EditedModel, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two edits of one question the newest counts: the older one comes back from the trial as the older one."""
+    image = images[0]
+    first = model.edit(image, PROMPT, "teal")
+    second = model.edit(image, PROMPT, "red", supersede=False)
+    before = logits_of(model, image)
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.store, "add", fail)
+        with pytest.raises(StoreError, match="on purpose"):
+            model.edit(image, OTHER_PROMPT, "six", supersede=[first.id])
+    assert torch.equal(logits_of(model, image), before)
+    assert [fired.edit_id for fired in model.ask(image, PROMPT).fired] == [second.id]
+
+
 def test_another_writer_of_the_same_question_is_superseded_too(
     on_file: EditedModel, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,7 +325,7 @@ def test_an_edit_is_asked_again_where_its_picture_is_there_to_the_pixel(
 ) -> None:
     """A thumbnail of a large picture is not its picture."""
     large = open_image(images[0]).resize((300, 200), Image.Resampling.NEAREST)
-    with EditedModel.load(tiny_llava, keep_images=keep) as model:
+    with EditedModel(tiny_llava, summing(LiveEditRefine.load(tiny_llava)), keep_images=keep) as model:
         old = model.edit(large, PROMPT, "teal")
         new = model.edit(large, "Of what color is the hat?", "striped")
         assert [other.edit_id for other in new.evidence.earlier_edits] == ([old.id] if keep else [])
@@ -306,7 +333,7 @@ def test_an_edit_is_asked_again_where_its_picture_is_there_to_the_pixel(
 
 
 def test_a_collision_is_found_and_a_stranger_is_none(tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]) -> None:
-    with EditedModel.load(tiny_llava) as model:
+    with EditedModel(tiny_llava, summing(LiveEditRefine.load(tiny_llava))) as model:
         strangers = []
         for case in eval_cases[1:]:
             assert case.edit.question.image is not None

@@ -56,7 +56,7 @@ def test_an_edit_takes_and_its_receipt_says_so(model: EditedModel, image: Path) 
     assert after.text == "teal" == receipt.answer_after
     assert receipt.answer_before == before.text != "teal"
     assert receipt.took and receipt.refine_steps > 0 and receipt.milliseconds > 0
-    assert receipt.store_bytes == 4 * (2 * 2 * 192 + 2 * 64)
+    assert receipt.store_bytes == 4 * (2 * 2 * 192 + 3 * 64)
     assert [fired.edit_id for fired in after.fired] == [receipt.id]
     assert after.fired[0].weight > 0.9
     assert len(model) == 1

@@ -139,6 +139,7 @@ class EditedModel:
             self._revision = self.store.latest_revision() if at is None else at
             for edit_id, data in self.store.active_experts(self._revision):
                 editor.add(edit_id, self._expert(edit_id, data))
+            editor.number(self.store.numbers(editor.ids))
         except BaseException:
             self._leave()
             raise
@@ -320,6 +321,7 @@ class EditedModel:
             self.editor.undo(edit_id)
         for edit_id, expert in experts:
             self.editor.add(edit_id, expert)
+        self.editor.number(self.store.numbers([edit_id for edit_id, _ in experts]))
         self._revision = found.revision
         return found
 
@@ -470,6 +472,7 @@ class EditedModel:
         if stored.revision_added == self._revision + 1:
             self._revision = stored.revision_added
         self.editor.add(stored.id, expert)
+        self.editor.number({stored.id: stored.number})
         for other in superseded:
             if other.id in self.editor:
                 self.editor.undo(other.id)

@@ -123,7 +123,7 @@ class TrialRun:
     @contextmanager
     def _expert_active(self) -> Iterator[None]:
         editor = self.editor
-        away = {edit_id: editor.get(edit_id) for edit_id in self._leaving if edit_id in editor}
+        away = {edit.id: editor.get(edit.id) for edit in self.superseded if edit.id in editor}
         try:
             for edit_id in away:
                 editor.undo(edit_id)
@@ -135,6 +135,7 @@ class TrialRun:
             for edit_id, kept in away.items():
                 if edit_id not in editor:
                     editor.add(edit_id, kept)
+            editor.number({edit.id: edit.number for edit in self.superseded if edit.id in away})
 
     def _nearest(self) -> list[tuple[StoredEdit, Image.Image | None]]:
         """The active edits most similar to the new one that can be asked again about their exact image."""

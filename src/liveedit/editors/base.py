@@ -247,6 +247,12 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
         answers are as before, bit for bit. None if the editor has no weights to scale."""
         return None
 
+    def number(self, numbers: Mapping[str, int]) -> None:
+        """Number active edits in the order in which they were made. `add` alone makes an edit the newest.
+
+        Editors whose answers do not depend on the order ignore it, as this method does.
+        """
+
     @property
     def ids_by_age(self) -> list[str]:
         """Ids of the active edits, the newest last."""

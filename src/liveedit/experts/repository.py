@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -59,7 +59,7 @@ class ExpertRepository:
         self._ids: list[str] = []
         self._digests: list[str] = []
         self._ages: list[int] = []
-        self._added = 0
+        self._next_age = 0
         self._rows: dict[str, int] = {}
         self.longest_visual_feature = 0.0
         """Upper bound of the norms of all visual features that are, or were, in the repository."""
@@ -84,7 +84,7 @@ class ExpertRepository:
         return self._digests[row]
 
     def age_of(self, row: int) -> int:
-        """How many experts had been added before this one: the newest has the largest number."""
+        """The number of a row's expert: the newest has the largest."""
         return self._ages[row]
 
     @property
@@ -95,7 +95,10 @@ class ExpertRepository:
     # -- changing ----------------------------------------------------------------------------------------
 
     def add(self, edit_id: str, expert: LowRankExpert) -> None:
-        """Add an expert. Raises `InvalidInputError` for a known id or another shape; nothing changes then."""
+        """Add an expert, the newest so far.
+
+        Raises `InvalidInputError` for a known id or another shape; nothing changes then.
+        """
         if edit_id in self._rows:
             raise InvalidInputError(f"The edit {edit_id!r} is already there. Undo it first or use another id.")
         self._check_shapes(expert)
@@ -117,9 +120,18 @@ class ExpertRepository:
         self._places.append((rank, place))
         self._ids.append(edit_id)
         self._digests.append(digest)
-        self._ages.append(self._added)
-        self._added += 1
+        self._ages.append(self._next_age)
+        self._next_age += 1
         self._rows[edit_id] = row
+
+    def number(self, numbers: Mapping[str, int]) -> None:
+        """Number experts in the order in which their edits were made. Raises `NotFoundError`.
+
+        An expert that comes back is then as new as it was before.
+        """
+        for edit_id, number in numbers.items():
+            self._ages[self._row(edit_id)] = number
+            self._next_age = max(self._next_age, number + 1)
 
     def remove(self, edit_id: str) -> None:
         """Remove an expert. Raises `NotFoundError`."""

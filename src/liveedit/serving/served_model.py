@@ -179,7 +179,12 @@ class ServedModel:
         Raises as `Backbone.encode` does if one of the questions cannot be encoded.
         """
         rows, generated, lengths = self._decode(self.model.answering, requests, deadline)
-        doubtful = [place for place, one in enumerate(generated) if one.in_doubt and not rows[place].is_late]
+        # A row that a stop string or its length has ended is decoded on with the others for one step.
+        doubtful = [
+            place
+            for place, (row, one) in enumerate(zip(rows, generated, strict=True))
+            if one.is_in_doubt(len(row.tokens)) and not row.is_late
+        ]
         withheld = {place: generated[place].answer for place in doubtful}
         if doubtful:
             with self.model.answering.unedited() as plain:

@@ -141,6 +141,11 @@ class EditReader:
                 raise NotFoundError(f"There is no edit {edit_id!r} in {self.location!r}.")
         return self._experts([(numbers[edit_id], edit_id) for edit_id in edit_ids])
 
+    def numbers(self, edit_ids: Sequence[str]) -> dict[str, int]:
+        """The numbers of the edits with these full ids, in the order they were made; unknown ids are left out."""
+        with self._database.reading() as connection:
+            return queries.numbers_of(connection, edit_ids)
+
     def latest_revision(self) -> int:
         """The revision of the last change; 0 before the first."""
         with self._database.reading() as connection:

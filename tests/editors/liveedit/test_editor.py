@@ -198,17 +198,22 @@ def test_kept_edits_answer_as_before_in_a_fresh_editor(editor: LiveEdit, questio
         assert sorted(fresh.repository.ids) == ["edit-1", "edit-2"]
 
 
-def test_kept_edits_are_the_same_whatever_their_order(editor: LiveEdit, questions: list[Question]) -> None:
+def test_kept_edits_answer_the_same_whatever_their_order(editor: LiveEdit, questions: list[Question]) -> None:
+    """Their order is kept, as it decides between edits whose questions are equal; elsewhere it changes no bit."""
     experts = overlapping(editor, questions)
     found = []
     for order in (list(experts), list(experts)[::-1]):
         editor.reset()
         for edit_id in order:
             editor.add(edit_id, experts[edit_id])
-        found.append(editor.edited_state())
-    assert found[0][1] == found[1][1] == {"ids": ["edit-0", "edit-1", "edit-2"]}
-    assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
-    assert found[0][0]["u"].shape == (3, editor.config.rank, editor.config.width)
+        tensors, note = editor.edited_state()
+        assert note == {"ids": order} == {"ids": editor.ids_by_age}
+        editor.reset()
+        editor.restore(tensors, note)
+        assert editor.ids_by_age == order
+        found.append((logits_of(editor, questions), editor.fired()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] and len(fired_ids(editor)[0]) == 3
 
 
 def test_nothing_is_kept_and_restored_of_no_edits(editor: LiveEdit, questions: list[Question]) -> None:
@@ -218,18 +223,32 @@ def test_nothing_is_kept_and_restored_of_no_edits(editor: LiveEdit, questions: l
     assert len(editor.repository) == 0
 
 
-@pytest.mark.parametrize("damage", ["shape", "missing", "ids", "twice", "no ids"])
-def test_kept_edits_that_do_not_fit_change_nothing(editor: LiveEdit, questions: list[Question], damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("shape", "A saved edit has the shapes"),
+        ("rank", "A saved edit has the shapes"),
+        ("missing", "A saved edit has the shapes"),
+        ("ids", "A saved edit has the shapes"),
+        ("twice", "Saved edits need a list of ids"),
+        ("no ids", "Saved edits need a list of ids"),
+    ],
+)
+def test_kept_edits_that_do_not_fit_change_nothing(
+    editor: LiveEdit, questions: list[Question], damage: str, told: str
+) -> None:
     editor.add("edit", forced_expert(editor, questions[0]))
     before = logits_of(editor, questions)
     tensors, note = editor.edited_state()
     if damage == "shape":
-        tensors["u"] = tensors["u"][:, :1]
+        tensors["0.prompt_feature"] = tensors["0.prompt_feature"][1:]
+    elif damage == "rank":
+        tensors["0.u"] = tensors["0.u"][:1]
     elif damage == "missing":
-        del tensors["v"]
+        del tensors["0.v"]
     else:
         note = {"ids": {"ids": ["edit", "other"], "twice": ["edit", "edit"]}.get(damage)}
-    with pytest.raises(CheckpointError, match="Saved edits"):
+    with pytest.raises(CheckpointError, match=told):
         editor.restore(tensors, note)
     assert torch.equal(logits_of(editor, questions), before)
     assert fired_ids(editor)[0] == ["edit"]
@@ -265,7 +284,8 @@ def test_an_expert_of_another_shape_is_refused(
     editor: LiveEdit, random_expert: Callable[..., LowRankExpert], questions: list[Question]
 ) -> None:
     editor.add("edit", forced_expert(editor, questions[0]))
-    with pytest.raises(InvalidInputError, match="another editor"):
-        editor.add("other", random_expert(0, rank=5))
+    for other in (random_expert(0, width=96), random_expert(0, features=32)):
+        with pytest.raises(InvalidInputError, match="another editor"):
+            editor.add("other", other)
     logits_of(editor, questions[:1])
     assert fired_ids(editor) == [["edit"]]

@@ -164,13 +164,14 @@ def test_an_edit_that_takes_at_once_reads_its_prompt_once(
         assert expert.digest == again.digest
 
 
-def test_an_edit_that_is_refined_reads_a_second_batch_for_the_carrier(
+def test_an_edit_that_is_refined_reads_each_wording_once(
     refining: LiveEditRefine, edit: Edit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The prompt alone, then 23 other wordings, five at a time; steps run the later layers alone."""
     counter = PassCounter(refining.backbone, monkeypatch)
     try:
         _, steps = refining.make_expert(edit)
     finally:
         counter.remove()
-    assert steps > 0
-    assert counter.counts == (2, 2, 2)
+    assert steps > 6
+    assert counter.counts == (6, 6, 6)

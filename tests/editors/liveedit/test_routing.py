@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import reference
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from liveedit.editors.liveedit import LiveEditConfig
-from liveedit.editors.liveedit.config import Weighting
+from liveedit.editors.liveedit.config import Combining, Weighting
 from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
 from liveedit.editors.liveedit.routing import (
     Routing,
@@ -434,3 +435,138 @@ def test_text_before_the_image_is_changed_only_with_all_tokens(residual_tokens: 
 def test_shapes_in_signatures_are_checked_while_the_tests_run() -> None:
     with pytest.raises(TypeCheckError):
         changed_tokens(torch.ones(2, 3).bool(), torch.ones(2, 4).bool(), modules_of().config)
+
+
+# -- the nearest expert alone, and weights of 0 or 1 -----------------------------------------------------
+
+NEAREST = Combining(combine="nearest")
+
+
+def twins_of(query: QueryFeatures, count: int, apart: float, score: float = 5.0) -> dict[str, LowRankExpert]:
+    """Experts that all pass both routers for the first query, and whose own questions differ by about `apart`."""
+    visual, prompt = query.visual[0], query.prompt[0]
+    away = apart * torch.randn(count, FEATURES, generator=torch.Generator().manual_seed(4))
+    return {
+        name: LowRankExpert(it.u, it.v, 100 * visual, score * prompt / prompt.norm() ** 2, visual + shift)
+        for shift, (name, it) in zip(away, experts_of(count).items(), strict=True)
+    }
+
+
+def asked_by(query: QueryFeatures, expert: LowRankExpert) -> QueryFeatures:
+    return replace(query, visual=expert.query_feature[None])
+
+
+def fired_of(routing: Routing) -> list[list[str]]:
+    return [[fired.edit_id for fired in row] for row in routing.fired]
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-3])
+def test_each_question_finds_its_own_edit_among_twins(apart: float) -> None:
+    modules, query = modules_of(), query_of(1)
+    experts = twins_of(query, 20, apart)
+    repository = repository_of(experts)
+    for name, expert in experts.items():
+        asked = asked_by(query, expert)
+        assert len(routed(modules, asked, EVERY[:1], repository).fired[0]) == 20, "the others do not pass"
+        found = routed(modules, asked, EVERY[:1], repository, NEAREST)
+        assert fired_of(found) == [[name]] and found.weights.shape == (1, 1)
+        assert torch.equal(found.u[0, 0], expert.u) and torch.equal(found.v[0, 0], expert.v)
+        alone = routed(modules, asked, EVERY[:1], repository_of({name: expert}), NEAREST)
+        assert bits(found) == bits(alone), "as if it had passed alone"
+
+
+def test_every_query_of_a_batch_has_its_own_nearest_expert() -> None:
+    modules, query = modules_of(), query_of(1)
+    experts = twins_of(query, 3, 0.1)
+    own = torch.stack([expert.query_feature for expert in experts.values()])
+    batch = QueryFeatures(own, query.sentinel.expand(3, -1), query.prompt.expand(3, -1))
+    found = routed(modules, batch, EVERY, repository_of(experts), NEAREST)
+    assert fired_of(found) == [[name] for name in experts]
+    one = routed(modules, batch, torch.tensor([True, False, True]), repository_of(experts), NEAREST)
+    assert fired_of(one) == [["edit-0"], [], ["edit-2"]] and not one.weights[1].any()
+
+
+def test_the_newest_of_equal_questions_counts_whatever_comes_and_goes_beside_it() -> None:
+    modules, query = modules_of(), query_of(1)
+    experts = twins_of(query, 12, 0.1)
+    for name in ("edit-3", "edit-8"):
+        experts[name] = replace(experts[name], query_feature=query.visual[0])
+    repository = repository_of(experts)
+
+    def found() -> list[list[str]]:
+        return fired_of(routed(modules, query, EVERY[:1], repository, NEAREST))
+
+    assert found() == [["edit-8"]]
+    for name in ("edit-0", "edit-11", "edit-5", "edit-1"):
+        repository.remove(name)
+        assert found() == [["edit-8"]]
+    repository.add("edit-0", experts["edit-0"])
+    assert found() == [["edit-8"]]
+    repository.remove("edit-3")
+    repository.add("edit-3", experts["edit-3"])
+    assert found() == [["edit-3"]], "added last"
+    repository.number({"edit-3": 3, "edit-8": 8})
+    assert found() == [["edit-8"]], "made last"
+    repository.remove("edit-8")
+    assert found() == [["edit-3"]]
+
+
+def test_an_expert_that_asks_for_something_else_is_no_nearest_one() -> None:
+    """Its own question is nearer, but alone it would have a small weight. It counts only where no other passes."""
+    modules, query = modules_of(), query_of(1)
+    near, far = twins_of(query, 2, 1.0).values()
+    prompt = query.prompt[0]
+    near = replace(near, query_feature=query.visual[0], prompt_feature=-2 * prompt / prompt.norm() ** 2)
+    found = routed(modules, query, EVERY[:1], repository_of({"near": near, "far": far}), NEAREST)
+    assert fired_of(found) == [["far"]] and found.fired[0][0].weight > 0.5
+    alone = routed(modules, query, EVERY[:1], repository_of({"near": near}), NEAREST)
+    assert fired_of(alone) == [["near"]] and 0 < alone.fired[0][0].weight < 0.5
+
+
+def test_a_threshold_makes_weights_one_or_leaves_the_expert_out() -> None:
+    modules, experts, query = modules_of(), experts_of(9), query_of()
+    plain = routed(modules, query, EVERY, repository_of(experts))
+    weights = sorted(fired.weight for row in plain.fired for fired in row)
+    threshold = weights[len(weights) // 2]
+    assert 0 < weights[0] < threshold < 1
+    found = routed(modules, query, EVERY, repository_of(experts), Combining(weight_threshold=threshold))
+    for before, after in zip(plain.fired, found.fired, strict=True):
+        assert [one.edit_id for one in after] == [one.edit_id for one in before if one.weight >= threshold]
+        assert all(one.weight == 1.0 for one in after)
+    assert set(found.weights.flatten().tolist()) == {0.0, 1.0}
+    assert all(dropped == 0 for dropped in found.dropped_weight)
+    above_all = torch.nextafter(torch.tensor(weights[-1]), torch.tensor(2.0)).item()
+    assert route(modules, query, EVERY, repository_of(experts), Combining(weight_threshold=above_all)) is None
+
+
+def test_a_factor_scales_weights_before_the_threshold() -> None:
+    modules, query = modules_of(), query_of(1)
+    repository = repository_of(twins_of(query, 1, 0.1))
+    (plain,) = routed(modules, query, EVERY[:1], repository).weights.flatten().tolist()
+    assert 0.9 < plain < 1
+    for factor in (1.0, 0.6, 0.0):
+        scaled = routed(modules, query, EVERY[:1], repository, Combining(), factor)
+        assert scaled.weights.item() == pytest.approx(factor * plain) == scaled.fired[0][0].weight
+    hard = Combining(weight_threshold=0.5)
+    assert routed(modules, query, EVERY[:1], repository, hard, 0.6).weights.item() == 1.0
+    assert route(modules, query, EVERY[:1], repository, hard, 0.5) is None
+
+
+@pytest.mark.parametrize("form", ["paper", "improved"])
+def test_the_sum_is_equations_5_to_7_to_the_bit(form: str) -> None:
+    """What passes, by products alone; each weight from scores that are computed one by one."""
+    modules, experts, query = modules_of(form), experts_of(9), query_of()
+    found = routed(modules, query, EVERY, repository_of(experts), Combining(combine="sum"))
+    for row in range(3):
+        order = sorted(experts, key=lambda name: experts[name].digest)
+        gap = {name: query.visual[row] @ (experts[name].visual_feature - query.sentinel[row]) for name in order}
+        passed = [name for name in order if gap[name] > 0]
+        scores = torch.stack([modules.prompt_score(query.prompt[row], experts[name].prompt_feature) for name in passed])
+        shares = (scores - scores.max()).exp()
+        total = (shares.double() * 2**40).round().sum() / 2**40
+        weights = shares / total.float() / (1 + (-scores).exp())
+        assert [fired.edit_id for fired in found.fired[row]] == passed
+        assert torch.equal(found.weights[row, : len(passed)], weights)
+        for place, name in enumerate(passed):
+            assert torch.equal(found.u[row, place], experts[name].u)
+            assert torch.equal(found.v[row, place], experts[name].v)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +154,10 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         """Make an expert active."""
         self.repository.add(edit_id, expert)
 
+    def number(self, numbers: Mapping[str, int]) -> None:
+        """Number active edits in the order in which they were made. Raises `NotFoundError`."""
+        self.repository.number(numbers)
+
     def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         """The expert of one edit; it takes no gradient steps."""
         return self.make_experts([edit])[0], 0
@@ -239,8 +243,9 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         Active experts are moved. Raises `StoreError` if they cannot be; then nothing changes.
         """
         moved = ExpertRepository(self.device, experts_on=place, folder=folder)
-        for edit_id in self.ids_by_age:
+        for row, edit_id in enumerate(self.ids):
             moved.add(edit_id, self.repository.get(edit_id))
+            moved.number({edit_id: self.repository.age_of(row)})
         self.repository = moved
 
     # -- saving and restoring the active edits -----------------------------------------------------------
