@@ -162,7 +162,7 @@ def edit_examples(model: EditedModel, chosen: Sequence[tuple[str, EditCase]]) ->
         question = case.edit.question
         logits = _logits(model, question)
         assert question.image is not None
-        receipts.append(model.edit(question.image, question.prompt, case.edit.answer))
+        receipts.append(model.edit(question.image, question.prompt, case.edit.answer, must_take=False))
     after = [_ask(model, case) for _, case in chosen]
     last = chosen[-1][1]
     model.undo(receipts[-1].id)

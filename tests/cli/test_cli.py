@@ -181,7 +181,7 @@ def test_edit_ask_list_show_and_undo(
 def test_the_same_for_people(run: Run, tmp_path: Path, editor_folder: Path, image_file: Path) -> None:
     file = tmp_path / "edits.db"
     asked = ("--edits", file, "--image", image_file, "--prompt", PROMPT, "--editor-path", editor_folder)
-    code, out, err = run("edit", *asked, "--answer", "forest", "--editor", "liveedit")
+    code, out, err = run("edit", *asked, "--answer", "forest", "--editor", "liveedit", "--no-must-take")
     assert (code, err) == (0, "")
     edit_id = out.split()[1]
     code, out, err = run("edits", "list", "--edits", file)
@@ -228,6 +228,7 @@ def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, editor_folde
     ask = (*shared, "--prompt", PROMPT)
     refused(run("edit", *ask, "--image", "absent.png", "--answer", "a"), "absent.png", "does not exist")
     refused(run("edit", *ask, "--image", image_file, "--answer", " "), "answer is empty")
+    refused(run("edit", *ask, "--image", image_file, "--answer", "Zorp</s>"), "contains '</s>'", "control token")
     refused(run("ask", *shared, "--prompt", " ", "--image", image_file), "prompt is empty")
     refused(run("ask", *ask, "--editor", "no-such"), "no editor 'no-such'", "liveedit-refine")
     refused(run("ask", *ask, "--editor", "ft-l"), "'ft-l'")

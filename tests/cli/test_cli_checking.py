@@ -55,13 +55,15 @@ def add(run: Run, asked: tuple[object, ...]) -> Callable[..., dict[str, Any]]:
     return call
 
 
-def test_an_edit_that_must_take_and_does_not_is_an_error(run: Run, pictures: list[Path], tmp_path: Path) -> None:
+def test_an_edit_that_does_not_take_is_an_error_unless_it_is_to_be_kept(
+    run: Run, pictures: list[Path], tmp_path: Path
+) -> None:
     edits = ("--edits", tmp_path / "edits.db")
     given = (*edits, "--editor", "liveedit", "--image", pictures[0], "--prompt", PROMPT, "--answer", "Bruvak 123456789")
-    code, out, err = run("edits", "add", *given, "--must-take")
-    assert (code, out) == (1, "") and "'Bruvak 123456789'" in err and "--must-take" in err
+    code, out, err = run("edits", "add", *given)
+    assert (code, out) == (1, "") and "'Bruvak 123456789'" in err and "--no-must-take" in err
     assert not (tmp_path / "edits.db").exists()
-    code, out, err = run("edit", *given)
+    code, out, err = run("edit", *given, "--no-must-take")
     assert code == 0 and "active all the same" in out, err
 
 
@@ -119,7 +121,9 @@ def test_check_names_the_edits_that_no_longer_hold(
     kept = add(pictures[1], PROMPT, "forest")["id"]
     code, out, _ = run("check", *asked)
     assert code == 0 and "1 of 1 edits hold, 0 do not (0 broken)" in out and kept not in out
-    first, second = (add(pictures[0], PROMPT, answer, "--no-supersede") for answer in ("desert", "tower"))
+    first, second = (
+        add(pictures[0], PROMPT, answer, "--no-supersede", "--no-must-take") for answer in ("desert", "tower")
+    )
     old, new = first["id"], second["id"]
     code, out, err = run("check", *asked, "--json", "--batch", 2)
     checked = json.loads(out)
@@ -203,7 +207,7 @@ def test_an_editor_of_another_package_edits_and_is_checked(
     chosen = ("--edits", tmp_path / "edits.db", "--editor", "shift")
     asked = ("--image", pictures[0], "--prompt", PROMPT)
     before = json.loads(run("ask", *asked, "--json")[1])["text"]
-    code, out, err = run("edit", *chosen, *asked, "--answer", "forest", "--json")
+    code, out, err = run("edit", *chosen, *asked, "--answer", "forest", "--no-must-take", "--json")
     assert code == 0, err
     receipt = json.loads(out)
     assert receipt["answer_before"] == before

@@ -157,15 +157,15 @@ def test_other_questions_stay(model: EditedModel, images: list[Path]) -> None:
     second = model.edit(images[1], PROMPT, "red")
     third = model.edit(images[0], OTHER_PROMPT, "six")
     assert [receipt.evidence.supersedes for receipt in (first, second, third)] == [()] * 3
-    both = model.edit(images[0], PROMPT, "blue", supersede=False)
+    both = model.edit(images[0], PROMPT, "blue", supersede=False, must_take=False)
     assert both.evidence.supersedes == () and len(model) == 4
     chosen = model.edit(images[2], PROMPT, "green", supersede=[second.id[:7], third.id])
     assert chosen.evidence.supersedes == (second.id, third.id)
     assert [edit.id for edit in model.edits()] == [first.id, both.id, chosen.id]
-    last = model.edit(images[0], PROMPT, "pink")
+    last = model.edit(images[0], PROMPT, "pink", must_take=False)
     assert last.evidence.supersedes == (first.id, both.id)
     with pytest.raises(NotFoundError):
-        model.edit(images[0], PROMPT, "grey", supersede=[first.id])
+        model.edit(images[0], PROMPT, "grey", supersede=[first.id], must_take=False)
     assert [edit.id for edit in model.edits()] == [chosen.id, last.id]
 
 
@@ -282,7 +282,7 @@ def test_evidence_says_what_was_asked_before_and_after(spoiling: EditedModel, im
     asked = [*((images[0], prompt) for prompt in rephrasings), *locality]
     with spoiling as model:
         before = [model.ask(*question).text for question in asked]
-        receipt = model.edit(images[0], PROMPT, "loud", rephrasings=rephrasings, locality=locality)
+        receipt = model.edit(images[0], PROMPT, "loud", rephrasings=rephrasings, locality=locality, must_take=False)
         after = [model.ask(*question).text for question in asked]
         evidence = receipt.evidence
         found = [(it.answer_before, it.answer_after) for it in (*evidence.rephrasings, *evidence.locality)]
@@ -306,7 +306,7 @@ def test_earlier_edits_are_asked_again(spoiling: EditedModel, images: list[Path]
     old = model.edit(images[0], PROMPT, "teal")
     assert old.evidence.earlier_edits == old.evidence.collisions == ()
     then = model.ask(images[0], PROMPT).text
-    new = model.edit(images[0], OTHER_PROMPT, "loud")
+    new = model.edit(images[0], OTHER_PROMPT, "loud", must_take=False)
     now, here = model.ask(images[0], PROMPT), model.ask(images[0], OTHER_PROMPT)
     (earlier,), (met,) = new.evidence.earlier_edits, new.evidence.collisions
     assert (earlier.edit_id, earlier.answer_before, earlier.answer_after) == (old.id, then, now.text)
@@ -315,7 +315,8 @@ def test_earlier_edits_are_asked_again(spoiling: EditedModel, images: list[Path]
     assert (met.edit_id, met.weight_here) == (old.id, pytest.approx(weights[0][old.id], abs=1e-6))
     assert met.weight_there == pytest.approx(weights[1][new.id], abs=1e-6)
     assert not met.is_estimate and met.answers_differ
-    assert model.edit(images[0], "Which color?", "six", probe_edits=0).evidence.earlier_edits == ()
+    unprobed = model.edit(images[0], "Which color?", "six", probe_edits=0, must_take=False)
+    assert unprobed.evidence.earlier_edits == ()
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -365,25 +366,27 @@ def unrefined(request: pytest.FixtureRequest, tiny_llava: Backbone, tmp_path: Pa
         yield opened
 
 
-def test_an_edit_that_must_take_and_does_not_leaves_nothing(unrefined: EditedModel, images: list[Path]) -> None:
+def test_an_edit_that_does_not_take_leaves_nothing_unless_asked_to(unrefined: EditedModel, images: list[Path]) -> None:
     model, image, request = unrefined, images[0], ChangeRequest("ada", "k", b"body")
-    old = model.edit(image, PROMPT, "teal", must_take=True)
+    old = model.edit(image, PROMPT, "teal")
     assert old.took
     before, ids, revision = logits_of(model, image), model.editor.repository.ids, model.store.latest_revision()
     with pytest.raises(EditDidNotTakeError) as refused:
-        model.edit(image, PROMPT, UNSAYABLE, must_take=True, request=request)
+        model.edit(image, PROMPT, UNSAYABLE, request=request)
     assert model.editor.repository.ids == ids and [edit.id for edit in model.edits()] == [old.id]
     assert torch.equal(logits_of(model, image), before)
     assert model.store.latest_revision() == revision and len(model.store.list(include_undone=True)) == 1
     assert model.store.made_by(request) is None
-    made = model.edit(image, PROMPT, UNSAYABLE, request=request)
-    assert not made.took and made.evidence.supersedes == (old.id,), "stored by default, also by the request refused"
+    made = model.edit(image, PROMPT, UNSAYABLE, must_take=False, request=request)
+    assert not made.took and made.evidence.supersedes == (old.id,), (
+        "kept if one asks for it, also by the request refused"
+    )
     for text in (PROMPT, UNSAYABLE, made.answer_after):
         assert repr(text) in str(refused.value)
 
 
 def test_rephrasings_do_not_count_as_taking(unrefined: EditedModel, images: list[Path]) -> None:
-    receipt = unrefined.edit(images[0], PROMPT, "teal", rephrasings=[OTHER_PROMPT], must_take=True)
+    receipt = unrefined.edit(images[0], PROMPT, "teal", rephrasings=[OTHER_PROMPT])
     assert receipt.took and [it.took for it in receipt.evidence.rephrasings] == [False]
     assert len(unrefined) == 1
 

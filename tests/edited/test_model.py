@@ -76,7 +76,7 @@ def test_undo_leaves_the_bits_from_before(model: EditedModel, image: Path) -> No
 
 
 def test_edits_are_listed_oldest_first(model: EditedModel, image: Path) -> None:
-    receipts = [model.edit(image, PROMPT, answer, supersede=False) for answer in ("red", "blue")]
+    receipts = [model.edit(image, PROMPT, answer, supersede=False, must_take=False) for answer in ("red", "blue")]
     listed = model.edits()
     assert [stored.id for stored in listed] == [receipt.id for receipt in receipts]
     assert [stored.answer for stored in listed] == ["red", "blue"]
@@ -166,7 +166,7 @@ def test_experts_on_the_host_answer_to_the_same_bits(
     file = tmp_path / "edits.db"
     with EditedModel(tiny_llava, AlwaysFires(tiny_llava, modules), EditStore(file)) as model:
         for answer in ("red", "blue", "green"):
-            model.edit(image, PROMPT, answer, supersede=False)
+            model.edit(image, PROMPT, answer, supersede=False, must_take=False)
         edited = logits_of(tiny_llava, image)
     editor = AlwaysFires(tiny_llava, modules)
     with EditedModel(tiny_llava, editor, EditStore(file), experts_on="host", experts_folder=tmp_path) as model:
@@ -364,7 +364,7 @@ def test_loading_from_a_folder(tiny_llava: Backbone, modules: LiveEditModules, i
         tiny_llava, edits=tmp_path / "edits.db", editor="liveedit", editor_path=tmp_path / "editor"
     )
     with loaded as model:
-        receipt = model.edit(image, PROMPT, "red")
+        receipt = model.edit(image, PROMPT, "red", must_take=False)
         assert receipt.refine_steps == 0
         assert [stored.id for stored in model.edits()] == [receipt.id]
 
@@ -408,7 +408,7 @@ def test_a_language_model_is_edited_asked_and_undone(tmp_path: Path) -> None:
     prompt, edits = "Who holds the office now?", tmp_path / "edits.db"
     with EditedModel.load(backbone, edits=edits, editor="liveedit", editor_path=tmp_path / "editor") as model:
         before = model.ask(None, prompt).text
-        receipt = model.edit(None, prompt, "red")
+        receipt = model.edit(None, prompt, "red", must_take=False)
         (stored,) = model.edits()
         assert (stored.image_sha256, stored.thumbnail) == (None, None)
         with pytest.raises(InvalidInputError, match="reads text alone"):

@@ -69,11 +69,11 @@ def test_an_edit_is_asked_about_checked_against_its_neighbours_and_undone(
     hat, home = Question("What color is the hat?", picture(1)), Question("Where does this creature live?", picture(2))
     unedited = logits_of(random_backbone, hat)
     with EditedModel(random_backbone, made(name, random_backbone)) as model:
-        first = model.edit(hat.image, hat.prompt, "red")
+        first = model.edit(hat.image, hat.prompt, "red", must_take=False)
         one = logits_of(random_backbone, hat)
         assert not torch.equal(one, unedited)
         assert [fired.edit_id for fired in model.ask(hat.image, hat.prompt).fired or ()] == [first.id]
-        second = model.edit(home.image, home.prompt, "deep well")
+        second = model.edit(home.image, home.prompt, "deep well", must_take=False)
         assert [probed.edit_id for probed in second.evidence.earlier_edits] == [first.id]
         model.undo(second.id)
         assert torch.equal(logits_of(random_backbone, hat), one)
@@ -90,9 +90,9 @@ def test_edits_in_a_file_are_active_again_after_reopening(
     unedited = logits_of(random_backbone, hat)
     file = tmp_path / "edits.db"
     with EditedModel(random_backbone, made(name, random_backbone), EditStore(file)) as model:
-        first = model.edit(hat.image, hat.prompt, "red")
+        first = model.edit(hat.image, hat.prompt, "red", must_take=False)
         one = logits_of(random_backbone, hat)
-        second = model.edit(home.image, home.prompt, "deep well")
+        second = model.edit(home.image, home.prompt, "deep well", must_take=False)
         both = logits_of(random_backbone, hat), logits_of(random_backbone, home)
     assert torch.equal(logits_of(random_backbone, hat), unedited)
     with EditedModel(random_backbone, made(name, random_backbone), EditStore(file)) as model:

@@ -113,7 +113,8 @@ def test_the_marks_are_what_the_server_finds_and_the_evidence_is_kept(
     first = {**asked, "answer": "Fenbax", "rephrasings": QUESTIONS[0][1:], "locality": [asked | {"image": uris[2]}]}
     second = {**first, "answer": "Bruvak", "author": "Ada", "note": "From the keeper's list"}
     third = {"image": uris[2], "prompt": QUESTIONS[1][0], "answer": "teal", "author": "Ada"}
-    fourth = {**third, "answer": "crimson", "author": "Ben", "supersede": False}  # Both cannot hold.
+    fourth: dict[str, Any] = {**third, "answer": "crimson", "author": "Ben", "supersede": False}
+    fourth["must_take"] = False  # Both cannot hold.
     wanted = (first, third, second, fourth)
     made = [httpx2.post(f"{page_server}/v1/edits", json=one, timeout=60).json() for one in wanted]
     assert made[2]["evidence"]["supersedes"] == [made[0]["id"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from browsers import Visitor, why_no_browser
 from PIL import Image
 from serving_fakes import FakeModel, fake_app, listening
 
+from liveedit.edited.model import Receipt
+from liveedit.errors import EditDidNotTakeError
 from liveedit.serving.api_keys import KeyFile
+from liveedit.serving.served_model import Correction
 from liveedit.serving.settings import ServingSettings
 from liveedit.store.records import EditPage
 
@@ -94,6 +98,34 @@ def test_corrections_are_listed_page_by_page_and_by_state(driver: Any) -> None:
         assert "Undone already" in visitor.until(lambda: visitor.text("#history-problem"))
         visitor.until(lambda: shown()[0] == "Name 23")
         assert "409" in visitor.text("#history-problem")
+
+
+class StubbornModel(FakeModel):
+    """One that answers every question as before, whatever it is edited to say."""
+
+    def made_edit(self, wanted: Correction) -> Receipt:
+        if wanted.must_take:
+            raise EditDidNotTakeError(f"The model answers 'old'; {wanted.answer!r} was wanted. Nothing was stored.")
+        return replace(super().made_edit(wanted), answer_after="old")
+
+
+def test_a_correction_that_does_not_take_is_kept_only_on_request(driver: Any) -> None:
+    fake = StubbornModel()
+    with listening(*fake_app(fake)) as (url, _):
+        visitor = Visitor(driver, f"{url}/")
+        visitor.open()
+        visitor.until(lambda: visitor.text("#model-name") == "fake")
+        visitor.ask("hello")
+        visitor.correct(NEW_NAME)
+        assert f"The model answers 'old'; '{NEW_NAME}' was wanted." in visitor.text("#correction-problem")
+        assert visitor.sees("#correction-form") and not visitor.sees("#evidence") and fake.stored == {}
+        visitor.click("label:has(#keep-anyway)")
+        visitor.click("#correct")
+        visitor.until(lambda: visitor.sees("#evidence"))
+        assert "It did not take" in visitor.text("#evidence") and len(fake.stored) == 1
+        visitor.click("#correct-button")
+        visitor.until(lambda: visitor.sees("#correction-form"))
+        assert not visitor.script("return document.getElementById('keep-anyway').checked")
 
 
 def test_an_answer_may_be_stopped(driver: Any) -> None:

@@ -176,7 +176,7 @@ def test_the_smallest_share_still_counts() -> None:
     assert above_threshold(fired) == tuple(fired[:2])
 
 
-def test_an_edit_that_must_take_and_does_not_is_refused(
+def test_an_edit_that_does_not_take_is_refused_unless_it_is_to_be_kept(
     tiny_llava: Backbone, images: list[str], tmp_path: Path
 ) -> None:
     edit = {"image": images[0], "prompt": "What color is the hat?", "answer": "Bruvak 1234567890"}
@@ -184,7 +184,7 @@ def test_an_edit_that_must_take_and_does_not_is_refused(
     with model, client:
         key = {"Idempotency-Key": "ticket-1"}
         for _ in range(2):
-            refused = client.post("/v1/edits", json={**edit, "must_take": True}, headers=key)
+            refused = client.post("/v1/edits", json=edit, headers=key)
             error = refused.json()["error"]
             assert (refused.status_code, error["code"]) == (422, "edit_did_not_take")
             assert (error["type"], error["param"]) == ("invalid_request_error", None)
@@ -194,6 +194,9 @@ def test_an_edit_that_must_take_and_does_not_is_refused(
         made = client.post("/v1/edits", json={**edit, "must_take": False}, headers=key)
         assert made.status_code == 201 and REPLAYED not in made.headers, "the key was not used up"
         assert not made.json()["evidence"]["took"] and repr(made.json()["evidence"]["answer_after"]) in error["message"]
+        control = client.post("/v1/edits", json={**edit, "answer": "Zorp</s>", "must_take": False})
+        assert (control.status_code, control.json()["error"]["code"]) == (400, "invalid_value")
+        assert "contains '</s>'" in control.json()["error"]["message"] and len(model) == 1
         taken = {"image": images[1], "prompt": "What color is the hat?", "answer": "teal", "must_take": True}
         assert client.post("/v1/edits", json=taken).status_code == 201
         assert client.post("/v1/edits", json={**taken, "must_take": 1}).status_code == 400

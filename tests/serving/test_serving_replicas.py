@@ -39,8 +39,15 @@ def image_of(case: EditCase) -> str:
     return data_uri(open_image(case.edit.question.image))
 
 
-def make(server: ServedProcess, case: EditCase, answer: str | None = None, **further: Any) -> httpx2.Response:
-    wanted = {"prompt": case.edit.question.prompt, "answer": answer or case.edit.answer, "image": image_of(case)}
+def make(
+    server: ServedProcess, case: EditCase, answer: str | None = None, *, must_take: bool = True, **further: Any
+) -> httpx2.Response:
+    wanted: dict[str, Any] = {
+        "prompt": case.edit.question.prompt,
+        "answer": answer or case.edit.answer,
+        "image": image_of(case),
+    }
+    wanted["must_take"] = must_take
     return server.http.post("/v1/edits", json=wanted, **further)
 
 
@@ -91,7 +98,7 @@ def test_a_server_that_is_killed_takes_nothing_with_it(
         try:
             while True:
                 number += 1
-                acknowledged.append(make(one, eval_cases[number % 6], f"Bruvak {number}").json()["id"])
+                acknowledged.append(make(one, eval_cases[number % 6], f"Bruvak {number}", must_take=False).json()["id"])
         except httpx2.TransportError:
             return
 

@@ -34,6 +34,7 @@ class KeptModel:
     def __init__(self, store: EditStore):
         self.store, self.undo, self.redo = store, store.undo, store.redo
         self.backbone = SimpleNamespace(model=nn.Module(), device=torch.device("cpu"))
+        self.editor = SimpleNamespace(thread_safe=True)
 
     def __len__(self) -> int:
         return len(self.store)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +17,14 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..errors import BackboneError, InvalidInputError
 from ..images import open_image
 from ..samples import Question
+from .claim import Claim
 from .prompt_transforms import PromptTransform, prefixes_embedded, substitutes, unchanged
-from .split_forward import decoder_of, execution_device, run_prefix, run_suffix
-from .tokens import PreparedQuestion, TokenBatch, TokenRole, pad
+from .split_forward import decoder_of, execution_device, layers_of, run_prefix, run_suffix
+from .text_checks import check_control_tokens, check_markers, image_markers
+from .tokens import TokenBatch, TokenRole, pad
+from .weights import digest_of, weights_of
 
 _NOT_OF_IMAGES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
-_IMAGE_WORDS = ("image", "img", "vision", "video", "<row_")
 _SAMPLE_IMAGE = (448, 448)
 
 
@@ -63,6 +64,7 @@ class Backbone:
         self._tokenizing = threading.RLock()
         """A tokenizer stores its padding between calls, so that only one thread may use it at a time."""
         self._transform: PromptTransform | None = None
+        self.claim = Claim(name)
 
     @property
     def current_inputs(self) -> TokenBatch | None:
@@ -79,7 +81,7 @@ class Backbone:
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers of the language model."""
-        return self.decoder.layers  # type: ignore[return-value]
+        return layers_of(self.decoder)
 
     @property
     def width(self) -> int:
@@ -146,21 +148,11 @@ class Backbone:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every weight and buffer of a checkpoint. Offloaded ones are read where they are kept."""
-        modules = dict(self.model.named_modules())
-        for name, value in self.model.state_dict().items():
-            if value.is_meta:
-                module, _, part = name.rpartition(".")
-                offloaded: Any = modules[module]._hf_hook
-                value = offloaded.weights_map[part]
-            yield name, value
+        return weights_of(self.model)
 
     def digest(self) -> str:
         """SHA-256 of the configuration and of a sample of each weight: a quick way to distinguish two models."""
-        digest = hashlib.sha256(self.model.config.to_json_string().encode())
-        for name, weight in self.weights():
-            sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)].float().cpu()
-            digest.update(name.encode() + sample.numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self.model.config.to_json_string(), self.weights())
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -197,7 +189,7 @@ class Backbone:
         sources = prepared or tuple(unchanged(questions))
         texts, prompts, extras = self._tokenized([source.question for source in sources])
         endings = [[] for _ in texts] if answers is None else self._answer_ids(texts, answers)
-        prefixes = [_prefix_tokens(source) for source in sources]
+        prefixes = [source.prefix_tokens for source in sources]
         parts = list(zip(prefixes, prompts, endings, strict=True))
         rows = [[self.pad_token_id] * prefix + prompt + ending for prefix, prompt, ending in parts]
         roles = [[TokenRole.PREFIX] * prefix + self._roles(prompt, ending) for prefix, prompt, ending in parts]
@@ -284,23 +276,25 @@ class Backbone:
     @cached_property
     def markers(self) -> frozenset[str]:
         """Special tokens for images. No text may contain them."""
-        special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        found = {token for token in special if any(part in token.lower() for part in _IMAGE_WORDS)}
-        if self.image_token_id is not None and self.image_token_id < len(self.tokenizer):
-            found.add(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
-        return frozenset(found)
+        return image_markers(self.tokenizer, self.image_token_id)
 
     def check_texts(self, prompts: Sequence[str], answers: Sequence[str] = ()) -> None:
         """Raise `InvalidInputError` for a prompt without text, or any text with the model's image marker."""
         if not all(prompt.strip() for prompt in prompts):
             raise InvalidInputError("The prompt is empty. Give the text of a question.")
-        for text in (*prompts, *answers):
-            for marker in self.markers:
-                if marker in text:
-                    raise InvalidInputError(
-                        f"The text {text!r} contains {marker}, which stands for an image in {self.name}. Remove it: "
-                        "a question's image is placed automatically."
-                    )
+        check_markers([*prompts, *answers], self.markers, self.name)
+
+    def check_edit(self, prompt: str, answer: str) -> None:
+        """Raise `InvalidInputError` for an edit whose prompt or answer is empty, or is not read as text throughout.
+
+        Neither may contain an image marker or another control token of the tokenizer, such as the end of a sequence.
+        """
+        if not answer.strip():
+            raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
+        self.check_texts([prompt], [answer])
+        prompt_ids, answer_ids = self._token_ids([prompt, answer.strip()], add_special_tokens=False)
+        check_control_tokens(self.tokenizer, "prompt", prompt, prompt_ids)
+        check_control_tokens(self.tokenizer, "answer", answer, answer_ids)
 
     def _check_length(self, tokens: int) -> None:
         limit = getattr(self.decoder.config, "max_position_embeddings", None)
@@ -394,7 +388,7 @@ class Backbone:
 
         hidden_states: (batch, tokens, width), right-padded as `tokens` says; wanted: (batch, tokens) booleans, the
         positions whose logits are returned, as (wanted, vocabulary), row by row. Gradients flow into `hidden_states`.
-        Not for two threads at once: the decoder's list of layers is replaced during the call.
+        Other threads may call the model meanwhile; two that call this take turns.
         """
         if layer < self.first_edit_layer:
             raise BackboneError(
@@ -504,7 +498,3 @@ class Backbone:
                 yield
         finally:
             self._current.inputs = before
-
-
-def _prefix_tokens(prepared: PreparedQuestion) -> int:
-    return 0 if prepared.prefix is None else len(prepared.prefix)

@@ -5,9 +5,10 @@ Both work on any decoder whose layers are a `ModuleList` named `layers` and take
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -20,59 +21,82 @@ class StoppedError(Exception):
     """Ends a forward pass early and carries the hidden states out of it."""
 
     def __init__(self, hidden_states: Tensor):
-        super().__init__()
+        super().__init__(
+            "The forward pass was stopped after a decoder layer, to read its hidden states. Only `run_prefix` stops "
+            "one, and catches this error itself."
+        )
         self.hidden_states = hidden_states
+
+
+_replacing: Final = threading.RLock()
+"""Held while the layers of a decoder are replaced."""
+
+_ORIGINALS: Final = "_liveedit_originals"
+"""The attribute of a list of replaced layers that holds the list that it replaces."""
 
 
 def run_prefix(layer: nn.Module, forward: Callable[[], object]) -> Tensor | None:
     """Run a forward pass up to a layer and return its output, (batch, tokens, width). Later layers do not run.
 
-    None if the layer was not reached.
+    None if the layer was not reached. Only the calling thread stops there: others may call the model meanwhile.
     """
-    handle = layer.register_forward_hook(_stop)
+    thread = threading.get_ident()
+
+    def stop(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == thread:
+            raise StoppedError(first_output(output))
+
+    handle = layer.register_forward_hook(stop)
     try:
         forward()
-    except StoppedError as stop:
-        return stop.hidden_states
+    except StoppedError as stopped:
+        return stopped.hidden_states
     finally:
         handle.remove()
     return None
 
 
-def _stop(layer: nn.Module, arguments: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
-    raise StoppedError(first_output(output))
-
-
 def run_suffix(decoder: Any, layer: int, hidden_states: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     """Final hidden states, (batch, tokens, width), from the hidden states at a layer: only later layers run.
 
-    arguments: what the decoder takes besides embeddings. Not for two threads at once: the decoder's list of layers is
-    replaced during the call.
+    arguments: what the decoder takes besides embeddings. Layers are replaced for the calling thread only: others may
+    call the model meanwhile. Two threads that run a suffix take turns.
     """
-    with _layers_replaced(decoder, layer, hidden_states):
+    with _replacing, _layers_replaced(decoder, layer, hidden_states):
         return decoder(inputs_embeds=hidden_states, use_cache=False, **arguments).last_hidden_state
 
 
 @contextmanager
 def _layers_replaced(decoder: Any, layer: int, hidden_states: Tensor) -> Iterator[None]:
     """Replaces the layers up to `layer`: they compute nothing, and the last of them returns the hidden states."""
-    originals = decoder.layers
+    originals = layers_of(decoder)
     passed = [_ReplacedLayer(original, None) for original in originals[:layer]]
     last = _ReplacedLayer(originals[layer], hidden_states)
-    decoder.layers = nn.ModuleList([*passed, last, *originals[layer + 1 :]])
+    replaced = nn.ModuleList([*passed, last, *originals[layer + 1 :]])
+    object.__setattr__(replaced, _ORIGINALS, originals)
+    decoder.layers = replaced
     try:
         yield
     finally:
         decoder.layers = originals
 
 
+def layers_of(decoder: Any) -> nn.ModuleList:
+    """The decoder's own layers, also while another thread has replaced them."""
+    return getattr(decoder.layers, _ORIGINALS, decoder.layers)
+
+
 class _ReplacedLayer(nn.Module):
-    """Returns given hidden states, or those it receives. Attributes are those of the original layer."""
+    """Returns given hidden states, or those it receives, to the thread that made it; others run the original layer.
+
+    Attributes are those of the original layer.
+    """
 
     def __init__(self, original: nn.Module, hidden_states: Tensor | None):
         super().__init__()
         object.__setattr__(self, "_original", original)
         object.__setattr__(self, "_given", hidden_states)
+        object.__setattr__(self, "_thread", threading.get_ident())
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -80,8 +104,10 @@ class _ReplacedLayer(nn.Module):
         except AttributeError:
             return getattr(object.__getattribute__(self, "_original"), name)
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        """The given hidden states, or the received ones unchanged."""
+    def forward(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        """The given hidden states, or the received ones unchanged; the original layer's output in other threads."""
+        if threading.get_ident() != object.__getattribute__(self, "_thread"):
+            return object.__getattribute__(self, "_original")(hidden_states, *arguments, **keywords)
         given = object.__getattribute__(self, "_given")
         return hidden_states if given is None else given
 

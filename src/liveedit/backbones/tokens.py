@@ -193,6 +193,11 @@ class PreparedQuestion:
     prefix: Tensor | None = None
     substitute: SubstituteModel | None = None
 
+    @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens of the prefix."""
+        return 0 if self.prefix is None else len(self.prefix)
+
 
 def before_each(mask: Bool[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
     """The positions one before those of a mask."""

@@ -59,7 +59,10 @@ Supersede = Annotated[
     typer.Option("--supersede/--no-supersede", help="Undo active edits of the same image and question."),
 ]
 MustTake = Annotated[
-    bool, typer.Option("--must-take", help="Store nothing, and fail, if the model does not give the new answer then.")
+    bool,
+    typer.Option(
+        "--must-take/--no-must-take", help="Store nothing, and fail, if the model does not give the new answer then."
+    ),
 ]
 OptionalEdits = Annotated[
     str | None, typer.Option("--edits", help="The edits file, or the URL of a database; without one, no edits.")
@@ -96,7 +99,7 @@ def edit(
     probes: ProbesFile = None,
     probe_edits: ProbeEdits = 8,
     supersede: Supersede = True,
-    must_take: MustTake = False,
+    must_take: MustTake = True,
     json: Json = False,
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this image."""

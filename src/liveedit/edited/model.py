@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self, SupportsIndex
 
 import torch
 from PIL import Image
@@ -29,6 +31,7 @@ from ..store.idempotency import ChangeRequest
 from ..store.records import Changes, NewEdit, StoredEdit
 from ..store.store import EditStore
 from ..store.thumbnails import image_png, thumbnail_png
+from .lock import ReadersWriterLock
 from .recheck import CheckedEdit, check_edits
 from .trial import Trial, TrialRun
 
@@ -88,7 +91,12 @@ class EditedModel:
     """A frozen vision-language model with active edits.
 
     The edits are in memory, or in an edits file (SQLite) or a PostgreSQL database that keeps them from one process to
-    the next. Close the model, or use it as a context manager, to leave the backbone as it was.
+    the next. Close the model, or use it as a context manager, to leave the backbone as it was. Until then the backbone
+    takes no other edited model: `InvalidInputError`.
+
+    Several threads may use it. Edit, undo, redo, refresh and close wait for the questions in progress, and later
+    questions wait for them. If the editor is `thread_safe`, questions are answered side by side, also while an expert
+    is made, which is the slow part of an edit.
 
     store: where the edits are kept; any thread may read it (pages of edits, thumbnails, history). None: in memory.
     at: a revision of the store; the edits active after it are active here, and the model cannot be edited.
@@ -112,6 +120,16 @@ class EditedModel:
         self.answering = Answering(backbone, editor)
         self._keep_images = keep_images
         self._revision = 0
+        self._lock, self._is_closed = ReadersWriterLock(), False
+        try:
+            backbone.claim.take(editor)
+        except InvalidInputError:
+            if not backbone.claim.is_held_by(editor):
+                editor.detach()
+            raise
+        self._leave = weakref.finalize(self, _leave_backbone, backbone, editor)
+        """Called once: by `close`, or when a model that was not closed is no longer referenced."""
+        self._leave.atexit = False
         try:
             editor.keep_experts_on(experts_on, experts_folder)
             if store is None and at is not None:
@@ -123,7 +141,7 @@ class EditedModel:
                 editor.add(edit_id, self._expert(edit_id, data))
             editor.number(self.store.numbers(editor.ids))
         except BaseException:
-            editor.detach()
+            self._leave()
             raise
 
     @classmethod
@@ -150,7 +168,8 @@ class EditedModel:
         editor; built-in backbones have trained editors. loading: further arguments of `load_backbone` (device_map,
         quantization, offload_folder).
 
-        Raises `InvalidInputError` for an editor that makes no expert per edit.
+        Raises `InvalidInputError` for an editor that makes no expert per edit, or a backbone that already has an edited
+        model.
         """
         kind = editor_class(editor)
         if not issubclass(kind, ExpertEditor):
@@ -161,6 +180,7 @@ class EditedModel:
         store = EditStore(edits, create=at is None) if edits is not None else None
         try:
             frozen = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, dtype, device, **loading)
+            frozen.claim.check_free()
             return cls(
                 frozen,
                 kind.load(frozen, str(editor_path) if editor_path else None),
@@ -185,7 +205,8 @@ class EditedModel:
         self, questions: Sequence[tuple[ImageSource | None, str]], max_new_tokens: int = NEW_TOKENS
     ) -> list[Answer]:
         """Answers to several questions in one batch; the same as asked one by one."""
-        return self.answering.ask([Question(prompt, image) for image, prompt in questions], max_new_tokens)
+        with self._asking():
+            return self.answering.ask([Question(prompt, image) for image, prompt in questions], max_new_tokens)
 
     # -- editing -----------------------------------------------------------------------------------------
 
@@ -199,7 +220,7 @@ class EditedModel:
         locality: Sequence[tuple[ImageSource | None, str]] = (),
         probe_edits: int = 8,
         supersede: bool | Sequence[str] = True,
-        must_take: bool = False,
+        must_take: bool = True,
         author: str | None = None,
         note: str | None = None,
         request: ChangeRequest | None = None,
@@ -215,19 +236,18 @@ class EditedModel:
         supersede: True deactivates, in the same change, the active edits of the same question (the same image to the
         pixel, or none, and the same prompt up to white space); False keeps them; ids name other edits to deactivate.
         must_take: refuse an edit with which the model does not give the requested answer to the edit's own question.
-        By default it is stored, and `Receipt.took` is False. Rephrasings do not count.
+        False stores it all the same, and `Receipt.took` is False. Rephrasings do not count.
         author, note: who makes the edit, and why, for the history. request: if it has made an edit before, in whatever
         process, that edit's receipt is returned and nothing happens.
 
-        Raises `InvalidInputError` for an empty prompt or answer, or a missing image, `ImageError` for a bad one,
-        `NotFoundError` if `supersede` names an edit that is not active, `EditDidNotTakeError` if the edit must take and
-        does not. Nothing changes then, and `request` may be sent again.
+        Raises `InvalidInputError` for a prompt or answer that is empty or contains a control token of the tokenizer, or
+        a missing image, `ImageError` for a bad one, `NotFoundError` if `supersede` names an edit that is not active,
+        `EditDidNotTakeError` if the edit must take and does not. Nothing changes then, and `request` may be sent again.
         """
         self._check_editable()
-        if request is not None and (made := self.store.made_by(request)) is not None:
-            self.refresh()
+        if request is not None and (made := self._made_by(request)) is not None:
             return Receipt.of(made)
-        self._check_answerable(image, answer)
+        self._check_answerable(image, prompt, answer)
         opened = _opened(image)
         probes = tuple(Question(asked, _opened(other)) for other, asked in locality)
         trial = Trial(opened, prompt, answer, tuple(rephrasings), probes, probe_edits)
@@ -235,7 +255,8 @@ class EditedModel:
         edit, expert = self._made(trial, image_name, author, note)
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                return Receipt.of(self._stored(edit, expert, trial, supersede, must_take, request))
+                with self._changing():
+                    return Receipt.of(self._stored(edit, expert, trial, supersede, must_take, request))
             except (OvertakenError, NotFoundError):
                 # Another process changed the edits of this question in the meantime, so the trial result is stale.
                 if supersede is not True or not attempts_left:
@@ -250,8 +271,9 @@ class EditedModel:
         request: as for `edit`. Raises `NotFoundError` if the edit is not active.
         """
         self._check_editable()
-        undone = self.store.undo(edit_id, author=author, note=note, request=request)
-        self.refresh()
+        with self._changing():
+            undone = self.store.undo(edit_id, author=author, note=note, request=request)
+            self._refresh()
         return undone
 
     def redo(
@@ -262,8 +284,9 @@ class EditedModel:
         request: as for `edit`. Raises `NotFoundError` if no edit of this id was undone.
         """
         self._check_editable()
-        redone = self.store.redo(edit_id, alone=True, author=author, note=note, request=request)
-        self.refresh()
+        with self._changing():
+            redone = self.store.redo(edit_id, alone=True, author=author, note=note, request=request)
+            self._refresh()
         return redone
 
     def check(self, edits: Sequence[StoredEdit] | None = None, *, batch: int = 16) -> Iterator[CheckedEdit]:
@@ -273,10 +296,21 @@ class EditedModel:
         itself; `CheckedEdit.asked_about` says which. batch: number of questions asked at once. Yields each result as
         soon as it is known.
         """
-        return check_edits(self.answering, self.store, self.edits() if edits is None else edits, batch)
+        self._check_open()
+        return self._checked(self.edits() if edits is None else edits, batch)
+
+    def _checked(self, edits: Sequence[StoredEdit], batch: int) -> Iterator[CheckedEdit]:
+        for start in range(0, len(edits), batch):
+            with self._asking():
+                found = list(check_edits(self.answering, self.store, edits[start : start + batch], batch))
+            yield from found
 
     def refresh(self) -> Changes:
         """Apply the changes that others have made in the store since, and return them. Cheap if nothing changed."""
+        with self._changing():
+            return self._refresh()
+
+    def _refresh(self) -> Changes:
         if self._at is not None:
             return Changes(self._revision, (), ())
         found = self.store.changes_since(self._revision)
@@ -298,6 +332,7 @@ class EditedModel:
 
     def edits(self) -> tuple[StoredEdit, ...]:
         """The active edits, oldest first."""
+        self._check_open()
         return self.store.list(at=self._at)
 
     def __len__(self) -> int:
@@ -306,11 +341,21 @@ class EditedModel:
     # -- ending ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Detach the editor from the backbone and close the store."""
-        self.editor.detach()
-        self.store.close()
+        """Wait for the questions and changes in progress, detach the editor from the backbone, and close the store.
+
+        A closed model raises `InvalidInputError`. Safe to call twice.
+        """
+        with self._lock.writing():
+            if self._is_closed:
+                return
+            self._is_closed = True
+            try:
+                self._leave()
+            finally:
+                self.store.close()
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(
@@ -318,16 +363,40 @@ class EditedModel:
     ) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            "An EditedModel cannot be copied or pickled: keep its edits in an edits file, and give that file to "
+            "EditedModel.load(edits=...) where they are needed."
+        )
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise InvalidInputError("This EditedModel was closed. Load the model again to ask or edit it.")
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Inside, the edits stay as they are. Other threads may ask as well if the editor is thread-safe."""
+        with self._lock.reading() if self.editor.thread_safe else self._lock.writing():
+            self._check_open()
+            yield
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Inside, no other thread uses the model."""
+        with self._lock.writing():
+            self._check_open()
+            yield
+
     def _check_editable(self) -> None:
+        self._check_open()
         if self._at is not None:
             raise InvalidInputError(
                 f"The model was loaded as it was after revision {self._at}, and the past cannot be changed. "
                 "Load it without `at` to edit, undo or redo."
             )
 
-    def _check_answerable(self, image: ImageSource | None, answer: str) -> None:
-        if not answer.strip():
-            raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
+    def _check_answerable(self, image: ImageSource | None, prompt: str, answer: str) -> None:
+        self.backbone.check_edit(prompt, answer)
         if image is None and self.editor.needs_image:
             raise InvalidInputError(
                 "An edit without an image was asked for, but this editor's scope is 'image': no question without a "
@@ -340,12 +409,21 @@ class EditedModel:
         except ValueError as error:
             raise self.store.damage(edit_id, "expert", str(error)) from error
 
+    def _made_by(self, request: ChangeRequest) -> StoredEdit | None:
+        """The edit that this request has made before, active here too if it is active in the store."""
+        with self._changing():
+            made = self.store.made_by(request)
+            if made is not None:
+                self._refresh()
+            return made
+
     def _made(
         self, trial: Trial, image_name: str | None, author: str | None, note: str | None
     ) -> tuple[NewEdit, Expert]:
         """The edit before its trial, and its expert."""
         started = time.perf_counter()
-        expert, steps = self.editor.make_expert(Edit(Question(trial.prompt, trial.image), trial.answer))
+        with nullcontext() if self.editor.thread_safe else self._changing():
+            expert, steps = self.editor.make_expert(Edit(Question(trial.prompt, trial.image), trial.answer))
         edit = NewEdit(
             prompt=trial.prompt,
             answer=trial.answer,
@@ -369,7 +447,7 @@ class EditedModel:
         request: ChangeRequest | None,
     ) -> StoredEdit:
         """Try the edit with the edits that are active now, store it, and activate it."""
-        self.refresh()
+        self._refresh()
         superseded = self._superseded(edit, supersede)
         result = TrialRun(self.answering, self.editor, self.store, trial, expert, superseded).run()
         if must_take:
@@ -389,7 +467,7 @@ class EditedModel:
             request=request,
         )
         if request is not None:  # Another process may have made the same change: only the store knows what is active.
-            self.refresh()
+            self._refresh()
             return stored
         if stored.revision_added == self._revision + 1:
             self._revision = stored.revision_added
@@ -409,3 +487,10 @@ class EditedModel:
 
 def _opened(image: ImageSource | None) -> Image.Image | None:
     return None if image is None else open_image(image)
+
+
+def _leave_backbone(backbone: Backbone, editor: ExpertEditor[Any]) -> None:
+    try:
+        editor.detach()
+    finally:
+        backbone.claim.release(editor)

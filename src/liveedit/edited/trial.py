@@ -54,8 +54,8 @@ class TrialResult:
         if not same_answer(self.answer_after, trial.answer):
             raise EditDidNotTakeError(
                 f"The edit does not take: with it the model answers {trial.prompt!r} with {self.answer_after!r}; "
-                f"{trial.answer!r} was wanted. Nothing was stored. Try another wording or another image, or store it "
-                "anyway by leaving out --must-take (must_take)."
+                f"{trial.answer!r} was wanted. Nothing was stored. Try another wording, a shorter answer or another "
+                "image, or keep the edit anyway (must_take=False, --no-must-take)."
             )
 
 

@@ -183,6 +183,11 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
 
     expert_class: ClassVar[type[Any]]
     """The kind of its experts; `EditedModel` stores and loads their tensors by field name."""
+    thread_safe: ClassVar[bool] = False
+    """Whether several threads may ask the model at once, also while another makes an expert.
+
+    If not, `EditedModel` and the service let one thread at a time use the model. A thread-safe editor keeps `paused`,
+    `fired` and `routing_seconds` per thread."""
 
     @abstractmethod
     def make_expert(self, edit: Edit) -> tuple[AnyExpert, int]:

@@ -56,7 +56,7 @@ class EditRequest(RequestModel):
     locality: list[LocalityQuestion] = Field(default=[], description="Questions whose answers should stay.")
     supersede: bool = Field(True, description="Whether the edit replaces active edits of the same image and prompt.")
     must_take: bool = Field(
-        False,
+        True,
         description="Whether an edit that does not take is refused (422) and not stored. Rephrasings do not count.",
     )
 

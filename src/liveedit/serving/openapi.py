@@ -27,7 +27,7 @@ _ERRORS: Final[dict[int, str]] = {
     410: "A purged edit.",
     413: "The body is too large.",
     415: "The body is not JSON.",
-    422: "An edit with `must_take` that does not take; nothing was stored.",
+    422: "An edit that does not take, unless `must_take` is false; nothing was stored.",
     429: "Too many requests; see Retry-After.",
     500: "The server failed.",
     501: "The editor has no attention map.",

@@ -89,7 +89,7 @@ class Correction:
     note: str | None = None
     locality: tuple[tuple[Image.Image | None, str], ...] = ()
     supersede: bool = True
-    must_take: bool = False
+    must_take: bool = True
 
     @property
     def pixels(self) -> int:
@@ -108,8 +108,7 @@ class ServedModel:
     def __init__(self, model: EditedModel, settings: ServingSettings):
         self.model, self.settings = model, settings
         self._threads = torch.get_num_threads()
-        parameters = sum(weight.numel() for weight in model.backbone.model.parameters())
-        self.workers: int = settings.workers or default_workers(model.backbone.device, parameters)
+        self.workers: int = number_of_workers(model, settings)
         """The number of worker threads."""
         self._checked_at = float("-inf")
 
@@ -269,6 +268,14 @@ class ServedModel:
         self.model.refresh()
         active = [edit for edit in edits if edit.id in self.model.editor]
         return list(self.model.check(active, batch=self.settings.batch))
+
+
+def number_of_workers(model: EditedModel, settings: ServingSettings) -> int:
+    """The number of workers that the settings ask for, or else the default; one if the editor is not thread-safe."""
+    if not model.editor.thread_safe:
+        return 1
+    parameters = sum(weight.numel() for weight in model.backbone.model.parameters())
+    return settings.workers or default_workers(model.backbone.device, parameters)
 
 
 def default_workers(device: torch.device, parameters: int) -> int:

@@ -24,7 +24,8 @@ class ServingSettings(BaseModel):
     workers: int | None = Field(
         None,
         ge=1,
-        description="Worker threads, each with its own batch; by default 1, more for a small model on a CPU.",
+        description="Worker threads, each with its own batch; by default 1, more for a small model on a CPU. "
+        "Always 1 for an editor that is not thread-safe.",
     )
     queue: int = Field(256, ge=1, description="Most requests waiting for the model.")
     queue_pixels: int = Field(

@@ -137,6 +137,14 @@ class BackboneContract:
             with pytest.raises(InvalidInputError, match="stands for an image"):
                 backbone.encode([Question(f"What is {marker}?")])
 
+    def test_control_tokens_in_an_edit_are_refused(self, backbone: Backbone) -> None:
+        """Neither its prompt nor its answer may contain what the tokenizer reads as a control token."""
+        backbone.check_edit("What is it?", "red <3, 漢字")
+        for token in backbone.tokenizer.all_special_tokens:
+            for prompt, answer in (("What is it?", f"red{token}"), (f"What is {token} it?", "red")):
+                with pytest.raises(InvalidInputError, match=r"control token|stands for an image"):
+                    backbone.check_edit(prompt, answer)
+
     def test_generation_is_the_same_with_and_without_the_cache(
         self, backbone: Backbone, checks: BackboneChecks, questions: list[Question]
     ) -> None:

@@ -128,7 +128,9 @@ class ExpertEditorContract(EditorContract):
         untouched = model_bits(backbone, edits)
         file = tmp_path / "edits.db"
         with EditedModel(backbone, self.make_editor(backbone), EditStore(file)) as model:
-            receipts = [model.edit(image, edit.question.prompt, edit.answer) for image, edit in self._opened(edits)]
+            receipts = [
+                model.edit(edit.question.image, edit.question.prompt, edit.answer, must_take=False) for _, edit in edits
+            ]
             answers, edited = model.ask_batch(questions), model_bits(backbone, edits)
             known = {receipt.id for receipt in receipts}
             assert all(fired.edit_id in known for answer in answers for fired in answer.fired or ())
@@ -144,7 +146,3 @@ class ExpertEditorContract(EditorContract):
             for receipt in receipts:
                 model.undo(receipt.id)
             assert model_bits(backbone, edits) == untouched
-
-    @staticmethod
-    def _opened(edits: Edits) -> list[tuple[Any, Edit]]:
-        return [(edit.question.image, edit) for _, edit in edits]

@@ -66,6 +66,7 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
 
     config_class = LiveEditConfig
     expert_class = LowRankExpert
+    thread_safe = True
     options_class = LiveEditLosses
     paper_config = PAPER_CONFIG
     paper_options = PAPER_LOSSES

@@ -98,7 +98,7 @@ class Fitting:
         return Start(u, torch.zeros_like(u), self.refining.gate_rate * float(u.std()), self.refining.value_rate * size)
 
     def run(self, start: Start, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, int]:
-        """u, v and the number of steps: until every answer token of a passage is right, or `RefineConfig.steps`."""
+        """u, v and the number of steps: until every answer token is right in all passages, or `RefineConfig.steps`."""
         refining, generator = self.refining, torch.Generator(device=self.backbone.device).manual_seed(0)
         u, v = (part.clone().requires_grad_() for part in (start.u, start.v))
         rates = (start.rate_u, start.rate_v)
@@ -113,9 +113,10 @@ class Fitting:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * _schedule(step, refining.steps)
             optimizer.step()
-            following = passages[(step + 1) % len(passages)]
-            if lowest >= refining.confidence - _NEAR and self.is_right(following, u.detach(), v.detach()):
-                return u.detach(), v.detach(), step + 1
+            if lowest >= refining.confidence - _NEAR:
+                following = (passages[(step + 1 + more) % len(passages)] for more in range(len(passages)))
+                if all(self.is_right(one, u.detach(), v.detach()) for one in following):
+                    return u.detach(), v.detach(), step + 1
         return u.detach(), v.detach(), refining.steps
 
     @torch.no_grad()

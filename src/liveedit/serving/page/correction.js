@@ -28,6 +28,7 @@ export class Correction {
     byId("evidence").hidden = true;
     byId("right-answer").value = "";
     byId("note").value = "";
+    byId("keep-anyway").checked = false;
     byId("rephrasings").value = this.alike(this.view.asked.prompt).join("\n");
     this.form.hidden = false;
     byId("correct-button").setAttribute("aria-expanded", "true");
@@ -78,7 +79,7 @@ export class Correction {
       .value.split("\n")
       .map((line) => line.trim())
       .filter(Boolean);
-    const wanted = { prompt: asked.prompt, answer, rephrasings };
+    const wanted = { prompt: asked.prompt, answer, rephrasings, must_take: !byId("keep-anyway").checked };
     if (asked.image) wanted.image = asked.image.uri;
     if (byId("note").value.trim()) wanted.note = byId("note").value.trim();
     if (!byId("author-field").hidden && byId("author").value.trim()) wanted.author = byId("author").value.trim();
