@@ -101,7 +101,7 @@ class RefineConfig(BaseModel):
     combine: Literal["sum", "nearest"] = Field(default="nearest", description="As in `Combining`.")
     weight_threshold: float | None = Field(default=0.1, gt=0, le=1, description="As in `Combining`.")
     answer_confidence: float = Field(
-        default=0.5,
+        default=0.7,
         ge=0,
         lt=1,
         description="If a token of an edited answer has less probability than this, the unedited model answers "
