@@ -83,12 +83,9 @@ def measured(editor: ExpertEditor[Any], question: Question, answer: str) -> dict
     editor.add("long", expert)
     try:
         started = time.perf_counter()
-        own, *others = (
-            found.text for found in (*asking.ask(questions[:1], tokens), *asking.ask(questions[1:], tokens))
-        )
-        started_own = time.perf_counter()
-        asking.ask(questions[:1], tokens)
-        answering = time.perf_counter() - started_own
+        own = asking.ask(questions[:1], tokens)[0].text
+        answering = time.perf_counter() - started
+        others = [found.text for found in asking.ask(questions[1:], tokens)]
     finally:
         editor.undo("long")
     kinds = [
@@ -106,7 +103,7 @@ def measured(editor: ExpertEditor[Any], question: Question, answer: str) -> dict
 
 def rows_of(
     editor: ExpertEditor[Any], texts: Sequence[str], questions: Sequence[Question], tokens: int
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """The results of one length, edit by edit."""
     for place, question in enumerate(questions):
         yield measured(editor, question, answer_of(editor.backbone, texts, 7 * place, tokens))
