@@ -252,7 +252,7 @@ def editor_makers(
 def _make_editor(
     kind: type[Editor], source: str | None, settings: Mapping[str, object] | None, backbone: Backbone
 ) -> Editor:
-    return kind.configured(backbone, settings) if settings else kind.load(backbone, source)
+    return kind.configured(backbone, settings, source) if settings else kind.load(backbone, source)
 
 
 def demo(

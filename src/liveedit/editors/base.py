@@ -74,17 +74,20 @@ class Editor(ABC):
         return cls(backbone)
 
     @classmethod
-    def configured(cls, backbone: Backbone, settings: Mapping[str, Any]) -> Self:
+    def configured(cls, backbone: Backbone, settings: Mapping[str, Any], source: str | None = None) -> Self:
         """Create this editor with some of its settings changed; its constructor takes `settings_class` second.
 
-        Raises `ConfigError` for unknown settings and invalid values.
+        source: as for `load`. Raises as `load` does, and `ConfigError` for unknown settings and invalid values.
         """
         if cls.settings_class is None:
             raise ConfigError(
                 f"The editor {cls.name!r} has no settings besides those it was trained with; given were "
                 f"{', '.join(settings)}. Give settings of a training to `liveedit train --set`."
             )
-        return cls(backbone, checked_config(cls.settings_class, settings, cls.name))  # type: ignore[call-arg]
+        checked = checked_config(cls.settings_class, settings, cls.name)
+        if source is not None:
+            cls.load(backbone, source)  # It has no trained parts: this says so.
+        return cls(backbone, checked)  # type: ignore[call-arg]
 
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
         """Make edits, given with their ids, in order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ import torch
 from forced_experts import fired_ids, forced_expert
 
 from liveedit.backbones import Backbone
+from liveedit.editors.ft import FTL
 from liveedit.editors.liveedit import LiveEditConfig, LiveEditRefine, RefineConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
+from liveedit.editors.liveedit.routing import AS_PUBLISHED
+from liveedit.errors import ConfigError, InvalidInputError
 from liveedit.experts import LowRankExpert
 from liveedit.samples import Edit, EditCase
 
@@ -175,3 +179,19 @@ def test_an_edit_that_is_refined_reads_each_wording_once(
         counter.remove()
     assert steps > 6
     assert counter.counts == (6, 6, 6)
+
+
+def test_settings_change_how_answers_are_kept_whole(
+    refining: LiveEditRefine, tmp_path: Path, tiny_llava: Backbone
+) -> None:
+    refining.save_pretrained(tmp_path, torch.float32)
+    refining.detach()
+    changed = {"combine": "sum", "weight_threshold": None, "answer_confidence": 0}
+    with LiveEditRefine.configured(tiny_llava, changed, str(tmp_path)) as editor:
+        assert editor.combining == AS_PUBLISHED
+        assert editor.answer_confidence == 0
+        assert editor.digest() == refining.digest()
+    with pytest.raises(ConfigError, match="combine"):
+        LiveEditRefine.configured(tiny_llava, {"combine": "both"}, str(tmp_path))
+    with pytest.raises(InvalidInputError, match="no trained parts"):
+        FTL.configured(tiny_llava, {"steps": 3}, str(tmp_path))
