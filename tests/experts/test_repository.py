@@ -295,7 +295,27 @@ def test_the_newest_is_known_whatever_its_row() -> None:
         repository.add(str(seed), make_expert(seed))
     repository.remove("1")
     repository.add("1", make_expert(1))
-    assert [repository.id_of(row) for row in repository.rows_by_age] == ["0", "2", "3", "4", "1"]
+    assert by_age(repository) == ["0", "2", "3", "4", "1"]
+
+
+def test_an_expert_that_comes_back_is_as_new_as_its_number() -> None:
+    repository = ExpertRepository()
+    for seed in range(4):
+        repository.add(str(seed), make_expert(seed))
+    repository.number({"0": 10, "1": 11, "2": 12, "3": 13})
+    repository.remove("1")
+    repository.add("1", make_expert(1))
+    assert by_age(repository) == ["0", "2", "3", "1"], "newer than every number until it has its own"
+    repository.number({"1": 11})
+    assert by_age(repository) == ["0", "1", "2", "3"]
+    repository.remove("0")
+    assert by_age(repository) == ["1", "2", "3"]
+    with pytest.raises(NotFoundError, match="no edit '0'"):
+        repository.number({"0": 1})
+
+
+def by_age(repository: ExpertRepository) -> list[str]:
+    return [repository.id_of(row) for row in repository.rows_by_age]
 
 
 def test_unknown_ids_are_named() -> None:

@@ -229,7 +229,11 @@ def test_numbers_keep_rising(location: Path | str) -> None:
     with bound(location) as opened:
         opened.undo(opened.add(make_edit(), make_expert()).id)
     with bound(location) as opened:
-        assert opened.add(make_edit(), make_expert()).number == 2
+        second = opened.add(make_edit(), make_expert())
+        assert second.number == 2
+        (first,) = (edit.id for edit in opened.list(include_undone=True) if edit.id != second.id)
+        assert opened.numbers([second.id, first, "0" * 8, "unknown"]) == {first: 1, second.id: 2}
+        assert opened.numbers([]) == {}
 
 
 def test_active_experts_are_settled_at_the_call(location: Path | str) -> None:

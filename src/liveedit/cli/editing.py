@@ -219,7 +219,7 @@ def _print_receipt(receipt: Receipt, edits: str) -> None:
             "after": receipt.answer_after,
             "took": took,
             "time": f"{receipt.milliseconds:.0f} ms, {receipt.refine_steps} refine steps",
-            "size": f"{receipt.store_bytes:,} bytes",
+            "size": f"{receipt.store_bytes:,} bytes" + (f", rank {rank}" if (rank := receipt.evidence.rank) else ""),
             **described_evidence(receipt.evidence, receipt.answer),
             "undo": f"liveedit edits undo --edits {shlex.quote(edits)} {receipt.id}",
         }

@@ -105,6 +105,7 @@ class TrialRun:
         return Evidence(
             supersedes=tuple(edit.id for edit in self.superseded),
             store_bytes=self.expert.store_bytes,
+            rank=self.expert.rank,
             rephrasings=tuple(
                 Rephrased(prompt, *pair, same_answer(pair[1], trial.answer))
                 for prompt, pair in zip(trial.rephrasings, pairs[1:first], strict=True)

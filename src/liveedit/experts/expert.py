@@ -33,6 +33,11 @@ class Expert:
         """Size of the tensors in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
+    @property
+    def rank(self) -> int | None:
+        """The rank of its matrices, which grows with the answer; None for experts without a rank."""
+        return None
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the contents. Experts are mixed in the order of their digests, so their order of arrival is
@@ -59,6 +64,11 @@ class LowRankExpert(Expert):
     visual_feature: Tensor
     prompt_feature: Tensor
     query_feature: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Rows of u and v."""
+        return len(self.u)
 
 
 def expert_to_bytes(expert: Expert) -> bytes:

@@ -103,6 +103,7 @@ class EditEvidence(BaseModel):
     milliseconds: float = Field(description="Time to make the edit, without its trial.")
     refine_steps: int
     store_bytes: int
+    rank: int | None = Field(description="Rank of the expert, which grows with the answer; null if it has none.")
 
 
 class EditDetail(EditCard):

@@ -83,7 +83,7 @@ class Evidence:
     """What is known about an edit besides the answers to its own question.
 
     supersedes: ids of the edits deactivated in the same change. store_bytes: size of the expert's tensors in bytes.
-    earlier_edits: the active edits nearest to the new one, asked again.
+    rank: the expert's rank, None if it has none. earlier_edits: the active edits nearest to the new one, asked again.
     """
 
     supersedes: tuple[str, ...] = ()
@@ -92,6 +92,7 @@ class Evidence:
     locality: tuple[LocalityProbe, ...] = ()
     earlier_edits: tuple[EarlierEdit, ...] = ()
     collisions: tuple[Collision, ...] = ()
+    rank: int | None = None
 
     @property
     def rephrasings_taken(self) -> int:
