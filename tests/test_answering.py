@@ -24,10 +24,12 @@ UNEDITED: dict[str, Script] = {
     "hat": [("red", 0.3), ("hat", 0.2)],
     "legs": [("four", 0.9)],
     "sky": [("unsure", 0.1)],
+    "wing": [("grey", 0.9)],
 }
 EDITED: dict[str, Script] = {
     "hat": [("teal", 0.9), ("and", 0.4), ("gold", 0.9)],
     "legs": [("six", 0.6)],
+    "wing": [("blue", 0.9), ("User:", 0.9), ("hm", 0.1)],
     "sky": UNEDITED["sky"],
 }
 WORDS = ["", *sorted({word for script in (*UNEDITED.values(), *EDITED.values()) for word, _ in script})]
@@ -56,6 +58,8 @@ class ScriptedBackbone:
     """Speaks its scripts, all rows of a batch together, and lets the logits processors see every step."""
 
     end_token_ids = frozenset({END})
+    next_turn: str | None = None
+    """A word before which answers are cut."""
 
     def __init__(self, editor: ScriptedEditor):
         self.editor = editor
@@ -82,7 +86,15 @@ class ScriptedBackbone:
             for processor in logits_processor:
                 processor(ids, torch.stack([scores_of(WORDS.index(word), chance) for word, chance in said]))
             ids = torch.cat([ids, torch.tensor([[WORDS.index(word)] for word, _ in said])], 1)
-        return [(" ".join(WORDS[token] for token in row if token), tuple(row)) for row in ids[:, 1 : 1 + most].tolist()]
+        rows = ids[:, 1 : 1 + most].tolist()
+        return [(self._spoken([WORDS[token] for token in row if token]), tuple(row)) for row in rows]
+
+    def _spoken(self, words: list[str]) -> str:
+        end = words.index(self.next_turn) if self.next_turn in words else len(words)
+        return " ".join(words[:end])
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[str]]:
+        return [text.split() for text in texts]
 
 
 def scores_of(token: int, chance: float) -> torch.Tensor:
@@ -111,6 +123,13 @@ def test_an_answer_in_doubt_is_the_unedited_models() -> None:
     assert backbone.batches == [(False, ["hat"]), (True, ["hat"])]
     assert not backbone.editor.is_paused
     assert answer.to_dict()["withheld"] == [{"edit_id": "own", "weight": 1.0, "margin": 2.0}]
+
+
+@pytest.mark.parametrize(("next_turn", "text"), [("User:", "blue"), (None, "grey")])
+def test_what_follows_the_next_turn_of_the_chat_is_not_judged(next_turn: str | None, text: str) -> None:
+    answering, backbone = asking(fires={"wing": (OWN,)})
+    backbone.next_turn = next_turn
+    assert ask(answering, "wing")[0].text == text
 
 
 def test_a_sure_answer_is_given_and_the_model_is_asked_once() -> None:

@@ -66,7 +66,7 @@ class Answering:
         """Answers to several questions in one batch: the same as one by one."""
         generated = self.generate(self.encode(questions), max_new_tokens)
         answers = [one.answer for one in generated]
-        doubtful = [place for place, one in enumerate(generated) if one.is_in_doubt()]
+        doubtful = [place for place, one in enumerate(generated) if one.is_in_doubt(self._given_tokens(one.answer))]
         if doubtful:
             with self.unedited() as plain:
                 instead = plain.ask([questions[place] for place in doubtful], max_new_tokens)
@@ -96,6 +96,13 @@ class Answering:
     def tokens_for(self, answer: str) -> int:
         """The limit to set for a question whose answer is expected to be this one, in tokens."""
         return max(NEW_TOKENS, 2 + len(self.backbone.tokenize([answer])[0]))
+
+    def _given_tokens(self, answer: Answer) -> int | None:
+        """How many of the generated tokens belong to the answer; None for all, unless it was cut before the next turn
+        of the chat."""
+        if self.backbone.next_turn is None:
+            return None
+        return len(self.backbone.tokenize([answer.text])[0]) + 1
 
     def _watched(self) -> ConfidenceProcessor | None:
         """Watches the confidence of an edited model; None if the editor does not ask for it."""
