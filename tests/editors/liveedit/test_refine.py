@@ -12,7 +12,7 @@ import torch
 from forced_experts import fired_ids, forced_expert
 
 from liveedit.backbones import Backbone
-from liveedit.editors.ft import FTL
+from liveedit.editors.ft import FineTuneLast
 from liveedit.editors.liveedit import LiveEditConfig, LiveEditRefine, RefineConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.routing import AS_PUBLISHED
@@ -194,4 +194,4 @@ def test_settings_change_how_answers_are_kept_whole(
     with pytest.raises(ConfigError, match="combine"):
         LiveEditRefine.configured(tiny_llava, {"combine": "both"}, str(tmp_path))
     with pytest.raises(InvalidInputError, match="no trained parts"):
-        FTL.configured(tiny_llava, {"steps": 3}, str(tmp_path))
+        FineTuneLast.configured(tiny_llava, {"steps": 3}, str(tmp_path))
