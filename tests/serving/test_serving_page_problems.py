@@ -16,6 +16,7 @@ from serving_fakes import FakeModel, fake_app, listening
 from liveedit.edited.model import Receipt
 from liveedit.errors import EditDidNotTakeError
 from liveedit.serving.api_keys import KeyFile
+from liveedit.serving.page_files import QUESTIONS
 from liveedit.serving.served_model import Correction
 from liveedit.serving.settings import ServingSettings
 from liveedit.store.records import EditPage
@@ -198,3 +199,20 @@ def test_an_image_over_the_limits_is_sent_smaller(driver: Any, tmp_path: Path) -
         assert large.stat().st_size > 200_000
         assert visitor.ask("hello", large) == "hello: /"
         assert visitor.complaints() == []
+
+
+def test_an_answer_in_doubt_is_shown_as_the_models_own(visitor: Visitor, images: list[Path]) -> None:
+    visitor.open()
+    visitor.until(lambda: visitor.text("#model-name") == "tiny-llava")
+    visitor.script(
+        """const original = window.fetch;
+        window.fetch = async (url, options) => {
+            const response = await original(url, options);
+            if (!String(url).includes("chat/completions")) return response;
+            const withheld = '"withheld":[{"id":"0123456789abcdef","weight":1.0,"margin":2.0}]';
+            const text = (await response.text()).replace(/"withheld":\\s*\\[\\]/, withheld);
+            return new Response(text, { status: response.status, headers: response.headers });
+        };"""
+    )
+    assert visitor.ask(QUESTIONS[0][0], images[0])
+    assert "A correction fired, but the model was in doubt" in visitor.text("#fired")

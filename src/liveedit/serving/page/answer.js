@@ -9,7 +9,7 @@ const SHOWN = 4;
 const CHANGE_CELLS = 4;
 const LONG = 90; // Characters. Longer answers get a smaller font.
 
-/** Shows one asked question at a time: { image, prompt, text, edits, maps }. */
+/** Shows one asked question at a time: { image, prompt, text, edits, withheld, maps }. */
 export class AnswerView {
   constructor(history) {
     this.history = history;
@@ -92,7 +92,10 @@ export class AnswerView {
   async showFired(asked) {
     const box = byId("fired");
     if (!asked.edits.length) {
-      box.replaceChildren(make("p", { class: "fired-none muted" }, "No correction fired: this is the model’s own answer."));
+      const why = asked.withheld.length
+        ? "A correction fired, but the model was in doubt: this is its own answer."
+        : "No correction fired: this is the model’s own answer.";
+      box.replaceChildren(make("p", { class: "fired-none muted" }, why));
       return;
     }
     const sorted = [...asked.edits].sort((one, other) => other.weight - one.weight);

@@ -46,7 +46,7 @@ export async function getThumbnail(id) {
 }
 
 /**
- * Ask, and receive the answer while it is generated. Returns { text, edits, revision }.
+ * Ask, and receive the answer while it is generated. Returns { text, edits, withheld, revision }.
  * onText is called with the whole text so far.
  */
 export async function ask({ model, prompt, image, signal, onText }) {
@@ -63,7 +63,7 @@ export async function ask({ model, prompt, image, signal, onText }) {
     onText(text);
   }
   if (extension === null) throw new ApiError("The connection ended before the answer was complete. Ask again.");
-  return { text, edits: extension.edits, revision: extension.revision };
+  return { text, edits: extension.edits, withheld: extension.withheld, revision: extension.revision };
 }
 
 async function* events(response) {

@@ -89,7 +89,7 @@ class Page {
     }
     this.running?.abort();
     const running = (this.running = new AbortController());
-    const asked = { prompt, image: this.image, text: null, edits: [], maps: {} };
+    const asked = { prompt, image: this.image, text: null, edits: [], withheld: [], maps: {} };
     this.setBusy(true);
     try {
       await this.stream(asked, running.signal);
@@ -118,7 +118,7 @@ class Page {
     };
     const found = await ask({ model: this.model, prompt: asked.prompt, image: asked.image?.uri, signal, onText });
     begin();
-    Object.assign(asked, { text: found.text, edits: found.edits });
+    Object.assign(asked, { text: found.text, edits: found.edits, withheld: found.withheld });
     this.log(asked);
     this.history.noteRevision(found.revision);
     await this.view.finish(asked);
