@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import edit_examples
 import pytest
 from edit_examples import bound, make_edit, make_expert, part_bytes
 from postgres_server import PostgresServer
@@ -193,7 +195,7 @@ with bound(sys.argv[1]) as store:
 
 def test_another_process_is_followed_within_a_second(postgres_url: str) -> None:
     with EditStore(postgres_url) as replica:
-        command = [sys.executable, "-c", _WRITER, postgres_url, str(__file__.rpartition("/")[0])]
+        command = [sys.executable, "-c", _WRITER, postgres_url, str(Path(edit_examples.__file__).parent)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             for number, line in enumerate(writer.stdout):
