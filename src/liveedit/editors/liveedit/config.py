@@ -99,7 +99,7 @@ class RefineConfig(BaseModel):
     )
     prompt_score: float = Field(default=4.0, description="The edit's own query must reach this prompt similarity s.")
     combine: Literal["sum", "nearest"] = Field(default="nearest", description="As in `Combining`.")
-    weight_threshold: float | None = Field(default=0.1, gt=0, le=1, description="As in `Combining`.")
+    weight_threshold: float | None = Field(default=0.01, gt=0, le=1, description="As in `Combining`.")
     answer_confidence: float = Field(
         default=0.7,
         ge=0,
