@@ -75,6 +75,12 @@ class RefineConfig(BaseModel):
         gt=0,
         description="Learning rate on the V of a longer answer, relative to the spread of the hidden states.",
     )
+    verified_wordings: int = Field(
+        default=6,
+        ge=1,
+        description="Wordings of the prompt in which a generated expert must be right, the prompt included, to be left "
+        "as it is.",
+    )
     wordings: int = Field(
         default=24, ge=2, description="Wordings of the prompt on which an expert is refined, the prompt included."
     )

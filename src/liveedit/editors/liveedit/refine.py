@@ -65,14 +65,14 @@ class LiveEditRefine(LiveEdit):
 
     def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         """The generated expert, refined if needed, and the number of gradient steps (0 if it was right at once)."""
-        passage = self._passage([edit.question], edit.answer)
+        passage = self._verified_passage(edit)
         with torch.no_grad():
-            (expert,) = self.modules.experts(passage.tokens)
+            expert = self.modules.experts(passage.tokens)[0]
         return self._refined(edit, passage, expert)
 
     def refine(self, edit: Edit, expert: LowRankExpert) -> tuple[LowRankExpert, int]:
         """Refine an expert that was made before; returns the same as `make_expert`."""
-        return self._refined(edit, self._passage([edit.question], edit.answer), expert)
+        return self._refined(edit, self._verified_passage(edit), expert)
 
     def _refined(self, edit: Edit, asked: Passage, expert: LowRankExpert) -> tuple[LowRankExpert, int]:
         expert = self._reachable(asked, expert)
@@ -89,6 +89,12 @@ class LiveEditRefine(LiveEdit):
         neutral = [Question(prompt, edit.question.image) for prompt in NEUTRAL_PROMPTS]
         with torch.no_grad():
             return fitting.from_gates(passages, [self.read(self.backbone.encode(neutral))])
+
+    def _verified_passage(self, edit: Edit) -> Passage:
+        """The edit in the wordings in which it is verified, its own prompt first; alone if nothing is verified."""
+        count = self.refining.verified_wordings if self.refining.steps else 1
+        prompts = wordings(edit.question.prompt, count)
+        return self._passage([Question(prompt, edit.question.image) for prompt in prompts], edit.answer)
 
     def _passages(self, edit: Edit) -> list[Passage]:
         """The edit in several wordings, a few at a time; its own prompt is the first of each passage."""

@@ -28,7 +28,7 @@ _MATMUL_ROUNDING = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
 _ASKED_THE_SAME: Final = 0.5
 """From this weight on, an expert's edit asks for what the query asks for."""
 
-_SAME_DISTANCE: Final = 1e-8
+_SAME_DISTANCE: Final = 1e-11
 """Squared distances of features that differ by no more than this are equal: batches round differently."""
 
 _SUM_STEP = 2.0**-40
