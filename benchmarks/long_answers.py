@@ -52,7 +52,7 @@ def texts_of(file: Path | None) -> list[str]:
 
 
 def answer_of(backbone: Backbone, texts: Sequence[str], first: int, tokens: int) -> str:
-    """Texts from the first one on, cut after so many tokens; fewer where a character has several."""
+    """An answer of at most `tokens` tokens: consecutive texts, starting at index `first`, joined and truncated."""
     whole, place = texts[first % len(texts)], first
     while len(backbone.tokenize([whole])[0]) < tokens:
         place += 1

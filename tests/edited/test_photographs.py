@@ -41,7 +41,10 @@ def model(tiny_llava: Backbone) -> Iterator[EditedModel]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"no photographs in {PHOTOGRAPHS}")
+@pytest.mark.skipif(
+    not PHOTOGRAPHS.is_dir(),
+    reason="photographs are not part of the project: set LIVEEDIT_DATA to a folder that contains Caltech-101",
+)
 @pytest.mark.parametrize(("kind", "answer"), EDITS, ids=[kind for kind, _ in EDITS])
 def test_an_edit_of_a_photograph_is_whole_or_not_at_all(model: EditedModel, kind: str, answer: str) -> None:
     photograph = min((PHOTOGRAPHS / kind).iterdir())

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...backbones import Backbone, HiddenTokens, TokenBatch
 from .config import LiveEditConfig, RefineConfig
-from .routing import changed_tokens, expert_residual
+from .routing import changed_tokens, expert_residual, output_scale
 
 _GATE_ELSEWHERE = -0.2
 """What the input of a gate is regressed on at other positions than its own; at its own it is 1."""
@@ -91,7 +91,7 @@ class Fitting:
         ridge = _RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
         gates = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ wanted).T.float()
         # expert_residual multiplies by a fixed factor: without it a gate of 1 adds its row of v as it is.
-        u = gates / self._scale
+        u = gates / output_scale(self.config)
         size = (
             float(own.std()) if self.config.expert_input == "states" else float(passages[0].tokens.hidden_states.std())
         )
@@ -158,10 +158,6 @@ class Fitting:
 
     def _device(self, passage: Passage) -> torch.device:
         return passage.tokens.hidden_states.device
-
-    @property
-    def _scale(self) -> float:
-        return 1 / (5 * math.sqrt(self.config.rank)) if self.config.expert_scale == "fixed" else 1.0
 
 
 def _schedule(step: int, steps: int) -> float:

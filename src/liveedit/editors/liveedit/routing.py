@@ -29,7 +29,7 @@ _ASKED_THE_SAME: Final = 0.5
 """From this weight on, an expert's edit asks for what the query asks for."""
 
 _SAME_DISTANCE: Final = 1e-11
-"""Squared distances of features that differ by no more than this are equal: batches round differently."""
+"""Tolerance for squared distances between features: smaller differences come from rounding."""
 
 _SUM_STEP = 2.0**-40
 """Softmax totals are summed in whole multiples of this, so that the order of the experts changes no bit."""
@@ -80,10 +80,15 @@ def expert_residual(
     """
     normed = config.expert_input == "normed"
     x = F.layer_norm(hidden_states, hidden_states.shape[-1:]) if normed else hidden_states
-    scale = 1 / (5 * math.sqrt(config.rank)) if config.expert_scale == "fixed" else 1.0
+    scale = output_scale(config)
     experts, rank = u.shape[-3:-1]
     active = F.relu(x @ u.flatten(-3, -2).transpose(-1, -2)).unflatten(-1, (experts, rank))
     return (active * (weights * scale)[:, None, :, None]).flatten(2) @ v.flatten(-3, -2)
+
+
+def output_scale(config: LiveEditConfig) -> float:
+    """The factor on an expert's output; it does not depend on the rank of a larger expert."""
+    return 1 / (5 * math.sqrt(config.rank)) if config.expert_scale == "fixed" else 1.0
 
 
 def changed_tokens(
