@@ -26,7 +26,7 @@ import torch
 
 from liveedit.backbones import Backbone, TokenBatch
 from liveedit.editors.liveedit import LiveEdit
-from liveedit.editors.liveedit.modules import QueryFeatures
+from liveedit.editors.shared.routing import QueryFeatures
 from liveedit.experts import ExpertRepository
 from shapes import Shape, build_backbone, editor_config, make_cases, random_repository
 from timing import (

@@ -16,7 +16,6 @@ install_import_hook(
         "liveedit.backbones.tokens",
         "liveedit.editors.liveedit.losses",
         "liveedit.editors.liveedit.modules",
-        "liveedit.editors.liveedit.routing",
         "liveedit.editors.shared",
         "liveedit.experts.repository",
     ],

@@ -14,8 +14,8 @@ from PIL import Image
 from liveedit.backbones import Backbone
 from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEditConfig, LiveEditRefine
-from liveedit.editors.liveedit.config import Combining
 from liveedit.editors.liveedit.modules import LiveEditModules
+from liveedit.editors.shared.routing import Combining
 from liveedit.errors import (
     ConflictError,
     EditDidNotTakeError,

@@ -14,7 +14,7 @@ from serving_fakes import FakeModel, data_uri, fake_app
 from liveedit.answers import FIRING_THRESHOLD, Fired, above_threshold
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.edited.model import EditedModel
-from liveedit.editors.liveedit.config import Combining
+from liveedit.editors.shared.routing import Combining
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase
 from liveedit.serving.app import create_app

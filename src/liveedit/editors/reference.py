@@ -13,7 +13,7 @@ from ..backbones import Backbone
 from ..experts import LowRankExpert
 from ..samples import Question
 from .liveedit import LiveEdit
-from .liveedit.modules import QueryFeatures
+from .shared.routing import QueryFeatures
 
 ReferenceEditor = LiveEdit
 

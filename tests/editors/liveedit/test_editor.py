@@ -16,7 +16,7 @@ from torch import Tensor
 
 from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
-from liveedit.editors.liveedit.config import Combining
+from liveedit.editors.shared.routing import Combining
 from liveedit.errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from liveedit.experts import LowRankExpert
 from liveedit.samples import Edit, Question

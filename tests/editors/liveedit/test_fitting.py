@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from liveedit.backbones import Backbone
 from liveedit.editors.liveedit import LiveEditConfig, LiveEditRefine, RefineConfig
-from liveedit.editors.liveedit.fitting import Fitting, Passage
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.editors.liveedit.routing import changed_tokens, expert_residual
+from liveedit.editors.shared.fitting import Fitting, Passage
+from liveedit.editors.shared.routing import changed_tokens, expert_residual
 from liveedit.editors.shared.wordings import NEUTRAL_PROMPTS
 from liveedit.samples import Edit, EditCase, Question
 
@@ -31,7 +31,7 @@ def editor(
 
 @pytest.fixture
 def fitting(editor: LiveEditRefine) -> Fitting:
-    return Fitting(editor.backbone, editor.config, editor.refining)
+    return Fitting(editor.backbone, editor.layer, editor.config, editor.refining)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_gates_open_at_their_own_token_and_change_nothing_yet(
     assert elsewhere.max() < 0.4 and elsewhere.mean() < 0.02
     weights = torch.ones(len(NEUTRAL_PROMPTS), 1)
     asked = expert_residual(neutral.hidden_states, start.u[None], basis[None], weights, config)
-    outside = asked[changed_tokens(neutral.image_mask, neutral.text_mask, config)][:, :length]
+    outside = asked[changed_tokens(neutral, config)][:, :length]
     assert outside.max() < 0.4 and outside.mean() < 0.02, "other questions about the image open none"
 
 
@@ -85,13 +85,13 @@ def test_the_rank_grows_with_the_answer(editor: LiveEditRefine, eval_cases: tupl
     assert all(0 < record.refine_steps < editor.refining.steps for record in records)
     for edit, expert in zip(edits, experts, strict=True):
         passage = editor._passage([question], edit.answer)
-        fitting = Fitting(editor.backbone, editor.config, editor.refining)
+        fitting = Fitting(editor.backbone, editor.layer, editor.config, editor.refining)
         assert fitting.is_right(passage, expert.u, expert.v)
         assert not fitting.is_right(passage, expert.u, 0 * expert.v)
 
 
 def test_steps_stop_at_their_limit_and_repeat_to_the_bit(editor: LiveEditRefine, passages: list[Passage]) -> None:
-    few = Fitting(editor.backbone, editor.config, RefineConfig(steps=3))  # type: ignore[call-arg]
+    few = Fitting(editor.backbone, editor.layer, editor.config, RefineConfig(steps=3))  # type: ignore[call-arg]
     start = few.from_gates(passages, [passages[0].tokens])
     (u, v, steps), (again_u, again_v, _) = few.run(start, passages), few.run(start, passages)
     assert steps == 3 and torch.equal(u, again_u) and torch.equal(v, again_v)
@@ -101,7 +101,7 @@ def test_steps_stop_at_their_limit_and_repeat_to_the_bit(editor: LiveEditRefine,
 
 def test_the_answer_is_learned_at_smaller_weights_as_well(editor: LiveEditRefine, passages: list[Passage]) -> None:
     """Rows but the first are fitted at random weights, so that the answer does not depend on the weight."""
-    fitting = Fitting(editor.backbone, editor.config, editor.refining)
+    fitting = Fitting(editor.backbone, editor.layer, editor.config, editor.refining)
     u, v, steps = fitting.run(fitting.from_gates(passages, [passages[0].tokens]), passages)
     assert steps < editor.refining.steps
     (passage,) = passages
@@ -110,7 +110,7 @@ def test_the_answer_is_learned_at_smaller_weights_as_well(editor: LiveEditRefine
         for weight in (1.0, 0.8):
             weights = torch.full((len(states), 1), weight)
             residual = expert_residual(states, u[None], v[None], weights, editor.config)
-            changed = changed_tokens(passage.tokens.image_mask, passage.tokens.text_mask, editor.config)
+            changed = changed_tokens(passage.tokens, editor.config)
             logits = editor.backbone.logits_from(
                 states + residual * changed[..., None], passage.inputs, editor.config.layer, passage.inputs.predicting
             )

@@ -14,9 +14,9 @@ from forced_experts import fired_ids, forced_expert
 from liveedit.backbones import Backbone
 from liveedit.editors.ft import FineTuneLast
 from liveedit.editors.liveedit import LiveEditConfig, LiveEditRefine, RefineConfig
-from liveedit.editors.liveedit.fitting import Fitting, Passage
 from liveedit.editors.liveedit.modules import LiveEditModules
-from liveedit.editors.liveedit.routing import AS_PUBLISHED
+from liveedit.editors.shared.fitting import Fitting, Passage
+from liveedit.editors.shared.routing import AS_PUBLISHED
 from liveedit.errors import ConfigError, InvalidInputError
 from liveedit.experts import LowRankExpert
 from liveedit.samples import Edit, EditCase

@@ -11,11 +11,14 @@ import reference
 import torch
 from jaxtyping import TypeCheckError
 
+from liveedit.backbones import TokenBatch
 from liveedit.editors.liveedit import LiveEditConfig
-from liveedit.editors.liveedit.config import Combining, Weighting
-from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
-from liveedit.editors.liveedit.routing import (
+from liveedit.editors.liveedit.modules import LiveEditModules
+from liveedit.editors.shared.routing import (
+    Combining,
+    QueryFeatures,
     Routing,
+    Weighting,
     changed_tokens,
     expert_residual,
     hard_routed,
@@ -426,15 +429,35 @@ def test_a_row_with_fewer_experts_is_not_disturbed_by_the_others() -> None:
     ],
 )
 def test_text_before_the_image_is_changed_only_with_all_tokens(residual_tokens: str, expected: list[list[int]]) -> None:
-    image = torch.tensor([[0, 1, 1, 0, 1, 0, 0, 0], [0] * 8]).bool()
-    text = torch.tensor([[1, 0, 0, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]]).bool()
-    changed = changed_tokens(image, text, modules_of(residual_tokens=residual_tokens).config)
+    roles = torch.tensor([[0, 1, 1, 0, 1, 0, 0, -1], [0, 0, 0, -1, -1, -1, -1, -1]])
+    tokens = TokenBatch(roles, torch.zeros_like(roles))
+    changed = changed_tokens(tokens, modules_of(residual_tokens=residual_tokens).config)
     assert changed.int().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        # image, prompt, prompt, answer, answer, padding
+        ([1, 0, 0, 2, 2, -1], [0, 0, 1, 1, 1, 0]),
+        # padding, prompt, image, prompt: a question alone, left-padded
+        ([-1, 0, 1, 0], [0, 0, 0, 1]),
+    ],
+)
+def test_experts_may_change_the_last_token_of_the_prompt_and_the_answer_alone(
+    roles: list[int], expected: list[int]
+) -> None:
+    class Form:
+        rank, expert_input, expert_scale, residual_tokens = 4, "normed", "none", "answer"
+
+    rows = torch.tensor([roles])
+    changed = changed_tokens(TokenBatch(rows, torch.zeros_like(rows)), Form())
+    assert changed.int().tolist() == [expected]
 
 
 def test_shapes_in_signatures_are_checked_while_the_tests_run() -> None:
     with pytest.raises(TypeCheckError):
-        changed_tokens(torch.ones(2, 3).bool(), torch.ones(2, 4).bool(), modules_of().config)
+        soft_weights(torch.ones(2, 3).int())  # type: ignore[arg-type]
 
 
 # -- the nearest expert alone, and weights of 0 or 1 -----------------------------------------------------

@@ -15,9 +15,9 @@ from liveedit.backbones import Backbone
 from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.liveedit import LiveEditConfig, LiveEditLosses
 from liveedit.editors.liveedit import losses as losses_module
-from liveedit.editors.liveedit.modules import LiveEditModules, QueryFeatures
-from liveedit.editors.liveedit.routing import changed_tokens, expert_residual
+from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditTask, Stage
+from liveedit.editors.shared.routing import QueryFeatures, changed_tokens, expert_residual
 from liveedit.samples import EditCase
 from liveedit.training.distributed import ALONE, Processes
 
@@ -247,7 +247,7 @@ def test_the_generator_is_trained_with_each_expert_at_its_full_weight(
     residual = expert_residual(
         batch.hidden_states, made.u[None].expand(expanded), made.v[None].expand(expanded), ones, modules.config
     )
-    changed = changed_tokens(batch.image_mask, batch.text_mask, modules.config)
+    changed = changed_tokens(batch, modules.config)
     states = batch.hidden_states + residual * changed[..., None]
     logits = random_backbone.logits_from(states, batch, modules.config.layer, batch.predicting)
     assert found.item() == pytest.approx(F.cross_entropy(logits, batch.targets).item(), rel=1e-6)

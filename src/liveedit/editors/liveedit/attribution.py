@@ -12,8 +12,8 @@ from ...errors import InvalidInputError
 from ...samples import Edit, Question
 from ..heat_map import HeatMap
 from ..occlusion import change_map
+from ..shared.routing import hard_routed, route, soft_weights
 from .editor import LiveEdit
-from .routing import hard_routed, route, soft_weights
 
 _MOST_CELLS: Final = 8
 """Largest number of rows and columns of a map of changes: each of its cells is one image to run."""

@@ -8,10 +8,9 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..base import checked_config
+from ..shared.fitting import FittingConfig
+from ..shared.routing import Combining, Weighting
 from .losses import SoftTerms
-
-Weighting = Literal["both", "absolute", "relative", "equal"]
-"""Weight of one of n experts that passed hard routing: sigmoid(s) softmax(s), sigmoid(s), softmax(s), or 1/n."""
 
 PAPER_CONFIG: Final[Mapping[str, Any]] = {
     "module_width": 1024,
@@ -36,44 +35,11 @@ PAPER_LOSSES: Final[Mapping[str, Any]] = {
 """Settings of `LiveEditLosses` that give the losses of section 4.3 exactly."""
 
 
-class Combining(BaseModel):
-    """What becomes of several experts that pass hard routing, and of their weights.
-
-    Not part of the trained modules: it can be changed whenever an editor is loaded.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    combine: Literal["sum", "nearest"] = Field(
-        default="sum",
-        description="The sum of all experts, by their soft weights (paper, equation 6), or the nearest one alone: "
-        "answers of different edits are never added up. Of equally near ones the newest is taken.",
-    )
-    weight_threshold: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="A weight of at least this becomes 1, a smaller one 0: an expert changes an answer wholly or not "
-        "at all. None keeps the weights (paper).",
-    )
-
-
-class RefineConfig(BaseModel):
+class RefineConfig(FittingConfig):
     """When and how an expert is refined, and how answers are kept whole. Not part of the trained modules."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=200, ge=0, description="Gradient steps at most; 0 takes none.")
     learning_rate: float = Field(
         default=0.15, gt=0, description="Learning rate of Adam on a generated U and V, relative to their spread."
-    )
-    gate_rate: float = Field(
-        default=0.02, gt=0, description="Learning rate on the U of a longer answer, relative to its spread."
-    )
-    value_rate: float = Field(
-        default=0.3,
-        gt=0,
-        description="Learning rate on the V of a longer answer, relative to the spread of the hidden states.",
     )
     verified_wordings: int = Field(
         default=6,
@@ -83,21 +49,6 @@ class RefineConfig(BaseModel):
     )
     wordings: int = Field(
         default=24, ge=2, description="Wordings of the prompt on which an expert is refined, the prompt included."
-    )
-    least_weight: float = Field(
-        default=0.6,
-        gt=0,
-        le=1,
-        description="Other wordings are fitted at random weights between this and 1, so that the answer does not "
-        "depend on the weight.",
-    )
-    image_noise: float = Field(
-        default=0.05,
-        ge=0,
-        description="Noise on the image tokens' hidden states, relative to their standard deviation.",
-    )
-    confidence: float = Field(
-        default=0.8, gt=0, lt=1, description="The edit is right if each of its tokens has at least this probability."
     )
     visual_margin: float = Field(
         default=1.0,

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ...answers import Fired
-from ...backbones import Backbone, HiddenTokens, TokenBatch
+from ...backbones import Backbone, HiddenTokens
 from ...backbones.hidden_states import HiddenStateCache
-from ...errors import BackboneError, CheckpointError
-from ...experts import ExpertRepository, LowRankExpert
-from ...experts.blocks import ExpertsOn
+from ...errors import BackboneError
+from ...experts import LowRankExpert
 from ...experts.repository import FEATURES
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
-from ..base import ExpertEditor, Neighbour
+from ..base import Neighbour
 from ..heat_map import HeatMap
+from ..shared.routed_editor import RoutedEditor
+from ..shared.routing import QueryFeatures
 from ..trained import TrainedEditor
 from .attention import attention_map
 from .config import PAPER_CONFIG, PAPER_LOSSES, LiveEditConfig, LiveEditLosses
-from .hook import RoutingHook
 from .modules import LiveEditModules
 from .neighbours import estimated_weights, neighbours
-from .routing import AS_PUBLISHED, Routing, route
 from .task import LiveEditTask
 
 
-class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
+class LiveEdit(TrainedEditor, RoutedEditor):
     """The editor of "Lifelong Knowledge Editing for Vision Language Models with Low-Rank Mixture-of-Experts" [1].
 
     Let h = [h_v; h_p; h_o] (tokens, d) be the hidden states of image, prompt and answer at the edit layer.
@@ -65,8 +60,6 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
     table_order = 90
 
     config_class = LiveEditConfig
-    expert_class = LowRankExpert
-    thread_safe = True
     options_class = LiveEditLosses
     paper_config = PAPER_CONFIG
     paper_options = PAPER_LOSSES
@@ -75,13 +68,26 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
     def __init__(self, backbone: Backbone, modules: LiveEditModules):
         check_fit(backbone, modules.config)
         super().__init__(backbone, modules)
-        self.device = backbone.layer_device(self.config.layer)
+        self._attach(self.config.layer, self.config)
         self.modules = modules.to(self.device)
-        self.repository = ExpertRepository(self.device)
-        self.combining = AS_PUBLISHED
-        """How experts are combined; it may be replaced at any time."""
-        self._weight_factor = 1.0
-        self._hook = RoutingHook(backbone, self.config, self._route, _ActiveExperts(self))
+
+    @property
+    def similarities(self) -> LiveEditModules:
+        """The trained modules: they hold the temperatures of both similarities."""
+        return self.modules
+
+    def query(self, tokens: HiddenTokens) -> QueryFeatures:
+        """phi_bar, psi_bar, and phi_bar of the sentinel."""
+        return self.modules.query(tokens)
+
+    @property
+    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every feature has k d_m numbers."""
+        return dict.fromkeys(FEATURES, (self.config.feature_parts * self.config.module_width,))
+
+    def reachable(self, tokens: HiddenTokens) -> Tensor:
+        """Queries with an image, or all: the configuration's scope."""
+        return tokens.has_image if self.config.scope == "image" else super().reachable(tokens)
 
     # -- its trained modules -----------------------------------------------------------------------------
 
@@ -144,47 +150,9 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         with torch.no_grad():
             return self.modules.experts(self.read(inputs))
 
-    def read(self, inputs: TokenBatch) -> HiddenTokens:
-        """Hidden states at the edit layer of the unedited model."""
-        with self.paused():
-            hidden_states = self.backbone.hidden_states(inputs, self.config.layer).float()
-        return HiddenTokens.of(inputs, hidden_states.to(self.device), self.backbone.embeddings(inputs).float())
-
-    def add(self, edit_id: str, expert: LowRankExpert) -> None:
-        """Make an expert active."""
-        self.repository.add(edit_id, expert)
-
-    def number(self, numbers: Mapping[str, int]) -> None:
-        """Number active edits in the order in which they were made. Raises `NotFoundError`."""
-        self.repository.number(numbers)
-
     def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         """The expert of one edit; it takes no gradient steps."""
         return self.make_experts([edit])[0], 0
-
-    def undo(self, edit_id: str) -> None:
-        """Undo one edit: the model is as if it had never been made. Raises `NotFoundError`."""
-        self.repository.remove(edit_id)
-
-    def get(self, edit_id: str) -> LowRankExpert:
-        """The expert of an active edit. Raises `NotFoundError`."""
-        return self.repository.get(edit_id)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Ids of the active edits."""
-        return self.repository.ids
-
-    @property
-    def ids_by_age(self) -> list[str]:
-        """Ids of the active edits, the newest last."""
-        return [self.repository.id_of(row) for row in self.repository.rows_by_age]
-
-    def __len__(self) -> int:
-        return len(self.repository)
-
-    def __contains__(self, edit_id: str) -> bool:
-        return edit_id in self.repository
 
     @property
     def needs_image(self) -> bool:
@@ -215,80 +183,6 @@ class LiveEdit(TrainedEditor, ExpertEditor[LowRankExpert]):
         """phi of the queries, (questions, k d_m)."""
         return self.modules.query(self.read(self.backbone.encode(questions, padding="left"))).visual
 
-    @contextmanager
-    def scaled_weights(self, factor: float) -> Iterator[None]:
-        """Inside the block, every weight is multiplied by `factor`, before the threshold of weights if there is one."""
-        before, self._weight_factor = self._weight_factor, factor
-        try:
-            yield
-        finally:
-            self._weight_factor = before
-
-    def reset(self) -> None:
-        """Undo every edit."""
-        self.repository.clear()
-
-    def detach(self) -> None:
-        """Remove hooks and edits from the backbone."""
-        self._hook.remove()
-        self.reset()
-
-    def paused(self) -> AbstractContextManager[None]:
-        """The model runs unedited inside the block; the active experts stay in place."""
-        return self._hook.paused()
-
-    def keep_experts_on(self, place: ExpertsOn, folder: str | Path | None = None) -> None:
-        """Keep the experts' u and v on the device or the host from now on, as `ExpertRepository` does.
-
-        Active experts are moved. Raises `StoreError` if they cannot be; then nothing changes.
-        """
-        moved = ExpertRepository(self.device, experts_on=place, folder=folder)
-        for row, edit_id in enumerate(self.ids):
-            moved.add(edit_id, self.repository.get(edit_id))
-            moved.number({edit_id: self.repository.age_of(row)})
-        self.repository = moved
-
-    # -- saving and restoring the active edits -----------------------------------------------------------
-
-    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Replace the active edits by those of `edited_state`: answers are the same again, bit for bit.
-
-        Raises `CheckpointError` if they do not fit this editor; then nothing changes.
-        """
-        check_saved(tensors, note, self.config)
-        super().restore(tensors, note)
-
-    # -- answering ---------------------------------------------------------------------------------------
-
-    def fired(self) -> list[tuple[Fired, ...]] | None:
-        """The edits that took part in the last batch, for each query; an empty list if none did."""
-        routing = self._hook.routing
-        return [] if routing is None else list(routing.fired)
-
-    @property
-    def routing_seconds(self) -> float:
-        """Seconds that routing the last batch took."""
-        return self._hook.routing_seconds
-
-    @torch.no_grad()
-    def _route(self, tokens: HiddenTokens) -> Routing | None:
-        if not len(self.repository):
-            return None
-        precise = replace(tokens, hidden_states=tokens.hidden_states.float())
-        reachable = tokens.has_image if self.config.scope == "image" else torch.ones_like(tokens.has_image)
-        query = self.modules.query(precise)
-        return route(self.modules, query, reachable, self.repository, self.combining, self._weight_factor)
-
-
-class _ActiveExperts:
-    """Its length is the number of active experts, also after `keep_experts_on` has replaced the repository."""
-
-    def __init__(self, editor: LiveEdit):
-        self._editor = editor
-
-    def __len__(self) -> int:
-        return len(self._editor.repository)
-
 
 def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:
     """Raise `BackboneError` if an editor of this configuration does not fit the backbone."""
@@ -297,21 +191,3 @@ def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:
             f"This editor was made for width {config.width} and layer {config.layer}; {backbone.name} "
             f"has width {backbone.width} and {len(backbone.layers)} layers. Train one for it: liveedit train."
         )
-
-
-def check_saved(tensors: dict[str, Tensor], note: dict[str, Any], config: LiveEditConfig) -> None:
-    """Raise `CheckpointError` unless these are active edits that an editor of this configuration saved."""
-    ids = note.get("ids")
-    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids) or len(set(ids)) != len(ids):
-        raise CheckpointError(
-            "Saved edits need a list of ids without repetition. These were not saved by LiveEdit, or they are damaged."
-        )
-    feature = (config.feature_parts * config.module_width,)
-    for number in range(len(ids)):
-        rank = len(tensors.get(f"{number}.u", ()))
-        wanted = {"u": (rank, config.width), "v": (rank, config.width)} | dict.fromkeys(FEATURES, feature)
-        found = {name: tuple(tensors[key].shape) for name in wanted if (key := f"{number}.{name}") in tensors}
-        if found != wanted or not rank:
-            raise CheckpointError(
-                f"A saved edit has the shapes {found}; this editor takes {wanted}. Use the editor that made it."
-            )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ...backbones.tokens import HiddenTokens
 from ...experts import LowRankExpert
 from ..shared.attention import CrossAttention, Source, left_pack
+from ..shared.routing import QueryFeatures
 from .config import LiveEditConfig
 
 
@@ -125,15 +126,6 @@ class EditFeatures:
     u: Float[Tensor, "batch r d"]
     v: Float[Tensor, "batch r d"]
     visual: Float[Tensor, "batch feature_width"]
-    prompt: Float[Tensor, "batch feature_width"]
-
-
-@dataclass(frozen=True)
-class QueryFeatures:
-    """Features of a batch of queries: phi_bar (visual), phi_bar of the sentinel, psi_bar (prompt)."""
-
-    visual: Float[Tensor, "batch feature_width"]
-    sentinel: Float[Tensor, "batch feature_width"]
     prompt: Float[Tensor, "batch feature_width"]
 
 

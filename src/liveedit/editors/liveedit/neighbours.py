@@ -9,8 +9,8 @@ from ...answers import FIRING_THRESHOLD
 from ...experts import ExpertRepository, LowRankExpert
 from ...experts.repository import Feature
 from ..base import Neighbour
+from ..shared.routing import soft_weights
 from .modules import LiveEditModules
-from .routing import soft_weights
 
 
 @torch.no_grad()

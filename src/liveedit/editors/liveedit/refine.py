@@ -13,10 +13,10 @@ from ...backbones import Backbone
 from ...experts import LowRankExpert
 from ...samples import Edit, Question
 from ..base import checked_config
+from ..shared.fitting import Fitting, Passage, Start
 from ..shared.wordings import NEUTRAL_PROMPTS, wordings
 from .config import RefineConfig
 from .editor import LiveEdit
-from .fitting import Fitting, Passage, Start
 from .modules import LiveEditModules
 
 _ROWS_AT_ONCE: Final = 6
@@ -76,7 +76,7 @@ class LiveEditRefine(LiveEdit):
 
     def _refined(self, edit: Edit, asked: Passage, expert: LowRankExpert) -> tuple[LowRankExpert, int]:
         expert = self._reachable(asked, expert)
-        fitting = Fitting(self.backbone, self.config, self.refining)
+        fitting = Fitting(self.backbone, self.config.layer, self.config, self.refining)
         if self.refining.steps == 0 or fitting.is_right(asked, expert.u, expert.v):
             return expert, 0
         passages = self._passages(edit)
@@ -85,10 +85,18 @@ class LiveEditRefine(LiveEdit):
 
     def _start(self, fitting: Fitting, edit: Edit, passages: Sequence[Passage], expert: LowRankExpert) -> Start:
         if passages[0].answer_length <= len(expert.u):
-            return fitting.near_generated(expert.u, expert.v)
+            return self._near(expert)
         neutral = [Question(prompt, edit.question.image) for prompt in NEUTRAL_PROMPTS]
         with torch.no_grad():
             return fitting.from_gates(passages, [self.read(self.backbone.encode(neutral))])
+
+    def _near(self, expert: LowRankExpert) -> Start:
+        """A start at the generated expert. Steps are relative to the standard deviations of u and v, so that one
+        learning rate serves every backbone."""
+        rate_u, rate_v = (
+            self.refining.learning_rate * float(part.std().clamp(min=1e-3)) for part in (expert.u, expert.v)
+        )
+        return Start(expert.u, expert.v, rate_u, rate_v)
 
     def _verified_passage(self, edit: Edit) -> Passage:
         """The edit in the wordings in which it is verified, its own prompt first; alone if nothing is verified."""

@@ -21,10 +21,10 @@ from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
 from ...experts import ExpertRepository
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
+from ..shared.routing import QueryFeatures, changed_tokens, expert_residual, route, soft_weights
 from . import losses
 from .config import LiveEditLosses
-from .modules import EditFeatures, LiveEditModules, QueryFeatures
-from .routing import changed_tokens, expert_residual, route, soft_weights
+from .modules import EditFeatures, LiveEditModules
 
 _DRAWS_PER_ROW = 64
 """Random numbers per row that decide which prompt tokens are hidden; longer prompts reuse them."""
@@ -254,7 +254,7 @@ class LiveEditTask:
     ) -> Tensor:
         """Logits that predict the answer tokens, with these experts active."""
         residual = expert_residual(batch.hidden_states, u, v, weights, modules.config)
-        changed = changed_tokens(batch.image_mask, batch.text_mask, modules.config)
+        changed = changed_tokens(batch, modules.config)
         states = batch.hidden_states + residual * changed[..., None]
         logits = self.backbone.logits_from(states.to(self.backbone.dtype), batch, self.layer, batch.predicting)
         return logits.to(self.device)

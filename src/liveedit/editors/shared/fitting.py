@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, HiddenTokens, TokenBatch
-from .config import LiveEditConfig, RefineConfig
-from .routing import changed_tokens, expert_residual, output_scale
+from .routing import ExpertForm, changed_tokens, expert_residual, output_scale
 
 _GATE_ELSEWHERE = -0.2
 """What the input of a gate is regressed on at other positions than its own; at its own it is 1."""
@@ -21,10 +21,40 @@ _GATE_ELSEWHERE = -0.2
 _RIDGE = 1e-3
 """Regularisation of that regression, per position."""
 
-
 _NEAR = 0.3
 """An edit is verified after a step in which all probabilities came this near to the wanted one: verifying costs half
 a step."""
+
+
+class FittingConfig(BaseModel):
+    """How the expert of one edit is fitted by gradient steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=200, ge=0, description="Gradient steps at most; 0 takes none.")
+    gate_rate: float = Field(
+        default=0.02, gt=0, description="Learning rate on the U of a longer answer, relative to its spread."
+    )
+    value_rate: float = Field(
+        default=0.3,
+        gt=0,
+        description="Learning rate on the V of a longer answer, relative to the spread of the hidden states.",
+    )
+    least_weight: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="Other wordings are fitted at random weights between this and 1, so that the answer does not "
+        "depend on the weight.",
+    )
+    image_noise: float = Field(
+        default=0.05,
+        ge=0,
+        description="Noise on the image tokens' hidden states, relative to their standard deviation.",
+    )
+    confidence: float = Field(
+        default=0.8, gt=0, lt=1, description="The edit is right if each of its tokens has at least this probability."
+    )
 
 
 @dataclass(frozen=True)
@@ -61,14 +91,8 @@ class Fitting:
     the first a random weight, so that the answer does not depend on the weight that routing gives.
     """
 
-    def __init__(self, backbone: Backbone, config: LiveEditConfig, refining: RefineConfig):
-        self.backbone, self.config, self.refining = backbone, config, refining
-
-    def near_generated(self, u: Tensor, v: Tensor) -> Start:
-        """A start at a generated expert. Steps are relative to the standard deviations of u and v, so that one
-        learning rate serves every backbone."""
-        rate = self.refining.learning_rate
-        return Start(u, v, rate * float(u.std().clamp(min=1e-3)), rate * float(v.std().clamp(min=1e-3)))
+    def __init__(self, backbone: Backbone, layer: int, form: ExpertForm, settings: FittingConfig):
+        self.backbone, self.layer, self.form, self.settings = backbone, layer, form, settings
 
     def from_gates(self, passages: Sequence[Passage], elsewhere: Sequence[HiddenTokens]) -> Start:
         """A start for answers that are longer than a generated expert can hold: a row of u and v for each answer token.
@@ -88,51 +112,48 @@ class Fitting:
         inputs = torch.cat([own, rest]).double()
         wanted = inputs.new_full((len(inputs), length), _GATE_ELSEWHERE)
         wanted[torch.arange(len(own)), torch.arange(len(own)) % length] = 1.0
-        ridge = _RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
-        gates = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ wanted).T.float()
+        gates = _ridge_regression(inputs, wanted).T.float()
         # expert_residual multiplies by a fixed factor: without it a gate of 1 adds its row of v as it is.
-        u = gates / output_scale(self.config)
-        size = (
-            float(own.std()) if self.config.expert_input == "states" else float(passages[0].tokens.hidden_states.std())
-        )
-        return Start(u, torch.zeros_like(u), self.refining.gate_rate * float(u.std()), self.refining.value_rate * size)
+        u = gates / output_scale(self.form)
+        size = float(own.std()) if self.form.expert_input == "states" else float(passages[0].tokens.hidden_states.std())
+        return Start(u, torch.zeros_like(u), self.settings.gate_rate * float(u.std()), self.settings.value_rate * size)
 
     def run(self, start: Start, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, int]:
-        """u, v and the number of steps: until every answer token is right in all passages, or `RefineConfig.steps`."""
-        refining, generator = self.refining, torch.Generator(device=self.backbone.device).manual_seed(0)
+        """u, v and the number of steps: until every answer token is right in all passages, or `FittingConfig.steps`."""
+        settings, generator = self.settings, torch.Generator(device=self.backbone.device).manual_seed(0)
         u, v = (part.clone().requires_grad_() for part in (start.u, start.v))
         rates = (start.rate_u, start.rate_v)
         optimizer = torch.optim.Adam(
             [{"params": [part], "lr": rate} for part, rate in zip((u, v), rates, strict=True)], betas=(0.9, 0.99)
         )
-        for step in range(refining.steps):
+        for step in range(settings.steps):
             passage = passages[step % len(passages)]
             loss, lowest = self._loss(passage, u, v, generator)
             optimizer.zero_grad()
             loss.backward()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * _schedule(step, refining.steps)
+                group["lr"] = rate * _schedule(step, settings.steps)
             optimizer.step()
-            if lowest >= refining.confidence - _NEAR:
+            if lowest >= settings.confidence - _NEAR:
                 following = (passages[(step + 1 + more) % len(passages)] for more in range(len(passages)))
                 if all(self.is_right(one, u.detach(), v.detach()) for one in following):
                     return u.detach(), v.detach(), step + 1
-        return u.detach(), v.detach(), refining.steps
+        return u.detach(), v.detach(), settings.steps
 
     @torch.no_grad()
     def is_right(self, passage: Passage, u: Tensor, v: Tensor) -> bool:
-        """Whether every answer token of the passage has at least `RefineConfig.confidence`, at weight 1."""
+        """Whether every answer token of the passage has at least `FittingConfig.confidence`, at weight 1."""
         states = passage.tokens.hidden_states
         log_likelihood = -self._losses(passage, states, u, v, states.new_ones(len(states), 1))
-        return bool((log_likelihood.exp() >= self.refining.confidence).all())
+        return bool((log_likelihood.exp() >= self.settings.confidence).all())
 
     def _loss(self, passage: Passage, u: Tensor, v: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """Cross-entropy of the answer tokens, of which those that are right already count little; and the lowest of
         their probabilities."""
         states = passage.tokens.hidden_states
         noise = torch.randn(states.shape, generator=generator, device=states.device) * states.std()
-        noisy = states + self.refining.image_noise * noise * passage.tokens.image_mask[..., None]
-        least = self.refining.least_weight
+        noisy = states + self.settings.image_noise * noise * passage.tokens.image_mask[..., None]
+        least = self.settings.least_weight
         weights = least + (1 - least) * torch.rand(len(states), 1, generator=generator, device=states.device)
         weights[0] = 1.0
         losses = self._losses(passage, noisy, u, v, weights)
@@ -142,22 +163,32 @@ class Fitting:
 
     def _losses(self, passage: Passage, states: Tensor, u: Tensor, v: Tensor, weights: Tensor) -> Tensor:
         """(answer tokens,) cross-entropy with this expert alone active."""
-        residual = expert_residual(states, u[None], v[None], weights, self.config)
+        residual = expert_residual(states, u[None], v[None], weights, self.form)
         edited = (states + residual * self._changed(passage.tokens)[..., None]).to(self.backbone.dtype)
         inputs = passage.inputs
-        logits = self.backbone.logits_from(edited, inputs, self.config.layer, inputs.predicting).float()
+        logits = self.backbone.logits_from(edited, inputs, self.layer, inputs.predicting).float()
         return F.cross_entropy(logits, inputs.targets.to(logits.device), reduction="none")
 
     def _normed(self, tokens: HiddenTokens) -> Tensor:
         """What experts read."""
         states = tokens.hidden_states
-        return F.layer_norm(states, states.shape[-1:]) if self.config.expert_input == "normed" else states
+        return F.layer_norm(states, states.shape[-1:]) if self.form.expert_input == "normed" else states
 
     def _changed(self, tokens: HiddenTokens) -> Tensor:
-        return changed_tokens(tokens.image_mask, tokens.text_mask, self.config)
+        return changed_tokens(tokens, self.form)
 
     def _device(self, passage: Passage) -> torch.device:
         return passage.tokens.hidden_states.device
+
+
+def _ridge_regression(inputs: Tensor, wanted: Tensor) -> Tensor:
+    """(width, outputs) coefficients. inputs: (positions, width); wanted: (positions, outputs)."""
+    ridge = _RIDGE * len(inputs)
+    if len(inputs) < inputs.shape[1]:  # The same coefficients, from the smaller system.
+        gram = inputs @ inputs.T
+        return inputs.T @ torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), wanted)
+    gram = inputs.T @ inputs
+    return torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), inputs.T @ wanted)
 
 
 def _schedule(step: int, steps: int) -> float:

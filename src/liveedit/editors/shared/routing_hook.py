@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ...backbones import Backbone, HiddenTokens
 from ...backbones.prefill import PrefillHook, not_compiled
 from ...backbones.split_forward import first_output
-from .config import LiveEditConfig
-from .routing import Routing, changed_tokens, expert_residual
+from .routing import ExpertForm, Routing, changed_tokens, expert_residual
 
 Router = Callable[[HiddenTokens], Routing | None]
 
@@ -32,10 +31,10 @@ class RoutingHook(PrefillHook):
     from the KV cache. If no expert passes, the output is unchanged, bit for bit.
     """
 
-    def __init__(self, backbone: Backbone, config: LiveEditConfig, router: Router, experts: Sized):
-        self.config, self.router = config, router
+    def __init__(self, backbone: Backbone, layer: int, form: ExpertForm, router: Router, experts: Sized):
+        self.form, self.router = form, router
         self._decision = _Decision()
-        super().__init__(backbone, config.layer, experts)
+        super().__init__(backbone, layer, experts)
 
     @property
     def routing(self) -> Routing | None:
@@ -74,7 +73,7 @@ class RoutingHook(PrefillHook):
 
     def _add_residual(self, routing: Routing, hidden_states: Tensor, tokens: HiddenTokens | None) -> Tensor:
         precise = hidden_states.to(routing.u.dtype)
-        residual = expert_residual(precise, routing.u, routing.v, routing.weights, self.config)
+        residual = expert_residual(precise, routing.u, routing.v, routing.weights, self.form)
         if tokens is not None:
-            residual = residual * changed_tokens(tokens.image_mask, tokens.text_mask, self.config)[..., None]
+            residual = residual * changed_tokens(tokens, self.form)[..., None]
         return hidden_states + residual.to(hidden_states.dtype)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...answers import Fired
+from ...backbones.tokens import TokenBatch
 from ...experts import ExpertRepository
-from .config import Combining, LiveEditConfig, Weighting
-from .modules import LiveEditModules, QueryFeatures
+
+Weighting = Literal["both", "absolute", "relative", "equal"]
+"""Weight of one of n experts that passed hard routing: sigmoid(s) softmax(s), sigmoid(s), softmax(s), or 1/n."""
 
 _SCORED_AT_ONCE = 512
 """Experts scored at once: few enough that the products fit into the processor's cache."""
@@ -33,6 +36,94 @@ _SAME_DISTANCE: Final = 1e-11
 
 _SUM_STEP = 2.0**-40
 """Softmax totals are summed in whole multiples of this, so that the order of the experts changes no bit."""
+
+
+class Combining(BaseModel):
+    """What becomes of several experts that pass hard routing, and of their weights.
+
+    Not part of the trained modules: it can be changed whenever an editor is loaded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    combine: Literal["sum", "nearest"] = Field(
+        default="sum",
+        description="The sum of all experts, by their soft weights (paper, equation 6), or the nearest one alone: "
+        "answers of different edits are never added up. Of equally near ones the newest is taken.",
+    )
+    weight_threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="A weight of at least this becomes 1, a smaller one 0: an expert changes an answer wholly or not "
+        "at all. None keeps the weights (paper).",
+    )
+
+
+@dataclass(frozen=True)
+class QueryFeatures:
+    """Features of a batch of queries: phi_bar (visual), phi_bar of the sentinel, psi_bar (prompt).
+
+    own: what is compared with `LowRankExpert.query_feature` to find the nearest of several experts; by default phi_bar.
+    """
+
+    visual: Float[Tensor, "batch feature_width"]
+    sentinel: Float[Tensor, "batch feature_width"]
+    prompt: Float[Tensor, "batch prompt_width"]
+    own: Float[Tensor, "batch own_width"] | None = None
+
+    @property
+    def compared(self) -> Float[Tensor, "batch compared_width"]:
+        """`own`, or phi_bar."""
+        return self.visual if self.own is None else self.own
+
+
+@runtime_checkable
+class ExpertForm(Protocol):
+    """How an expert changes hidden states: settings that an editor's configuration has."""
+
+    @property
+    def rank(self) -> int:
+        """Number of rows of U and V, for a short answer."""
+        ...
+
+    @property
+    def expert_input(self) -> Literal["states", "normed"]:
+        """What an expert reads: hidden states, or their LayerNorm."""
+        ...
+
+    @property
+    def expert_scale(self) -> Literal["none", "fixed"]:
+        """Factor on an expert's output: 1, or 1 / (5 sqrt(rank))."""
+        ...
+
+    @property
+    def residual_tokens(self) -> Literal["all", "text", "answer"]:
+        """Which tokens experts change: see `changed_tokens`."""
+        ...
+
+
+@runtime_checkable
+class Similarities(Protocol):
+    """How an editor compares the features of queries and edits."""
+
+    @property
+    def config(self) -> Any:
+        """Settings with `weighting` and `top_experts`."""
+        ...
+
+    @property
+    def visual_scale(self) -> Tensor | float:
+        """Factor on dot products of visual features."""
+        ...
+
+    def visual_score(self, query: Tensor, edit: Tensor) -> Tensor:
+        """Similarity of visual features, along the last dimension."""
+        ...
+
+    def prompt_score(self, query: Tensor, edit: Tensor) -> Tensor:
+        """Similarity s of prompt features, along the last dimension."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -72,37 +163,39 @@ def expert_residual(
     u: Float[Tensor, "*rows experts r d"],
     v: Float[Tensor, "*rows experts r d"],
     weights: Float[Tensor, "#batch experts"],
-    config: LiveEditConfig,
+    form: ExpertForm,
 ) -> Float[Tensor, "batch tokens d"]:
     """`sum_e w_e relu(x U_e^T) V_e` (equation 6), with x the hidden states or their LayerNorm.
 
     u and v have no batch dimension if all rows share the experts.
     """
-    normed = config.expert_input == "normed"
+    normed = form.expert_input == "normed"
     x = F.layer_norm(hidden_states, hidden_states.shape[-1:]) if normed else hidden_states
-    scale = output_scale(config)
+    scale = output_scale(form)
     experts, rank = u.shape[-3:-1]
     active = F.relu(x @ u.flatten(-3, -2).transpose(-1, -2)).unflatten(-1, (experts, rank))
     return (active * (weights * scale)[:, None, :, None]).flatten(2) @ v.flatten(-3, -2)
 
 
-def output_scale(config: LiveEditConfig) -> float:
+def output_scale(form: ExpertForm) -> float:
     """The factor on an expert's output; it does not depend on the rank of a larger expert."""
-    return 1 / (5 * math.sqrt(config.rank)) if config.expert_scale == "fixed" else 1.0
+    return 1 / (5 * math.sqrt(form.rank)) if form.expert_scale == "fixed" else 1.0
 
 
-def changed_tokens(
-    image: Bool[Tensor, "batch tokens"], text: Bool[Tensor, "batch tokens"], config: LiveEditConfig
-) -> Bool[Tensor, "batch tokens"]:
-    """Which tokens experts change: all image and text tokens, or the text after the image.
+def changed_tokens(tokens: TokenBatch, form: ExpertForm) -> Bool[Tensor, "batch tokens"]:
+    """Which tokens experts change.
 
-    With `residual_tokens="text"`, text before the image (start token, "USER:") is not changed, so that no hidden state
-    of the image changes in any later layer.
+    "all": image and text. "text": the text after the image; text before it (start token, "USER:") is not changed, so
+    that no hidden state of the image changes in any later layer. "answer": the last token of the prompt and the answer,
+    which are the tokens whose hidden states become the answer.
     """
-    if config.residual_tokens == "all":
-        return image | text
-    before_last_image_token = image.flip(1).cumsum(1).flip(1) > 0
-    return text & ~before_last_image_token
+    if form.residual_tokens == "all":
+        return tokens.image_mask | tokens.text_mask
+    if form.residual_tokens == "answer":
+        last_of_prompt = tokens.prompt_mask & (tokens.prompt_mask.flip(1).cumsum(1).flip(1) == 1)
+        return tokens.answer_mask | last_of_prompt
+    before_last_image_token = tokens.image_mask.flip(1).cumsum(1).flip(1) > 0
+    return tokens.text_mask & ~before_last_image_token
 
 
 AS_PUBLISHED: Final = Combining()
@@ -111,7 +204,7 @@ AS_PUBLISHED: Final = Combining()
 
 @torch.no_grad()
 def route(
-    modules: LiveEditModules,
+    similarities: Similarities,
     query: QueryFeatures,
     reachable: Bool[Tensor, " batch"],
     repository: ExpertRepository,
@@ -129,7 +222,7 @@ def route(
     if not bool(passed.any()):
         return None
     choose = _choose_nearest if combining.combine == "nearest" else _choose_all
-    found = [choose(modules, query, row, passed[row], repository) for row in range(len(passed))]
+    found = [choose(similarities, query, row, passed[row], repository) for row in range(len(passed))]
     chosen = [_weighted(one, factor, combining.weight_threshold) for one in found]
     return _assemble(chosen, repository) if any(rows for rows, *_ in chosen) else None
 
@@ -177,7 +270,7 @@ _NONE: Final[_Chosen] = ([], torch.empty(0), torch.empty(0), 0.0)
 
 
 def _choose_all(
-    modules: LiveEditModules, query: QueryFeatures, row: int, passed: Tensor, repository: ExpertRepository
+    similarities: Similarities, query: QueryFeatures, row: int, passed: Tensor, repository: ExpertRepository
 ) -> _Chosen:
     """One query's experts: their rows, weights and margins in the order of their digests, and the dropped weight."""
     rows = passed.nonzero().flatten()
@@ -185,8 +278,8 @@ def _choose_all(
         return _NONE
     # Each score is computed alone, the total is summed without rounding, and experts are mixed in the order of their
     # digests: no bit depends on the order in which edits were added and undone.
-    weighting, dropped, top = modules.config.weighting, 0.0, modules.config.top_experts
-    scores = _soft_scores(modules, query, row, rows, repository)
+    weighting, dropped, top = similarities.config.weighting, 0.0, similarities.config.top_experts
+    scores = _soft_scores(similarities, query, row, rows, repository)
     weights = _order_free_weights(scores, weighting)
     if top is not None and len(rows) > top:
         kept = _first(scores, rows, repository, top)
@@ -198,11 +291,11 @@ def _choose_all(
         key=lambda place: (repository.digest_of(found[place]), repository.id_of(found[place])),
     )
     rows, weights = rows[order], weights[order]
-    return rows.tolist(), weights, _margins(modules, query, row, rows, repository), max(0.0, dropped)
+    return rows.tolist(), weights, _margins(similarities, query, row, rows, repository), max(0.0, dropped)
 
 
 def _choose_nearest(
-    modules: LiveEditModules, query: QueryFeatures, row: int, passed: Tensor, repository: ExpertRepository
+    similarities: Similarities, query: QueryFeatures, row: int, passed: Tensor, repository: ExpertRepository
 ) -> _Chosen:
     """The one expert whose edit's own question is most similar to the query, as if it had passed alone.
 
@@ -213,15 +306,15 @@ def _choose_nearest(
     rows = passed.nonzero().flatten()
     if not len(rows):
         return _NONE
-    alone = _weights_alone(_soft_scores(modules, query, row, rows, repository), modules.config.weighting)
+    alone = _weights_alone(_soft_scores(similarities, query, row, rows, repository), similarities.config.weighting)
     if bool((alone >= _ASKED_THE_SAME).any()):
         rows, alone = rows[alone >= _ASKED_THE_SAME], alone[alone >= _ASKED_THE_SAME]
     (own,) = repository.gather(rows, "query_feature")
-    distance = (own.double() - query.visual[row].double()).square().sum(-1)
+    distance = (own.double() - query.compared[row].double()).square().sum(-1)
     near = (distance <= distance.min() + _SAME_DISTANCE).nonzero().flatten().tolist()
     best = max(near, key=lambda place: repository.age_of(int(rows[place])))
     rows = rows[[best]]
-    return rows.tolist(), alone[[best]], _margins(modules, query, row, rows, repository), 0.0
+    return rows.tolist(), alone[[best]], _margins(similarities, query, row, rows, repository), 0.0
 
 
 def _weighted(chosen: _Chosen, factor: float, threshold: float | None) -> _Chosen:
@@ -237,12 +330,12 @@ def _weighted(chosen: _Chosen, factor: float, threshold: float | None) -> _Chose
 
 
 def _soft_scores(
-    modules: LiveEditModules, query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository
+    similarities: Similarities, query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository
 ) -> Tensor:
     """s of these experts, (rows,). With equal weights only the margin of hard routing can decide between them."""
-    if modules.config.weighting == "equal":
-        return modules.visual_score(query.visual[row], *repository.gather(rows, "visual_feature"))
-    return _prompt_scores(modules, query.prompt[row], rows, repository)
+    if similarities.config.weighting == "equal":
+        return similarities.visual_score(query.visual[row], *repository.gather(rows, "visual_feature"))
+    return _prompt_scores(similarities, query.prompt[row], rows, repository)
 
 
 def _weights_alone(scores: Tensor, weighting: Weighting) -> Tensor:
@@ -251,9 +344,9 @@ def _weights_alone(scores: Tensor, weighting: Weighting) -> Tensor:
 
 
 def _margins(
-    modules: LiveEditModules, query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository
+    similarities: Similarities, query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository
 ) -> Tensor:
-    return _gaps(query, row, rows, repository).float() * modules.visual_scale
+    return _gaps(query, row, rows, repository).float() * similarities.visual_scale
 
 
 def _gaps(query: QueryFeatures, row: int, rows: Tensor, repository: ExpertRepository) -> Tensor:
@@ -262,15 +355,15 @@ def _gaps(query: QueryFeatures, row: int, rows: Tensor, repository: ExpertReposi
     return torch.cat([_exact_gap(query.visual[row], edit, query.sentinel[row]) for edit in parts])
 
 
-def _prompt_scores(modules: LiveEditModules, query: Tensor, rows: Tensor, repository: ExpertRepository) -> Tensor:
+def _prompt_scores(similarities: Similarities, query: Tensor, rows: Tensor, repository: ExpertRepository) -> Tensor:
     """s of these rows, (rows,)."""
     # On a CPU, gathering more than half of the rows costs more than scoring all. On other devices, the rounding of a
     # sum may depend on the size of the product, so exactly the experts that passed are scored.
     if repository.device.type == "cpu" and 2 * len(rows) > len(repository):
         parts = repository.parts("prompt_feature", _SCORED_AT_ONCE)
-        scores = torch.cat([modules.prompt_score(query, part) for part in parts])
+        scores = torch.cat([similarities.prompt_score(query, part) for part in parts])
         return scores if len(rows) == len(repository) else scores[rows]
-    return modules.prompt_score(query, *repository.gather(rows, "prompt_feature"))
+    return similarities.prompt_score(query, *repository.gather(rows, "prompt_feature"))
 
 
 def _first(scores: Tensor, rows: Tensor, repository: ExpertRepository, count: int) -> Tensor:
