@@ -121,17 +121,15 @@ class Fitting:
     def run(self, start: Start, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, int]:
         """u, v and the number of steps: until every answer token is right in all passages, or `FittingConfig.steps`."""
         settings, generator = self.settings, torch.Generator(device=self.backbone.device).manual_seed(0)
-        u, v = (part.clone().requires_grad_() for part in (start.u, start.v))
-        rates = (start.rate_u, start.rate_v)
-        optimizer = torch.optim.Adam(
-            [{"params": [part], "lr": rate} for part, rate in zip((u, v), rates, strict=True)], betas=(0.9, 0.99)
-        )
+        u, v = (part.clone() for part in (start.u, start.v))
+        trained = [(part.requires_grad_(), rate) for part, rate in ((u, start.rate_u), (v, start.rate_v)) if rate > 0]
+        optimizer = torch.optim.Adam([{"params": [part], "lr": rate} for part, rate in trained], betas=(0.9, 0.99))
         for step in range(settings.steps):
             passage = passages[step % len(passages)]
             loss, lowest = self._loss(passage, u, v, generator)
             optimizer.zero_grad()
             loss.backward()
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            for group, (_, rate) in zip(optimizer.param_groups, trained, strict=True):
                 group["lr"] = rate * _schedule(step, settings.steps)
             optimizer.step()
             if lowest >= settings.confidence - _NEAR:

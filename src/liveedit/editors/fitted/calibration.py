@@ -1,0 +1,276 @@
+"""Calibration: how the hidden states of a backbone vary over questions and images that nobody edits."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...backbones import Backbone, HiddenTokens
+from ...errors import BackboneError, CheckpointError, InvalidInputError
+from ...files import cache_folder
+from ...progress import Progress, no_progress
+from ...samples import ImageSource, Question
+from ...training.checkpoints import load_tensors, save_tensors
+from ..shared.neutral_questions import IMAGE_QUESTIONS, NEUTRAL_QUESTIONS
+from .config import FittedConfig
+from .drawn_images import drawn_images
+from .reading import Template, TextLayer, last_of_prompt, mean_of_image
+from .whitening import Whitening
+
+FILE: Final = "calibration.safetensors"
+DRAWN_IMAGES: Final = 96
+FEWEST_IMAGES: Final = 16
+_VERSION: Final = 1
+"""Changes with everything that a calibration is computed from."""
+_BATCH: Final = 24
+_KEPT_READINGS: Final = 64
+"""Readings of text questions that are kept as examples of what no edit should change."""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Statistics of questions with an image, or of questions without one.
+
+    content: of image means, or of single tokens of a text. reading: of the last tokens of prompts.
+    least_content: similarity of contents from which two questions may be about the same thing.
+    neutral: hidden states of last tokens of prompts.
+    """
+
+    content: Whitening
+    reading: Whitening
+    least_content: float
+    neutral: Float[Tensor, "readings width"]
+
+    def to(self, device: torch.device) -> Modality:
+        """The same on another device."""
+        return Modality(self.content.to(device), self.reading.to(device), self.least_content, self.neutral.to(device))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What fitted experts need to know of a backbone, and nothing of any edit.
+
+    image: None for text-only models. name: identifies the calibration; that of the built-in questions and images has
+    the same name on every machine.
+    """
+
+    text: Modality
+    image: Modality | None
+    template: Template
+    name: str
+
+    def to(self, device: torch.device) -> Calibration:
+        """The same on another device."""
+        image = None if self.image is None else self.image.to(device)
+        return Calibration(self.text.to(device), image, self.template, self.name)
+
+    def save(self, folder: str | Path, backbone: Backbone, config: FittedConfig) -> Path:
+        """Write the calibration into a folder, from which `load` reads it."""
+        tensors: dict[str, Tensor] = {}
+        thresholds = {}
+        for kind, found in (("text", self.text), ("image", self.image)):
+            if found is None:
+                continue
+            thresholds[kind] = found.least_content
+            tensors[f"{kind}.neutral"] = found.neutral
+            for part, whitening in (("content", found.content), ("reading", found.reading)):
+                tensors |= {f"{kind}.{part}.{name}": tensor for name, tensor in whitening.tensors.items()}
+        note = {
+            "made_for": _made_for(backbone, config),
+            "least_content": thresholds,
+            "template": [self.template.before, self.template.after],
+            "name": self.name,
+        }
+        file = Path(folder) / FILE
+        save_tensors(file, tensors, note)
+        return file
+
+    @classmethod
+    def load(cls, folder: str | Path, backbone: Backbone, config: FittedConfig) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises `CheckpointError` if there is none or it is damaged, `BackboneError` if it was made for another model or
+        for other layers.
+        """
+        file = Path(folder) / FILE
+        tensors, note = load_tensors(file)
+        if note.get("made_for") != _made_for(backbone, config):
+            raise BackboneError(
+                f"The calibration in {str(folder)!r} was made for another model, or with other settings: "
+                f"{note.get('made_for')}; here it is {_made_for(backbone, config)}. Make one with `liveedit calibrate`."
+            )
+        try:
+            kinds = {kind: _modality(tensors, kind, least) for kind, least in note["least_content"].items()}
+            return cls(kinds["text"], kinds.get("image"), Template(*note["template"]), note["name"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file} holds no whole calibration ({error!r}). Make it again.") from error
+
+
+def default_calibration(backbone: Backbone, config: FittedConfig, progress: Progress = no_progress) -> Calibration:
+    """The calibration by the built-in questions and drawn images: from the cache, or made and kept there."""
+    key = hashlib.sha256(repr((backbone.digest(), _made_for(backbone, config))).encode()).hexdigest()[:32]
+    folder = cache_folder() / "calibrations" / key
+    try:
+        return Calibration.load(folder, backbone, config)
+    except (CheckpointError, BackboneError):
+        made = calibrate(backbone, config, progress=progress)
+    with contextlib.suppress(OSError):  # A cache that cannot be written to costs time and nothing else.
+        made.save(folder, backbone, config)
+    return made
+
+
+def calibrate(
+    backbone: Backbone,
+    config: FittedConfig,
+    images: Sequence[ImageSource] | None = None,
+    progress: Progress = no_progress,
+) -> Calibration:
+    """Run the built-in questions through a backbone and keep the statistics of its hidden states.
+
+    images: what questions about images are asked about; by default `drawn_images`. They need no labels.
+    Raises `InvalidInputError` for fewer than `FEWEST_IMAGES` images, `ImageError` for one that cannot be read.
+    """
+    if images is not None and len(images) < FEWEST_IMAGES:
+        raise InvalidInputError(f"{len(images)} images were given. A calibration needs at least {FEWEST_IMAGES}.")
+    if images is not None and not backbone.reads_images:
+        raise InvalidInputError(f"{backbone.name} reads text alone, but images were given. Calibrate without them.")
+    texts = [Question(wording) for relation in NEUTRAL_QUESTIONS for asked in relation for wording in asked]
+    shown = _image_questions(images or drawn_images(DRAWN_IMAGES)) if backbone.reads_images else []
+    name = f"built-in {_VERSION}" if images is None else ""
+    reader = _Reader(backbone, config)
+    total = len(texts) + len(shown)
+    try:
+        text = _text_modality(reader, texts, config.false_firing, lambda done: progress(done, total))
+        image = None
+        if shown:
+            image = _image_modality(reader, shown, config.false_firing, lambda done: progress(len(texts) + done, total))
+    finally:
+        reader.close()
+    if not name:
+        assert image is not None
+        name = hashlib.sha256(image.content.mean.numpy().tobytes() + image.neutral.numpy().tobytes()).hexdigest()
+    return Calibration(text, image, reader.template, name)
+
+
+class _Reader:
+    """Runs questions up to the edit layer, batch by batch."""
+
+    def __init__(self, backbone: Backbone, config: FittedConfig):
+        self.backbone, self.layer = backbone, config.edit_layer(backbone)
+        self.template = Template.of(backbone)
+        self._text_layer = TextLayer(backbone, config.text_layer(backbone))
+
+    def close(self) -> None:
+        self._text_layer.remove()
+
+    @torch.no_grad()
+    def read(self, questions: Sequence[Question]) -> Iterator[tuple[HiddenTokens, Tensor]]:
+        """Hidden states at the edit layer and at the text layer, batch by batch, in order."""
+        for start in range(0, len(questions), _BATCH):
+            inputs = self.backbone.encode(questions[start : start + _BATCH])
+            states = self.backbone.hidden_states(inputs, self.layer).float()
+            yield HiddenTokens.of(inputs, states), self._text_layer.states.float()
+
+
+def _text_modality(reader: _Reader, questions: Sequence[Question], false_firing: float, report: Any) -> Modality:
+    tokens: list[Tensor] = []
+    readings: list[Tensor] = []
+    for batch, states in reader.read(questions):
+        mask = reader.template.question_mask(batch).to(states.device)
+        tokens += [row[inside].cpu() for row, inside in zip(states, mask, strict=True)]
+        readings.append(last_of_prompt(batch).cpu())
+        report(len(tokens))
+    reading = torch.cat(readings)
+    return Modality(
+        Whitening.of(torch.cat(tokens)),
+        Whitening.of(reading),
+        _least_text_content(tokens, false_firing),
+        reading[:: max(1, len(reading) // _KEPT_READINGS)].clone(),
+    )
+
+
+def _least_text_content(tokens: Sequence[Tensor], false_firing: float) -> float:
+    """The similarity that all but a share of the questions stay below, to all questions of the same relation about
+    something else.
+
+    Each half of the relations is whitened by the statistics of the other half: features that a whitening was computed
+    from come out too different.
+    """
+    shape = len(NEUTRAL_QUESTIONS), len(NEUTRAL_QUESTIONS[0]), len(NEUTRAL_QUESTIONS[0][0])
+    places = torch.arange(len(tokens)).view(shape)
+    half = shape[0] // 2
+    nearest = []
+    for known, tested in ((places[:half], places[half:]), (places[half:], places[:half])):
+        whitening = Whitening.of(torch.cat([tokens[place] for place in known.flatten().tolist()]))
+        for relation in tested:
+            contents = torch.stack([text_content(tokens[place], whitening) for place in relation.flatten().tolist()])
+            similar = (contents @ contents.T).view(*relation.shape, *relation.shape)
+            for subject in range(len(relation)):
+                similar[subject, :, subject] = -1.0
+            nearest.append(similar.flatten(2).amax(-1).flatten())
+    return float(torch.cat(nearest).quantile(1 - false_firing))
+
+
+def text_content(states: Float[Tensor, "tokens width"], whitening: Whitening) -> Float[Tensor, " width"]:
+    """The content of a text: its whitened tokens, added up with the squares of their lengths as weights, of length 1.
+
+    Tokens of words that many questions have (what, is, of) are short, those of names are long.
+    """
+    whitened = whitening(states)
+    return F.normalize((whitened * whitened.square().sum(-1, keepdim=True)).sum(0), dim=-1)
+
+
+def _image_questions(images: Sequence[ImageSource]) -> list[Question]:
+    """Three questions about each image: one in two wordings, and another."""
+    count = len(IMAGE_QUESTIONS)
+    return [
+        Question(prompt, image)
+        for number, image in enumerate(images)
+        for prompt in (*IMAGE_QUESTIONS[number % count], IMAGE_QUESTIONS[(number + 1) % count][0])
+    ]
+
+
+def _image_modality(reader: _Reader, questions: Sequence[Question], false_firing: float, report: Any) -> Modality:
+    contents: list[Tensor] = []
+    readings: list[Tensor] = []
+    done = 0
+    for batch, _ in reader.read(questions):
+        contents.append(mean_of_image(batch).cpu())
+        readings.append(last_of_prompt(batch).cpu())
+        done += len(batch)
+        report(done)
+    content, reading = torch.cat(contents)[::3], torch.cat(readings)
+    half = len(content) // 2
+    nearest = []
+    for known, tested in ((content[:half], content[half:]), (content[half:], content[:half])):
+        whitened = F.normalize(Whitening.of(known)(tested), dim=-1)
+        nearest.append((whitened @ whitened.T).fill_diagonal_(-1.0).amax(-1))
+    least = float(torch.cat(nearest).quantile(1 - false_firing))
+    return Modality(Whitening.of(content), Whitening.of(reading), least, reading[:: max(1, len(reading) // 64)].clone())
+
+
+def _modality(tensors: dict[str, Tensor], kind: str, least: float) -> Modality:
+    parts = [
+        Whitening(**{name: tensors[f"{kind}.{part}.{name}"] for name in ("mean", "basis", "scales", "outside")})
+        for part in ("content", "reading")
+    ]
+    return Modality(parts[0], parts[1], float(least), tensors[f"{kind}.neutral"])
+
+
+def _made_for(backbone: Backbone, config: FittedConfig) -> dict[str, Any]:
+    return {
+        **backbone.fingerprint,
+        "layer": config.edit_layer(backbone),
+        "content_layer": config.text_layer(backbone),
+        "false_firing": config.false_firing,
+        "version": _VERSION,
+    }

@@ -1,0 +1,96 @@
+"""Configuration of fitted experts. Layers have defaults that follow from the backbone's depth."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import Field
+
+from ...backbones import Backbone
+from ...errors import BackboneError
+from ..shared.fitting import FittingConfig
+from ..shared.routing import Combining
+
+_EDIT_DEPTH: Final = 5 / 6
+"""The edit layer, as a share of the depth: there, the last token of a prompt has read all of the question."""
+
+_CONTENT_DEPTH: Final = 1 / 6
+"""The layer of the content feature of a text, as a share of the depth: there, a token says best what it is."""
+
+
+class FittedConfig(FittingConfig):
+    """Where experts are fitted, how, and when they fire."""
+
+    layer: int | None = Field(
+        default=None,
+        ge=0,
+        description="Decoder layer whose output is edited, counted from 0. None: at 5/6 of the depth.",
+    )
+    content_layer: int | None = Field(
+        default=None,
+        ge=0,
+        description="Layer at which the content of a text is read, up to the edit layer. None: at 1/6 of the depth. "
+        "Images are read at the edit layer.",
+    )
+    gate_rate: float = Field(default=0.0, ge=0, description="Learning rate on U, relative to its spread.")
+    wordings: int = Field(
+        default=6, ge=2, description="Wordings of the prompt on which an expert is fitted, the prompt included."
+    )
+    rows: int = Field(default=3, ge=2, description="Wordings in one gradient step, the prompt among them.")
+    false_firing: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Share of the calibration's questions that would fire for an edit of something else.",
+    )
+    least_reading: float = Field(
+        default=0.7, ge=-1, le=1, description="Least similarity of readings, for a question about an image."
+    )
+    reading_tolerance: float = Field(
+        default=0.15,
+        ge=0,
+        le=2,
+        description="How far two readings of one image may differ (1 - cosine) and still be of the same question.",
+    )
+    reading_slope: float = Field(
+        default=0.6,
+        ge=0,
+        description="How much further they may differ, relative to how far their images differ.",
+    )
+    answer_confidence: float = Field(
+        default=0.7,
+        ge=0,
+        lt=1,
+        description="If a token of an edited answer has less probability than this, the unedited model answers "
+        "instead. 0 never asks it.",
+    )
+
+    @property
+    def combining(self) -> Combining:
+        """The nearest expert alone, wholly or not at all."""
+        return Combining(combine="nearest", weight_threshold=0.5)
+
+    def edit_layer(self, backbone: Backbone) -> int:
+        """The edit layer on this backbone. Raises `BackboneError` if the model cannot be edited at `layer`."""
+        depth = len(backbone.layers)
+        chosen = round(_EDIT_DEPTH * depth) - 1 if self.layer is None else self.layer
+        if self.layer is None:
+            return min(max(chosen, backbone.first_edit_layer), depth - 2)
+        if not backbone.first_edit_layer <= chosen <= depth - 2:
+            raise BackboneError(
+                f"layer={chosen} was given; {backbone.name} can be edited at layers {backbone.first_edit_layer} to "
+                f"{depth - 2}."
+            )
+        return chosen
+
+    def text_layer(self, backbone: Backbone) -> int:
+        """The layer of the content of texts on this backbone. Raises `BackboneError` if it follows the edit layer."""
+        edit_layer = self.edit_layer(backbone)
+        if self.content_layer is None:
+            return min(round(_CONTENT_DEPTH * len(backbone.layers)), edit_layer)
+        if self.content_layer > edit_layer:
+            raise BackboneError(
+                f"content_layer={self.content_layer} was given, but the edit layer is {edit_layer}: edits are found "
+                "there, and a later layer has not run yet. Give a layer up to it."
+            )
+        return self.content_layer

@@ -1,0 +1,187 @@
+"""Fitted experts: LiveEdit's experts and routing without anything trained beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Self
+
+import torch
+from torch import Tensor
+
+from ...backbones import Backbone, HiddenTokens, TokenBatch
+from ...experts import LowRankExpert
+from ...samples import Edit, Question
+from ..base import Neighbour, checked_config
+from ..shared.fitting import Fitting, Passage
+from ..shared.routed_editor import RoutedEditor
+from ..shared.routing import QueryFeatures
+from ..shared.wordings import wordings
+from .calibration import Calibration, default_calibration
+from .config import FittedConfig
+from .reading import TextLayer
+from .similarities import StateSimilarities
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What experts change: the tokens whose hidden states become the answer, and nothing of image or prompt."""
+
+    rank: int = 1
+    expert_input: Literal["normed"] = "normed"
+    expert_scale: Literal["none"] = "none"
+    residual_tokens: Literal["answer"] = "answer"
+
+
+FORM: Final = _Form()
+
+
+class FittedExperts(RoutedEditor):
+    """An editor for any backbone: no generator and no router is trained. Not part of a paper.
+
+    Experts, repository and routing are LiveEdit's. What differs is where their parts come from:
+
+    1. The expert of an edit has a row of U and V for each token of the answer. Row t of U is a gate that ridge
+       regression opens where answer token t is predicted, in several wordings of the prompt, and closes at other tokens
+       and in neutral questions. V is fitted by gradient steps through the layers after the edit layer alone, at random
+       weights and with noise on the image.
+    2. Edits are found by hidden states of the frozen model (`StateSimilarities`), made comparable by the statistics of
+       questions and images that nobody edits (`Calibration`).
+
+    Answers are whole or not at all: the nearest expert alone, with a weight of 0 or 1, and the unedited model where the
+    edited one is in doubt.
+    """
+
+    name = "fitted-experts"
+    summary = "an expert per edit, fitted by a few gradient steps; nothing is trained beforehand"
+    table_order = 92
+    settings_class = FittedConfig
+
+    def __init__(self, backbone: Backbone, config: FittedConfig | None = None, calibration: Calibration | None = None):
+        super().__init__(backbone)
+        self.config = config or FittedConfig()
+        layer = self.config.edit_layer(backbone)
+        found = calibration or default_calibration(backbone, self.config)
+        self._similarities = StateSimilarities(found.to(backbone.layer_device(layer)), self.config)
+        self._text_layer = TextLayer(backbone, self.config.text_layer(backbone))
+        self._attach(layer, FORM)
+        self.combining = self.config.combining
+        self.answer_confidence = self.config.answer_confidence
+
+    @classmethod
+    def load(cls, backbone: Backbone, source: str | None = None) -> Self:
+        """Create the editor. source: the folder of a calibration (`liveedit calibrate`); by default the built-in one.
+
+        Raises `CheckpointError` and `BackboneError` as `Calibration.load` does.
+        """
+        return cls.configured(backbone, {}, source)
+
+    @classmethod
+    def configured(cls, backbone: Backbone, settings: Mapping[str, Any], source: str | None = None) -> Self:
+        """Create the editor with some settings of `FittedConfig` changed."""
+        config = checked_config(FittedConfig, settings, cls.name)
+        calibration = Calibration.load(source, backbone, config) if source is not None else None
+        return cls(backbone, config, calibration)
+
+    def configuration(self) -> dict[str, Any]:
+        """`FittedConfig`, with the layers that were chosen, and the name of the calibration."""
+        return {
+            **self.config.model_dump(mode="json"),
+            "layer": self.layer,
+            "content_layer": self.config.text_layer(self.backbone),
+            "calibration": self.calibration.name,
+        }
+
+    @property
+    def calibration(self) -> Calibration:
+        """The statistics by which edits are found."""
+        return self._similarities.calibration
+
+    # -- routing -----------------------------------------------------------------------------------------
+
+    @property
+    def similarities(self) -> StateSimilarities:
+        """How features of queries and edits are compared."""
+        return self._similarities
+
+    @property
+    def feature_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of an expert's features."""
+        return self._similarities.shapes(self.backbone.width)
+
+    def query(self, tokens: HiddenTokens) -> QueryFeatures:
+        """Features of the queries of this thread's last forward pass."""
+        return self._similarities.query(tokens, self._text_layer.states.to(self.device).float())
+
+    def neighbours(self, expert: LowRankExpert, most: int) -> list[Neighbour]:
+        """Up to `most` active edits whose contents are most similar to the expert's, most similar first."""
+        if not len(self.repository) or most < 1:
+            return []
+        content = expert.visual_feature.to(self.device)
+        products = torch.cat([part @ content for part in self.repository.parts("visual_feature")])
+        found = products.topk(min(most, len(products)))
+        pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        return [Neighbour(self.repository.id_of(row), similarity) for row, similarity in pairs]
+
+    occlusion_feature = "content and reading"
+
+    def occlusion_features(self, questions: Sequence[Question]) -> Tensor:
+        """Content and reading of the questions, (questions, 2 width)."""
+        return self.query(self.read(self.backbone.encode(questions, padding="left"))).compared
+
+    def detach(self) -> None:
+        """Remove hooks and edits from the backbone."""
+        self._text_layer.remove()
+        super().detach()
+
+    # -- editing -----------------------------------------------------------------------------------------
+
+    def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
+        """The expert of one edit, and the number of gradient steps."""
+        with torch.no_grad():
+            everything = self._passage(edit)
+            features = self._similarities.edit_features(self.query(everything.tokens))
+        fitting = Fitting(self.backbone, self.layer, FORM, self.config)
+        passages = self._parts(everything)
+        u, v, steps = fitting.run(fitting.from_gates([everything], [self._neutral(edit)]), passages)
+        return LowRankExpert(u, v, *(part[0].clone() for part in features)), steps
+
+    def _passage(self, edit: Edit) -> Passage:
+        """The edit in all of its wordings, its own prompt first."""
+        prompts = wordings(edit.question.prompt, self.config.wordings)
+        questions = [Question(prompt, edit.question.image) for prompt in prompts]
+        inputs = self.backbone.encode(questions, [edit.answer] * len(questions))
+        return Passage(inputs, self.read(inputs))
+
+    def _parts(self, everything: Passage) -> list[Passage]:
+        """A few wordings at a time, the edit's own prompt first in each."""
+        others, size = range(1, len(everything.inputs)), self.config.rows - 1
+        return [_rows_of(everything, [0, *others[start : start + size]]) for start in range(0, len(others), size)]
+
+    def _neutral(self, edit: Edit) -> HiddenTokens:
+        """Last tokens of neutral questions, at which no gate should open."""
+        calibration = self.calibration
+        found = calibration.text if edit.question.image is None or calibration.image is None else calibration.image
+        states = found.neutral[:, None]
+        roles = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+        return HiddenTokens.of(TokenBatch(roles, roles), states)
+
+
+def _rows_of(passage: Passage, rows: list[int]) -> Passage:
+    """Some rows of a passage."""
+    chosen = torch.tensor(rows)
+    inputs, tokens = passage.inputs, passage.tokens
+    return Passage(_selected(inputs, chosen), _selected(tokens, chosen, hidden_states=tokens.hidden_states[rows]))
+
+
+def _selected(tokens: Any, rows: Tensor, **further: Any) -> Any:
+    here = rows.to(tokens.roles.device)
+    return replace(
+        tokens,
+        roles=tokens.roles[here],
+        input_ids=tokens.input_ids[here],
+        positions=None if tokens.positions is None else tokens.positions[:, here],
+        extras={},
+        **({"word_embeddings": None} if isinstance(tokens, HiddenTokens) else {}),
+        **further,
+    )

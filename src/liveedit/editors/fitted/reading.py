@@ -1,0 +1,88 @@
+"""What fitted experts read of a question: hidden states of two layers, before they are made comparable."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ...backbones import Backbone, HiddenTokens, TokenBatch
+from ...backbones.prefill import not_compiled
+from ...backbones.split_forward import first_output
+from ...samples import Question
+
+_PROBES: Final = (Question("Why?"), Question("go on"))
+"""Two questions without a common token: what their prompts have in common is the chat template."""
+
+
+class _Kept(threading.local):
+    states: Tensor | None = None
+
+
+class TextLayer:
+    """Keeps the output of one layer during a forward pass, for the thread that runs it."""
+
+    def __init__(self, backbone: Backbone, layer: int):
+        self._kept = _Kept()
+        self._handle = backbone.layers[layer].register_forward_hook(self._keep)
+
+    @not_compiled
+    def _keep(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        self._kept.states = first_output(output).detach()
+
+    @property
+    def states(self) -> Tensor:
+        """The output in this thread's last forward pass, (batch, tokens, width)."""
+        assert self._kept.states is not None, "no forward pass has reached the layer"
+        return self._kept.states
+
+    def remove(self) -> None:
+        """Remove the hook. Safe to call twice."""
+        self._handle.remove()
+        self._kept = _Kept()
+
+
+@dataclass(frozen=True)
+class Template:
+    """How many tokens of a prompt belong to the chat template, before and after the question."""
+
+    before: int
+    after: int
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Template:
+        """The template of a backbone."""
+        first, second = (backbone.encode([question]).input_ids[0].tolist() for question in _PROBES)
+        return cls(_common(first, second), _common(first[::-1], second[::-1]))
+
+    def question_mask(self, tokens: TokenBatch) -> Bool[Tensor, "batch tokens"]:
+        """The prompt tokens of the question itself. A prompt that is no longer than the template is taken whole."""
+        prompt = tokens.prompt_mask
+        place, count = prompt.cumsum(1) - 1, prompt.sum(1, keepdim=True)
+        inside = prompt & (place >= self.before) & (place < count - self.after)
+        return torch.where(inside.any(1, keepdim=True), inside, prompt)
+
+
+def last_of_prompt(tokens: HiddenTokens) -> Float[Tensor, "batch width"]:
+    """The hidden state of the last token of each prompt."""
+    prompt = tokens.prompt_mask
+    places = torch.arange(prompt.shape[1], device=prompt.device).expand_as(prompt)
+    last = places.masked_fill(~prompt, -1).amax(1)
+    return tokens.hidden_states[torch.arange(len(last), device=last.device), last]
+
+
+def mean_of_image(tokens: HiddenTokens) -> Float[Tensor, "batch width"]:
+    """The mean of the hidden states of each image; zeros for questions without one."""
+    mask = tokens.image_mask[..., None].to(tokens.hidden_states.dtype)
+    return (tokens.hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common start of two sequences."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
