@@ -152,7 +152,7 @@ def calibrate(
         text = _text_modality(reader, texts, config.false_firing, lambda done: progress(done, total))
         image = None
         if shown:
-            image = _image_modality(reader, shown, config.false_firing, lambda done: progress(len(texts) + done, total))
+            image = _image_modality(reader, shown, config, lambda done: progress(len(texts) + done, total))
     finally:
         reader.close()
     if not name:
@@ -230,16 +230,16 @@ def text_content(states: Float[Tensor, "tokens width"], whitening: Whitening) ->
 
 
 def _image_questions(images: Sequence[ImageSource]) -> list[Question]:
-    """Three questions about each image: one in two wordings, and another."""
-    count = len(IMAGE_QUESTIONS)
+    """Three questions about each image: the first of all in two wordings, and one of the others."""
+    first, *others = IMAGE_QUESTIONS
     return [
         Question(prompt, image)
         for number, image in enumerate(images)
-        for prompt in (*IMAGE_QUESTIONS[number % count], IMAGE_QUESTIONS[(number + 1) % count][0])
+        for prompt in (*first, others[number % len(others)][0])
     ]
 
 
-def _image_modality(reader: _Reader, questions: Sequence[Question], false_firing: float, report: Any) -> Modality:
+def _image_modality(reader: _Reader, questions: Sequence[Question], config: FittedConfig, report: Any) -> Modality:
     contents: list[Tensor] = []
     readings: list[Tensor] = []
     done = 0
@@ -249,13 +249,34 @@ def _image_modality(reader: _Reader, questions: Sequence[Question], false_firing
         done += len(batch)
         report(done)
     content, reading = torch.cat(contents)[::3], torch.cat(readings)
+    return Modality(
+        Whitening.of(content),
+        Whitening.of(reading),
+        _least_image_content(content, config.image_matches),
+        reading[:: max(1, len(reading) // _KEPT_READINGS)].clone(),
+    )
+
+
+def _least_image_content(content: Tensor, matches: float) -> float:
+    """The similarity that all but a share of the pairs of images stay below. content: (images, width).
+
+    Each half is whitened by the statistics of the other.
+    """
     half = len(content) // 2
-    nearest = []
+    pairs = []
     for known, tested in ((content[:half], content[half:]), (content[half:], content[:half])):
         whitened = F.normalize(Whitening.of(known)(tested), dim=-1)
-        nearest.append((whitened @ whitened.T).fill_diagonal_(-1.0).amax(-1))
-    least = float(torch.cat(nearest).quantile(1 - false_firing))
-    return Modality(Whitening.of(content), Whitening.of(reading), least, reading[:: max(1, len(reading) // 64)].clone())
+        first, second = torch.triu_indices(len(whitened), len(whitened), offset=1)
+        pairs.append((whitened[first] * whitened[second]).sum(-1))
+    return float(torch.cat(pairs).quantile(1 - matches))
+
+
+def reading_margin(
+    reading: Float[Tensor, "*pairs"], content: Float[Tensor, "*pairs"], config: FittedConfig
+) -> Float[Tensor, "*pairs"]:
+    """How far the similarity of two readings is within what is allowed for contents of this similarity."""
+    allowed = config.reading_tolerance + config.reading_slope * (1 - content)
+    return torch.minimum(reading - config.least_reading, allowed - (1 - reading))
 
 
 def _modality(tensors: dict[str, Tensor], kind: str, least: float) -> Modality:
@@ -272,5 +293,6 @@ def _made_for(backbone: Backbone, config: FittedConfig) -> dict[str, Any]:
         "layer": config.edit_layer(backbone),
         "content_layer": config.text_layer(backbone),
         "false_firing": config.false_firing,
+        "image_matches": config.image_matches,
         "version": _VERSION,
     }

@@ -41,7 +41,15 @@ class FittedConfig(FittingConfig):
         default=0.01,
         gt=0,
         lt=1,
-        description="Share of the calibration's questions that would fire for an edit of something else.",
+        description="Share of the calibration's questions without an image that would fire for an edit of the same "
+        "question about something else.",
+    )
+    image_matches: float = Field(
+        default=0.006,
+        gt=0,
+        lt=1,
+        description="Share of the pairs of the calibration's images that pass for images of the same thing. Their "
+        "readings must match too before an edit fires.",
     )
     least_reading: float = Field(
         default=0.7, ge=-1, le=1, description="Least similarity of readings, for a question about an image."

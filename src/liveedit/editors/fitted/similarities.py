@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...backbones import HiddenTokens
 from ..shared.routing import QueryFeatures, Weighting
-from .calibration import Calibration, Modality, text_content
+from .calibration import Calibration, Modality, reading_margin, text_content
 from .config import FittedConfig
 from .reading import last_of_prompt, mean_of_image
 
@@ -82,11 +82,10 @@ class StateSimilarities:
 
     def prompt_score(self, query: Tensor, edit: Tensor) -> Tensor:
         """s: how far the readings are within what is allowed, along the last dimension; constant for texts."""
-        settings, width = self.settings, query.shape[-1] // 2
+        width = query.shape[-1] // 2
         product = query * edit
         reading, content = product[..., :width].sum(-1), product[..., width : 2 * width].sum(-1)
-        allowed = settings.reading_tolerance + settings.reading_slope * (1 - content)
-        inside = torch.minimum(reading - settings.least_reading, allowed - (1 - reading))
+        inside = reading_margin(reading, content, self.settings)
         return _SHARPNESS * torch.where(query[..., -1] > 0, inside, torch.ones_like(inside))
 
     # -- inside ------------------------------------------------------------------------------------------
