@@ -10,6 +10,7 @@ import torch
 
 from liveedit.backbones import Backbone
 from liveedit.editors import Editor, ExpertEditor, editor_class, editor_names
+from liveedit.editors.fitted import Calibration, FittedConfig, FittedExperts, calibrate
 from liveedit.editors.ft import FineTuneConfig, FineTuneLast, FineTuneMultimodal, FineTuneMultimodalConfig
 from liveedit.editors.lemoe import Lemoe, LemoeConfig
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine, RefineConfig
@@ -92,6 +93,17 @@ class TestLemoe(Contract):
         return Lemoe(backbone, LemoeConfig(steps=3, routing_steps=3))  # type: ignore[call-arg]
 
 
+_calibrations: dict[str, Calibration] = {}
+
+
+def calibration_of(backbone: Backbone) -> Calibration:
+    """Made once for each backbone."""
+    key = backbone.digest()
+    if key not in _calibrations:
+        _calibrations[key] = calibrate(backbone, FittedConfig())  # type: ignore[call-arg]
+    return _calibrations[key]
+
+
 class TestInContext(Contract, ExpertEditorContract):
     editor_name = "ike"
 
@@ -120,6 +132,13 @@ class TestLiveEditRefine(ExpertEditorContract, Contract):
         return one_extractor(LiveEditRefine(backbone, modules, RefineConfig(steps=3)))  # type: ignore[call-arg]
 
 
+class TestFittedExperts(ExpertEditorContract, Contract):
+    editor_name = "fitted-experts"
+
+    def make_editor(self, backbone: Backbone) -> ExpertEditor[Any]:
+        return FittedExperts(backbone, FittedConfig(steps=3), calibration_of(backbone))  # type: ignore[call-arg]
+
+
 CONTRACTS = (
     TestNone,
     TestFineTuneLast,
@@ -133,6 +152,7 @@ CONTRACTS = (
     TestTPatcher,
     TestLiveEdit,
     TestLiveEditRefine,
+    TestFittedExperts,
 )
 
 
