@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_session, get_token, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
 from ..errors import BackboneError
 from .built_in import BUILT_IN
@@ -34,7 +34,7 @@ def hub_source(name: str) -> str:
     if cached is None:
         _check_spelling(name)
     try:
-        get_hf_file_metadata(hf_hub_url(name, _CONFIG), timeout=_SECONDS)
+        _ask_once(hf_hub_url(name, _CONFIG))
     except EntryNotFoundError:
         raise BackboneError(
             f"{name} at {constants.ENDPOINT} has no config.json, so it is no transformers checkpoint. Give another, or "
@@ -62,10 +62,17 @@ def hub_source(name: str) -> str:
     return str(cached)
 
 
-def near_matches(name: str, cutoff: float = 0.6) -> str:
+def near_matches(name: str) -> str:
     """A question that names the built-in backbones nearest to a wrong name, or ""."""
-    close = get_close_matches(name.rsplit("/", 1)[-1].lower(), BUILT_IN, n=3, cutoff=cutoff)
+    close = get_close_matches(name.rsplit("/", 1)[-1].lower(), BUILT_IN, n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _ask_once(url: str) -> None:
+    """One request without retries; the hub's own functions also report to it which program asks."""
+    token = get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    hf_raise_for_status(get_session().head(url, headers=headers, timeout=_SECONDS))
 
 
 def _check_spelling(name: str) -> None:
@@ -96,7 +103,7 @@ def _unreachable(error: Exception) -> str:
 
 
 def _advice(name: str) -> str:
-    return near_matches(name, 0.5) or (
+    return near_matches(name) or (
         f" Give a built-in name ({', '.join(BUILT_IN)}), a folder with a transformers checkpoint, a GGUF file, or the "
         "name of a model at the hub."
     )
