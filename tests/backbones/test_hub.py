@@ -57,7 +57,9 @@ def resetting() -> Iterator[ResettingServer]:
 def unreachable(resetting: ResettingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResettingServer:
     """The hub of this process, with an empty cache."""
     monkeypatch.setattr(constants, "ENDPOINT", resetting.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", resetting.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", resetting.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return resetting
 

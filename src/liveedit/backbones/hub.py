@@ -80,7 +80,9 @@ def _check_spelling(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise BackboneError(f"There is no folder {name!r}, and it is no hub name (OWNER/NAME).{_advice(name)}") from None
+        raise BackboneError(
+            f"There is no folder {name!r}, and it is no hub name (OWNER/NAME).{_advice(name)}"
+        ) from None
     if "/" not in name and (close := near_matches(name)):
         raise BackboneError(f"There is no backbone {name!r}.{close}")
 

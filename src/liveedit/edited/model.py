@@ -24,6 +24,7 @@ from ..experts import Expert
 from ..experts.blocks import ExpertsOn
 from ..experts.expert import expert_from_bytes, expert_to_bytes
 from ..images import image_digest, open_image
+from ..progress import Progress, no_progress, steps_reported
 from ..registry import DEFAULT_EDITOR
 from ..samples import Edit, ImageSource, Question
 from ..store.evidence import Evidence
@@ -224,6 +225,7 @@ class EditedModel:
         author: str | None = None,
         note: str | None = None,
         request: ChangeRequest | None = None,
+        progress: Progress = no_progress,
     ) -> Receipt:
         """Make the model answer this prompt about this image (and what it shows) with `answer` from now on.
 
@@ -238,7 +240,8 @@ class EditedModel:
         must_take: refuse an edit with which the model does not give the requested answer to the edit's own question.
         False stores it all the same, and `Receipt.took` is False. Rephrasings do not count.
         author, note: who makes the edit, and why, for the history. request: if it has made an edit before, in whatever
-        process, that edit's receipt is returned and nothing happens.
+        process, that edit's receipt is returned and nothing happens. progress: is called with the gradient steps done
+        and the most there may be, by editors that report them.
 
         Raises `InvalidInputError` for a prompt or answer that is empty or contains a control token of the tokenizer, or
         a missing image, `ImageError` for a bad one, `NotFoundError` if `supersede` names an edit that is not active,
@@ -252,7 +255,8 @@ class EditedModel:
         probes = tuple(Question(asked, _opened(other)) for other, asked in locality)
         trial = Trial(opened, prompt, answer, tuple(rephrasings), probes, probe_edits)
         image_name = Path(image).name if isinstance(image, str | Path) else None
-        edit, expert = self._made(trial, image_name, author, note)
+        with steps_reported(progress):
+            edit, expert = self._made(trial, image_name, author, note)
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
                 with self._changing():

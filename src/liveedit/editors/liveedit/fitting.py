@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, HiddenTokens, TokenBatch
+from ...progress import report_step
 from .config import LiveEditConfig, RefineConfig
 from .routing import changed_tokens, expert_residual, output_scale
 
@@ -113,6 +114,7 @@ class Fitting:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * _schedule(step, refining.steps)
             optimizer.step()
+            report_step(step + 1, refining.steps)
             if lowest >= refining.confidence - _NEAR:
                 following = (passages[(step + 1 + more) % len(passages)] for more in range(len(passages)))
                 if all(self.is_right(one, u.detach(), v.detach()) for one in following):
