@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from transformers.utils import is_gguf_available
 
@@ -16,6 +19,7 @@ _PROJECTOR = "clip"
 """The architecture of a vision projector (mmproj), a part of a model and no model."""
 _NOT_ARCHITECTURES = {"general", "tokenizer"}
 """Sections of a GGUF file that transformers lists with the architectures."""
+_parsing: Final = threading.Lock()
 _READING_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError, OSError, struct.error)
 
 
@@ -69,8 +73,8 @@ def not_read(file: Path, error: Exception) -> str:
     reason = " ".join(str(error).split()).rstrip(".")
     kind = "" if isinstance(error, ValueError | RuntimeError) and reason else f"{type(error).__name__}: "
     return (
-        f"The GGUF file {str(file)!r} could not be read: {kind}{reason}. It is damaged, or transformers cannot read it; "
-        "copy it again, or give a transformers checkpoint of this model."
+        f"The GGUF file {str(file)!r} could not be read: {kind}{reason}. It is damaged, or transformers cannot read "
+        "it: copy it again, or give a transformers checkpoint of this model."
     )
 
 
@@ -78,9 +82,30 @@ def check_complete(file: Path, missing: Collection[str]) -> None:
     """Raise `BackboneError` if weights of the model are not in its file. missing: their names."""
     if missing:
         raise BackboneError(
-            f"The GGUF file {str(file)!r} lacks {len(missing)} weights of the model, such as {min(missing)}. If it is one "
-            "of several parts, merge them with `llama-gguf-split --merge`; otherwise give a transformers checkpoint."
+            f"The GGUF file {str(file)!r} lacks {len(missing)} weights of the model, such as {min(missing)}. If it is "
+            "one of several parts, merge them with `llama-gguf-split --merge`. Otherwise give a transformers "
+            "checkpoint of this model."
         )
+
+
+@contextmanager
+def parsed_once(file: Path) -> Iterator[None]:
+    """Inside, transformers parses this file once, and not for configuration, tokenizer and weights anew.
+
+    Each time takes seconds for a large vocabulary. transformers takes both functions from the package gguf when it
+    calls them; here they are replaced by ones that keep their results. One thread at a time.
+    """
+    import gguf
+
+    with _parsing:
+        reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+        kept = cache(lambda: reader(file))
+        gguf.GGUFReader = lambda path, *rest: kept() if Path(path) == file and not rest else reader(path, *rest)
+        gguf.get_tensor_name_map = cache(name_map)
+        try:
+            yield
+        finally:
+            gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
 
 
 def as_dequantised(model: Any) -> None:
@@ -95,8 +120,8 @@ def _only_file(folder: Path) -> Path | None:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".gguf" and file.is_file())
     if len(files) > 1:
         raise BackboneError(
-            f"The folder {str(folder)!r} has {len(files)} GGUF files: {', '.join(file.name for file in files)}. Give the "
-            "path of one of them."
+            f"The folder {str(folder)!r} has {len(files)} GGUF files: {', '.join(file.name for file in files)}. Give "
+            "the path of one of them."
         )
     return files[0].absolute() if files else None
 
@@ -112,13 +137,13 @@ def _check_architecture(file: Path, architecture: str) -> None:
 
     if architecture == _PROJECTOR:
         raise BackboneError(
-            f"{str(file)!r} is a vision projector and no language model, and transformers reads no images through GGUF. "
-            "Give the GGUF file of the language model, or a transformers checkpoint of the whole model."
+            f"{str(file)!r} is a vision projector and no language model, and transformers reads no images through "
+            "GGUF. Give the GGUF file of the language model, or a transformers checkpoint of the whole model."
         )
     known = {*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_CONFIG_ARCHS} - _NOT_ARCHITECTURES
     # GGUF writes some names with a hyphen or without a separator: gpt-oss, qwen2moe.
     if architecture.replace("-", "_") not in known and architecture not in {name.replace("_", "") for name in known}:
         raise BackboneError(
-            f"{str(file)!r} has the architecture {architecture!r}, which transformers does not read from GGUF. It reads "
-            f"{', '.join(sorted(known))}. Give a transformers checkpoint of this model."
+            f"{str(file)!r} has the architecture {architecture!r}, which transformers does not read from GGUF. It "
+            f"reads {', '.join(sorted(known))}. Give a transformers checkpoint of this model."
         )

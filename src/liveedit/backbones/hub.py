@@ -43,8 +43,8 @@ def hub_source(name: str) -> str:
     except GatedRepoError:
         if cached is None:
             raise BackboneError(
-                f"{name} is gated: ask for access on its page at {constants.ENDPOINT}, log in with `hf auth login`, and "
-                "try again."
+                f"{name} is gated: ask for access on its page at {constants.ENDPOINT}, log in with `hf auth login`, "
+                "and try again."
             ) from None
     except RepositoryNotFoundError:
         if cached is None:

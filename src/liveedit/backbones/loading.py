@@ -20,7 +20,7 @@ from .backbone import Backbone
 from .built_in import BUILT_IN, built_in_folder
 from .families import backbone_class
 from .families.text_only import TextBackbone
-from .gguf import as_dequantised, check_complete, check_gguf, gguf_file, not_read
+from .gguf import as_dequantised, check_complete, check_gguf, gguf_file, not_read, parsed_once
 from .hub import hub_source
 from .linear import speed_up_linear_layers
 
@@ -48,9 +48,9 @@ def load_backbone(
     """Load a vision-language model, or a language model, for editing.
 
     name: a built-in name, a local folder, a GGUF file (or a folder with one), or a hub name; all are loaded by
-    transformers. dtype: float32 on CPUs and bfloat16 elsewhere by default (float16 with 8 bits). device_map: spreads the
-    model over devices instead of `device`, as in Accelerate ("auto", or modules by name to devices, "cpu" or "disk").
-    offload_folder: for parts on disk. quantization: needs bitsandbytes; not with GGUF, whose weights are dequantised.
+    transformers. dtype: float32 on CPUs and bfloat16 elsewhere by default (float16 with 8 bits). device_map: spreads
+    the model over devices instead of `device`, as in Accelerate ("auto", or modules by name to devices, "cpu" or
+    "disk"). offload_folder: for parts on disk. quantization: needs bitsandbytes, and is refused for GGUF files.
     Raises `BackboneError` with the reason if the model cannot be loaded, and `ExtensionError` if the package that
     registers its family is broken.
     """
@@ -81,8 +81,8 @@ def _located(name: str, quantization: Quantization | None) -> _Source:
     if file is not None:
         if quantization is not None:
             raise BackboneError(
-                f"quantization={quantization!r} was given for a GGUF file, whose weights are dequantised. Leave it out, "
-                "or give a transformers checkpoint of this model."
+                f"quantization={quantization!r} was given for a GGUF file, whose weights are dequantised. Leave it "
+                "out, or give a transformers checkpoint of this model."
             )
         check_gguf(file)
         return _Source(str(file.parent), file)
@@ -102,7 +102,8 @@ def _loaded(name: str, source: _Source, options: dict[str, Any]) -> tuple[type[B
     """The class of its family, the model and its processor, as transformers loads them."""
     if source.gguf is not None:
         try:
-            return _loaded_gguf(name, source, source.gguf, options)
+            with parsed_once(source.gguf):
+                return _loaded_gguf(name, source, source.gguf, options)
         except BackboneError:
             raise
         except Exception as error:  # In a damaged file every value can be wrong, so that anything may fail.
@@ -118,15 +119,16 @@ def _loaded_gguf(name: str, source: _Source, file: Path, options: dict[str, Any]
     kind = _kind(name, config)
     if not issubclass(kind, TextBackbone):
         raise BackboneError(
-            f"{name} is of the type {config.model_type!r}, and of GGUF files only language models without images can be "
-            "loaded. Give a transformers checkpoint of this model."
+            f"{name} is of the type {config.model_type!r}, and of GGUF files only language models without images can "
+            "be loaded. Give a transformers checkpoint of this model."
         )
     # The path is absolute: transformers looks for a bare name in the working directory first.
     processor = kind.load_processor(source.place, gguf_file=str(file))
     unpacked = {**options, "gguf_file": str(file), "quantization_config": GgufConfig(dequantize=True)}
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.place, config=config, output_loading_info=True, **unpacked
     )
+    model, found = loaded
     check_complete(file, found["missing_keys"])
     as_dequantised(model)
     return kind, model, processor

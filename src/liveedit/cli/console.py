@@ -169,9 +169,11 @@ class Progress:
         """Progress of work in named steps, in one bar that says which step runs."""
 
         def report(step: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
+            if not self._terminal:
+                self._line(f"{what}: {done} of {total} ({step})", done >= total)
+                return
             self.report(what, done, total, figures)
-            if self._terminal:
-                self._bars.update(self._tasks[what], description=f"{what}: {step}", refresh=True)
+            self._bars.update(self._tasks[what], description=f"{what}: {step}", refresh=True)
 
         return report
 
