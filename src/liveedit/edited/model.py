@@ -166,8 +166,8 @@ class EditedModel:
         backbone: a built-in name, a folder, a GGUF file, or a hub name. edits: the edits file, created by the first
         edit if it does not exist, or the URL of a PostgreSQL database. at, keep_images, experts_on, experts_folder: as
         for the class. editor: the name of an editor that makes one expert per edit. editor_path: the folder of a
-        trained editor; built-in backbones have trained editors. loading: further arguments of `load_backbone` (device_map,
-        quantization, offload_folder).
+        trained editor; built-in backbones have trained editors. loading: further arguments of `load_backbone`
+        (device_map, quantization, offload_folder).
 
         Raises `InvalidInputError` for an editor that makes no expert per edit, or a backbone that already has an edited
         model.
