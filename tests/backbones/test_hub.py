@@ -94,6 +94,15 @@ def test_a_wrong_name_is_told_without_the_hub(name: str, words: str, unreachable
     assert unreachable.connections == 0
 
 
+def test_a_folder_of_a_built_in_name_changes_nothing(
+    unreachable: ResettingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny-llava").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_backbone("tiny-llava", device="cpu").fingerprint["model_type"] == "llava"
+    assert unreachable.connections == 0
+
+
 def test_an_old_name_without_an_owner_is_one_attempt(unreachable: ResettingServer) -> None:
     with pytest.raises(BackboneError, match=r"cannot be reached.*Give a built-in name") as refused:
         load_backbone("gpt2")

@@ -77,6 +77,8 @@ def load_backbone(
 
 def _located(name: str, quantization: Quantization | None) -> _Source:
     """Where the model of this name is. Raises `BackboneError` if it is nowhere."""
+    if name in BUILT_IN:
+        return _Source(str(built_in_folder(name)))
     file = gguf_file(name)
     if file is not None:
         if quantization is not None:
@@ -91,8 +93,6 @@ def _located(name: str, quantization: Quantization | None) -> _Source:
         raise BackboneError(f"{name!r} is a file. Give the folder of a transformers checkpoint, or a GGUF file.")
     if path.exists():
         return _Source(name)
-    if name in BUILT_IN:
-        return _Source(str(built_in_folder(name)))
     if path.is_absolute() or name.startswith((".", "~")):
         raise BackboneError(f"There is no folder {name!r}. Give the folder of a transformers checkpoint.")
     return _Source(hub_source(name))
