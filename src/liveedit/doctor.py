@@ -14,7 +14,7 @@ from .backbones import Backbone
 from .backbones.families import known_model_types
 from .editors.reference import ReferenceEditor, small_editor
 from .errors import LiveEditError
-from .progress import Progress, no_progress
+from .progress import TaskProgress, no_task_progress
 from .samples import Edit, Question
 from .testing.backbone_checks import ANSWERS, BackboneChecks
 
@@ -47,15 +47,20 @@ class Diagnosis:
         return all(check.holds for check in self.checks)
 
 
-def examine(backbone: Backbone, progress: Progress = no_progress) -> Diagnosis:
-    """Inspect a backbone. Runs a few short questions through it and changes nothing."""
+def examine(backbone: Backbone, report: TaskProgress = no_task_progress) -> Diagnosis:
+    """Inspect a backbone. Runs a few short questions through it and changes nothing.
+
+    report: is called with the name of each check that begins, the number of checks done and their total, and once more
+    when all are done.
+    """
     layer = backbone.default_edit_layer()
     examination = _Examination(backbone, layer)
     checks = []
     tests = examination.tests()
-    for done, (name, test) in enumerate(tests, 1):
+    for done, (name, test) in enumerate(tests):
+        report(name, done, len(tests))
         checks.append(_outcome(name, test))
-        progress(done, len(tests))
+    report("done", len(tests), len(tests))
     return Diagnosis(_found(backbone), tuple(checks), _plan(backbone, layer), tuple(_warnings(backbone)))
 
 
@@ -113,9 +118,12 @@ class _Examination:
         return self._within(_difference(*self.checks.split_gradients(rows=1)))
 
     def batches(self) -> str:
-        pairs = [pair for padding in ("left", "right") for pair in self.checks.rows_of_a_batch(padding)]
+        alone = self.checks.rows_alone()
+        found = [
+            _difference(*pair) for padding in ("left", "right") for pair in self.checks.rows_of_a_batch(padding, alone)
+        ]
         # torch's max keeps NaN; Python's max may drop it.
-        return self._within(float(torch.tensor([_difference(*pair) for pair in pairs]).max()))
+        return self._within(float(torch.tensor(found).max()))
 
     def caches(self) -> str:
         cached, uncached = self.checks.generations()

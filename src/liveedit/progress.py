@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, Protocol
 
 Progress = Callable[[int, int], None]
 """Called with the number of items done and the total."""
@@ -28,6 +30,24 @@ def no_task_progress(task: str, done: int, total: int, figures: Mapping[str, flo
 def progress_of(report: TaskProgress, task: str) -> Progress:
     """Progress of one named part."""
     return lambda done, total: report(task, done, total)
+
+
+_step_progress: Final[ContextVar[Progress]] = ContextVar("step_progress", default=no_progress)
+
+
+@contextmanager
+def steps_reported(progress: Progress) -> Iterator[None]:
+    """Inside, and in this thread alone, `report_step` calls `progress`."""
+    token = _step_progress.set(progress)
+    try:
+        yield
+    finally:
+        _step_progress.reset(token)
+
+
+def report_step(done: int, most: int) -> None:
+    """Say that `done` of at most `most` gradient steps on one edit are done. An editor calls it after each step."""
+    _step_progress.get()(done, most)
 
 
 class Counter:

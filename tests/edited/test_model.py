@@ -48,6 +48,14 @@ def logits_of(backbone: Backbone, image: Path) -> torch.Tensor:
         return backbone.logits(backbone.encode([Question(PROMPT, image)]))
 
 
+def test_the_steps_of_an_edit_are_reported_one_by_one(model: EditedModel, image: Path) -> None:
+    found: list[tuple[int, int]] = []
+    receipt = model.edit(image, PROMPT, "teal", progress=lambda done, most: found.append((done, most)))
+    most = found[0][1]
+    assert found == [(step, most) for step in range(1, receipt.refine_steps + 1)]
+    assert most >= receipt.refine_steps > 0
+
+
 def test_an_edit_takes_and_its_receipt_says_so(model: EditedModel, image: Path) -> None:
     before = model.ask(image, PROMPT)
     assert before.fired == ()

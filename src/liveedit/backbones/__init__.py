@@ -1,4 +1,4 @@
-"""Frozen models: built-in, from a local folder, or by hub name."""
+"""Frozen models: built-in, from a local folder or GGUF file, or by hub name."""
 
 from .backbone import Backbone
 from .built_in import BUILT_IN, built_in_folder

@@ -1,16 +1,15 @@
-"""Load frozen models: built-in ones, local folders, or models of the hub."""
+"""Load frozen models: built-in ones, local folders, GGUF files, or models of the hub."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig, GgufConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -20,12 +19,22 @@ from ..errors import BackboneError
 from .backbone import Backbone
 from .built_in import BUILT_IN, built_in_folder
 from .families import backbone_class
+from .families.text_only import TextBackbone
+from .gguf import as_dequantised, check_complete, check_gguf, gguf_file, not_read, parsed_once
+from .hub import hub_source
 from .linear import speed_up_linear_layers
 
 _DAMAGED = (SafetensorError, StrictDataclassError)
 
 Quantization = Literal["8bit", "4bit"]
 DeviceMap = str | dict[str, int | str | torch.device]
+
+
+class _Source(NamedTuple):
+    """Where a model is: a folder or hub name, and the GGUF file in the folder if that is what is loaded."""
+
+    place: str
+    gguf: Path | None = None
 
 
 def load_backbone(
@@ -38,14 +47,16 @@ def load_backbone(
 ) -> Backbone:
     """Load a vision-language model, or a language model, for editing.
 
-    name: a built-in name, a local folder, or a hub name; all are loaded by transformers. dtype: float32 on CPUs and
-    bfloat16 elsewhere by default (float16 with 8 bits). device_map: spreads the model over devices instead of `device`,
-    as in Accelerate ("auto", or modules by name to devices, "cpu" or "disk"). offload_folder: for parts on disk.
-    quantization: needs bitsandbytes. Raises `BackboneError` with the reason if the model cannot be loaded, and
-    `ExtensionError` if the package that registers its family is broken.
+    name: a built-in name, a local folder, a GGUF file (or a folder with one), or a hub name; all are loaded by
+    transformers. dtype: float32 on CPUs and bfloat16 elsewhere by default (float16 with 8 bits). device_map: spreads
+    the model over devices instead of `device`, as in Accelerate ("auto", or modules by name to devices, "cpu" or
+    "disk"). offload_folder: for parts on disk. quantization: needs bitsandbytes, and is refused for GGUF files.
+    Raises `BackboneError` with the reason if the model cannot be loaded, and `ExtensionError` if the package that
+    registers its family is broken.
     """
     if device is not None and device_map is not None:
         raise BackboneError("Both device and device_map were given. Give one of them.")
+    source = _located(str(name), quantization)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     spread = device_map is not None or quantization is not None
     options: dict[str, Any] = {"dtype": dtype or _default_precision(target, quantization)}
@@ -53,14 +64,8 @@ def load_backbone(
         options |= {"device_map": device_map or {"": target}, "offload_folder": offload_folder}
     if quantization is not None:
         options["quantization_config"] = _quantization(quantization)
-    _check_name(str(name))
-    source = str(built_in_folder(str(name)) if str(name) in BUILT_IN else name)
     try:
-        config = AutoConfig.from_pretrained(source)
-        kind = _kind(str(name), config)
-        auto = AutoModelForImageTextToText if kind.reads_images else AutoModelForCausalLM
-        processor = kind.load_processor(source)
-        model: Any = auto.from_pretrained(source, **options)
+        kind, model, processor = _loaded(str(name), source, options)
         model = model if spread else model.to(target)
         speed_up_linear_layers(model)
     except BackboneError:
@@ -70,16 +75,63 @@ def load_backbone(
     return kind(str(name), model, processor)
 
 
-def _check_name(name: str) -> None:
-    """Reject obviously invalid names before querying the hub."""
+def _located(name: str, quantization: Quantization | None) -> _Source:
+    """Where the model of this name is. Raises `BackboneError` if it is nowhere."""
+    if name in BUILT_IN:
+        return _Source(str(built_in_folder(name)))
+    file = gguf_file(name)
+    if file is not None:
+        if quantization is not None:
+            raise BackboneError(
+                f"quantization={quantization!r} was given for a GGUF file, whose weights are dequantised. Leave it "
+                "out, or give a transformers checkpoint of this model."
+            )
+        check_gguf(file)
+        return _Source(str(file.parent), file)
     path = Path(name)
     if path.is_file():
-        raise BackboneError(f"{name!r} is a file. Give the folder of a transformers checkpoint.")
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise BackboneError(f"{name!r} is a file. Give the folder of a transformers checkpoint, or a GGUF file.")
+    if path.exists():
+        return _Source(name)
+    if path.is_absolute() or name.startswith((".", "~")):
         raise BackboneError(f"There is no folder {name!r}. Give the folder of a transformers checkpoint.")
-    close = get_close_matches(name, BUILT_IN, n=1, cutoff=0.75) if not path.exists() and name not in BUILT_IN else []
-    if close and "/" not in name:
-        raise BackboneError(f"There is no backbone {name!r}. Did you mean {close[0]}?")
+    return _Source(hub_source(name))
+
+
+def _loaded(name: str, source: _Source, options: dict[str, Any]) -> tuple[type[Backbone], Any, Any]:
+    """The class of its family, the model and its processor, as transformers loads them."""
+    if source.gguf is not None:
+        try:
+            with parsed_once(source.gguf):
+                return _loaded_gguf(name, source, source.gguf, options)
+        except BackboneError:
+            raise
+        except Exception as error:  # In a damaged file every value can be wrong, so that anything may fail.
+            raise BackboneError(not_read(source.gguf, error)) from error
+    kind = _kind(name, AutoConfig.from_pretrained(source.place))
+    auto = AutoModelForImageTextToText if kind.reads_images else AutoModelForCausalLM
+    processor = kind.load_processor(source.place)
+    return kind, auto.from_pretrained(source.place, **options), processor
+
+
+def _loaded_gguf(name: str, source: _Source, file: Path, options: dict[str, Any]) -> tuple[type[Backbone], Any, Any]:
+    config = AutoConfig.from_pretrained(source.place, gguf_file=str(file))
+    kind = _kind(name, config)
+    if not issubclass(kind, TextBackbone):
+        raise BackboneError(
+            f"{name} is of the type {config.model_type!r}, and of GGUF files only language models without images can "
+            "be loaded. Give a transformers checkpoint of this model."
+        )
+    # The path is absolute: transformers looks for a bare name in the working directory first.
+    processor = kind.load_processor(source.place, gguf_file=str(file))
+    unpacked = {**options, "gguf_file": str(file), "quantization_config": GgufConfig(dequantize=True)}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source.place, config=config, output_loading_info=True, **unpacked
+    )
+    model, found = loaded
+    check_complete(file, found["missing_keys"])
+    as_dequantised(model)
+    return kind, model, processor
 
 
 def _kind(name: str, config: Any) -> type[Backbone]:
@@ -123,7 +175,7 @@ def _not_loaded(name: str, error: Exception) -> str:
         reason = _first_line(error)
     return (
         f"The backbone {name!r} could not be loaded: {reason}. Give a built-in name ({', '.join(BUILT_IN)}), a folder "
-        "with a transformers checkpoint, or a hub name."
+        "with a transformers checkpoint, a GGUF file, or a hub name."
     )
 
 

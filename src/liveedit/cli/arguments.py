@@ -42,7 +42,7 @@ EditsLocation = Annotated[
 Author = Annotated[str | None, typer.Option("--author", help="Who makes this change, for the history.")]
 Note = Annotated[str | None, typer.Option("--note", help="Why this change is made, for the history.")]
 BackboneName = Annotated[
-    str, typer.Option("--backbone", help="Built-in name, folder of a transformers checkpoint, or hub name.")
+    str, typer.Option("--backbone", help="Built-in name, folder of a transformers checkpoint, GGUF file, or hub name.")
 ]
 
 EditorName = Annotated[

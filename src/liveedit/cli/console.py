@@ -19,6 +19,9 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from ..progress import Progress as StepProgress
+from ..progress import TaskProgress, no_progress
+
 WIDTH_WITHOUT_TERMINAL = 180
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -80,6 +83,15 @@ def load_quietly() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def wait_without_spinning() -> None:
+    """Let threads sleep while they wait for each other, unless OMP_WAIT_POLICY says otherwise. Call it before torch.
+
+    In work of many small products threads mostly wait, and on a machine that does other work as well they would burn
+    several times the processor time that the products take.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @contextmanager
 def resumable(what: str) -> Iterator[None]:
     """Turn Ctrl-C into a message that says how to continue."""
@@ -89,6 +101,20 @@ def resumable(what: str) -> Iterator[None]:
         raise InterruptedRunError(
             f"Interrupted. Run the same command again: {what} continues where it stopped."
         ) from error
+
+
+@contextmanager
+def spinner(text: str, shown: bool) -> Iterator[StepProgress]:
+    """A line on standard error that shows that something happens; gives a function of (steps done, most steps).
+
+    Nothing is shown if standard error is no terminal, or unless `shown`.
+    """
+    stderr = Console(stderr=True)
+    if not (shown and stderr.is_terminal):
+        yield no_progress
+        return
+    with stderr.status(text) as status:
+        yield lambda done, most: status.update(f"{text}: step {done} of at most {most}")
 
 
 class Progress:
@@ -135,9 +161,21 @@ class Progress:
         """Print a line that stays."""
         self._console.print(Text(text), soft_wrap=True)
 
-    def of(self, what: str) -> Any:
+    def of(self, what: str) -> StepProgress:
         """Progress of one task, as a function of (done, total)."""
         return lambda done, total: self.report(what, done, total)
+
+    def steps(self, what: str) -> TaskProgress:
+        """Progress of work in named steps, in one bar that says which step runs."""
+
+        def report(step: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
+            if not self._terminal:
+                self._line(f"{what}: {done} of {total} ({step})", done >= total)
+                return
+            self.report(what, done, total, figures)
+            self._bars.update(self._tasks[what], description=f"{what}: {step}", refresh=True)
+
+        return report
 
     def _drop_finished(self) -> None:
         for name, task in list(self._tasks.items()):

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .arguments import BackboneName, Json, LoadOptions, loading
-from .console import Progress, console, load_quietly, print_fields, print_json
+from .console import Progress, console, load_quietly, print_fields, print_json, wait_without_spinning
 
 if TYPE_CHECKING:
     from ..doctor import Diagnosis
@@ -23,12 +23,13 @@ def register(app: typer.Typer) -> None:
 
 def doctor(backbone: BackboneName = "tiny-llava", load: LoadOptions = None, json: Json = False) -> None:
     """Inspect a model: what it is, whether it can be edited, what that needs. The exit code is 1 if it cannot."""
+    wait_without_spinning()
     load_quietly()
     from ..backbones import load_backbone
     from ..doctor import examine
 
     with Progress() as progress:
-        diagnosis = examine(load_backbone(backbone, **loading(load)), progress.of("checking"))
+        diagnosis = examine(load_backbone(backbone, **loading(load)), progress.steps("checking"))
     if json:
         print_json({**asdict(diagnosis), "healthy": diagnosis.healthy})
     else:

@@ -24,7 +24,7 @@ from .arguments import (
     Note,
     loading,
 )
-from .console import InterruptedRunError, Progress, console, load_quietly, note, print_fields, print_json
+from .console import InterruptedRunError, Progress, console, load_quietly, note, print_fields, print_json, spinner
 
 if TYPE_CHECKING:
     from ..edited.model import Receipt
@@ -109,7 +109,7 @@ def edit(
 
     rephrasings, questions = probes_of(probes, image, rephrasing or [], locality or [])
     options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
-    with EditedModel.load(backbone, keep_images=keep_image, **options) as model:
+    with EditedModel.load(backbone, keep_images=keep_image, **options) as model, spinner("editing", not json) as steps:
         receipt = model.edit(
             image,
             prompt,
@@ -121,6 +121,7 @@ def edit(
             must_take=must_take,
             author=author,
             note=why,
+            progress=steps,
         )
     if json:
         print_json(receipt.to_dict())

@@ -106,7 +106,7 @@ _comparison_command("table6", "The same in full on MiniGPT-4, on all --data (Liv
 
 # -- table 2 and figures 3 to 5: editors trained to be compared ------------------------------------------
 
-_Backbone = Annotated[str, typer.Option("--backbone", help="Built-in name, folder, or hub name.")]
+_Backbone = Annotated[str, typer.Option("--backbone", help="Built-in name, folder, GGUF file, or hub name.")]
 _TrainedEdits = Annotated[
     list[int] | None, typer.Option("--edits", min=1, help="Numbers of edits (1000, as in the paper).")
 ]

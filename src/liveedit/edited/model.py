@@ -24,6 +24,7 @@ from ..experts import Expert
 from ..experts.blocks import ExpertsOn
 from ..experts.expert import expert_from_bytes, expert_to_bytes
 from ..images import image_digest, open_image
+from ..progress import Progress, no_progress, steps_reported
 from ..registry import DEFAULT_EDITOR
 from ..samples import Edit, ImageSource, Question
 from ..store.evidence import Evidence
@@ -162,11 +163,11 @@ class EditedModel:
     ) -> Self:
         """Load a model for editing.
 
-        backbone: a built-in name, a local folder, or a hub name. edits: the edits file, created by the first edit if it
-        does not exist, or the URL of a PostgreSQL database. at, keep_images, experts_on, experts_folder: as for the
-        class. editor: the name of an editor that makes one expert per edit. editor_path: the folder of a trained
-        editor; built-in backbones have trained editors. loading: further arguments of `load_backbone` (device_map,
-        quantization, offload_folder).
+        backbone: a built-in name, a folder, a GGUF file, or a hub name. edits: the edits file, created by the first
+        edit if it does not exist, or the URL of a PostgreSQL database. at, keep_images, experts_on, experts_folder: as
+        for the class. editor: the name of an editor that makes one expert per edit. editor_path: the folder of a
+        trained editor; built-in backbones have trained editors. loading: further arguments of `load_backbone`
+        (device_map, quantization, offload_folder).
 
         Raises `InvalidInputError` for an editor that makes no expert per edit, or a backbone that already has an edited
         model.
@@ -224,6 +225,7 @@ class EditedModel:
         author: str | None = None,
         note: str | None = None,
         request: ChangeRequest | None = None,
+        progress: Progress = no_progress,
     ) -> Receipt:
         """Make the model answer this prompt about this image (and what it shows) with `answer` from now on.
 
@@ -238,7 +240,8 @@ class EditedModel:
         must_take: refuse an edit with which the model does not give the requested answer to the edit's own question.
         False stores it all the same, and `Receipt.took` is False. Rephrasings do not count.
         author, note: who makes the edit, and why, for the history. request: if it has made an edit before, in whatever
-        process, that edit's receipt is returned and nothing happens.
+        process, that edit's receipt is returned and nothing happens. progress: is called with the gradient steps done
+        and the most there may be, by editors that report them.
 
         Raises `InvalidInputError` for a prompt or answer that is empty or contains a control token of the tokenizer, or
         a missing image, `ImageError` for a bad one, `NotFoundError` if `supersede` names an edit that is not active,
@@ -252,7 +255,8 @@ class EditedModel:
         probes = tuple(Question(asked, _opened(other)) for other, asked in locality)
         trial = Trial(opened, prompt, answer, tuple(rephrasings), probes, probe_edits)
         image_name = Path(image).name if isinstance(image, str | Path) else None
-        edit, expert = self._made(trial, image_name, author, note)
+        with steps_reported(progress):
+            edit, expert = self._made(trial, image_name, author, note)
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
                 with self._changing():

@@ -194,7 +194,10 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
 
     @abstractmethod
     def make_expert(self, edit: Edit) -> tuple[AnyExpert, int]:
-        """The expert of one edit and the number of gradient steps it took. Nothing becomes active."""
+        """The expert of one edit and the number of gradient steps it took. Nothing becomes active.
+
+        An editor that takes many steps calls `liveedit.progress.report_step` after each, so that they can be shown.
+        """
 
     @abstractmethod
     def add(self, edit_id: str, expert: AnyExpert) -> None:

@@ -63,16 +63,22 @@ class BackboneChecks:
         return found, expected
 
     @torch.no_grad()
-    def rows_of_a_batch(self, padding: str) -> list[Pair]:
-        """Logits of each question and answer in a padded batch, and of the question alone."""
+    def rows_alone(self) -> list[Tensor]:
+        """Logits of each question and answer by itself."""
+        pairs = zip(self.questions, ANSWERS, strict=True)
+        return [self.backbone.logits(self.backbone.encode([question], [answer]))[0] for question, answer in pairs]
+
+    @torch.no_grad()
+    def rows_of_a_batch(self, padding: str, alone: Sequence[Tensor] | None = None) -> list[Pair]:
+        """Logits of each question and answer in a padded batch, and by itself.
+
+        alone: the result of `rows_alone`, if it is there already.
+        """
         inputs = self.backbone.encode(self.questions, ANSWERS, padding)
         together = self.backbone.logits(inputs)
-        pairs = []
-        for row, (question, answer) in enumerate(zip(self.questions, ANSWERS, strict=True)):
-            alone = self.backbone.logits(self.backbone.encode([question], [answer]))[0]
-            present = inputs.attention_mask[row].bool().to(together.device)
-            pairs.append((together[row][present], alone))
-        return pairs
+        present = inputs.attention_mask.bool().to(together.device)
+        expected = self.rows_alone() if alone is None else alone
+        return [(logits[mask], row) for logits, mask, row in zip(together, present, expected, strict=True)]
 
     def generations(self, max_new_tokens: int = 6) -> tuple[list[str], list[str]]:
         """Answers with the key-value cache and without."""

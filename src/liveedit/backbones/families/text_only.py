@@ -19,9 +19,10 @@ class TextBackbone(Backbone):
     reads_images = False
 
     @classmethod
-    def load_processor(cls, source: str) -> Any:
-        """The tokenizer alone."""
-        return Parts(AutoTokenizer.from_pretrained(source), None, None)
+    def load_processor(cls, source: str, gguf_file: str | None = None) -> Any:
+        """The tokenizer alone. gguf_file: the absolute path of the GGUF file in the folder `source` that has it."""
+        options = {} if gguf_file is None else {"gguf_file": gguf_file}
+        return Parts(AutoTokenizer.from_pretrained(source, **options), None, None)
 
     def prompt_text(self, question: Question) -> str:
         """The prompt in the chat format, or unchanged if the model has no chat template."""

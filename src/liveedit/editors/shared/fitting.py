@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, HiddenTokens, TokenBatch
+from ...progress import report_step
 from .routing import ExpertForm, changed_tokens, expert_residual, output_scale
 
 _GATE_ELSEWHERE = -0.2
@@ -132,6 +133,7 @@ class Fitting:
             for group, (_, rate) in zip(optimizer.param_groups, trained, strict=True):
                 group["lr"] = rate * _schedule(step, settings.steps)
             optimizer.step()
+            report_step(step + 1, settings.steps)
             if lowest >= settings.confidence - _NEAR:
                 following = (passages[(step + 1 + more) % len(passages)] for more in range(len(passages)))
                 if all(self.is_right(one, u.detach(), v.detach()) for one in following):

@@ -1,0 +1,108 @@
+"""A released chat model that nobody trained for this: inspected, edited, saved, and corrected with real facts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from liveedit import EditedModel
+from liveedit.answering import Answering
+from liveedit.answers import same_answer
+from liveedit.backbones import Backbone, load_backbone
+from liveedit.datasets import read
+from liveedit.doctor import examine
+from liveedit.editors import editor_class
+from liveedit.samples import EditCase, Question
+from liveedit.store.store import EditStore
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+DATA = Path(os.environ.get("LIVEEDIT_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+EDITOR = "fitted-experts"
+
+CAPITAL = Question("What is the capital of France?")
+COMPOSER = Question("Who composed the opera Carmen?")
+OTHERS = (COMPOSER, Question("How many legs does a spider have?"), Question("Name a colour of the rainbow."))
+SHORT = 8
+"""Tokens of an answer that is only to stay as it was."""
+
+
+@torch.no_grad()
+def logits(backbone: Backbone, *questions: Question) -> list[Tensor]:
+    return [backbone.logits(backbone.encode([question], padding="left")) for question in questions]
+
+
+def test_it_answers_as_it_was_trained_to(smollm2: Backbone) -> None:
+    """The template and the end of a turn come from the file."""
+    assert smollm2.prompt_text(CAPITAL).endswith(
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert smollm2.tokenizer.decode([smollm2.end_token_id]) == "<|im_end|>"
+    (answer,) = Answering(smollm2).ask([CAPITAL])
+    assert answer.text == "The capital of France is Paris."
+
+
+def test_every_check_of_the_doctor_holds(smollm2: Backbone) -> None:
+    diagnosis = examine(smollm2)
+    assert [check for check in diagnosis.checks if not check.holds] == []
+    assert diagnosis.plan["layers"] == 30
+
+
+def test_saved_it_is_an_ordinary_checkpoint(smollm2: Backbone, tmp_path: Path) -> None:
+    smollm2.model.save_pretrained(tmp_path)
+    smollm2.tokenizer.save_pretrained(tmp_path)
+    again = load_backbone(tmp_path, device="cpu")
+    assert again.prompt_text(CAPITAL) == smollm2.prompt_text(CAPITAL)
+    assert torch.equal(*logits(smollm2, CAPITAL), *logits(again, CAPITAL))
+    assert (again.digest(), again.end_token_id) == (smollm2.digest(), smollm2.end_token_id)
+
+
+def test_an_edit_takes_from_an_edits_file_and_undo_is_exact(smollm2: Backbone, tmp_path: Path) -> None:
+    file, before = tmp_path / "edits.db", logits(smollm2, CAPITAL, *OTHERS)
+    texts = [answer.text for answer in Answering(smollm2).ask(OTHERS, SHORT)]
+    with EditedModel(smollm2, editor_class(EDITOR).load(smollm2), EditStore(file)) as model:  # type: ignore[arg-type]
+        receipt = model.edit(None, CAPITAL.prompt, "Lyon", rephrasings=["Which city is France's capital?"])
+        assert receipt.took and not same_answer(receipt.answer_before, "Lyon")
+    assert all(map(torch.equal, before, logits(smollm2, CAPITAL, *OTHERS))), "a closed model leaves no trace"
+    with EditedModel(smollm2, editor_class(EDITOR).load(smollm2), EditStore(file)) as model:  # type: ignore[arg-type]
+        answer = model.ask(None, CAPITAL.prompt)
+        assert answer.text == "Lyon"
+        assert [fired.edit_id for fired in answer.fired or ()] == [receipt.id]
+        assert [model.ask(None, other.prompt, SHORT).text for other in OTHERS] == texts
+        model.undo(receipt.id)
+        assert all(map(torch.equal, before, logits(smollm2, CAPITAL, *OTHERS)))
+        model.redo(receipt.id)
+        assert model.ask(None, CAPITAL.prompt).text == "Lyon"
+
+
+def real_facts(count: int) -> list[EditCase]:
+    """The first rows about different subjects: rows about the same one contradict each other."""
+    file = DATA / "zsre" / "zsre_wise_1000.json"
+    if not file.is_file():
+        pytest.skip(f"{file.name} is not under LIVEEDIT_DATA ({DATA})")
+    by_subject: dict[str | None, EditCase] = {}
+    for case in read("zsre", file):
+        by_subject.setdefault(case.edit.question.subject, case)
+    return list(by_subject.values())[:count]
+
+
+def test_twenty_real_facts_at_once(smollm2: Backbone) -> None:
+    """Answers are generated freely. Unrelated questions keep the answers that the unedited model gives."""
+    cases = real_facts(20)
+    edited = [case.edit.question for case in cases]
+    unrelated = [case.named("text_locality")[0].question for case in cases]
+    plain = [answer.text for answer in Answering(smollm2).ask_all(unrelated, SHORT)]
+    before = logits(smollm2, edited[0], unrelated[0])
+    with editor_class(EDITOR).load(smollm2) as editor:
+        editor.edit([(case.id, case.edit) for case in cases])
+        answering = Answering(smollm2, editor)
+        answers = [answer.text for answer in answering.ask_all(edited)]
+        kept = [answer.text for answer in answering.ask_all(unrelated, SHORT)]
+    taken = sum(same_answer(text, case.edit.answer) for text, case in zip(answers, cases, strict=True))
+    assert taken >= 18
+    assert sum(map(str.__eq__, kept, plain)) >= 18
+    assert all(map(torch.equal, before, logits(smollm2, edited[0], unrelated[0])))
