@@ -28,7 +28,9 @@ BACKBONES: Final = "liveedit.backbones"
 DATASETS: Final = "liveedit.datasets"
 
 DEFAULT_EDITOR: Final = "liveedit-refine"
-"""The editor of `EditedModel` and of the commands, unless another is given."""
+"""The editor of `EditedModel` and of the commands, for a backbone that it was trained for."""
+UNTRAINED_EDITOR: Final = "fitted-experts"
+"""The editor of `EditedModel` and of the commands for any other backbone: it needs no training."""
 DEFAULT_TRAINED_EDITOR: Final = "liveedit"
 """The editor that `liveedit train` trains, unless another is given."""
 

@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import LiveEditError
-from . import conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
+from . import calibrating, conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
 from .arguments import spread_values
 from .console import InterruptedRunError, complain, quiet
 
@@ -30,6 +30,7 @@ edits.register(app)
 data.register(app)
 doctor.register(app)
 pretraining.register(app)
+calibrating.register(app)
 training.register(app)
 measuring.register(app)
 conversion.register(app)

@@ -46,12 +46,16 @@ BackboneName = Annotated[
 ]
 
 EditorName = Annotated[
-    str,
-    typer.Option("--editor", help="An editor that makes one expert per edit: liveedit-refine, liveedit, or another."),
+    str | None,
+    typer.Option(
+        "--editor",
+        help="An editor that makes one expert per edit. Default: the one that the edits were made with, or "
+        "liveedit-refine where it is trained for the backbone, else fitted-experts, which needs no training.",
+    ),
 ]
 EditorPath = Annotated[
     Path | None,
-    typer.Option("--editor-path", help="Folder of a trained editor; needed if none comes with the backbone."),
+    typer.Option("--editor-path", help="Folder of a trained editor, or of a calibration (liveedit calibrate)."),
 ]
 ExpertsOn = Annotated[
     Literal["device", "host"],

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..answers import above_threshold
-from ..registry import DEFAULT_EDITOR
 from .arguments import (
     Author,
     BackboneName,
@@ -25,6 +24,7 @@ from .arguments import (
     loading,
 )
 from .console import InterruptedRunError, Progress, console, load_quietly, note, print_fields, print_json, spinner
+from .loading import loaded_model
 
 if TYPE_CHECKING:
     from ..edited.model import Receipt
@@ -88,7 +88,7 @@ def edit(
     image: Image = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = DEFAULT_EDITOR,
+    editor: EditorName = None,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     author: Author = None,
@@ -104,12 +104,12 @@ def edit(
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this image."""
     load_quietly()
-    from ..edited.model import EditedModel
     from .probes import probes_of
 
     rephrasings, questions = probes_of(probes, image, rephrasing or [], locality or [])
     options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
-    with EditedModel.load(backbone, keep_images=keep_image, **options) as model, spinner("editing", not json) as steps:
+    loaded = loaded_model(backbone, keep_images=keep_image, json=json, **options)
+    with loaded as model, spinner("editing", not json) as steps:
         receipt = model.edit(
             image,
             prompt,
@@ -136,7 +136,7 @@ def ask(
     image: Image = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = DEFAULT_EDITOR,
+    editor: EditorName = None,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     json: Json = False,
@@ -145,19 +145,19 @@ def ask(
     load_quietly()
     from ..answering import Answering
     from ..backbones import load_backbone
-    from ..edited.model import EditedModel
     from ..editors import editor_class
     from ..samples import Question
     from ..store.locations import is_absent
 
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking must not create the file.
-    editor_class(editor)
+    if editor is not None:
+        editor_class(editor)
     frozen = load_backbone(backbone, **loading(load))
     if kept is None and editor_path is None and at is None:  # Without edits no trained editor is needed.
         (answer,) = Answering(frozen).ask([Question(prompt, image)])
     else:
         options = {"editor": editor, "editor_path": editor_path, "experts_on": experts_on}
-        with EditedModel.load(frozen, edits=kept, at=at, **options) as model:
+        with loaded_model(frozen, edits=kept, at=at, json=json, **options) as model:
             answer = model.ask(image, prompt)
     if edits is not None and kept is None:
         note(f"There is no edits file {edits!r} yet: no edits are active.")
@@ -177,7 +177,7 @@ def check(
     ids: Ids = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = DEFAULT_EDITOR,
+    editor: EditorName = None,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     batch: Batch = 16,
@@ -185,7 +185,6 @@ def check(
 ) -> None:
     """Ask all active edits again and list those that no longer hold; the exit code is then 1."""
     load_quietly()
-    from ..edited.model import EditedModel
     from ..store.locations import is_absent
     from ..store.store import EditStore
 
@@ -193,7 +192,7 @@ def check(
         EditStore(edits, create=False).close()  # Raises the error before a model is loaded.
     options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
     found: list[CheckedEdit] = []
-    with EditedModel.load(backbone, **options) as model:
+    with loaded_model(backbone, json=json, **options) as model:
         chosen = [model.store.get(edit_id) for edit_id in ids] if ids else list(model.edits())
         try:
             with Progress() as progress:

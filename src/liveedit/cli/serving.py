@@ -13,9 +13,9 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from ..errors import ConfigError, issues_of
-from ..registry import DEFAULT_EDITOR
 from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions, loading
 from .console import console, load_quietly, note, print_fields, print_json
+from .loading import loaded_model
 
 if TYPE_CHECKING:
     from ..serving.api_keys import KeyFile
@@ -70,7 +70,7 @@ def serve(
     edits: EditsLocation,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
-    editor: EditorName = DEFAULT_EDITOR,
+    editor: EditorName = None,
     editor_path: EditorPath = None,
     experts_on: ExpertsOn = "device",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
@@ -89,7 +89,6 @@ def serve(
     settings = settings_of(ctx.obj)
     holders = _key_file(host, keys, no_auth)
     load_quietly()
-    from ..edited.model import EditedModel
     from ..serving.server import keep_freed_memory, model_name, reserved, server_of
 
     keep_freed_memory()
@@ -101,7 +100,7 @@ def serve(
         "experts_on": experts_on,
         **loading(load),
     }
-    with closing(reserved(host, port)) as bound, EditedModel.load(backbone, **options) as model:
+    with closing(reserved(host, port)) as bound, loaded_model(backbone, **options) as model:
         called, port = name or model_name(backbone), bound.getsockname()[1]
         server = server_of(model, called, settings, holders, host, port)
         note(f"Serving {called!r} with {len(model):,} edits at {host}, port {port}. Stop it with SIGTERM or Ctrl-C.")

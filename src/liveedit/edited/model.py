@@ -17,7 +17,7 @@ from PIL import Image
 from ..answering import NEW_TOKENS, Answering
 from ..answers import Answer, same_answer
 from ..backbones import Backbone, load_backbone
-from ..editors import editor_class, expert_editor_names
+from ..editors import default_editor, editor_class, expert_editor_names
 from ..editors.base import ExpertEditor
 from ..errors import InvalidInputError, NotFoundError, OvertakenError
 from ..experts import Expert
@@ -25,7 +25,6 @@ from ..experts.blocks import ExpertsOn
 from ..experts.expert import expert_from_bytes, expert_to_bytes
 from ..images import image_digest, open_image
 from ..progress import Progress, no_progress, steps_reported
-from ..registry import DEFAULT_EDITOR
 from ..samples import Edit, ImageSource, Question
 from ..store.evidence import Evidence
 from ..store.idempotency import ChangeRequest
@@ -153,7 +152,7 @@ class EditedModel:
         edits: str | Path | None = None,
         at: int | None = None,
         keep_images: bool = False,
-        editor: str = DEFAULT_EDITOR,
+        editor: str | None = None,
         editor_path: str | Path | None = None,
         experts_on: ExpertsOn = "device",
         experts_folder: str | Path | None = None,
@@ -172,16 +171,12 @@ class EditedModel:
         Raises `InvalidInputError` for an editor that makes no expert per edit, or a backbone that already has an edited
         model.
         """
-        kind = editor_class(editor)
-        if not issubclass(kind, ExpertEditor):
-            raise InvalidInputError(
-                f"The editor {editor!r} makes no expert per edit, so single edits cannot be stored and undone. "
-                f"Give one of {', '.join(expert_editor_names())}; the others run in the bench."
-            )
+        kind = None if editor is None else _expert_editor(editor)
         store = EditStore(edits, create=at is None) if edits is not None else None
         try:
             frozen = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, dtype, device, **loading)
             frozen.claim.check_free()
+            kind = kind or _expert_editor(_editor_of(store) or default_editor(frozen.name, editor_path))
             return cls(
                 frozen,
                 kind.load(frozen, str(editor_path) if editor_path else None),
@@ -491,6 +486,22 @@ class EditedModel:
 
 def _opened(image: ImageSource | None) -> Image.Image | None:
     return None if image is None else open_image(image)
+
+
+def _editor_of(store: EditStore | None) -> str | None:
+    """The editor with which the edits of a store were made, if there are any."""
+    made_by = None if store is None else store.binding
+    return None if made_by is None else made_by.editor
+
+
+def _expert_editor(name: str) -> type[ExpertEditor[Any]]:
+    kind = editor_class(name)
+    if not issubclass(kind, ExpertEditor):
+        raise InvalidInputError(
+            f"The editor {name!r} makes no expert per edit, so single edits cannot be stored and undone. "
+            f"Give one of {', '.join(expert_editor_names())}; the others run in the bench."
+        )
+    return kind
 
 
 def _leave_backbone(backbone: Backbone, editor: ExpertEditor[Any]) -> None:

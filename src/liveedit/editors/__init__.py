@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .. import registry
 from ..errors import ConfigError, ExtensionError
-from ..registry import EDITORS
+from ..registry import DEFAULT_EDITOR, DEFAULT_TRAINED_EDITOR, EDITORS, UNTRAINED_EDITOR
 from .base import Editor, EditRecord, ExpertEditor
-from .trained import TrainedEditor
+from .trained import TrainedEditor, has_trained_editor
 
 __all__ = [
     "EditRecord",
     "Editor",
     "ExpertEditor",
     "TrainedEditor",
+    "default_editor",
     "editor_class",
     "editor_names",
     "expert_editor_names",
@@ -36,6 +39,14 @@ def editor_class(name: str) -> type[Editor]:
     if not isinstance(found, type) or not issubclass(found, Editor):
         raise registry.wrong_kind(EDITORS, name, found, "a subclass of liveedit.editors.Editor")
     return found
+
+
+def default_editor(backbone: str, source: str | Path | None = None) -> str:
+    """The editor of a backbone, if none is named: the default one if it is trained for it, else one without training.
+
+    backbone: its name. source: the folder of a trained editor, or of a calibration.
+    """
+    return DEFAULT_EDITOR if has_trained_editor(DEFAULT_TRAINED_EDITOR, backbone, source) else UNTRAINED_EDITOR
 
 
 def _makes_experts(name: str) -> bool:

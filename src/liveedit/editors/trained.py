@@ -331,6 +331,12 @@ def trained_folder(editor: str, backbone: str) -> Path:
     return Path(f"{backbone}-{editor}")
 
 
+def has_trained_editor(editor: str, backbone: str, source: str | Path | None = None) -> bool:
+    """Whether there is a trained editor in `source`, by default the one of a built-in backbone."""
+    folder = trained_folder(editor, backbone) if source is None else Path(source)
+    return (folder / _CONFIG).is_file()
+
+
 def train_command(editor: str, backbone: str) -> str:
     """The command that trains an editor for a backbone."""
     return f"liveedit train --editor {editor} --backbone {backbone} --out DIR"

@@ -31,6 +31,8 @@ DRAWN_IMAGES: Final = 96
 FEWEST_IMAGES: Final = 16
 _VERSION: Final = 1
 """Changes with everything that a calibration is computed from."""
+_CALIBRATED: Final = ("layer", "content_layer", "false_firing", "image_matches")
+"""Settings of `FittedConfig` that a calibration depends on."""
 _BATCH: Final = 24
 _KEPT_READINGS: Final = 64
 """Readings of text questions that are kept as examples of what no edit should change."""
@@ -113,6 +115,15 @@ class Calibration:
             return cls(kinds["text"], kinds.get("image"), Template(*note["template"]), note["name"])
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} holds no whole calibration ({error!r}). Make it again.") from error
+
+
+def calibrated_settings(folder: str | Path) -> dict[str, Any]:
+    """The settings of `FittedConfig` that a saved calibration was made with. Raises `CheckpointError`."""
+    _, note = load_tensors(Path(folder) / FILE)
+    made_for = note.get("made_for")
+    if not isinstance(made_for, dict):
+        raise CheckpointError(f"{Path(folder) / FILE} holds no calibration. Make one with `liveedit calibrate`.")
+    return {name: made_for[name] for name in _CALIBRATED if name in made_for}
 
 
 def default_calibration(backbone: Backbone, config: FittedConfig, progress: Progress = no_progress) -> Calibration:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ...backbones import Backbone, HiddenTokens, TokenBatch
 from ...experts import LowRankExpert
+from ...progress import report_step
 from ...samples import Edit, Question
 from ..base import Neighbour, checked_config
 from ..shared.fitting import Fitting, Passage
 from ..shared.routed_editor import RoutedEditor
 from ..shared.routing import QueryFeatures
 from ..shared.wordings import wordings
-from .calibration import Calibration, default_calibration
+from .calibration import Calibration, calibrated_settings, default_calibration
 from .config import FittedConfig
 from .reading import TextLayer
 from .similarities import StateSimilarities
@@ -61,7 +62,7 @@ class FittedExperts(RoutedEditor):
         super().__init__(backbone)
         self.config = config or FittedConfig()
         layer = self.config.edit_layer(backbone)
-        found = calibration or default_calibration(backbone, self.config)
+        found = calibration or default_calibration(backbone, self.config, report_step)
         self._similarities = StateSimilarities(found.to(backbone.layer_device(layer)), self.config)
         self._text_layer = TextLayer(backbone, self.config.text_layer(backbone))
         self._attach(layer, FORM)
@@ -78,8 +79,12 @@ class FittedExperts(RoutedEditor):
 
     @classmethod
     def configured(cls, backbone: Backbone, settings: Mapping[str, Any], source: str | None = None) -> Self:
-        """Create the editor with some settings of `FittedConfig` changed."""
-        config = checked_config(FittedConfig, settings, cls.name)
+        """Create the editor with some settings of `FittedConfig` changed.
+
+        Settings that a calibration depends on are those of the given calibration, and cannot differ from them.
+        """
+        found = {} if source is None else calibrated_settings(source)
+        config = checked_config(FittedConfig, {**found, **settings}, cls.name)
         calibration = Calibration.load(source, backbone, config) if source is not None else None
         return cls(backbone, config, calibration)
 

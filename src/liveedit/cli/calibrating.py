@@ -1,0 +1,90 @@
+"""`liveedit calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InvalidInputError
+from .arguments import BackboneName, Json, LoadOptions, loading
+from .console import Progress, load_quietly, print_fields, print_json
+
+if TYPE_CHECKING:
+    from ..editors.fitted import FittedConfig
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for the calibration; give it as --editor-path.")]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", help="Folder of images like those that edits will be about; no labels are needed."),
+]
+MostImages = Annotated[int, typer.Option("--most-images", min=16, help="Use this many of the images at most.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE, a setting of fitted-experts, such as false_firing=0.005; once for each."),
+]
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(calibrate)
+
+
+def calibrate(
+    out: Out,
+    backbone: BackboneName = "tiny-llava",
+    load: LoadOptions = None,
+    images: Images = None,
+    most_images: MostImages = 96,
+    set: Settings = None,
+    json: Json = False,
+) -> None:
+    """Measure how a model's hidden states vary, for edits with fitted-experts, which needs no training.
+
+    Without this command the editor does it with built-in questions and drawn images when it first meets a model. Images
+    of your own make it distinguish images like yours better.
+    """
+    load_quietly()
+    from ..backbones import load_backbone
+    from ..editors.fitted import calibrate
+
+    config, found = _config_of(set or []), None if images is None else images_in(images, most_images)
+    frozen = load_backbone(backbone, **loading(load))
+    with Progress() as progress:
+        made = calibrate(frozen, config, found, lambda done, total: progress.report("questions", done, total))
+    file = made.save(out, frozen, config)
+    result = {
+        "calibration": str(file),
+        "editor": f"--editor fitted-experts --editor-path {out}",
+        "images": len(found) if found is not None else "drawn" if frozen.reads_images else None,
+        "text threshold": round(made.text.least_content, 4),
+        "image threshold": None if made.image is None else round(made.image.least_content, 4),
+    }
+    print_json(result) if json else print_fields(result)
+
+
+def images_in(folder: Path, most: int) -> list[Path]:
+    """Up to `most` image files of a folder and its subfolders, spread evenly over their sorted paths.
+
+    Raises `InvalidInputError` if there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise InvalidInputError(f"There is no folder {str(folder)!r}. Give a folder of images with --images.")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise InvalidInputError(
+            f"The folder {str(folder)!r} holds no image ({', '.join(sorted(_SUFFIXES))}). Give another with --images."
+        )
+    step = max(1.0, len(files) / most)
+    return [files[int(place * step)] for place in range(min(most, len(files)))]
+
+
+def _config_of(settings: list[str]) -> FittedConfig:
+    from ..editors.base import checked_config
+    from ..editors.fitted import FittedConfig
+
+    named = [setting.partition("=") for setting in settings]
+    return checked_config(FittedConfig, {name: value for name, _, value in named}, "fitted-experts")
