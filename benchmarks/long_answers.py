@@ -2,16 +2,19 @@
 edit costs.
 
 Each answer is cut from the texts of a JSON file (captions of E-IC, passages of SelfCheckGPT) to a number of tokens of
-the backbone, and given to the question of a picture: photographs of a folder, or pictures of the drawn world. It is
-edited alone and undone before the next. Another wording of the question must give the whole answer or the unedited
-one; all else is broken.
+the backbone, and given to a question: about photographs of a folder, about pictures of the drawn world, or without a
+picture, from a JSON file. It is edited alone and undone before the next. Another wording of the question must give the
+whole answer or the unedited one; all else is broken.
 
 Figures, for each length: `exact`, the share of edits whose own question gives the whole answer, in %; `whole`,
 `unedited` and `broken`, of the other wordings, in %; medians of the gradient steps, of the time of an edit over the
-time of the answer to its question (`times_an_answer`), and of the bytes of an expert.
+time of the answer to its question (`times_an_answer`) and over that of one forward pass of question and answer
+(`times_a_forward`, and the largest as `worst_times_a_forward`), and of the bytes of an expert.
 
     python benchmarks/long_answers.py
     python benchmarks/long_answers.py --texts caption_eval_edit.json --images FOLDER --edits 100
+    python benchmarks/long_answers.py --backbone FOLDER --editor fitted-experts --texts selfcheckgpt_edit.json \
+        --questions zsre.json --lengths 3 30 60 120 --edits 100
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from liveedit.answering import Answering
 from liveedit.answers import same_answer
 from liveedit.backbones import Backbone, load_backbone
@@ -39,6 +44,7 @@ OTHER_WORDINGS = ("So, {}", "{} Say it in full.", "May I ask: {}")
 """Not among those that experts are fitted on."""
 
 TEXT_KEYS = ("alt", "target_new", "answer")
+QUESTION_KEYS = ("src", "prompt", "question")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPEG")
 
 
@@ -62,8 +68,12 @@ def answer_of(backbone: Backbone, texts: Sequence[str], first: int, tokens: int)
     return whole.strip()
 
 
-def questions_of(folder: Path | None, count: int) -> list[Question]:
-    """Questions about photographs of a folder, or about pictures of the drawn world."""
+def questions_of(folder: Path | None, file: Path | None, count: int) -> list[Question]:
+    """Questions about photographs of a folder, without a picture from a file, or about pictures of the drawn world."""
+    if file is not None:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        prompts = dict.fromkeys(str(next(row[key] for key in QUESTION_KEYS if key in row)) for row in rows)
+        return [Question(prompt) for prompt in list(prompts)[:count]]
     if folder is None:
         return [case.edit.question for case in open_data("world", count).cases[:count]]
     files = sorted(file for file in folder.rglob("*") if file.name.endswith(IMAGE_ENDINGS))
@@ -77,6 +87,12 @@ def measured(editor: ExpertEditor[Any], question: Question, answer: str) -> dict
     tokens = asking.tokens_for(answer) + 4
     questions = [question, *(Question(form.format(question.prompt), question.image) for form in OTHER_WORDINGS)]
     unedited = [found.text for found in asking.ask(questions, tokens)]
+    encoded = editor.backbone.encode([question], [answer])
+    with torch.no_grad():
+        editor.backbone.logits(encoded)
+        started = time.perf_counter()
+        editor.backbone.logits(encoded)
+        passing = time.perf_counter() - started
     started = time.perf_counter()
     expert, steps = editor.make_expert(Edit(question, answer))
     editing = time.perf_counter() - started
@@ -97,6 +113,7 @@ def measured(editor: ExpertEditor[Any], question: Question, answer: str) -> dict
         "kinds": kinds,
         "steps": steps,
         "times_an_answer": editing / answering,
+        "times_a_forward": editing / passing,
         "bytes": expert.store_bytes,
     }
 
@@ -117,12 +134,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             kinds[kind] += 1
     asked = sum(kinds.values())
     shares = {kind: round(100 * kinds[kind] / asked, 1) for kind in ("whole", "unedited", "broken")}
-    medians = {
-        name: round(statistics.median(row[name] for row in rows), 1) for name in ("steps", "times_an_answer", "bytes")
-    }
-    return (
-        {"edits": len(rows), "exact": round(100 * sum(row["exact"] for row in rows) / len(rows), 1)} | shares | medians
-    )
+    measured = ("steps", "times_an_answer", "times_a_forward", "bytes")
+    medians = {name: round(statistics.median(row[name] for row in rows), 1) for name in measured}
+    worst = {"worst_times_a_forward": round(max(row["times_a_forward"] for row in rows), 1)}
+    exact = round(100 * sum(row["exact"] for row in rows) / len(rows), 1)
+    return {"edits": len(rows), "exact": exact} | shares | medians | worst
 
 
 def main() -> None:
@@ -132,11 +148,12 @@ def main() -> None:
     parser.add_argument("--editor", default="liveedit-refine")
     parser.add_argument("--texts", type=Path, help="JSON file of rows with alt, target_new or answer")
     parser.add_argument("--images", type=Path, help="folder of photographs")
+    parser.add_argument("--questions", type=Path, help="JSON file of rows with src, prompt or question")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 8, 30, 60])
     parser.add_argument("--edits", type=int, default=5)
     given = parser.parse_args()
     backbone = load_backbone(given.backbone)
-    texts, questions = texts_of(given.texts), questions_of(given.images, given.edits)
+    texts, questions = texts_of(given.texts), questions_of(given.images, given.questions, given.edits)
     with editor_class(given.editor).load(backbone) as editor:
         for tokens in given.lengths:
             rows = []
