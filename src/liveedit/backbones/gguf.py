@@ -71,6 +71,8 @@ def check_gguf(file: Path) -> None:
 def not_read(file: Path, error: Exception) -> str:
     """The message for a GGUF file with which reading fails."""
     reason = " ".join(str(error).split()).rstrip(".")
+    if "ignore_mismatched_sizes" in reason:  # What transformers says here names an option that is not for users.
+        reason = "its weights have other shapes than its description says"
     kind = "" if isinstance(error, ValueError | RuntimeError) and reason else f"{type(error).__name__}: "
     return (
         f"The GGUF file {str(file)!r} could not be read: {kind}{reason}. It is damaged, or transformers cannot read "
