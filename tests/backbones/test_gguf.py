@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def test_weights_of_other_shapes_are_refused(tmp_path: Path, monkeypatch: pytest
     write_tiny_gguf(tmp_path / "narrow.gguf", model)
     with pytest.raises(BackboneError, match="its weights have other shapes than its description says"):
         load_backbone(tmp_path / "narrow.gguf")
+
+
+def test_commands_show_no_bars_of_libraries(tiny: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = run("ask", "--backbone", tiny, "--prompt", QUESTION.prompt, "--json")
+    assert (code, err) == (0, "")
+    assert out.startswith("{")
 
 
 def test_quantized_blocks_are_unpacked_in_the_precision_asked_for(tmp_path: Path) -> None:
