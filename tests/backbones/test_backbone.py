@@ -189,7 +189,7 @@ def test_a_built_in_backbone_is_an_ordinary_checkpoint() -> None:
 def test_unknown_backbones_are_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BackboneError, match=r"could not be loaded.*built-in name \(tiny-llava, tiny-blip2"):
+    with pytest.raises(BackboneError, match=r"There is no folder.*built-in name \(tiny-llava, tiny-blip2"):
         load_backbone(name)
 
 

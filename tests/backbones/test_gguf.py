@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from shift_editor import ShiftEditor
-from tiny_gguf import TEMPLATE, tensors_of, tiny_llama, write_tiny_gguf
+from tiny_gguf import TEMPLATE, tensors_of, tiny_llama, tiny_qwen2, write_tiny_gguf
 
 from liveedit import EditedModel
 from liveedit.backbones import load_backbone
@@ -43,6 +44,33 @@ def test_it_is_the_model_that_was_written(tiny: Path) -> None:
     assert backbone.tokenizer.decode([backbone.end_token_id]) == "<|im_end|>"
     assert backbone.fingerprint["model_type"] == "llama"
     assert examine(backbone).healthy
+
+
+def test_another_family_is_the_model_that_was_written(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", tiny_qwen2(), "qwen2")
+    backbone = load_backbone(tmp_path, device="cpu")
+    assert backbone.fingerprint["model_type"] == "qwen2"
+    inputs = backbone.encode([QUESTION], ["nothing"])
+    with torch.no_grad():
+        expected = tiny_qwen2()(input_ids=inputs.input_ids).logits
+        torch.testing.assert_close(backbone.logits(inputs), expected, atol=1e-5, rtol=1e-5)
+    assert backbone.tokenizer.decode([backbone.end_token_id]) == "<|im_end|>"
+    assert examine(backbone).healthy
+
+
+def test_weights_of_other_shapes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    narrow = {**tensors_of(model), "blk.1.ffn_up.weight": np.zeros((64, 64), np.float32)}
+    monkeypatch.setattr("tiny_gguf.tensors_of", lambda model: narrow)
+    write_tiny_gguf(tmp_path / "narrow.gguf", model)
+    with pytest.raises(BackboneError, match="its weights have other shapes than its description says"):
+        load_backbone(tmp_path / "narrow.gguf")
+
+
+def test_commands_show_no_bars_of_libraries(tiny: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = run("ask", "--backbone", tiny, "--prompt", QUESTION.prompt, "--json")
+    assert (code, err) == (0, "")
+    assert out.startswith("{")
 
 
 def test_quantized_blocks_are_unpacked_in_the_precision_asked_for(tmp_path: Path) -> None:

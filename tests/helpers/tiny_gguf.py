@@ -1,12 +1,13 @@
-"""A tiny random Llama in a GGUF file, written with the package gguf, and the same model in transformers."""
+"""Tiny random models in GGUF files, written with the package gguf, and the same models in transformers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE = (
@@ -36,25 +37,38 @@ def byte_tokens() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
+_SIZES: dict[str, Any] = {
+    "vocab_size": len(SPECIAL_TOKENS) + 256 + 1,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.2,
+}
+"""Widths are multiples of a quantized block."""
+
+
 def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
-    """The model, in float32; its sizes are multiples of a quantized block."""
+    """A Llama in float32."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL_TOKENS) + 256 + 1,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**_SIZES)).eval()
 
 
-def write_tiny_gguf(file: Path, model: LlamaForCausalLM, architecture: str = "llama", quantized: bool = False) -> None:
+def tiny_qwen2(seed: int = 0) -> Qwen2ForCausalLM:
+    """A Qwen2 in float32; queries, keys and values have biases other than zero."""
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(Qwen2Config(**_SIZES)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model.requires_grad_(False)
+
+
+def write_tiny_gguf(file: Path, model: PreTrainedModel, architecture: str = "llama", quantized: bool = False) -> None:
     """Write the model with a byte-level tokenizer and a chat template. quantized: matrices in blocks of Q8_0."""
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
@@ -92,9 +106,10 @@ def write_tiny_gguf(file: Path, model: LlamaForCausalLM, architecture: str = "ll
     writer.close()
 
 
-def tensors_of(model: LlamaForCausalLM) -> dict[str, np.ndarray]:
-    """The weights under their names in GGUF files. Rows of queries and keys are in the order that llama.cpp uses."""
+def tensors_of(model: PreTrainedModel) -> dict[str, np.ndarray]:
+    """The weights under their names in GGUF files. In a Llama, rows of queries and keys are in llama.cpp's order."""
     config, found = model.config, {}
+    permuted = config.model_type == "llama"
     for name, weight in model.state_dict().items():
         array = weight.numpy()
         if name == "model.embed_tokens.weight":
@@ -102,10 +117,11 @@ def tensors_of(model: LlamaForCausalLM) -> dict[str, np.ndarray]:
         elif name == "model.norm.weight":
             found["output_norm.weight"] = array
         elif name.startswith("model.layers."):
-            number, _, part = name.removeprefix("model.layers.").removesuffix(".weight").partition(".")
+            place, _, ending = name.removeprefix("model.layers.").rpartition(".")
+            number, _, part = place.partition(".")
             heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
-            if part in heads:
+            if part in heads and permuted:
                 pairs = array.reshape(heads[part], 2, -1, array.shape[1])
                 array = pairs.swapaxes(1, 2).reshape(array.shape)
-            found[f"blk.{number}.{_NAMES[part]}.weight"] = np.ascontiguousarray(array)
+            found[f"blk.{number}.{_NAMES[part]}.{ending}"] = np.ascontiguousarray(array)
     return found

@@ -19,7 +19,7 @@ from ..images import open_image
 from ..samples import Question
 from .claim import Claim
 from .prompt_transforms import PromptTransform, prefixes_embedded, substitutes, unchanged
-from .split_forward import decoder_of, execution_device, layers_of, run_prefix, run_suffix
+from .split_forward import decoder_of, execution_device, finished_logits, layers_of, run_prefix, run_suffix
 from .text_checks import check_control_tokens, check_markers, image_markers
 from .tokens import TokenBatch, TokenRole, pad
 from .weights import digest_of, weights_of
@@ -408,7 +408,7 @@ class Backbone:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of final hidden states."""
-        return self.output_embeddings(hidden)
+        return finished_logits(self.output_embeddings(hidden), self.model.config)
 
     def generate(
         self,

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from transformers.utils import is_gguf_available
+from transformers.utils import is_gguf_available, logging
 
 from ..errors import BackboneError
 
@@ -71,6 +71,8 @@ def check_gguf(file: Path) -> None:
 def not_read(file: Path, error: Exception) -> str:
     """The message for a GGUF file with which reading fails."""
     reason = " ".join(str(error).split()).rstrip(".")
+    if "ignore_mismatched_sizes" in reason:  # What transformers says here names an option that is not for users.
+        reason = "its weights have other shapes than its description says"
     kind = "" if isinstance(error, ValueError | RuntimeError) and reason else f"{type(error).__name__}: "
     return (
         f"The GGUF file {str(file)!r} could not be read: {kind}{reason}. It is damaged, or transformers cannot read "
@@ -93,19 +95,22 @@ def parsed_once(file: Path) -> Iterator[None]:
     """Inside, transformers parses this file once, and not for configuration, tokenizer and weights anew.
 
     Each time takes seconds for a large vocabulary. transformers takes both functions from the package gguf when it
-    calls them; here they are replaced by ones that keep their results. One thread at a time.
+    calls them; here they are replaced by ones that keep their results. The bar that it shows meanwhile becomes one that
+    transformers' own setting disables, as all others. One thread at a time.
     """
     import gguf
+    from transformers import modeling_gguf_pytorch_utils as loader
 
     with _parsing:
-        reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+        reader, name_map, bar = gguf.GGUFReader, gguf.get_tensor_name_map, loader.tqdm
         kept = cache(lambda: reader(file))
+        loader.tqdm = logging.tqdm
         gguf.GGUFReader = lambda path, *rest: kept() if Path(path) == file and not rest else reader(path, *rest)
         gguf.get_tensor_name_map = cache(name_map)
         try:
             yield
         finally:
-            gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
+            gguf.GGUFReader, gguf.get_tensor_name_map, loader.tqdm = reader, name_map, bar
 
 
 def as_dequantised(model: Any) -> None:

@@ -31,6 +31,14 @@ class StoppedError(Exception):
 _replacing: Final = threading.RLock()
 """Held while the layers of a decoder are replaced."""
 
+_LOGIT_FACTORS: Final = {
+    "cohere": ("logit_scale", 1),
+    "granite": ("logits_scaling", -1),
+    "hyperclovax": ("logits_scaling", 1),
+    "falcon_h1": ("lm_head_multiplier", 1),
+}
+"""By the beginning of a model type: the setting that its logits are multiplied with (1) or divided by (-1)."""
+
 _ORIGINALS: Final = "_liveedit_originals"
 """The attribute of a list of replaced layers that holds the list that it replaces."""
 
@@ -64,6 +72,16 @@ def run_suffix(decoder: Any, layer: int, hidden_states: Tensor, arguments: Mappi
     """
     with _replacing, _layers_replaced(decoder, layer, hidden_states):
         return decoder(inputs_embeds=hidden_states, use_cache=False, **arguments).last_hidden_state
+
+
+def finished_logits(logits: Tensor, config: Any) -> Tensor:
+    """The model's logits from the output of its head: Gemma 2 and others cap them, Cohere and Granite scale them."""
+    text = config.get_text_config(decoder=True)
+    for family, (name, sign) in _LOGIT_FACTORS.items():
+        if text.model_type.startswith(family):
+            logits = logits * getattr(text, name) ** sign
+    cap = getattr(text, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 @contextmanager

@@ -23,7 +23,17 @@ from .arguments import (
     Note,
     loading,
 )
-from .console import InterruptedRunError, Progress, console, load_quietly, note, print_fields, print_json, spinner
+from .console import (
+    InterruptedRunError,
+    Progress,
+    console,
+    load_quietly,
+    note,
+    print_fields,
+    print_json,
+    spinner,
+    wait_without_spinning,
+)
 from .loading import loaded_model
 
 if TYPE_CHECKING:
@@ -103,6 +113,7 @@ def edit(
     json: Json = False,
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this image."""
+    wait_without_spinning()
     load_quietly()
     from .probes import probes_of
 
@@ -142,6 +153,7 @@ def ask(
     json: Json = False,
 ) -> None:
     """Ask the model, with the active edits of a file."""
+    wait_without_spinning()
     load_quietly()
     from ..answering import Answering
     from ..backbones import load_backbone
@@ -184,6 +196,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Ask all active edits again and list those that no longer hold; the exit code is then 1."""
+    wait_without_spinning()
     load_quietly()
     from ..store.locations import is_absent
     from ..store.store import EditStore
