@@ -232,7 +232,7 @@ def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, editor_folde
     refused(run("ask", *shared, "--prompt", " ", "--image", image_file), "prompt is empty")
     refused(run("ask", *ask, "--editor", "no-such"), "no editor 'no-such'", "liveedit-refine")
     refused(run("ask", *ask, "--editor", "ft-l"), "'ft-l'")
-    refused(run("ask", "--prompt", PROMPT, "--editor-path", tmp_path / "empty"), "no trained editor 'liveedit'")
+    refused(run("ask", "--prompt", PROMPT, "--editor-path", tmp_path / "empty"), "no trained editor and no calibration")
     refused(run("edit", "--edits", file), "--prompt")
     refused(run("no-such-command"), "no-such-command")
     refused(run("edits", "list", "--edits", tmp_path / "absent.db"), "absent.db")

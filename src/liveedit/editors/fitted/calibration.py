@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, HiddenTokens
-from ...errors import BackboneError, CheckpointError, InvalidInputError
+from ...errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from ...files import cache_folder
 from ...progress import Progress, no_progress
 from ...samples import ImageSource, Question
@@ -118,7 +118,15 @@ class Calibration:
 
 
 def calibrated_settings(folder: str | Path) -> dict[str, Any]:
-    """The settings of `FittedConfig` that a saved calibration was made with. Raises `CheckpointError`."""
+    """The settings of `FittedConfig` that a saved calibration was made with.
+
+    Raises `NotFoundError` if the folder holds none, `CheckpointError` if it is damaged.
+    """
+    if not (Path(folder) / FILE).is_file():
+        raise NotFoundError(
+            f"There is no trained editor and no calibration in {str(folder)!r}. Make a calibration with "
+            "`liveedit calibrate --out DIR`, or train an editor with `liveedit train`, and give --editor-path."
+        )
     _, note = load_tensors(Path(folder) / FILE)
     made_for = note.get("made_for")
     if not isinstance(made_for, dict):
