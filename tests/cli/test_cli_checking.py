@@ -220,5 +220,6 @@ def test_an_editor_of_another_package_edits_and_is_checked(
     assert run("edits", "undo", "--edits", tmp_path / "edits.db", receipt["id"])[0] == 0
     undone = json.loads(run("ask", *chosen, *asked, "--json")[1])
     assert (undone["text"], undone["fired"]) == (before, [])
-    code, _, err = run("ask", *asked, "--edits", tmp_path / "edits.db")
+    assert run("ask", *asked, "--edits", tmp_path / "edits.db")[0] == 0, "the editor of the file is the default"
+    code, _, err = run("ask", *asked, "--edits", tmp_path / "edits.db", "--editor", "liveedit-refine")
     assert code == 1 and "shift" in err, "the file belongs to the other editor"

@@ -361,7 +361,7 @@ def test_loading_without_a_trained_editor_is_told_and_closes_the_file(
     random_backbone: Backbone, tmp_path: Path
 ) -> None:
     with pytest.raises(NotFoundError, match="no trained editor 'liveedit'"):
-        EditedModel.load(random_backbone, edits=tmp_path / "edits.db")
+        EditedModel.load(random_backbone, edits=tmp_path / "edits.db", editor="liveedit")
     assert list(tmp_path.iterdir()) == []
 
 

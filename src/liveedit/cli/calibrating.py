@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from ..errors import InvalidInputError
+from ..errors import ConfigError, InvalidInputError
+from ..registry import UNTRAINED_EDITOR
 from .arguments import BackboneName, Json, LoadOptions, loading
 from .console import Progress, load_quietly, print_fields, print_json
-
-if TYPE_CHECKING:
-    from ..editors.fitted import FittedConfig
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the calibration; give it as --editor-path.")]
 Images = Annotated[
@@ -22,7 +20,7 @@ Images = Annotated[
 MostImages = Annotated[int, typer.Option("--most-images", min=16, help="Use this many of the images at most.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="NAME=VALUE, a setting of fitted-experts, such as false_firing=0.005; once for each."),
+    typer.Option("--set", help="NAME=VALUE, a setting of the editor, such as false_firing=0.005; once for each."),
 ]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -42,28 +40,31 @@ def calibrate(
     set: Settings = None,
     json: Json = False,
 ) -> None:
-    """Measure how a model's hidden states vary, for edits with fitted-experts, which needs no training.
+    """Measure how a model's hidden states vary, for fitted-experts, the editor that needs no training.
 
     Without this command the editor does it with built-in questions and drawn images when it first meets a model. Images
     of your own make it distinguish images like yours better.
     """
     load_quietly()
     from ..backbones import load_backbone
-    from ..editors.fitted import calibrate
+    from ..editors import editor_class
 
-    config, found = _config_of(set or []), None if images is None else images_in(images, most_images)
+    kind, found = editor_class(UNTRAINED_EDITOR), None if images is None else images_in(images, most_images)
+    settings = dict(setting.split("=", 1) for setting in _checked(set or []))
     frozen = load_backbone(backbone, **loading(load))
     with Progress() as progress:
-        made = calibrate(frozen, config, found, lambda done, total: progress.report("questions", done, total))
-    file = made.save(out, frozen, config)
-    result = {
-        "calibration": str(file),
-        "editor": f"--editor fitted-experts --editor-path {out}",
-        "images": len(found) if found is not None else "drawn" if frozen.reads_images else None,
-        "text threshold": round(made.text.least_content, 4),
-        "image threshold": None if made.image is None else round(made.image.least_content, 4),
-    }
+        figures = kind.calibrate(
+            frozen, out, settings, found, lambda done, total: progress.report("questions", done, total)
+        )
+    result = {**figures, "images": "built-in" if found is None else len(found), "use": f"--editor-path {out}"}
     print_json(result) if json else print_fields(result)
+
+
+def _checked(settings: list[str]) -> list[str]:
+    for setting in settings:
+        if "=" not in setting:
+            raise ConfigError(f"--set {setting!r} was given. Give NAME=VALUE, such as false_firing=0.005.")
+    return settings
 
 
 def images_in(folder: Path, most: int) -> list[Path]:
@@ -80,11 +81,3 @@ def images_in(folder: Path, most: int) -> list[Path]:
         )
     step = max(1.0, len(files) / most)
     return [files[int(place * step)] for place in range(min(most, len(files)))]
-
-
-def _config_of(settings: list[str]) -> FittedConfig:
-    from ..editors.base import checked_config
-    from ..editors.fitted import FittedConfig
-
-    named = [setting.partition("=") for setting in settings]
-    return checked_config(FittedConfig, {name: value for name, _, value in named}, "fitted-experts")

@@ -17,7 +17,7 @@ from PIL import Image
 from ..answering import NEW_TOKENS, Answering
 from ..answers import Answer, same_answer
 from ..backbones import Backbone, load_backbone
-from ..editors import default_editor, editor_class, expert_editor_names
+from ..editors import default_editor, expert_editor_class
 from ..editors.base import ExpertEditor
 from ..errors import InvalidInputError, NotFoundError, OvertakenError
 from ..experts import Expert
@@ -171,12 +171,12 @@ class EditedModel:
         Raises `InvalidInputError` for an editor that makes no expert per edit, or a backbone that already has an edited
         model.
         """
-        kind = None if editor is None else _expert_editor(editor)
+        kind = None if editor is None else expert_editor_class(editor)
         store = EditStore(edits, create=at is None) if edits is not None else None
         try:
             frozen = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, dtype, device, **loading)
             frozen.claim.check_free()
-            kind = kind or _expert_editor(_editor_of(store) or default_editor(frozen.name, editor_path))
+            kind = kind or expert_editor_class(_editor_of(store) or default_editor(frozen.name, editor_path))
             return cls(
                 frozen,
                 kind.load(frozen, str(editor_path) if editor_path else None),
@@ -492,16 +492,6 @@ def _editor_of(store: EditStore | None) -> str | None:
     """The editor with which the edits of a store were made, if there are any."""
     made_by = None if store is None else store.binding
     return None if made_by is None else made_by.editor
-
-
-def _expert_editor(name: str) -> type[ExpertEditor[Any]]:
-    kind = editor_class(name)
-    if not issubclass(kind, ExpertEditor):
-        raise InvalidInputError(
-            f"The editor {name!r} makes no expert per edit, so single edits cannot be stored and undone. "
-            f"Give one of {', '.join(expert_editor_names())}; the others run in the bench."
-        )
-    return kind
 
 
 def _leave_backbone(backbone: Backbone, editor: ExpertEditor[Any]) -> None:

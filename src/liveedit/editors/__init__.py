@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .. import registry
-from ..errors import ConfigError, ExtensionError
+from ..errors import ConfigError, ExtensionError, InvalidInputError
 from ..registry import DEFAULT_EDITOR, DEFAULT_TRAINED_EDITOR, EDITORS, UNTRAINED_EDITOR
 from .base import Editor, EditRecord, ExpertEditor
 from .trained import TrainedEditor, has_trained_editor
@@ -18,6 +19,7 @@ __all__ = [
     "default_editor",
     "editor_class",
     "editor_names",
+    "expert_editor_class",
     "expert_editor_names",
     "trained_editor_class",
 ]
@@ -39,6 +41,17 @@ def editor_class(name: str) -> type[Editor]:
     if not isinstance(found, type) or not issubclass(found, Editor):
         raise registry.wrong_kind(EDITORS, name, found, "a subclass of liveedit.editors.Editor")
     return found
+
+
+def expert_editor_class(name: str) -> type[ExpertEditor[Any]]:
+    """The editor of this name. Raises as `editor_class`, and `InvalidInputError` if it makes no expert per edit."""
+    kind = editor_class(name)
+    if not issubclass(kind, ExpertEditor):
+        raise InvalidInputError(
+            f"The editor {name!r} makes no expert per edit, so single edits cannot be stored and undone. "
+            f"Give one of {', '.join(expert_editor_names())}; the others run in the bench."
+        )
+    return kind
 
 
 def default_editor(backbone: str, source: str | Path | None = None) -> str:

@@ -22,7 +22,7 @@ from ..errors import CheckpointError, ConfigError, InvalidInputError, NotFoundEr
 from ..experts.blocks import ExpertsOn
 from ..experts.expert import AnyExpert
 from ..progress import Progress, no_progress
-from ..samples import Edit, Question
+from ..samples import Edit, ImageSource, Question
 from .heat_map import HeatMap
 
 _Config = TypeVar("_Config", bound=BaseModel)
@@ -88,6 +88,22 @@ class Editor(ABC):
         if source is not None:
             cls.load(backbone, source)  # It has no trained parts: this says so.
         return cls(backbone, checked)  # type: ignore[call-arg]
+
+    @classmethod
+    def calibrate(
+        cls,
+        backbone: Backbone,
+        folder: Path,
+        settings: Mapping[str, Any],
+        images: Sequence[ImageSource] | None = None,
+        progress: Progress = no_progress,
+    ) -> dict[str, Any]:
+        """Measure what this editor needs to know of a backbone, and write it into a folder that `load` takes.
+
+        images: unlabelled images like those that edits will be about; None for the editor's own. Returns figures to
+        show. Raises `ConfigError` if the editor has nothing to calibrate.
+        """
+        raise ConfigError(f"The editor {cls.name!r} has nothing to calibrate.")
 
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
         """Make edits, given with their ids, in order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import torch
@@ -11,14 +12,14 @@ from torch import Tensor
 
 from ...backbones import Backbone, HiddenTokens, TokenBatch
 from ...experts import LowRankExpert
-from ...progress import report_step
-from ...samples import Edit, Question
+from ...progress import Progress, no_progress, report_step
+from ...samples import Edit, ImageSource, Question
 from ..base import Neighbour, checked_config
 from ..shared.fitting import Fitting, Passage
 from ..shared.routed_editor import RoutedEditor
 from ..shared.routing import QueryFeatures
 from ..shared.wordings import wordings
-from .calibration import Calibration, calibrated_settings, default_calibration
+from .calibration import Calibration, calibrate, calibrated_settings, default_calibration
 from .config import FittedConfig
 from .reading import TextLayer
 from .similarities import StateSimilarities
@@ -87,6 +88,24 @@ class FittedExperts(RoutedEditor):
         config = checked_config(FittedConfig, {**found, **settings}, cls.name)
         calibration = Calibration.load(source, backbone, config) if source is not None else None
         return cls(backbone, config, calibration)
+
+    @classmethod
+    def calibrate(
+        cls,
+        backbone: Backbone,
+        folder: Path,
+        settings: Mapping[str, Any],
+        images: Sequence[ImageSource] | None = None,
+        progress: Progress = no_progress,
+    ) -> dict[str, Any]:
+        """Write a calibration into a folder. Returns its thresholds. Raises as `calibrate` does."""
+        config = checked_config(FittedConfig, settings, cls.name)
+        made = calibrate(backbone, config, images, progress)
+        file = made.save(folder, backbone, config)
+        thresholds = {"text threshold": round(made.text.least_content, 4)}
+        if made.image is not None:
+            thresholds["image threshold"] = round(made.image.least_content, 4)
+        return {"calibration": str(file), **thresholds}
 
     def configuration(self) -> dict[str, Any]:
         """`FittedConfig`, with the layers that were chosen, and the name of the calibration."""
