@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InvalidInputError
-from .arguments import BackboneName, Json, LoadOptions, loading
+from .arguments import BackboneName, Json, LoadOptions, loading, named_values
 from .console import Progress, load_quietly, print_fields, print_json
 
 if TYPE_CHECKING:
@@ -86,5 +86,4 @@ def _config_of(settings: list[str]) -> FittedConfig:
     from ..editors.base import checked_config
     from ..editors.fitted import FittedConfig
 
-    named = [setting.partition("=") for setting in settings]
-    return checked_config(FittedConfig, {name: value for name, _, value in named}, "fitted-experts")
+    return checked_config(FittedConfig, named_values(settings, "--set"), "fitted-experts")
