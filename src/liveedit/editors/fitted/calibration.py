@@ -117,6 +117,8 @@ class Calibration:
                 f"The calibration in {str(folder)!r} was made for another model, or with other settings: {found}; here "
                 f"it is {here}. Make one with `liveedit calibrate`."
             )
+        # Copies lie where new tensors lie: how a matrix product rounds may depend on the address of its factors.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         try:
             kinds = {kind: _modality(tensors, kind, least) for kind, least in note["least_content"].items()}
             return cls(kinds["text"], kinds.get("image"), Template(*note["template"]), note["name"])
