@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from liveedit.backbones import Backbone
+from liveedit.backbones import Backbone, load_backbone
 from liveedit.editors.fitted import Calibration, FittedConfig, FittedExperts
 from liveedit.editors.fitted.calibration import default_calibration
-from liveedit.testing import tiny_backbone
 from liveedit.testing.model_traces import left_unchanged
 
 
@@ -27,12 +26,12 @@ def cache_of_the_tests(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 @pytest.fixture(scope="session")
 def shared_text_backbone() -> Backbone:
-    return tiny_backbone("llama")
+    return load_backbone("tiny-llama-lm", device="cpu")
 
 
 @pytest.fixture
 def text_backbone(shared_text_backbone: Backbone) -> Iterator[Backbone]:
-    """A random language model without images, checked to be left as it was."""
+    """The built-in language model, which reads no images, checked to be left as it was."""
     yield from left_unchanged(shared_text_backbone)
 
 

@@ -19,6 +19,7 @@ from liveedit.editors.fitted.similarities import StateSimilarities
 from liveedit.editors.fitted.whitening import Whitening
 from liveedit.errors import BackboneError, CheckpointError, ConfigError, ImageError, InvalidInputError
 from liveedit.samples import Question
+from liveedit.testing import tiny_backbone
 from liveedit.training import checkpoints
 from liveedit.training.checkpoints import load_tensors, save_tensors
 
@@ -35,6 +36,12 @@ def features(backbone: Backbone, calibration: Calibration, config: FittedConfig,
     tokens = HiddenTokens.of(inputs, backbone.hidden_states(inputs, config.edit_layer(backbone)))
     text_states = backbone.hidden_states(inputs, config.text_layer(backbone))
     return StateSimilarities(calibration, config).query(tokens, text_states)
+
+
+@pytest.fixture(scope="session")
+def shared_text_backbone() -> Backbone:
+    """A random one, which is quicker."""
+    return tiny_backbone("llama")
 
 
 @pytest.fixture
@@ -215,7 +222,7 @@ def test_an_image_that_cannot_be_read_stops_it_and_no_hook_stays(
     monkeypatch.setattr(calibration_module, "NEUTRAL_QUESTIONS", calibration_module.NEUTRAL_QUESTIONS[:2])
     (tmp_path / "broken.png").write_bytes(b"no image")
     hooks = len(tiny_llava.layers[1]._forward_hooks)
-    with pytest.raises(ImageError, match="broken.png"):
+    with pytest.raises(ImageError, match=r"broken\.png"):
         calibrate(tiny_llava, config, [*drawn_images(15), tmp_path / "broken.png"])
     assert len(tiny_llava.layers[1]._forward_hooks) == hooks
 

@@ -28,7 +28,9 @@ def test_with_the_ridge_no_direction_varies_more_than_1() -> None:
     features = uneven(400, 12)
     whitened = Whitening.of(features)(features)
     variances = torch.linalg.eigvalsh(whitened.T @ whitened / 400)
-    assert float(variances.max()) <= 1.001 and float(variances.min()) < 0.1, "a direction that hardly varies stays small"
+    assert float(variances.max()) <= 1.001 and float(variances.min()) < 0.1, (
+        "a direction that hardly varies stays small"
+    )
     raw = torch.linalg.eigvalsh(torch.cov(features.T))
     assert variances.max() / variances.min() < 0.05 * raw.max() / raw.min()
 
