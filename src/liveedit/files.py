@@ -45,6 +45,6 @@ def write_json(path: Path, value: Any, *, indent: int = 1) -> None:
 
 
 def cache_folder() -> Path:
-    """Where drawn worlds are kept: $LIVEEDIT_CACHE, or ~/.cache/liveedit."""
+    """Where drawn worlds and calibrations are kept: $LIVEEDIT_CACHE, or ~/.cache/liveedit."""
     given = os.environ.get("LIVEEDIT_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "liveedit"

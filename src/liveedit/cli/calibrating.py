@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError, InvalidInputError
+from ..errors import InvalidInputError
 from ..registry import UNTRAINED_EDITOR
-from .arguments import BackboneName, Json, LoadOptions, loading
+from .arguments import BackboneName, Json, LoadOptions, loading, named_values
 from .console import Progress, load_quietly, print_fields, print_json
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the calibration; give it as --editor-path.")]
@@ -50,21 +50,17 @@ def calibrate(
     from ..editors import editor_class
 
     kind, found = editor_class(UNTRAINED_EDITOR), None if images is None else images_in(images, most_images)
-    settings = dict(setting.split("=", 1) for setting in _checked(set or []))
     frozen = load_backbone(backbone, **loading(load))
     with Progress() as progress:
         figures = kind.calibrate(
-            frozen, out, settings, found, lambda done, total: progress.report("questions", done, total)
+            frozen,
+            out,
+            named_values(set, "--set"),
+            found,
+            lambda done, total: progress.report("questions", done, total),
         )
     result = {**figures, "images": "built-in" if found is None else len(found), "use": f"--editor-path {out}"}
     print_json(result) if json else print_fields(result)
-
-
-def _checked(settings: list[str]) -> list[str]:
-    for setting in settings:
-        if "=" not in setting:
-            raise ConfigError(f"--set {setting!r} was given. Give NAME=VALUE, such as false_firing=0.005.")
-    return settings
 
 
 def images_in(folder: Path, most: int) -> list[Path]:

@@ -105,11 +105,20 @@ class Calibration:
         """
         file = Path(folder) / FILE
         tensors, note = load_tensors(file)
-        if note.get("made_for") != _made_for(backbone, config):
+        found = note.get("made_for")
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{file} holds no calibration. Make one with `liveedit calibrate`.")
+        here = backbone.fingerprint
+        # The model first: it may not have the layers of a calibration for another one.
+        if here.items() <= found.items():
+            here = _made_for(backbone, config)
+        if found != here:
             raise BackboneError(
-                f"The calibration in {str(folder)!r} was made for another model, or with other settings: "
-                f"{note.get('made_for')}; here it is {_made_for(backbone, config)}. Make one with `liveedit calibrate`."
+                f"The calibration in {str(folder)!r} was made for another model, or with other settings: {found}; here "
+                f"it is {here}. Make one with `liveedit calibrate`."
             )
+        # Copies lie where new tensors lie: how a matrix product rounds may depend on the address of its factors.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         try:
             kinds = {kind: _modality(tensors, kind, least) for kind, least in note["least_content"].items()}
             return cls(kinds["text"], kinds.get("image"), Template(*note["template"]), note["name"])

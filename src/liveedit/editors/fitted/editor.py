@@ -164,7 +164,10 @@ class FittedExperts(RoutedEditor):
         """The expert of one edit, and the number of gradient steps."""
         with torch.no_grad():
             everything = self._passage(edit)
-            features = self._similarities.edit_features(self.query(everything.tokens))
+            # The question as it is asked later, alone and without an answer: to itself it is then at distance 0, and
+            # two edits of the same question are equally near to it.
+            asked = self.read(self.backbone.encode([edit.question], padding="left"))
+            features = self._similarities.edit_features(self.query(asked))
         fitting = Fitting(self.backbone, self.layer, FORM, self.config)
         passages = self._parts(everything)
         u, v, steps = fitting.run(fitting.from_gates([everything], [self._neutral(edit)]), passages)

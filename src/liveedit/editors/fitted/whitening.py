@@ -34,7 +34,9 @@ class Whitening:
         _, lengths, basis = torch.linalg.svd(samples - mean, full_matrices=False)
         variances = lengths.square() / len(samples)
         ridge = (_RIDGE * variances.sum() / samples.shape[1]).clamp(min=1e-12)
-        return cls(*(part.float() for part in (mean, basis, (variances + ridge).rsqrt(), ridge.rsqrt())))
+        # Contiguous, as a saved one is read: matrix products of another layout may round otherwise.
+        parts = (mean, basis.contiguous(), (variances + ridge).rsqrt(), ridge.rsqrt())
+        return cls(*(part.float() for part in parts))
 
     def __call__(self, features: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Whitened features."""

@@ -1,0 +1,89 @@
+"""Every supported family from a folder, without naming an editor: edit, ask, undo, load again, serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+from serving_fakes import data_uri
+
+from liveedit.edited.model import EditedModel
+from liveedit.editors.fitted import FittedExperts
+from liveedit.editors.fitted import calibration as calibration_module
+from liveedit.samples import Question
+from liveedit.serving.app import create_app
+from liveedit.serving.engine import Engine
+from liveedit.serving.served_model import ServedModel
+from liveedit.serving.settings import ServingSettings
+from liveedit.testing import tiny_backbone, tiny_families
+
+PROMPT, ANSWER = "Who made it?", "A"
+
+
+@pytest.fixture(autouse=True)
+def fewer_neutral_questions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A quick calibration: these tests ask whether a family works, not how well edits are found."""
+    monkeypatch.setenv("LIVEEDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration_module, "NEUTRAL_QUESTIONS", calibration_module.NEUTRAL_QUESTIONS[::3])
+    monkeypatch.setattr(calibration_module, "DRAWN_IMAGES", 16)
+
+
+@pytest.fixture
+def shown(picture: Callable[[int], Image.Image]) -> Image.Image:
+    return picture(1)
+
+
+@pytest.mark.parametrize("family", tiny_families())
+def test_a_model_in_a_folder_is_edited(family: str, tmp_path: Path, shown: Image.Image) -> None:
+    folder, edits = tmp_path / "model", tmp_path / "edits.db"
+    reads_images = tiny_backbone(family, folder).reads_images
+    image = shown if reads_images else None
+    with EditedModel.load(folder, edits=edits, device="cpu") as model:
+        assert isinstance(model.editor, FittedExperts)
+        inputs = model.backbone.encode([Question(PROMPT, image)])
+
+        def logits() -> torch.Tensor:
+            with torch.no_grad():
+                return model.backbone.logits(inputs)
+
+        before, said = logits(), model.ask(image, PROMPT)
+        receipt = model.edit(image, PROMPT, ANSWER, must_take=True)
+        found = model.ask(image, PROMPT)
+        assert (found.text, [fired.edit_id for fired in found.fired]) == (ANSWER, [receipt.id])
+        assert said.text != ANSWER and not torch.equal(before, logits())
+        if reads_images:
+            assert model.ask(None, PROMPT).fired == ()
+        model.undo(receipt.id)
+        assert torch.equal(before, logits()) and model.ask(image, PROMPT) == said
+        model.redo(receipt.id)
+        edited = logits()
+    with EditedModel.load(folder, edits=edits, device="cpu") as model:
+        assert model.ask(image, PROMPT) == found
+        assert torch.equal(model.backbone.logits(inputs), edited)
+
+
+def test_a_model_in_a_folder_is_served(tmp_path: Path, shown: Image.Image) -> None:
+    tiny_backbone("qwen3-vl", tmp_path / "model")
+    settings = ServingSettings.model_validate({})
+    with EditedModel.load(tmp_path / "model", edits=tmp_path / "edits.db", device="cpu") as model:
+        served = ServedModel(model, settings)
+        app = create_app(Engine(served, settings), "mine", served, None)
+        parts = [
+            {"type": "image_url", "image_url": {"url": data_uri(shown)}},
+            {"type": "text", "text": PROMPT},
+        ]
+        asked = {"model": "mine", "messages": [{"role": "user", "content": parts}]}
+        with TestClient(app, base_url="http://127.0.0.1") as client:
+            edit = {"image": data_uri(shown), "prompt": PROMPT, "answer": ANSWER}
+            made = client.post("/v1/edits", json=edit)
+            assert made.is_success and made.json()["took"], made.text
+            said = client.post("/v1/chat/completions", json=asked).json()
+            assert said["choices"][0]["message"]["content"] == ANSWER
+            assert [fired["id"] for fired in said["liveedit"]["edits"]] == [made.json()["id"]]
+            assert client.post(f"/v1/edits/{made.json()['id']}/undo").is_success
+            said = client.post("/v1/chat/completions", json=asked).json()
+            assert said["choices"][0]["message"]["content"] != ANSWER and said["liveedit"]["edits"] == []
