@@ -164,9 +164,9 @@ class EditedModel:
 
         backbone: a built-in name, a folder, a GGUF file, or a hub name. edits: the edits file, created by the first
         edit if it does not exist, or the URL of a PostgreSQL database. at, keep_images, experts_on, experts_folder: as
-        for the class. editor: the name of an editor that makes one expert per edit. editor_path: the folder of a
-        trained editor; built-in backbones have trained editors. loading: further arguments of `load_backbone`
-        (device_map, quantization, offload_folder).
+        for the class. editor: an editor that makes one expert per edit; by default the one of the edits, or
+        `default_editor`. editor_path: the folder of a trained editor, or of a calibration. loading: further arguments
+        of `load_backbone` (device_map, quantization, offload_folder).
 
         Raises `InvalidInputError` for an editor that makes no expert per edit, or a backbone that already has an edited
         model.
@@ -490,8 +490,7 @@ def _opened(image: ImageSource | None) -> Image.Image | None:
 
 def _editor_of(store: EditStore | None) -> str | None:
     """The editor with which the edits of a store were made, if there are any."""
-    made_by = None if store is None else store.binding
-    return None if made_by is None else made_by.editor
+    return store.binding.editor if store is not None and store.binding is not None else None
 
 
 def _leave_backbone(backbone: Backbone, editor: ExpertEditor[Any]) -> None:

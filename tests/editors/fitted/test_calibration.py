@@ -17,7 +17,7 @@ from liveedit.editors.fitted.calibration import FILE, calibrated_settings, defau
 from liveedit.editors.fitted.drawn_images import drawn_images
 from liveedit.editors.fitted.similarities import StateSimilarities
 from liveedit.editors.fitted.whitening import Whitening
-from liveedit.errors import BackboneError, CheckpointError, ConfigError, ImageError, InvalidInputError
+from liveedit.errors import BackboneError, CheckpointError, ConfigError, ImageError, InvalidInputError, NotFoundError
 from liveedit.samples import Question
 from liveedit.testing import tiny_backbone
 from liveedit.training import checkpoints
@@ -141,7 +141,7 @@ def test_interrupted_writing_leaves_nothing_behind(
 
 
 def test_a_missing_or_truncated_file_is_refused(saved: Path, text_backbone: Backbone, config: FittedConfig) -> None:
-    with pytest.raises(CheckpointError, match="could not be read"):
+    with pytest.raises(NotFoundError, match="no trained editor and no calibration"):
         FittedExperts.load(text_backbone, str(saved / "elsewhere"))
     file = saved / FILE
     file.write_bytes(file.read_bytes()[:-100])
