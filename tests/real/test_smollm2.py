@@ -90,7 +90,7 @@ def real_facts(count: int) -> list[EditCase]:
     return list(by_subject.values())[:count]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600)  # On a busy machine.
 def test_twenty_real_facts_at_once(smollm2: Backbone) -> None:
     """Answers are generated freely. Unrelated questions keep the answers that the unedited model gives."""
     cases = real_facts(20)
