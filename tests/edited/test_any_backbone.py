@@ -26,9 +26,11 @@ PROMPT, ANSWER = "What is this called?", "red"
 
 
 class QuickConfig(FittedConfig):
-    """Two wordings instead of six: random models need few steps for them."""
+    """Fewer wordings, and less sure of an answer: random models need few steps then."""
 
     wordings: int = 2
+    confidence: float = 0.5
+    answer_confidence: float = 0.3
 
 
 @pytest.fixture(autouse=True)
