@@ -35,8 +35,8 @@ SEQUENCE: Final = f"{Lemoe.name} in sequence"
 
 _ABOUT: Final = (
     "In batch: all edits are given at once, and LEMoE plans similar ones into one expert. In sequence: they come in a "
-    "random order, and each expert has those that follow one another. The other editors make one edit after another in either "
-    "case, so that their figures are the same in both tables. The figures of the LEMoE paper are for LLaMA2-7B; its "
+    "random order, and each expert has those that follow one another. The other editors make one edit after another in "
+    "either case, so that their figures are the same in both tables. The LEMoE paper edits LLaMA2-7B; its "
     "full text was not available, and LEMoE is partly reconstructed here."
 )
 
