@@ -63,5 +63,7 @@ def test_without_a_subject_and_with_an_image_the_scope_decides() -> None:
     assert found is not None
     assert (found["subjects"], found["latest_right"], found["earlier_right"]) == (1, 0.0, 100.0)
     shown = Path("scene.png")
+    passages = measured((Question("P", None, "Ann"), "one", "x"), (Question("P one", None, "Ann"), "two", "x"))
+    assert recurring_edits([passages]) is None
     images = measured((Question("A?", shown, "scene"), "one", "x"), (Question("B?", shown, "scene"), "two", "x"))
     assert recurring_edits([images]) is None

@@ -1,4 +1,4 @@
-"""Edits whose subject recurs with another answer: at most one of them can hold, and the latest one should."""
+"""Edits whose subject recurs with another answer: where they contradict each other, the latest one should hold."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class RecurringEdits(TypedDict):
 def recurring_edits(measurements: Sequence[Measurement]) -> RecurringEdits | None:
     """What became of such edits; None if there are none. Each measurement has its edits in the order they were made.
 
-    Edits are of one subject if a text-only question names it, and both relations are the same or unknown; without a
-    subject, if they are of one scope.
+    Edits are of one subject if text-only questions name it, and the file names the same relation or, as ZsRE, none: a
+    few of these edits ask for something else. Of all other questions, two edits of one scope count. (A passage has no
+    relation either; that one sentence follows another is no contradiction, and its reader leaves the relation out.)
     """
     latest: list[bool] = []
     earlier: list[bool] = []
@@ -66,9 +67,9 @@ def _contradicting(edited: Sequence[Edited]) -> list[list[Edited]]:
 
 
 def _topic(question: Question) -> Hashable:
-    if question.image is not None or question.subject is None:
+    if question.image is not None or question.subject is None or question.relation is None:
         return question.scope
-    known = question.relation is not None and question.relation != normalize_prompt(question.prompt)
+    known = question.relation != normalize_prompt(question.prompt)  # Readers put the prompt for an unknown relation.
     return question.subject, question.relation if known else None
 
 

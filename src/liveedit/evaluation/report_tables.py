@@ -124,12 +124,12 @@ _RECURRING: Final[tuple[tuple[str, str, str | None], ...]] = (
 
 
 def recurring_table(lines: Sequence[Line]) -> Table | None:
-    """What became of edits that contradict each other; None if none do."""
+    """What became of edits of one subject with different answers; None if there are none."""
     note = (
         "Edits of one subject with different answers, where the questions name it and no relations differ. "
         "Right: the edit's own question gets its answer. Overruled: it gets that of the subject's latest edit."
     )
-    return _quantity_table("Contradicting edits", _RECURRING, lines, (note,))
+    return _quantity_table("Subjects with several answers", _RECURRING, lines, (note,))
 
 
 def passage_table(lines: Sequence[Line]) -> Table | None:

@@ -43,6 +43,17 @@ def test_every_cell_is_a_job_and_lemoe_is_there_twice_beyond_one_batch(tmp_path:
     assert [job.stage for job in jobs] == sorted(job.stage for job in jobs)
 
 
+def test_distinct_subjects_are_for_short_answers(tmp_path: Path) -> None:
+    measured = Measured(("zsre:a.json",), ("selfcheckgpt:b.json",), edits=(1,))
+    jobs: Sequence[Any] = tables(
+        tmp_path, ["x"], measured, ["none"], None, BenchOptions(1, distinct_subjects=True)
+    ).jobs
+    assert {(job.data, job.options.distinct_subjects) for job in jobs} == {
+        ("zsre:a.json", True),
+        ("selfcheckgpt:b.json", False),
+    }
+
+
 def test_by_default_all_installed_rivals_are_measured(tmp_path: Path) -> None:
     labels = {job.editor.label for job in planned(tmp_path)}
     assert {"none", "ft-l", "t-patcher", "lemoe", "ike", SEQUENCE} <= labels
@@ -107,7 +118,7 @@ def test_a_run_from_the_command_line_is_continued(
     assert rows["none", "zsre:zsre.json"]["recurring"]["edits"] == 2
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     titles = ("Short answers: edits in batch", "Short answers: edits in sequence", "Passages: edits in batch")
-    assert all(f"## {title}" in report for title in (*titles, "Contradicting edits"))
+    assert all(f"## {title}" in report for title in (*titles, "Subjects with several answers"))
     assert "Passages: edits in sequence" not in report  # Two edits are one batch.
 
     monkeypatch.setattr(runs.Bench, "_measure", lambda *arguments: pytest.fail("it was measured again"))

@@ -66,6 +66,7 @@ def tables(
 ) -> Experiment:
     """The runs and their report.
 
+    options: distinct subjects are for short answers; sentences of one passage are all about its subject.
     editors: names, by default those of `LEMOE_RIVALS` that are installed. settings: of LEMoE. Raises `ConfigError` for
     settings that LEMoE does not have or take.
     """
@@ -73,7 +74,8 @@ def tables(
     general = options or BenchOptions(cases=max(found.edits))
     changed = checked_settings(settings)
     names = tuple(editors) or tuple(name for name in LEMOE_RIVALS if name in editor_names())
-    of_passages = replace(general, passages=True, max_new_tokens=max(general.max_new_tokens, PASSAGE_TOKENS))
+    longest = max(general.max_new_tokens, PASSAGE_TOKENS)
+    of_passages = replace(general, passages=True, max_new_tokens=longest, distinct_subjects=False)
     cells = [(edits, source, general) for edits in sorted(set(found.edits)) for source in found.data]
     cells += [(found.passage_edits, source, of_passages) for source in found.passages]
     jobs = [
