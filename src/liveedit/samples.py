@@ -162,6 +162,12 @@ class EditCase:
 
 
 def edited_scopes(cases: Sequence[EditCase]) -> frozenset[tuple[str, str]]:
-    """The scopes that these edits change: their own, and those of their rephrasings and redrawn images."""
-    own = {case.edit.scope for case in cases}
-    return frozenset(own | {probe.question.scope for case in cases for probe in case.named(*GENERALITY)})
+    """The scopes that these edits change: their own, and those of their rephrasings and redrawn images.
+
+    The same wording without an image and without a known subject is in their scope as well: some files name the subject
+    of an edit and not that of a locality probe.
+    """
+    inside = [case.edit.question for case in cases]
+    inside += [probe.question for case in cases for probe in case.named(*GENERALITY)]
+    worded = frozenset(("", normalize_prompt(question.prompt)) for question in inside if question.image is None)
+    return worded | {question.scope for question in inside}

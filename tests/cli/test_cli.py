@@ -305,7 +305,7 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows without what two runs of the same may differ in: times, and the state of the source tree."""
     return [
         {
-            **{key: value for key, value in row.items() if key != "milliseconds_per_edit"},
+            **{key: value for key, value in row.items() if key not in ("milliseconds_per_edit", "seconds")},
             "provenance": {**row["provenance"], "git_sha": None, "dirty": None},
         }
         for row in rows

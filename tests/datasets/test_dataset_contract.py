@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from liveedit.datasets import format_names, reader_named
+from liveedit.datasets.counterfact import COUNTERFACT
 from liveedit.datasets.mmedit import MMEDIT
 from liveedit.datasets.selfcheckgpt import SELFCHECKGPT
 from liveedit.datasets.vlkeb import VLKEB
@@ -86,6 +87,49 @@ class TestSelfCheckGPT(DatasetContract):
         return [row, {**row, "prompt": "This is a Wikipedia passage about john russell.", "target_new": "He was born."}]
 
 
+class TestCounterFact(DatasetContract):
+    """The flat form."""
+
+    reader = COUNTERFACT
+
+    def rows(self) -> list[dict[str, Any]]:
+        row = {
+            "case_id": 0,
+            "prompt": "The mother tongue of Danielle Darrieux is",
+            "target_new": "English",
+            "subject": "Danielle Darrieux",
+            "ground_truth": "French",
+            "rephrase_prompt": "Where Danielle Darrieux is from, people speak the language of",
+            "locality_prompt": "Michel Rocard is a native speaker of",
+            "locality_ground_truth": "French",
+        }
+        return [row, {**row, "case_id": 4, "prompt": "What is the twin city of Lyon? It is", "target_new": "Manila"}]
+
+
+class TestCounterFactOfROME(DatasetContract):
+    reader = COUNTERFACT
+
+    def rows(self) -> list[dict[str, Any]]:
+        rewrite = {
+            "prompt": "The mother tongue of {} is",
+            "relation_id": "P103",
+            "target_new": {"str": "English", "id": "Q1860"},
+            "target_true": {"str": "French", "id": "Q150"},
+            "subject": "Danielle Darrieux",
+        }
+        row = {
+            "case_id": 0,
+            "pararel_idx": 2796,
+            "requested_rewrite": rewrite,
+            "paraphrase_prompts": ["Shayna does this and Yossel goes still. Danielle Darrieux, a native"],
+            "neighborhood_prompts": ["Michel Rocard is a native speaker of", "Robert Schuman spoke the language"],
+            "attribute_prompts": ["Julia Roberts's mother tongue is"],
+            "generation_prompts": ["Danielle Darrieux was born in"],
+        }
+        return [row, {**row, "case_id": 1, "requested_rewrite": {**rewrite, "subject": "Lyon"}}]
+
+
 def test_every_built_in_reader_is_under_contract() -> None:
     built_in = {id(reader_named(name)) for name in format_names()}
-    assert built_in == {id(contract.reader) for contract in (TestMMEdit, TestVLKEB, TestZsRE, TestSelfCheckGPT)}
+    contracts = (TestMMEdit, TestVLKEB, TestZsRE, TestSelfCheckGPT, TestCounterFact)
+    assert built_in == {id(contract.reader) for contract in contracts}

@@ -302,11 +302,20 @@ def test_a_byte_order_mark_and_an_empty_list(tmp_path):
 
 
 def test_the_registry_knows_names_and_aliases(tmp_path):
-    assert format_names() == ("e-ic", "e-vqa", "hallucination", "mmedit", "selfcheckgpt", "vlkeb", "zsre")
+    assert format_names() == (
+        "counterfact",
+        "e-ic",
+        "e-vqa",
+        "hallucination",
+        "mmedit",
+        "selfcheckgpt",
+        "vlkeb",
+        "zsre",
+    )
     assert reader_named("e-vqa") is reader_named("e-ic") is reader_named("mmedit") is reader_named("E-VQA")
     assert reader_named("hallucination") is reader_named("selfcheckgpt")
     assert all(reader_named(name).about for name in format_names())
-    with pytest.raises(NotFoundError, match=r"no data format 'coco'\. Installed are: e-ic, e-vqa, hallucination"):
+    with pytest.raises(NotFoundError, match=r"no data format 'coco'\. Installed are: counterfact, e-ic, e-vqa"):
         read("coco", tmp_path / "rows.json")
 
 

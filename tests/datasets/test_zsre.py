@@ -50,8 +50,13 @@ def test_a_row_becomes_an_edit_to_alt_and_its_two_probes(tmp_path):
 def test_the_rephrasing_is_in_the_scope_of_the_edit_and_other_subjects_are_not(tmp_path):
     other = {**ROW, "subject": "Denny Herzig", "src": "What role does Denny Herzig play?"}
     one, two = ZSRE.read(write(tmp_path, ROW, other))
-    assert edited_scopes([one]) == {("Watts Humphrey", "what university did watts humphrey attend")}
-    assert edited_scopes([two]) == {("Denny Herzig", "what role does denny herzig play")}
+    assert edited_scopes([one]) == {
+        ("Watts Humphrey", "what university did watts humphrey attend"),
+        ("", "what university did watts humphrey attend"),
+        ("", "what university did watts humphrey take part in"),
+    }
+    assert ("Denny Herzig", "what role does denny herzig play") in edited_scopes([two])
+    assert "Watts Humphrey" not in {subject for subject, _ in edited_scopes([two])}
     assert not edited_scopes([one, two]) & {case.named("text_locality")[0].question.scope for case in (one, two)}
 
 

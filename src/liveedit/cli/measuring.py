@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .arguments import BackboneName, Json, LoadOptions, loading, named_values, setting_value
 from .console import Progress, console, load_quietly, print_json, resumable
-from .paper_options import with_options
+from .paper_options import DistinctSubjects, with_options
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
@@ -68,6 +68,7 @@ class BenchArguments:
     passages: Annotated[
         bool, typer.Option("--passages", help="Also perplexity and agreement, for answers that are passages of text.")
     ] = False
+    distinct_subjects: DistinctSubjects = False
 
 
 @with_options(BenchArguments)
@@ -94,8 +95,9 @@ def bench(
 
     makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"), _settings(changes))
     measured = {"edits": tuple(sorted(set(edits))), "seeds": tuple(dict.fromkeys(seeds or [0])), **vars(options)}
+    distinct = measured.pop("distinct_subjects")
     with resumable("the bench"), Progress() as progress:
-        rows = _measure(out, makers, data, backbone, loading(load), measured, progress)
+        rows = _measure(out, makers, data, distinct, backbone, loading(load), measured, progress)
     report = write_report(rows, out, published=published)
     if json:
         print_json({"rows": rows, "report": str(report)})
@@ -108,6 +110,7 @@ def _measure(
     out: Path,
     makers: list[tuple[str, Callable[[Backbone], Editor]]],
     data: str,
+    distinct: bool,
     backbone: str,
     load: dict[str, Any],
     measured: dict[str, Any],
@@ -116,7 +119,7 @@ def _measure(
     """The rows of the bench."""
     from ..evaluation.bench import Bench, BenchConfig, backbone_name
 
-    frozen, found, provenance = _opened(makers, data, backbone, load, max(measured["edits"]), progress)
+    frozen, found, provenance = _opened(makers, data, backbone, load, max(measured["edits"]), progress, distinct)
     config = BenchConfig(backbone=backbone_name(backbone), data=found.name, **measured)
     return Bench(frozen, found.cases, config, out, provenance, progress.report).run(makers)
 
@@ -203,19 +206,20 @@ def _opened(
     load: dict[str, Any],
     cases: int,
     progress: Progress,
+    distinct: bool = False,
 ) -> tuple[Backbone, NamedData, Provenance]:
     """The backbone, the data with at least this many cases if it is drawn, and where both come from."""
     from ..backbones import load_backbone
     from ..datasets.sources import open_data
     from ..evaluation.bench import make_provenance
 
-    found = open_data(data, cases, progress.of("drawing"))
+    found = open_data(data, cases, progress.of("drawing"), distinct_subjects=distinct)
     if found.left_out:
         progress.note(f"{found.left_out} rows of {found.name} have a blank answer to edit to: they are left out.")
     frozen = load_backbone(backbone, **load)
     for _, make in makers:  # Editors that cannot be loaded are reported before anything long begins.
         make(frozen).detach()
-    return frozen, found, make_provenance(frozen.digest(), found.files)
+    return frozen, found, make_provenance(frozen.digest(), found.files, found.selection)
 
 
 def _settings(changes: list[str] | None) -> dict[str, dict[str, object]]:

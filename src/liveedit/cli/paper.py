@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from .arguments import Json, LoadOptions, loading, named_values
 from .console import Progress, console, load_quietly, print_json
 from .paper_options import (
     DataSource,
+    DistinctSubjects,
     Edits,
     LifelongOptions,
     Out,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..experiments.experiment import Experiment
     from ..experiments.liveedit.instances import Entries
     from ..experiments.liveedit.sweeps import Sweep
+    from ..experiments.runs import BenchOptions
     from ..progress import TaskProgress
     from ..samples import EditCase, Question
 
@@ -319,6 +321,7 @@ class _LemoeOptions(RunOptions):
         str, typer.Option("--data", help="facts, facts:SEED, world (with images), a folder, or FORMAT:FILE[:IMAGES].")
     ] = "facts"
     edits: Annotated[int, typer.Option("--edits", min=1, help="Edits.")] = 200
+    distinct_subjects: DistinctSubjects = False
     batch_edits: Annotated[int, typer.Option(min=1, help="Edits per expert.")] = 10
     changes: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE for any other setting of LEMoE.")] = (
         None
@@ -328,6 +331,74 @@ class _LemoeOptions(RunOptions):
     def settings(self) -> dict[str, Any]:
         """The settings of the editor."""
         return {"batch_edits": self.batch_edits, **settings_of(self.changes)}
+
+    @property
+    def measuring(self) -> BenchOptions:
+        """The options of the bench."""
+        return replace(self.bench(self.edits), distinct_subjects=self.distinct_subjects)
+
+
+@dataclass(frozen=True)
+class _LemoeTableOptions(LifelongOptions):
+    """What LEMoE's tables are measured on."""
+
+    zsre: Annotated[Path | None, typer.Option(help="ZsRE's file; without any file: facts.")] = None
+    counterfact: Annotated[Path | None, typer.Option(help="CounterFact's file.")] = None
+    selfcheckgpt: Annotated[Path | None, typer.Option(help="SelfCheckGPT's file: perplexity of passages.")] = None
+    passage_edits: Annotated[int, typer.Option(min=1, help="Edits that are passages.")] = 600
+    distinct_subjects: DistinctSubjects = False
+    cell_minutes: Annotated[
+        float, typer.Option(min=0, help="Measure further seeds only where one takes less than this.")
+    ] = 10.0
+    batch_edits: Annotated[int, typer.Option(min=1, help="Edits per expert of LEMoE.")] = 10
+    changes: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE for any other setting of LEMoE.")] = (
+        None
+    )
+
+    @property
+    def data(self) -> list[str]:
+        """Sources of short answers."""
+        given = {"zsre": self.zsre, "counterfact": self.counterfact}
+        found = [f"{name}:{file}" for name, file in given.items() if file is not None]
+        return found or ([] if self.selfcheckgpt else ["facts"])
+
+    @property
+    def passages(self) -> list[str]:
+        """Sources of passages."""
+        return [] if self.selfcheckgpt is None else [f"selfcheckgpt:{self.selfcheckgpt}"]
+
+
+@app.command("lemoe-tables")
+@with_options(_LemoeTableOptions)
+def lemoe_tables(
+    out: Out,
+    editor: Annotated[
+        list[str] | None,
+        typer.Option("--editor", help="Editors, several in a row (lemoe and those that need no training)."),
+    ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option("--backbone", help="Backbones, several in a row (tiny-llama-lm tiny-mistral-lm)."),
+    ] = None,
+    edits: Edits = None,
+    seeds: Seeds = None,
+    *,
+    options: _LemoeTableOptions,
+) -> int | None:
+    """LEMoE beside the editors that need no training, in batch and in sequence (LEMoE, tables)."""
+    load_quietly()
+    from ..experiments.lemoe.figures import BACKBONES
+    from ..experiments.lemoe.tables import EDITS, Measured, tables
+
+    numbers, data = tuple(edits or EDITS), options.data
+    measured = Measured(
+        *(data, options.passages, numbers, options.passage_edits, tuple(seeds or (0, 1, 2))),
+        most_seconds=60 * options.cell_minutes,
+    )
+    settings = {"batch_edits": options.batch_edits, **settings_of(options.changes)}
+    bench = replace(options.bench_of(numbers), distinct_subjects=options.distinct_subjects)
+    experiment = tables(out, backbone or BACKBONES, measured, editor or (), settings, bench)
+    return run_paper(experiment, out, options, data, bench.cases)
 
 
 @app.command("lemoe-figure2")
@@ -343,7 +414,7 @@ def lemoe_figure2(
     from ..experiments.lemoe.figures import BACKBONES, figure_2
 
     names, edits = options.backbone or BACKBONES, options.edits
-    experiment = figure_2(out, names, options.data, edits, seeds or (0,), options.settings, options.bench(edits))
+    experiment = figure_2(out, names, options.data, edits, seeds or (0,), options.settings, options.measuring)
     return run_paper(experiment, out, options, [options.data], edits)
 
 
@@ -360,6 +431,6 @@ def lemoe_figure3(
     load_quietly()
     from ..experiments.lemoe.figures import BACKBONES, figure_3
 
-    names, edits, bench = options.backbone or BACKBONES, options.edits, options.bench(options.edits)
+    names, edits, bench = options.backbone or BACKBONES, options.edits, options.measuring
     experiment = figure_3(out, names, options.data, edits, orders, seed, options.settings, bench)
     return run_paper(experiment, out, options, [options.data], edits)

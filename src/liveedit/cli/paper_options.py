@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option(help="Folder for rows, raw answers and the report.")]
 Edits = Annotated[list[int] | None, typer.Option("--edits", min=1, help="Numbers of edits, several in a row.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seeds", min=0, help="Seeds, several in a row (0 1 2).")]
+DistinctSubjects = Annotated[
+    bool,
+    typer.Option(
+        "--distinct-subjects", help="Only the first case of each subject: in ZsRE, later ones often contradict it."
+    ),
+]
 DataSource = Annotated[str, typer.Option("--data", help="world, world:SEED, a folder, or FORMAT:FILE[:IMAGES].")]
 
 

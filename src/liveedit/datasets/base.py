@@ -98,6 +98,18 @@ class Row:
             text = text[len(drop_prefix) :].lstrip()
         return self._noting_empty(key, text)
 
+    def passage(self, key: str) -> str:
+        """Running text that the model continues: as it is in the file, without the white space at its ends."""
+        return self._noting_empty(key, self._string(key, "a text to continue").strip())
+
+    def passages(self, key: str) -> tuple[str, ...]:
+        """A list of such texts without the blank ones; empty if the key is absent or null."""
+        given = self.texts(key)
+        if any(isinstance(text, JsonNumber) for text in given):
+            self._wrong(key, list(given), "a list of texts")
+        found = (self._encodable(key, text).strip() for text in given)
+        return tuple(text for text in found if text)
+
     def answer(self, key: str) -> str:
         """An answer as exact text: strings untouched, numbers as written, `true` and `false` as in JSON.
 
@@ -156,6 +168,13 @@ class Row:
         """As `image`; None if the key is absent or null."""
         return self.image(key) if self.has(key) else None
 
+    def child(self, key: str) -> Row:
+        """An object as a row, with keys reported as `key.inner`; a row without keys if it is missing or no object."""
+        value = self._value(key)
+        if value is not _MISSING and not isinstance(value, dict):
+            self._wrong(key, value, "an object")
+        return self._inner(key, value if isinstance(value, dict) else {})
+
     def children(self, key: str) -> list[Row]:
         """The objects of a list as rows, with keys reported as `key[0].inner`; empty if absent or null."""
         if not self.has(key):
@@ -170,24 +189,17 @@ class Row:
             if not isinstance(item, dict):
                 self._wrong(label, item, "an object")
                 continue
-            # The lists are shared: problems of a child are problems of this row.
-            rows.append(
-                Row(
-                    self.file,
-                    self.index,
-                    item,
-                    self.images_dir,
-                    f"{self.prefix}{label}.",
-                    self.problems,
-                    self.images,
-                    self.empty,
-                )
-            )
+            rows.append(self._inner(label, item))
         return rows
 
     def problem(self, key: str | None, reason: str) -> None:
         """Record a problem at `key`."""
         self.problems.append(RowError(self.file, self.index, key and self._full(key), reason))
+
+    def _inner(self, label: str, values: Mapping[str, Any]) -> Row:
+        # The lists are shared: problems of a child are problems of this row.
+        lists = self.problems, self.images, self.empty
+        return Row(self.file, self.index, values, self.images_dir, f"{self.prefix}{label}.", *lists)
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}{key}"

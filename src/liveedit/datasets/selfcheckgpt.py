@@ -32,20 +32,14 @@ ANSWER_TYPE: Final = "sentence"
 
 def read_case(row: Row) -> EditCase:
     """One row as a case; problems are added to `row.problems`."""
-    edited = Question(_passage(row, "prompt"), None, row.optional_text("subject"))
-    unrelated = Question(_passage(row, "locality_prompt"))
+    edited = Question(row.passage("prompt"), None, row.optional_text("subject"))
+    unrelated = Question(row.passage("locality_prompt"))
     return EditCase(
         row.name,
         Edit(edited, row.answer("target_new")),
         (Probe("text_locality", unrelated, row.nullable_answer("locality_ground_truth")),),
         ANSWER_TYPE,
     )
-
-
-def _passage(row: Row, key: str) -> str:
-    row.prompt(key)  # Records a missing key or a wrong type; its normalisation is for questions only.
-    value = row.values.get(key)
-    return value.strip() if isinstance(value, str) else ""
 
 
 SELFCHECKGPT: Final = Reader(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DatasetError, InvalidInputError, NotFoundError
@@ -23,17 +23,40 @@ FEWEST_FACTS = 3_000
 """Fewest cases of facts. In larger sets, fewer than a third of the edits would change what the models know."""
 
 
+DISTINCT_SUBJECTS = "distinct subjects"
+"""The selection of one case for each subject."""
+
+
 @dataclass(frozen=True)
 class NamedData:
     """Cases, their name in results, and the annotation files they come from.
 
     left_out: number of rows left out because their answer is blank (ZsRE has some): there is nothing to edit to.
+    selection: how these cases were selected from the file; empty for all of them.
     """
 
     name: str
     cases: tuple[EditCase, ...]
     files: tuple[Path, ...]
     left_out: int = 0
+    selection: str = ""
+
+    def with_distinct_subjects(self) -> NamedData:
+        """The first case of each subject; cases without a subject all stay.
+
+        Rows about one subject often contradict each other in ZsRE: of two of them, at most one can hold.
+        """
+        first = {_subject(case): case for case in reversed(self.cases)}
+        kept = tuple(case for case in self.cases if not _subject(case) or first[_subject(case)] is case)
+        if not any(map(_subject, self.cases)):
+            raise InvalidInputError(
+                f"{self.name} names no subjects, so that distinct ones cannot be selected. Measure all of its cases."
+            )
+        return replace(self, name=f"{self.name}, {DISTINCT_SUBJECTS}", cases=kept, selection=DISTINCT_SUBJECTS)
+
+
+def _subject(case: EditCase) -> str | None:
+    return case.edit.question.subject
 
 
 def world_seed(source: str) -> int | None:
@@ -60,13 +83,20 @@ def open_data(
     at_least: int = 0,
     progress: Progress = no_progress,
     fewest: int | None = None,
+    distinct_subjects: bool = False,
 ) -> NamedData:
     """The cases to measure on.
 
     source: "world" or "world:SEED" (evaluation cases, drawn into `cache_folder`: a fifth more than `at_least`, but at
     least `fewest`, by default `FEWEST_DRAWN`), "facts" or "facts:SEED" (invented facts for language models, with
     `FEWEST_FACTS` as default), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for others.
+    distinct_subjects: only the first case of each subject, see `NamedData.with_distinct_subjects`.
     """
+    found = _opened(source, at_least, progress, fewest)
+    return found.with_distinct_subjects() if distinct_subjects else found
+
+
+def _opened(source: str, at_least: int, progress: Progress, fewest: int | None) -> NamedData:
     seed = world_seed(source)
     if seed is not None:
         count = max(FEWEST_DRAWN if fewest is None else fewest, at_least + at_least // 5)

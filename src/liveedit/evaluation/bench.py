@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..progress import Counter, TaskProgress, no_task_progress, progress_of
 from ..samples import EditCase
 from .perplexity import PassageScores
 from .protocol import Measurement, UneditedAnswers, cost, measure, probes_of, summarize_measurements
+from .recurring import recurring_edits
 
 Row = dict[str, Any]
 
@@ -65,12 +67,16 @@ def backbone_name(given: str) -> str:
     return Path(given).resolve().name if Path(given).is_dir() else given
 
 
-def make_provenance(backbone_digest: str, data_files: Sequence[Path]) -> Provenance:
-    """The git state of the source tree, if it is in a repository, and digests of backbone and annotation files."""
+def make_provenance(backbone_digest: str, data_files: Sequence[Path], selection: str = "") -> Provenance:
+    """The git state of the source tree, if it is in a repository, and digests of backbone and annotation files.
+
+    selection: how the cases were selected from the files; it changes the digest of the data.
+    """
     here = Path(__file__).parent
     sha = _git(here, "rev-parse", "HEAD")
     dirty = None if sha is None else bool(_git(here, "status", "--porcelain"))
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in data_files)).hexdigest()
+    content = b"".join(file.read_bytes() for file in data_files)
+    digest = hashlib.sha256(content + selection.encode()).hexdigest()
     return Provenance(sha, dirty, backbone_digest, digest)
 
 
@@ -135,7 +141,7 @@ class Bench:
     def _measure(
         self, name: str, editor: Editor, edits: int, groups: list[list[EditCase]], settings: dict[str, Any]
     ) -> Row:
-        seed = settings["seed"]
+        seed, started = settings["seed"], time.monotonic()
         label = f"{name}, {edits} edits, seed {seed}"
         measurements: list[Measurement] = []
         records: list[EditRecord] = []
@@ -164,7 +170,9 @@ class Bench:
             "edits": edits,
             "seed": seed,
             **summarize_measurements(measurements),
+            "recurring": recurring_edits(measurements),
             **cost(records),
+            "seconds": round(time.monotonic() - started, 3),
             **({} if passages is None else passages.summary()),
             "status": "complete",
             "provenance": {**vars(self.provenance), "config": self._settings(settings)},

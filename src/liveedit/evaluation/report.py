@@ -22,7 +22,14 @@ from .lines import COMPLETE, Line, Row, lines_of, metric_names
 from .plots import write_plots
 from .plotting import PlotsUnavailableError, plots_markdown
 from .published import published_table
-from .report_tables import answer_type_table, cost_table, interval_table, main_table, passage_table
+from .report_tables import (
+    answer_type_table,
+    cost_table,
+    interval_table,
+    main_table,
+    passage_table,
+    recurring_table,
+)
 from .table import Table, markdown_text
 
 _SETTING = ("editor", "backbone", "data", "edits", "seed", "status")
@@ -73,6 +80,7 @@ def _tables(lines: Sequence[Line], title: str) -> list[Table]:
         answer_type_table(lines),
         interval_table(lines),
         passage_table(lines),
+        recurring_table(lines),
         cost_table(lines),
     )
     return [table for table in candidates if table is not None]

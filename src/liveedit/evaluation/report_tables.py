@@ -114,6 +114,24 @@ def cost_table(lines: Sequence[Line]) -> Table | None:
     return _quantity_table("Cost and routing", _QUANTITIES, lines, ())
 
 
+_RECURRING: Final[tuple[tuple[str, str, str | None], ...]] = (
+    ("Subjects", "recurring", "subjects"),
+    ("Their edits", "recurring", "edits"),
+    ("Latest right %", "recurring", "latest_right"),
+    ("Earlier right %", "recurring", "earlier_right"),
+    ("Earlier overruled %", "recurring", "earlier_overruled"),
+)
+
+
+def recurring_table(lines: Sequence[Line]) -> Table | None:
+    """What became of edits of one subject with different answers; None if there are none."""
+    note = (
+        "Edits of one subject with different answers, where the questions name it and no relations differ. "
+        "Right: the edit's own question gets its answer. Overruled: it gets that of the subject's latest edit."
+    )
+    return _quantity_table("Subjects with several answers", _RECURRING, lines, (note,))
+
+
 def passage_table(lines: Sequence[Line]) -> Table | None:
     """Perplexity of edited answers and agreement along unrelated texts; None if neither was measured."""
     note = (

@@ -12,6 +12,10 @@ UNEDITED: Final = "none"
 """The unedited model."""
 
 
+LEMOE_RIVALS: Final = ("none", "ft-l", "t-patcher", "lemoe", "ike", "fitted-experts")
+"""What LEMoE is compared with, in the order of its tables: editors of language models that need no training."""
+
+
 @dataclass(frozen=True)
 class PaperTable:
     """A comparison of the LiveEdit paper: what it is measured on here, and which published values are shown."""

@@ -19,15 +19,22 @@ from .jobs import Done
 
 @dataclass(frozen=True)
 class EditorChoice:
-    """An editor by name. label: its name in rows. source: a folder of trained parts, if not the built-in ones."""
+    """An editor by name.
+
+    label: its name in rows. source: a folder of trained parts, if not the built-in ones. settings: changed ones.
+    """
 
     label: str
     name: str
     source: str | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
 
     def make(self, backbone: Backbone) -> Editor:
         """The editor on a backbone. Raises `NotFoundError` if it needs training and nothing trained is found."""
-        return editor_class(self.name).load(backbone, self.source)
+        kind = editor_class(self.name)
+        if self.settings:
+            return kind.configured(backbone, dict(self.settings), self.source)
+        return kind.load(backbone, self.source)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class BenchOptions:
     """Options of the bench that all runs of an experiment share.
 
     cases: the least number of cases to open, so that all runs use the same data. load: further arguments of
-    `load_backbone`. The others are those of `BenchConfig`.
+    `load_backbone`. distinct_subjects: see `open_data`. The others are those of `BenchConfig`.
     """
 
     cases: int
@@ -44,6 +51,8 @@ class BenchOptions:
     max_new_tokens: int = 16
     mixed_precision: bool = False
     load: tuple[tuple[str, Any], ...] = ()
+    passages: bool = False
+    distinct_subjects: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,28 @@ class Run:
         return measure_run(self, self.editor, report)
 
 
+@dataclass(frozen=True)
+class TimedRun(Run):
+    """A run that measures further seeds only while a seed takes less than some seconds.
+
+    The first seed is always measured. How long it took is in its row, so that a repeated run decides in the same way.
+    """
+
+    most_seconds: float = 600.0
+
+    def run(self, report: TaskProgress) -> Done:
+        """The rows of the seeds for which there is time."""
+        found: list[Done] = []
+        for seed in self.seeds:
+            found.append(measure_run(replace(self, seeds=(seed,)), self.editor, report))
+            if max(row.get("seconds", 0.0) for row in found[-1].rows) > self.most_seconds:
+                break
+        return Done(tuple(row for done in found for row in done.rows), all(done.kept for done in found))
+
+
 def measure_run(run: Run, editor: EditorChoice, report: TaskProgress) -> Done:
     """The rows of a run with this editor."""
-    found = opened_data(run.data, run.options.cases)
+    found = opened_data(run.data, run.options.cases, run.options.distinct_subjects)
     backbone = loaded_backbone(run.backbone, run.options.load)
     measured = False
 
@@ -106,9 +134,10 @@ def measure_run(run: Run, editor: EditorChoice, report: TaskProgress) -> Done:
         batch=run.options.batch,
         max_new_tokens=run.options.max_new_tokens,
         mixed_precision=run.options.mixed_precision,
+        passages=run.options.passages,
     )
     folder = run.out / "runs" / slug(f"{name}-{found.name}")
-    provenance = make_provenance(backbone.digest(), found.files)
+    provenance = make_provenance(backbone.digest(), found.files, found.selection)
     bench = Bench(backbone, found.cases, config, folder, provenance, noted)
     try:
         rows = bench.run([(run.editor.label, editor.make)])
@@ -125,9 +154,9 @@ def loaded_backbone(name: str, load: tuple[tuple[str, Any], ...] = ()) -> Backbo
 
 
 @lru_cache(maxsize=2)
-def opened_data(source: str, cases: int) -> NamedData:
+def opened_data(source: str, cases: int, distinct_subjects: bool = False) -> NamedData:
     """Cases; cached like the backbone."""
-    return open_data(source, cases)
+    return open_data(source, cases, distinct_subjects=distinct_subjects)
 
 
 def slug(name: str) -> str:

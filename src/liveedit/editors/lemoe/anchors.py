@@ -61,13 +61,17 @@ class QueryEmbedding:
 
         The last token of a prompt attends to all of it, and to no answer.
         """
-        last = (prompt * torch.arange(1, prompt.shape[1] + 1, device=prompt.device)).argmax(1)
-        states = x[torch.arange(len(x), device=x.device), last.to(x.device)]
-        return replace(self, text=states.float().to(self.image.device))
+        return replace(self, text=last_of_prompt(x, prompt).float().to(self.image.device))
 
     def to(self, device: torch.device) -> QueryEmbedding:
         """The same on another device."""
         return QueryEmbedding(self.text.to(device), self.image.to(device), self.has_image.to(device))
+
+
+def last_of_prompt(x: Tensor, prompt: Tensor) -> Tensor:
+    """(batch, d): of (batch, length, d) what stands at each prompt's last token; prompt: its mask, (batch, length)."""
+    last = (prompt * torch.arange(1, prompt.shape[1] + 1, device=prompt.device)).argmax(1)
+    return x[torch.arange(len(x), device=x.device), last.to(x.device)]
 
 
 def _mean(embeddings: Tensor, mask: Tensor) -> Tensor:

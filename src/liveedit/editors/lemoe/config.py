@@ -30,7 +30,7 @@ class LemoeConfig(BaseModel):
     layer: int | None = Field(
         default=None,
         ge=0,
-        description="Decoder layer, from 0 (paper: the 18th of 32). None: the backbone's edit layer.",
+        description="Decoder layer, from 0 (paper: the 18th of 32). None: by `calibrated`, or the edit layer.",
     )
     expert: Literal["ffn", "low_rank"] = Field(
         default="ffn", description="An expert is an FFN of the layer's own form (paper), or a linear map of low rank."
@@ -114,7 +114,23 @@ class LemoeConfig(BaseModel):
         "0.72 with means.",
     )
     text_threshold: float | None = Field(
-        default=None, gt=-1, le=1, description="The same for other anchors. None: 0.9 for states, 0.75 for means."
+        default=None,
+        gt=-1,
+        le=1,
+        description="The same for other anchors. None: by `calibrated`, or 0.9 for states, 0.75 for means.",
+    )
+    calibrated: bool = Field(
+        default=True,
+        description="In a language model with states as anchors: measure on neutral questions at which layer, from the "
+        "edit layer on, two wordings of a question are distinguished best from other subjects, and take it and its "
+        "threshold (ours). If no layer distinguishes most of them, nothing is changed.",
+    )
+    false_firing: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Share of the pairs of neutral questions that ask the same of two subjects and may reach the "
+        "measured threshold.",
     )
 
     # How a batch is trained.

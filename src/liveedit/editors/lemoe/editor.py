@@ -17,6 +17,7 @@ from ...progress import Progress, no_progress
 from ...samples import Edit, Question
 from ..base import Editor, EditRecord, check_answers
 from .anchors import EVERYDAY_QUESTIONS, CentringMean, QueryEmbedding, grey_image
+from .calibration import best_separation
 from .config import LemoeConfig
 from .experts import FeedForward, Weights, mixed_output, new_expert, store_bytes
 from .hook import ExpertHook
@@ -51,6 +52,7 @@ class Lemoe(Editor):
         self.config = config or LemoeConfig()
         if not backbone.reads_images:
             self.config = self.config.model_copy(update={"anchor": self.config.anchor.removesuffix("+image")})
+        self.config = _calibrated(backbone, self.config)
         self.layer = _edit_layer(backbone, self.config)
         self.device = backbone.layer_device(self.layer)
         self.embedder = embedder
@@ -376,6 +378,23 @@ class Lemoe(Editor):
             self._usage = shares.sum(1)
         mixed = mixed_output(self.experts, by_token.experts, by_token.weights, flat, self.place.activation)
         return self.config.strength * mixed.view_as(precise)
+
+
+def _calibrated(backbone: Backbone, config: LemoeConfig) -> LemoeConfig:
+    """The configuration with the layer and the threshold that the neutral questions show, where they are not given.
+
+    Only for language models: for questions about images, the similarity of images decides as well.
+    """
+    given = config.layer is not None and config.text_threshold is not None
+    if given or not config.calibrated or not config.by_state or backbone.reads_images:
+        return config
+    layer = _edit_layer(backbone, config)
+    last = layer if config.layer is not None else max(layer, len(backbone.layers) - 2)
+    found = best_separation(backbone, range(layer, last + 1), config.false_firing, config.centered)
+    if found is None:
+        return config
+    threshold = found.threshold if config.text_threshold is None else config.text_threshold
+    return config.model_copy(update={"layer": found.layer, "text_threshold": threshold})
 
 
 def _edit_layer(backbone: Backbone, config: LemoeConfig) -> int:

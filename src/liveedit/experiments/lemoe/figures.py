@@ -89,7 +89,12 @@ def figure_3(
 
 
 def _settings(given: Settings | None, routing: str) -> tuple[tuple[str, Any], ...]:
-    values = {**(given or {}), "routing": routing}
+    return checked_settings({**(given or {}), "routing": routing})
+
+
+def checked_settings(given: Settings | None) -> tuple[tuple[str, Any], ...]:
+    """Settings of LEMoE, sorted. Raises `ConfigError` for those that it does not have or take."""
+    values = dict(given or {})
     try:
         LemoeConfig.model_validate(values)
     except ValidationError as error:

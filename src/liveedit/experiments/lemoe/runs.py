@@ -70,9 +70,9 @@ class LemoeRun:
 
     def run(self, report: TaskProgress) -> Done:
         """Two rows, asked immediately and finally; read if they exist with the same settings and digests."""
-        found = opened_data(self.data, self.options.cases)
+        found = opened_data(self.data, self.options.cases, self.options.distinct_subjects)
         backbone = loaded_backbone(self.backbone, self.options.load)
-        provenance = make_provenance(backbone.digest(), found.files)
+        provenance = make_provenance(backbone.digest(), found.files, found.selection)
         with Lemoe(backbone, LemoeConfig.model_validate({**dict(self.settings), "order": "given"})) as editor:
             config = {
                 **{"editor": editor.configuration(), "edits": self.edits, "seed": self.seed},
