@@ -55,7 +55,7 @@ def calibrate(
         figures = kind.calibrate(
             frozen,
             out,
-            named_values(set, "--set"),
+            named_values(set or [], "--set"),
             found,
             lambda done, total: progress.report("questions", done, total),
         )

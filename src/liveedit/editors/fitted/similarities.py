@@ -47,11 +47,10 @@ class StateSimilarities:
     Questions with an image and questions without one never match.
     """
 
-    config: Final = _Routing()
-    visual_scale: Final = 1.0
-
     def __init__(self, calibration: Calibration, config: FittedConfig):
         self.calibration, self.settings = calibration, config
+        self.config = _Routing()
+        self.visual_scale = 1.0
 
     def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
         """The shapes of an expert's features by field name."""
