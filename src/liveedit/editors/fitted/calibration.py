@@ -20,7 +20,7 @@ from ...files import cache_folder
 from ...progress import Progress, no_progress
 from ...samples import ImageSource, Question
 from ...training.checkpoints import load_tensors, save_tensors
-from ..shared.neutral_questions import IMAGE_QUESTIONS, NEUTRAL_QUESTIONS
+from ..shared.neutral_questions import HARD_QUESTIONS, IMAGE_QUESTIONS, NEUTRAL_QUESTIONS
 from .config import FittedConfig
 from .drawn_images import drawn_images
 from .reading import Template, TextLayer, last_of_prompt, mean_of_image
@@ -29,7 +29,7 @@ from .whitening import Whitening
 FILE: Final = "calibration.safetensors"
 DRAWN_IMAGES: Final = 96
 FEWEST_IMAGES: Final = 16
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Changes with everything that a calibration is computed from."""
 _CALIBRATED: Final = ("layer", "content_layer", "false_firing", "image_matches")
 """Settings of `FittedConfig` that a calibration depends on."""
@@ -195,7 +195,8 @@ class _Reader:
     def __init__(self, backbone: Backbone, config: FittedConfig):
         self.backbone, self.layer = backbone, config.edit_layer(backbone)
         self.template = Template.of(backbone)
-        self._text_layer = TextLayer(backbone, config.text_layer(backbone))
+        self._text_number = config.text_layer(backbone)
+        self._text_layer = TextLayer(backbone, self._text_number)
 
     def close(self) -> None:
         self._text_layer.remove()
@@ -208,6 +209,15 @@ class _Reader:
             states = self.backbone.hidden_states(inputs, self.layer).float()
             yield HiddenTokens.of(inputs, states), self._text_layer.states.float()
 
+    @torch.no_grad()
+    def texts(self, questions: Sequence[Question]) -> Iterator[Tensor]:
+        """(tokens, width) for each question without an image: its own tokens at the text layer, on the CPU."""
+        for start in range(0, len(questions), _BATCH):
+            inputs = self.backbone.encode(questions[start : start + _BATCH])
+            states = self.backbone.hidden_states(inputs, self._text_number).float().cpu()
+            mask = self.template.question_mask(inputs).cpu()
+            yield from (row[inside] for row, inside in zip(states, mask, strict=True))
+
 
 def _text_modality(reader: _Reader, questions: Sequence[Question], false_firing: float, report: Any) -> Modality:
     tokens: list[Tensor] = []
@@ -217,35 +227,33 @@ def _text_modality(reader: _Reader, questions: Sequence[Question], false_firing:
         tokens += [row[inside].cpu() for row, inside in zip(states, mask, strict=True)]
         readings.append(last_of_prompt(batch).cpu())
         report(len(tokens))
-    reading = torch.cat(readings)
+    content, reading = Whitening.of(torch.cat(tokens)), torch.cat(readings)
     return Modality(
-        Whitening.of(torch.cat(tokens)),
+        content,
         Whitening.of(reading),
-        _least_text_content(tokens, false_firing),
-        reading[:: max(1, len(reading) // _KEPT_READINGS)].clone(),
+        _least_text_content(reader, content, false_firing),
+        _spread(reading),
     )
 
 
-def _least_text_content(tokens: Sequence[Tensor], false_firing: float) -> float:
-    """The similarity that all but a share of the questions stay below, to all questions of the same relation about
-    something else.
-
-    Each half of the relations is whitened by the statistics of the other half: features that a whitening was computed
-    from come out too different.
-    """
-    shape = len(NEUTRAL_QUESTIONS), len(NEUTRAL_QUESTIONS[0]), len(NEUTRAL_QUESTIONS[0][0])
-    places = torch.arange(len(tokens)).view(shape)
-    half = shape[0] // 2
+def _least_text_content(reader: _Reader, whitening: Whitening, false_firing: float) -> float:
+    """The similarity that all but a share of the hard questions stay below, to all hard questions of the same relation
+    about something else. The whitening was computed from other questions."""
+    shape = len(HARD_QUESTIONS), len(HARD_QUESTIONS[0]), len(HARD_QUESTIONS[0][0])
+    questions = [Question(wording) for relation in HARD_QUESTIONS for asked in relation for wording in asked]
+    contents = torch.stack([text_content(states, whitening) for states in reader.texts(questions)])
     nearest = []
-    for known, tested in ((places[:half], places[half:]), (places[half:], places[:half])):
-        whitening = Whitening.of(torch.cat([tokens[place] for place in known.flatten().tolist()]))
-        for relation in tested:
-            contents = torch.stack([text_content(tokens[place], whitening) for place in relation.flatten().tolist()])
-            similar = (contents @ contents.T).view(*relation.shape, *relation.shape)
-            for subject in range(len(relation)):
-                similar[subject, :, subject] = -1.0
-            nearest.append(similar.flatten(2).amax(-1).flatten())
+    for relation in contents.unflatten(0, shape):
+        similar = torch.einsum("swd,txd->swtx", relation, relation)
+        for subject in range(len(relation)):
+            similar[subject, :, subject] = -1.0
+        nearest.append(similar.flatten(2).amax(-1).flatten())
     return float(torch.cat(nearest).quantile(1 - false_firing))
+
+
+def _spread(readings: Tensor) -> Tensor:
+    """Up to `_KEPT_READINGS` of the readings, spread evenly."""
+    return readings[torch.linspace(0, len(readings) - 1, min(_KEPT_READINGS, len(readings))).long()]
 
 
 def text_content(states: Float[Tensor, "tokens width"], whitening: Whitening) -> Float[Tensor, " width"]:
@@ -281,7 +289,7 @@ def _image_modality(reader: _Reader, questions: Sequence[Question], config: Fitt
         Whitening.of(content),
         Whitening.of(reading),
         _least_image_content(content, config.image_matches),
-        reading[:: max(1, len(reading) // _KEPT_READINGS)].clone(),
+        _spread(reading),
     )
 
 

@@ -14,8 +14,8 @@ from ..shared.routing import Combining
 _EDIT_DEPTH: Final = 5 / 6
 """The edit layer, as a share of the depth: there, the last token of a prompt has read all of the question."""
 
-_CONTENT_DEPTH: Final = 1 / 6
-"""The layer of the content feature of a text, as a share of the depth: there, a token says best what it is."""
+_TEXT_LAYER: Final = 1
+"""The layer of the content of a text: tokens have seen their neighbours in a word, and still say what they are."""
 
 
 class FittedConfig(FittingConfig):
@@ -29,8 +29,8 @@ class FittedConfig(FittingConfig):
     content_layer: int | None = Field(
         default=None,
         ge=0,
-        description="Layer at which the content of a text is read, up to the edit layer. None: at 1/6 of the depth. "
-        "Images are read at the edit layer.",
+        description="Layer at which the content of a text is read, up to the edit layer. None: the second. Images are "
+        "read at the edit layer.",
     )
     gate_rate: float = Field(default=0.0, ge=0, description="Learning rate on U, relative to its spread.")
     wordings: int = Field(
@@ -38,11 +38,11 @@ class FittedConfig(FittingConfig):
     )
     rows: int = Field(default=3, ge=2, description="Wordings in one gradient step, the prompt among them.")
     false_firing: float = Field(
-        default=0.01,
+        default=0.05,
         gt=0,
         lt=1,
-        description="Share of the calibration's questions without an image that would fire for an edit of the same "
-        "question about something else.",
+        description="Share of the calibration's hard questions, without an image, that would fire for an edit of the "
+        "same question about something else.",
     )
     image_matches: float = Field(
         default=0.006,
@@ -95,7 +95,7 @@ class FittedConfig(FittingConfig):
         """The layer of the content of texts on this backbone. Raises `BackboneError` if it follows the edit layer."""
         edit_layer = self.edit_layer(backbone)
         if self.content_layer is None:
-            return min(round(_CONTENT_DEPTH * len(backbone.layers)), edit_layer)
+            return min(_TEXT_LAYER, edit_layer)
         if self.content_layer > edit_layer:
             raise BackboneError(
                 f"content_layer={self.content_layer} was given, but the edit layer is {edit_layer}: edits are found "

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
+
+Grid = tuple[tuple[tuple[str, ...], ...], ...]
+"""(relations, subjects, wordings): questions of one relation differ in what they are about."""
 
 _SUBJECTS: Final[dict[str, tuple[str, ...]]] = {
     "person": ("Marie Curie", "Johann Sebastian Bach", "Ada Lovelace", "Nelson Mandela", "Frida Kahlo", "Alan Turing"),
@@ -34,12 +38,57 @@ _RELATIONS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     ),
 }
 
-NEUTRAL_QUESTIONS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = tuple(
-    tuple(tuple(wording.format(subject) for wording in wordings) for subject in _SUBJECTS[kind])
-    for kind, relations in _RELATIONS.items()
-    for wordings in relations
-)
-"""(relations, subjects, wordings): questions of one relation differ in what they are about."""
+_HARD_SUBJECTS: Final[dict[str, tuple[str, ...]]] = {
+    "country": ("France", "Spain", "Japan", "Brazil", "Egypt", "Norway"),
+    "animal": ("the horse", "the whale", "the sparrow", "the ant", "the salmon", "the frog"),
+    "substance": ("water", "iron", "gold", "sugar", "mercury", "salt"),
+    "name": ("Mary Jones", "John Smith", "Peter Brown", "Anna Schmidt", "David Lee", "Maria Garcia"),
+    "company": ("Apple", "Microsoft", "Toyota", "Siemens", "Nokia", "Lufthansa"),
+}
+
+_HARD_RELATIONS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
+    "country": (
+        ("What is the capital of {}?", "Which city is the capital of {}?", "The capital of {} is"),
+        ("What is the currency of {}?", "What money do people use in {}?", "People in {} pay with"),
+        ("Who is the president of {}?", "Who leads {}?", "The leader of {} is"),
+    ),
+    "animal": (
+        ("What does {} eat?", "What is the food of {}?", "{} feeds on"),
+        ("How long does {} live?", "What is the lifespan of {}?", "The age that {} reaches is"),
+        ("Where does {} live?", "What is the home of {}?", "{} is found in"),
+    ),
+    "substance": (
+        ("What is the boiling point of {}?", "At what temperature does {} boil?", "{} boils at"),
+        ("What color is {}?", "Which color does {} have?", "The color of {} is"),
+        ("What is {} made of?", "What does {} consist of?", "{} consists of"),
+    ),
+    "name": (
+        ("How old is {}?", "What age is {}?", "The age of {} is"),
+        ("Where does {} work?", "Who employs {}?", "{} works for"),
+        ("Who is the wife of {}?", "Whom did {} marry?", "{} is married to"),
+    ),
+    "company": (
+        ("Who is the CEO of {}?", "Who heads {}?", "The head of {} is"),
+        ("Where is {} based?", "In which city is the head office of {}?", "{} has its head office in"),
+        ("What does {} make?", "What are the products of {}?", "{} sells"),
+    ),
+}
+
+
+def _grid(subjects: Mapping[str, tuple[str, ...]], relations: Mapping[str, tuple[tuple[str, ...], ...]]) -> Grid:
+    return tuple(
+        tuple(tuple(wording.format(subject) for wording in wordings) for subject in subjects[kind])
+        for kind, asked in relations.items()
+        for wordings in asked
+    )
+
+
+NEUTRAL_QUESTIONS: Final = _grid(_SUBJECTS, _RELATIONS)
+"""Questions about things with names of their own: their hidden states show how texts vary."""
+
+HARD_QUESTIONS: Final = _grid(_HARD_SUBJECTS, _HARD_RELATIONS)
+"""Questions about things with common names of one or two words, which are hard to distinguish: how similar two of them
+are sets the threshold from which texts count as being about the same thing."""
 
 IMAGE_QUESTIONS: Final[tuple[tuple[str, ...], ...]] = (
     ("What is this?", "What can be seen here?"),
