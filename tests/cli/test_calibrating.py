@@ -64,7 +64,7 @@ def test_a_calibration_of_ones_own_images_is_used_by_the_other_commands(
         *("--set", "false_firing=0.05", "--set", "layer=1"),
     )
     assert code == 0, err
-    assert f"--editor fitted-experts --editor-path {out}" in " ".join(said.split())
+    assert f"--editor-path {out}" in " ".join(said.split())
     assert calibrated_settings(out) == {"layer": 1, "content_layer": 1, "false_firing": 0.05, "image_matches": 0.006}
     edited = ("--backbone", model_folder, "--edits", tmp_path / "edits.db", "--editor-path", out, "--json")
     image = ("--image", images / "00.PNG", "--prompt", "What?")

@@ -14,7 +14,7 @@ from liveedit.editors import default_editor
 from liveedit.editors.fitted import FittedConfig, FittedExperts, calibrate
 from liveedit.editors.fitted import calibration as calibration_module
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
-from liveedit.errors import CheckpointError, StoreError
+from liveedit.errors import NotFoundError, StoreError
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_by_the_folder_that_is_given(
     for folder, kind in (("trained", LiveEditRefine), ("calibrated", FittedExperts)):
         with EditedModel.load(tiny_llava, editor_path=tmp_path / folder) as model:
             assert type(model.editor) is kind
-    with pytest.raises(CheckpointError, match="nowhere"):
+    with pytest.raises(NotFoundError, match="nowhere"):
         EditedModel.load(tiny_llava, editor_path=tmp_path / "nowhere")
 
 

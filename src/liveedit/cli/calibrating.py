@@ -59,7 +59,8 @@ def calibrate(
             found,
             lambda done, total: progress.report("questions", done, total),
         )
-    result = {**figures, "images": "built-in" if found is None else len(found), "use": f"--editor-path {out}"}
+    shown = len(found) if found is not None else "drawn" if frozen.reads_images else None
+    result = {**figures, "images": shown, "use": f"--editor-path {out}"}
     print_json(result) if json else print_fields(result)
 
 

@@ -110,7 +110,7 @@ def test_a_cache_that_cannot_be_written_to_costs_time_alone(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("LIVEEDIT_CACHE", str(tmp_path / "file"))
-    assert default_calibration(text_backbone, config).name == "built-in 1"
+    assert default_calibration(text_backbone, config).name == "built-in 2"
 
 
 @pytest.mark.parametrize("was_there", [False, True])
@@ -240,7 +240,7 @@ def test_own_images_have_a_name_of_their_own_and_the_built_in_ones_do_not(
         assert own.image is not None and calibration.image is not None
         assert own.image.least_content != calibration.image.least_content
         assert torch.equal(own.text.content.mean, calibration.text.content.mean), "texts are the same"
-    assert calibration.name == "built-in 1" and len({*named, calibration.name}) == 3
+    assert calibration.name == "built-in 2" and len({*named, calibration.name}) == 3
 
 
 def test_it_reports_each_question_once(text_backbone: Backbone, config: FittedConfig) -> None:

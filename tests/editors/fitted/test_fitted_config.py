@@ -24,7 +24,7 @@ def config(**settings: Any) -> FittedConfig:
 
 @pytest.mark.parametrize(
     ("depth", "layer", "content"),
-    [(4, 2, 1), (6, 4, 1), (12, 9, 2), (24, 19, 4), (28, 22, 5), (30, 24, 5), (32, 26, 5), (40, 32, 7), (80, 66, 13)],
+    [(4, 2, 1), (6, 4, 1), (12, 9, 1), (24, 19, 1), (28, 22, 1), (30, 24, 1), (32, 26, 1), (40, 32, 1), (80, 66, 1)],
 )
 def test_layers_follow_from_the_depth(depth: int, layer: int, content: int) -> None:
     assert (config().edit_layer(of_depth(depth)), config().text_layer(of_depth(depth))) == (layer, content)
@@ -73,7 +73,7 @@ def test_values_that_mean_nothing_are_refused(setting: dict[str, Any]) -> None:
 
 def test_the_editor_reports_the_layers_that_were_chosen(editor: FittedExperts) -> None:
     found = editor.configuration()
-    assert (found["layer"], found["content_layer"], found["calibration"]) == (4, 1, "built-in 1")
+    assert (found["layer"], found["content_layer"], found["calibration"]) == (4, 1, "built-in 2")
     assert editor.config.layer is None
 
 

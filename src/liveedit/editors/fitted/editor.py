@@ -102,10 +102,11 @@ class FittedExperts(RoutedEditor):
         config = checked_config(FittedConfig, settings, cls.name)
         made = calibrate(backbone, config, images, progress)
         file = made.save(folder, backbone, config)
-        thresholds = {"text threshold": round(made.text.least_content, 4)}
-        if made.image is not None:
-            thresholds["image threshold"] = round(made.image.least_content, 4)
-        return {"calibration": str(file), **thresholds}
+        return {
+            "calibration": str(file),
+            "text threshold": round(made.text.least_content, 4),
+            "image threshold": None if made.image is None else round(made.image.least_content, 4),
+        }
 
     def configuration(self) -> dict[str, Any]:
         """`FittedConfig`, with the layers that were chosen, and the name of the calibration."""
