@@ -65,13 +65,6 @@ class FittedConfig(FittingConfig):
         ge=0,
         description="How much further they may differ, relative to how far their images differ.",
     )
-    answer_confidence: float = Field(
-        default=0.7,
-        ge=0,
-        lt=1,
-        description="If a token of an edited answer has less probability than this, the unedited model answers "
-        "instead. 0 never asks it.",
-    )
 
     @property
     def combining(self) -> Combining:

@@ -57,13 +57,6 @@ class RefineConfig(FittingConfig):
     prompt_score: float = Field(default=4.0, description="The edit's own query must reach this prompt similarity s.")
     combine: Literal["sum", "nearest"] = Field(default="nearest", description="As in `Combining`.")
     weight_threshold: float | None = Field(default=0.01, gt=0, le=1, description="As in `Combining`.")
-    answer_confidence: float = Field(
-        default=0.7,
-        ge=0,
-        lt=1,
-        description="If a token of an edited answer has less probability than this, the unedited model answers "
-        "instead. 0 never asks it.",
-    )
 
     @property
     def combining(self) -> Combining:

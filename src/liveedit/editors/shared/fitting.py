@@ -28,7 +28,7 @@ a step."""
 
 
 class FittingConfig(BaseModel):
-    """How the expert of one edit is fitted by gradient steps."""
+    """How the expert of one edit is fitted by gradient steps, and when its answer is given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,6 +55,13 @@ class FittingConfig(BaseModel):
     )
     confidence: float = Field(
         default=0.8, gt=0, lt=1, description="The edit is right if each of its tokens has at least this probability."
+    )
+    answer_confidence: float = Field(
+        default=0.7,
+        ge=0,
+        lt=1,
+        description="If a token of an edited answer has less probability than this, the unedited model answers "
+        "instead. 0 never asks it.",
     )
 
 
