@@ -90,9 +90,11 @@ def test_built_in_extensions_are_registered() -> None:
 
 
 def test_unknown_names_come_with_the_closest_and_all_names() -> None:
-    with pytest.raises(NotFoundError, match=r"no editor 'seracs'\. Did you mean serac\? Installed are: ft-l, ft-m, .*"):
+    with pytest.raises(
+        NotFoundError, match=r"no editor 'seracs'\. Did you mean serac\? Installed are: fitted-experts, .*"
+    ):
         registry.load(registry.EDITORS, "seracs")
-    with pytest.raises(NotFoundError, match=r"no editor 'q'\. Installed are: ft-l"):
+    with pytest.raises(NotFoundError, match=r"no editor 'q'\. Installed are: fitted-experts"):
         registry.load(registry.EDITORS, "q")
 
 

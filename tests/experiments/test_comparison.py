@@ -186,7 +186,7 @@ def test_all_editors_are_compared_unless_some_are_named() -> None:
     assert set(default_editors()) == set(editor_names())
     assert default_editors() == (
         *("none", "ft-l", "ft-m", "mend", "serac", "t-patcher", "lte", "recipe", "lemoe", "ike"),
-        *("liveedit", "liveedit-refine"),
+        *("liveedit", "liveedit-refine", "fitted-experts"),
     )
 
 
