@@ -171,6 +171,7 @@ def test_it_serves(module: ModuleType, tiny_llava: Backbone, eval_cases: tuple[E
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # Several processes, each of which imports torch.
 def test_the_commands_find_it(installed: Path, tmp_path: Path) -> None:
     write_world(tmp_path / "world", seed=1, train=0, eval=6)
     paths = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
