@@ -20,7 +20,7 @@ from ...files import cache_folder
 from ...progress import Progress, no_progress
 from ...samples import ImageSource, Question
 from ...training.checkpoints import load_tensors, save_tensors
-from ..shared.neutral_questions import HARD_QUESTIONS, IMAGE_QUESTIONS, NEUTRAL_QUESTIONS
+from ..shared.neutral_questions import HARD_QUESTIONS, IMAGE_QUESTIONS, NEUTRAL_QUESTIONS, SHARED_IMAGE_QUESTION
 from .config import FittedConfig
 from .drawn_images import drawn_images
 from .reading import Template, TextLayer, last_of_prompt, mean_of_image
@@ -266,12 +266,11 @@ def text_content(states: Float[Tensor, "tokens width"], whitening: Whitening) ->
 
 
 def _image_questions(images: Sequence[ImageSource]) -> list[Question]:
-    """Three questions about each image: the first of all in two wordings, and one of the others."""
-    first, *others = IMAGE_QUESTIONS
+    """Three questions about each image: the shared one in two wordings, and a further one."""
     return [
         Question(prompt, image)
         for number, image in enumerate(images)
-        for prompt in (*first, others[number % len(others)][0])
+        for prompt in (*SHARED_IMAGE_QUESTION, IMAGE_QUESTIONS[number % len(IMAGE_QUESTIONS)])
     ]
 
 

@@ -90,18 +90,20 @@ HARD_QUESTIONS: Final = _grid(_HARD_SUBJECTS, _HARD_RELATIONS)
 """Questions about things with common names of one or two words, which are hard to distinguish: how similar two of them
 are sets the threshold from which texts count as being about the same thing."""
 
-IMAGE_QUESTIONS: Final[tuple[tuple[str, ...], ...]] = (
-    ("What is this?", "What can be seen here?"),
-    ("What is it called?", "Which name does it have?"),
-    ("What color is it?", "Of which color is it?"),
-    ("How many are there?", "What is their number?"),
-    ("Where is it?", "In which place is it?"),
-    ("What kind is it?", "Which type is this?"),
-    ("Who made this?", "By whom was this made?"),
-    ("What is on the left?", "Which thing lies on the left side?"),
-    ("What is in the background?", "What lies behind it?"),
-    ("What is it made of?", "Which material is it made of?"),
-    ("What does it eat?", "Which food does it eat?"),
-    ("What is it used for?", "For which purpose is it used?"),
+SHARED_IMAGE_QUESTION: Final = ("What is this?", "What can be seen here?")
+"""A question that can be asked about any image, in two wordings."""
+
+IMAGE_QUESTIONS: Final = (
+    "What is it called?",
+    "What color is it?",
+    "How many are there?",
+    "Where is it?",
+    "What kind is it?",
+    "Who made this?",
+    "What is on the left?",
+    "What is in the background?",
+    "What is it made of?",
+    "What does it eat?",
+    "What is it used for?",
 )
-"""(questions, wordings): each can be asked about any image."""
+"""Further questions that can be asked about any image."""
