@@ -19,13 +19,17 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Final
 
-from .errors import ExtensionError, NotFoundError
+from .errors import BackboneError, ExtensionError, NotFoundError
 
 EDITORS: Final = "liveedit.editors"
 BACKBONES: Final = "liveedit.backbones"
 DATASETS: Final = "liveedit.datasets"
+
+BUILT_IN: Final = ("tiny-llava", "tiny-blip2", "tiny-minigpt4", "tiny-llama-lm", "tiny-mistral-lm")
+"""Built-in backbones: the first comes with this package, the others with the distribution `liveedit-models`."""
 
 DEFAULT_EDITOR: Final = "liveedit-refine"
 """The editor of `EditedModel` and of the commands, for a backbone that it was trained for."""
@@ -64,6 +68,20 @@ def load(group: str, name: str) -> Any:
             f"The {noun} {name!r} of {_origin(point)} cannot be imported ({type(error).__name__}: {reason}). "
             "Repair or uninstall this package."
         ) from error
+
+
+def near_backbones(name: str) -> str:
+    """A question that names the built-in backbones nearest to a wrong name, or ""."""
+    close = get_close_matches(name.rsplit("/", 1)[-1].lower(), BUILT_IN, n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def check_backbone_name(name: str) -> None:
+    """Reject a name that is no folder and no name of a hub, but nearly that of a built-in backbone. Imports nothing."""
+    if name in BUILT_IN or "/" in name or Path(name).exists():
+        return
+    if close := near_backbones(name):
+        raise BackboneError(f"There is no backbone {name!r}.{close}")
 
 
 def wrong_kind(group: str, name: str, found: object, expected: str) -> ExtensionError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from torch import Tensor
 
 from liveedit import EditedModel
@@ -17,6 +18,10 @@ from liveedit.datasets import read
 from liveedit.doctor import examine
 from liveedit.editors import editor_class
 from liveedit.samples import EditCase, Question
+from liveedit.serving.app import create_app
+from liveedit.serving.engine import Engine
+from liveedit.serving.served_model import ServedModel
+from liveedit.serving.settings import ServingSettings
 from liveedit.store.store import EditStore
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -77,6 +82,28 @@ def test_an_edit_takes_from_an_edits_file_and_undo_is_exact(smollm2: Backbone, t
         assert all(map(torch.equal, before, logits(smollm2, CAPITAL, *OTHERS)))
         model.redo(receipt.id)
         assert model.ask(None, CAPITAL.prompt).text == "Lyon"
+
+
+def test_it_is_served(smollm2: Backbone, tmp_path: Path) -> None:
+    """Corrected and rolled back through the API, as a running service is."""
+    settings = ServingSettings.model_validate({})
+    asked = {"model": "smollm2", "messages": [{"role": "user", "content": CAPITAL.prompt}], "max_tokens": SHORT}
+    with EditedModel.load(smollm2, edits=tmp_path / "edits.db") as model:
+        served = ServedModel(model, settings)
+        app = create_app(Engine(served, settings), "smollm2", served, None)
+        with TestClient(app, base_url="http://127.0.0.1") as client:
+
+            def said() -> str:
+                answer = client.post("/v1/chat/completions", json=asked)
+                assert answer.is_success, answer.text
+                return answer.json()["choices"][0]["message"]["content"]
+
+            before = said()
+            made = client.post("/v1/edits", json={"prompt": CAPITAL.prompt, "answer": "Lyon"})
+            assert made.is_success and made.json()["evidence"]["took"], made.text
+            assert said() == "Lyon" != before
+            assert client.post(f"/v1/edits/{made.json()['id']}/undo").is_success
+            assert said() == before
 
 
 def real_facts(count: int) -> list[EditCase]:

@@ -25,7 +25,6 @@ from .tokens import TokenBatch, TokenRole, pad
 from .weights import digest_of, weights_of
 
 _NOT_OF_IMAGES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
-_SAMPLE_IMAGE = (448, 448)
 
 
 class _CurrentInputs(threading.local):
@@ -65,6 +64,8 @@ class Backbone:
         """A tokenizer stores its padding between calls, so that only one thread may use it at a time."""
         self._transform: PromptTransform | None = None
         self.claim = Claim(name)
+        # bitsandbytes rearranges quantized weights in the first forward pass, so that they are read before it.
+        self._digest = self.digest() if getattr(model, "is_quantized", False) else ""
 
     @property
     def current_inputs(self) -> TokenBatch | None:
@@ -114,9 +115,8 @@ class Backbone:
     @cached_property
     def image_tokens(self) -> int:
         """Tokens of an image of 448 x 448 pixels. Other sizes may take more or fewer. 0 for text-only models."""
-        if not self.reads_images:
-            return 0
-        return int(self.encode([Question("?", Image.new("RGB", _SAMPLE_IMAGE))]).image_mask.sum())
+        sample = Question("?", Image.new("RGB", (448, 448)))
+        return int(self.encode([sample]).image_mask.sum()) if self.reads_images else 0
 
     @property
     def _stops(self) -> list[int]:
@@ -152,7 +152,7 @@ class Backbone:
 
     def digest(self) -> str:
         """SHA-256 of the configuration and of a sample of each weight: a quick way to distinguish two models."""
-        return digest_of(self.model.config.to_json_string(), self.weights())
+        return getattr(self, "_digest", "") or digest_of(self.model.config.to_json_string(), self.weights())
 
     @property
     def fingerprint(self) -> dict[str, Any]:

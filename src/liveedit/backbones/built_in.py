@@ -6,10 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import NotFoundError
+from ..registry import BUILT_IN
+
+__all__ = ["ASSETS", "BUILT_IN", "built_in_folder"]
 
 ASSETS = Path(__file__).parent.parent / "assets"
-BUILT_IN = ("tiny-llava", "tiny-blip2", "tiny-minigpt4", "tiny-llama-lm", "tiny-mistral-lm")
-"""Trained backbones: the first comes with this package, the others with the distribution `liveedit-models`."""
 
 
 def built_in_folder(name: str) -> Path:

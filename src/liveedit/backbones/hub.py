@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, get_token, hf_hub_url, try_to_load_from_cache
@@ -17,7 +16,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
 from ..errors import BackboneError
-from .built_in import BUILT_IN
+from ..registry import BUILT_IN, check_backbone_name, near_backbones
 
 _CONFIG = "config.json"
 _SECONDS = 4.0
@@ -62,12 +61,6 @@ def hub_source(name: str) -> str:
     return str(cached)
 
 
-def near_matches(name: str) -> str:
-    """A question that names the built-in backbones nearest to a wrong name, or ""."""
-    close = get_close_matches(name.rsplit("/", 1)[-1].lower(), BUILT_IN, n=2, cutoff=0.6)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
-
-
 def _ask_once(url: str) -> None:
     """One request without retries; the hub's own functions also report to it which program asks."""
     token = get_token()
@@ -83,8 +76,7 @@ def _check_spelling(name: str) -> None:
         raise BackboneError(
             f"There is no folder {name!r}, and it is no hub name (OWNER/NAME).{_advice(name)}"
         ) from None
-    if "/" not in name and (close := near_matches(name)):
-        raise BackboneError(f"There is no backbone {name!r}.{close}")
+    check_backbone_name(name)
 
 
 def _cached_folder(name: str) -> Path | None:
@@ -105,7 +97,7 @@ def _unreachable(error: Exception) -> str:
 
 
 def _advice(name: str) -> str:
-    return near_matches(name) or (
+    return near_backbones(name) or (
         f" Give a built-in name ({', '.join(BUILT_IN)}), a folder with a transformers checkpoint, a GGUF file, or the "
         "name of a model at the hub."
     )

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from ..registry import check_backbone_name
+
 SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
     "bench": ("--set", "--edits", "--seeds", "--editor", "--editor-path"),
     "robustness": ("--set", "--seeds", "--editor", "--editor-path", "--lengths", "--factors"),
@@ -41,8 +43,21 @@ EditsLocation = Annotated[
 ]
 Author = Annotated[str | None, typer.Option("--author", help="Who makes this change, for the history.")]
 Note = Annotated[str | None, typer.Option("--note", help="Why this change is made, for the history.")]
+
+
+def _backbone_name(name: str) -> str:
+    """The name as it is, checked before anything slow is imported."""
+    check_backbone_name(name)
+    return name
+
+
 BackboneName = Annotated[
-    str, typer.Option("--backbone", help="Built-in name, folder of a transformers checkpoint, GGUF file, or hub name.")
+    str,
+    typer.Option(
+        "--backbone",
+        help="Built-in name, folder of a transformers checkpoint, GGUF file, or hub name.",
+        callback=_backbone_name,
+    ),
 ]
 
 EditorName = Annotated[

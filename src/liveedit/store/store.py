@@ -264,7 +264,7 @@ class EditStore(EditReader):
         if found is not None and not found.matches(wanted):
             raise StoreError(
                 f"{self._database.name} belongs to {found}; loaded is {wanted}. Load that model "
-                "and editor, or give another edits file."
+                "and editor (with --editor-path if it is of a folder of yours), or give another edits file."
             )
 
     def _check_bundle(self, wanted: Binding, found: Binding) -> None:
