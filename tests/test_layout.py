@@ -248,7 +248,13 @@ def written() -> Iterator[tuple[str, int, str]]:
             yield str(file.relative_to(ROOT)), number, line
 
 
-TEXTS_FOR_MODELS = ("datasets/world", "datasets/facts", "liveedit/pretraining", "lemoe/anchors.py")
+TEXTS_FOR_MODELS = (
+    "datasets/world",
+    "datasets/facts",
+    "datasets/photos/wordings.py",
+    "liveedit/pretraining",
+    "lemoe/anchors.py",
+)
 """Where the texts lie that models were trained on. Changing a word there changes answers."""
 
 

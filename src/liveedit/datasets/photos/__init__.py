@@ -1,0 +1,1 @@
+"""A benchmark of photographs in VLKEB's manner, made from any folder of class folders."""
