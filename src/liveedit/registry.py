@@ -1,4 +1,4 @@
-"""Extensions by name: editors, backbone families and dataset readers, found by the entry points of packages.
+"""Extensions by name: editors, backbone families, vision towers and dataset readers, found by the entry points of packages.
 
 The built-in ones are registered in this project's `pyproject.toml`, those of other packages in theirs, in the same way:
 
@@ -7,6 +7,9 @@ The built-in ones are registered in this project's `pyproject.toml`, those of ot
 
     [project.entry-points."liveedit.backbones"]
     my_model = "my_package:MyBackbone"          # model_type of config.json = a `Backbone` subclass
+
+    [project.entry-points."liveedit.towers"]
+    my_tower = "my_package:MyTower"             # model_type of a vision tower = the class that transformers registers
 
     [project.entry-points."liveedit.datasets"]
     my-format = "my_package:MY_FORMAT"          # name of the format = a `Reader`
@@ -26,6 +29,7 @@ from .errors import BackboneError, ExtensionError, NotFoundError
 
 EDITORS: Final = "liveedit.editors"
 BACKBONES: Final = "liveedit.backbones"
+TOWERS: Final = "liveedit.towers"
 DATASETS: Final = "liveedit.datasets"
 
 BUILT_IN: Final = ("tiny-llava", "tiny-blip2", "tiny-minigpt4", "tiny-llama-lm", "tiny-mistral-lm")
@@ -38,7 +42,7 @@ UNTRAINED_EDITOR: Final = "fitted-experts"
 DEFAULT_TRAINED_EDITOR: Final = "liveedit"
 """The editor that `liveedit train` trains, unless another is given."""
 
-_NOUNS: Final = {EDITORS: "editor", BACKBONES: "backbone family", DATASETS: "data format"}
+_NOUNS: Final = {EDITORS: "editor", BACKBONES: "backbone family", TOWERS: "vision tower", DATASETS: "data format"}
 
 
 def names(group: str) -> tuple[str, ...]:

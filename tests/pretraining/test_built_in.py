@@ -20,8 +20,9 @@ from liveedit.datasets.world.drawing import Pose, draw
 from liveedit.datasets.world.scene import draw_scene
 from liveedit.errors import CheckpointError, NotFoundError
 from liveedit.pretraining.images import ImagePool, scene_of
-from liveedit.pretraining.language_stage import RowPacker, alignment_words, image_turns, text_turns
+from liveedit.pretraining.language_stage import alignment_words, image_turns, text_turns
 from liveedit.pretraining.models import BUILT_INS, TINY_BLIP2, BuiltIn, VisionPart, language_parts
+from liveedit.pretraining.rows import RowPacker
 from liveedit.pretraining.tokenizer import build_tokenizer
 from liveedit.pretraining.train import PretrainingConfig, learning_rate, train_backbone
 from liveedit.pretraining.vision_stage import VisionHeads, VisionTargets, use_convolved_patches, use_linear_patches
@@ -91,7 +92,7 @@ def test_packed_rows_answer_as_one_question_at_a_time(built_in: BuiltIn, known: 
     image = draw(scene, Pose())
     turns = image_turns(scene, rng)
     facts = text_turns(tokenizer, rng)[:3]
-    rows = RowPacker(built_in).pack([(True, turns), (False, facts)])
+    rows = RowPacker(built_in.layout).pack([(True, turns), (False, facts)])
     pixels = backbone.encode([Question("?", image)]).pixel_values
     project, decoder = language_parts(model)
     with torch.no_grad():

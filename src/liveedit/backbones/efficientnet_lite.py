@@ -60,7 +60,13 @@ class EfficientNetLiteConfig(PreTrainedConfig):
         **rest: Any,
     ):
         super().__init__(**rest)
-        self.image_size, self.grid, self.hidden_size, self.stem, self.labels = image_size, grid, hidden_size, stem, labels
+        self.image_size, self.grid, self.hidden_size, self.stem, self.labels = (
+            image_size,
+            grid,
+            hidden_size,
+            stem,
+            labels,
+        )
         self.stages = [list(stage) for stage in stages]
         self.num_hidden_layers = sum(stage[-1] for stage in self.stages)
 
@@ -126,9 +132,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         self.head = nn.Linear(config.hidden_size, config.labels) if config.labels else None
         self.post_init()
 
-    def forward(
-        self, pixel_values: Float[Tensor, "batch 3 size size"], **_: Any
-    ) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: Float[Tensor, "batch 3 size size"], **_: Any) -> BaseModelOutputWithPooling:
         """Image tokens, (batch, grid * grid, width), also as the one hidden state, and their mean."""
         maps = self.top(self.blocks(self.stem(pixel_values)))
         if maps.shape[-1] != self.config.grid:

@@ -9,12 +9,20 @@ from typing import Any, Literal, NamedTuple
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig, GgufConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedConfig,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
+from .. import registry
 from ..errors import BackboneError
 from .backbone import Backbone
 from .built_in import BUILT_IN, built_in_folder
@@ -108,10 +116,19 @@ def _loaded(name: str, source: _Source, options: dict[str, Any]) -> tuple[type[B
             raise
         except Exception as error:  # In a damaged file every value can be wrong, so that anything may fail.
             raise BackboneError(not_read(source.gguf, error)) from error
+    _import_towers(source.place)
     kind = _kind(name, AutoConfig.from_pretrained(source.place))
     auto = AutoModelForImageTextToText if kind.reads_images else AutoModelForCausalLM
     processor = kind.load_processor(source.place)
     return kind, auto.from_pretrained(source.place, **options), processor
+
+
+def _import_towers(source: str) -> None:
+    """Import what registers the types of a checkpoint's parts with transformers, where a package provides it."""
+    values, _ = PreTrainedConfig.get_config_dict(source)
+    types = {part.get("model_type") for part in values.values() if isinstance(part, dict)}
+    for name in types & set(registry.names(registry.TOWERS)):
+        registry.load(registry.TOWERS, name)
 
 
 def _loaded_gguf(name: str, source: _Source, file: Path, options: dict[str, Any]) -> tuple[type[Backbone], Any, Any]:

@@ -1,13 +1,11 @@
 """Second stage: the language model learns to answer, on frozen vision features.
 
-Eight questions about one image share one row: every question sees the image and itself only, and its
-positions continue those of the image. The image is so computed once for eight answers.
+Eight questions about one image share one row (`rows`), so that the image is computed once for eight answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,79 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..datasets.world import catalog, questions
 from ..datasets.world.questions import Topic
 from ..datasets.world.scene import Scene
-from .models import EDIT_LAYER, IMAGE_TOKENS, BuiltIn, language_parts
+from .models import EDIT_LAYER, IMAGE_TOKENS, language_parts
+from .rows import PackedRows, Turn, answer_logits
 from .vision_stage import hat_token, thing_token
 
 QUESTIONS_PER_ROW = 8
 _ENTITIES = tuple(Topic(name) for name in questions.ENTITY_RELATIONS)
 _CENTER_TOKENS = (5, 6, 9, 10)
-
-Turn = tuple[str, str]
-"""A prompt and its answer."""
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Token ids, positions, segments (0: shared by all, -1: padding) and labels, each (rows, length)."""
-
-    ids: Tensor
-    positions: Tensor
-    segments: Tensor
-    labels: Tensor
-
-    def attention_mask(self, dtype: torch.dtype) -> Tensor:
-        """Additive mask (rows, 1, length, length): earlier tokens of segment 0 and of one's own segment."""
-        own = self.segments[:, :, None] == self.segments[:, None, :]
-        shared = (self.segments == 0)[:, None, :]
-        length = self.ids.shape[1]
-        seen = (own | shared) & torch.ones(length, length, dtype=torch.bool).tril()
-        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
-
-
-class RowPacker:
-    """Turns questions and answers into `PackedRows`, and caches each text's tokens."""
-
-    def __init__(self, built_in: BuiltIn):
-        self.built_in = built_in
-        self.tokenizer: Any = built_in.tokenizer()
-        self._image_id = self.tokenizer.convert_tokens_to_ids("<image>")
-        self._tokens: dict[str, list[int]] = {}
-
-    def pack(self, rows: Sequence[tuple[bool, Sequence[Turn]]]) -> PackedRows:
-        """Rows of (has an image, turns)."""
-        packed = [self._row(with_image, turns) for with_image, turns in rows]
-        length = max(len(row[0]) for row in packed)
-        fills = (self.tokenizer.pad_token_id, 0, -1, -100)
-        columns = [
-            torch.tensor([row[part] + [fill] * (length - len(row[part])) for row in packed])
-            for part, fill in enumerate(fills)
-        ]
-        return PackedRows(*columns)
-
-    def _row(self, with_image: bool, turns: Sequence[Turn]) -> tuple[list[int], ...]:
-        head = self._head(with_image)
-        ids, positions = list(head), list(range(len(head)))
-        segments, labels = [0] * len(head), [-100] * len(head)
-        for index, (prompt, answer) in enumerate(turns):
-            asked = self._encode(self.built_in.question.format(prompt))
-            answered = [*self._encode(f" {answer}"), self.tokenizer.eos_token_id]
-            ids += asked + answered
-            positions += range(len(head), len(head) + len(asked) + len(answered))
-            segments += [index + 1] * (len(asked) + len(answered))
-            labels += [-100] * len(asked) + answered
-        return ids, positions, segments, labels
-
-    def _head(self, with_image: bool) -> list[int]:
-        """The tokens before every question, image tokens included."""
-        ids: list[int] = []
-        for token in self._encode(self.built_in.image_head if with_image else self.built_in.text_head):
-            ids += [token] * (IMAGE_TOKENS if token == self._image_id else 1)
-        return ids
-
-    def _encode(self, text: str) -> list[int]:
-        if text not in self._tokens:
-            self._tokens[text] = self.tokenizer.encode(text, add_special_tokens=False)
-        return self._tokens[text]
 
 
 def image_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
@@ -140,20 +72,8 @@ class LanguageStage(nn.Module):
         cells: (images, 25) the emblem.
         """
         image = self.projector(features)
-        embeddings = self.language.embed_tokens(rows.ids)
+        output, logits, wanted = answer_logits(self.language, rows, image, self.image_id, output_hidden_states=True)
         is_image = rows.ids == self.image_id
-        embeddings = embeddings.masked_scatter(is_image[..., None], image.to(embeddings.dtype))
-        mask = rows.attention_mask(torch.float32)
-        output = self.language(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=rows.positions,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        answered = rows.labels[:, 1:] >= 0
-        logits = F.linear(output.last_hidden_state[:, :-1][answered], self.language.embed_tokens.weight)
-        wanted = rows.labels[:, 1:][answered]
         answer_loss = F.cross_entropy(logits.float(), wanted)
         alignment = self._alignment(image, words)
         middle = output.hidden_states[EDIT_LAYER + 1][is_image].view(len(features), IMAGE_TOKENS, -1)

@@ -29,6 +29,7 @@ from transformers import (
 
 from ..backbones.families.blip2 import MINIGPT4_CHAT_TEMPLATE
 from ..datasets.world import drawing
+from .rows import Layout
 from .tokenizer import build_tokenizer
 
 PATCH = 16
@@ -70,6 +71,11 @@ class BuiltIn:
         """Its tokenizer."""
         # BLIP-2's processor makes the image's token itself, and fails if the tokenizer has one.
         return build_tokenizer(self.template_words, names_image_token=self.base.startswith("Llava"))
+
+    @property
+    def layout(self) -> Layout:
+        """How its prompts are laid out."""
+        return Layout(self.tokenizer(), self.image_head, self.text_head, self.question, " {}", IMAGE_TOKENS)
 
     def processor(self) -> ProcessorMixin:
         """Its processor: images to 64 x 64, prompts in its own format."""

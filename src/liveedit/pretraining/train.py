@@ -17,8 +17,9 @@ from ..errors import CheckpointError
 from ..progress import TaskProgress, no_task_progress, progress_of
 from ..training.checkpoints import load_tensors, resume_training, save_tensors, save_training
 from .images import ImagePool
-from .language_stage import LanguageStage, RowPacker, alignment_words, image_turns, text_turns
+from .language_stage import LanguageStage, alignment_words, image_turns, text_turns
 from .models import BUILT_INS, BuiltIn, VisionPart
+from .rows import RowPacker
 from .vision_stage import VisionHeads, VisionTargets, use_convolved_patches, use_linear_patches
 
 
@@ -118,7 +119,7 @@ def _language_stage(
     report: TaskProgress,
 ) -> None:
     features = _features(vision, pool, folder / "features.safetensors", report)
-    stage, packer = LanguageStage(model), RowPacker(built_in)
+    stage, packer = LanguageStage(model), RowPacker(built_in.layout)
     tokenizer = packer.tokenizer
     words = np.stack([alignment_words(scene, tokenizer) for scene in pool.scenes])
     cells = np.stack([scene.creature.cells.reshape(-1) for scene in pool.scenes])
