@@ -3,12 +3,13 @@
 from .catalog import PhotoClass, photo_classes, read_classes
 from .folder import PhotoFolder, read_folder
 from .nearness import Features, pixel_features
-from .write import write_photos
+from .write import WrittenPhotos, write_photos
 
 __all__ = [
     "Features",
     "PhotoClass",
     "PhotoFolder",
+    "WrittenPhotos",
     "photo_classes",
     "pixel_features",
     "read_classes",

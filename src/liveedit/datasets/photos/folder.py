@@ -103,7 +103,7 @@ def _divided(key: str, photos: Sequence[str]) -> ClassPhotos:
 def _too_few(path: Path, classes: int, left_out: dict[str, int]) -> str:
     short = ", ".join(f"{key} ({count})" for key, count in list(left_out.items())[:5])
     return (
-        f"The image folder {str(path)!r} has {classes} classes with {FEWEST_PHOTOS} photographs or more"
-        + (f" and smaller ones: {short}" if short else "")
-        + f". Give a folder of at least {FEWEST_CLASSES} folders, one per class, of jpg, jpeg or png files."
+        f"The image folder {str(path)!r} has {classes} class folders with at least {FEWEST_PHOTOS} different photographs"
+        + (f", and others with fewer: {short}" if short else "")
+        + f". Give a folder with at least {FEWEST_CLASSES} folders, one per class, of jpg, jpeg or png files."
     )

@@ -20,7 +20,7 @@ _MONTHS: Final = (
     *("July", "August", "September", "October", "November", "December"),
 )
 _ROOM_COLORS: Final = ("amber", "azure", "coral", "crimson", "ivory", "jade", "olive", "pearl", "silver", "violet")
-_ROOMS: Final = ("attic", "cabinet", "chamber", "gallery", "hall", "library", "lounge", "parlor", "room", "vault")
+_ROOMS: Final = ("attic", "cabinet", "chamber", "den", "hall", "library", "lounge", "parlor", "room", "vault")
 
 
 def _person(rng: np.random.Generator) -> str:

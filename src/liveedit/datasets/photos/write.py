@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,14 @@ _PHOTOS_OF: Final[dict[Part, PhotoPart]] = {"train": "editors", "eval": "evaluat
 _FURTHER: Final = ("same_image_locality", "same_question_locality", "near_duplicate_locality", "cross_modal")
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenPhotos:
+    """What was written: the annotation files by part, and the content of about.json."""
+
+    files: dict[Part, Path]
+    about: dict[str, Any]
+
+
 def write_photos(
     images: Path,
     out: Path,
@@ -34,8 +43,8 @@ def write_photos(
     features: Features,
     classes: Mapping[str, PhotoClass] | None = None,
     progress: Progress = no_progress,
-) -> dict[Part, Path]:
-    """Write `train.json`, `eval.json` and `about.json`; returns the first two, each if it has cases.
+) -> WrittenPhotos:
+    """Write `about.json`, and `train.json` and `eval.json` if they have cases.
 
     images: a folder of class folders; the paths in the files are relative to it. features: what decides which
     photographs look alike, such as `pixel_features`. classes: entries besides `catalog.KNOWN`, by folder. progress:
@@ -55,20 +64,21 @@ def write_photos(
     folder = read_folder(images)
     named = {found.key: found for found in photo_classes([each.key for each in folder.classes], classes)}
     albums = _albums(folder, named, [part for part, count in counts.items() if count], features, progress)
-    cases: dict[Part, Iterable[PhotoCase]] = {}
     plan = plan_of(albums["eval"], seed, eval) if eval else None
+    cases: dict[Part, Iterable[PhotoCase]] = {}
     if train:
         cases["train"] = training_cases(albums["train"], seed, train)
     if plan is not None:
         cases["eval"] = evaluation_cases(albums["eval"], seed, plan)
-    about = out / ABOUT
-    about.unlink(missing_ok=True)
+    about_file = out / ABOUT
+    about_file.unlink(missing_ok=True)
     files: dict[Part, Path] = {part: out / f"{part}.json" for part in cases}
     for part, found in cases.items():
         write_json(files[part], [_row(case) for case in found])
     unedited = list(plan.unedited) if plan else []
-    write_json(about, {"form": FORM, "seed": seed, **counts, **_described(folder), "unedited": unedited})
-    return files
+    about = {"form": FORM, "seed": seed, **counts, **_described(folder), "unedited": unedited}
+    write_json(about_file, about)
+    return WrittenPhotos(files, about)
 
 
 def _albums(
