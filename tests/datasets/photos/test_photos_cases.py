@@ -15,6 +15,7 @@ from liveedit.datasets import read
 from liveedit.datasets.photos import WrittenPhotos, general, questions, read_folder
 from liveedit.datasets.photos.catalog import KNOWN, photo_classes
 from liveedit.datasets.photos.wordings import CARRIERS, PHRASES, Wording
+from liveedit.evaluation.protocol import probes_of
 from liveedit.samples import GENERALITY, LOCALITY, EditCase, Probe, Question, edited_scopes
 
 CLASSES = {found.key: found for found in photo_classes(COLORS)}
@@ -193,6 +194,11 @@ def test_nothing_that_must_stay_is_in_the_scope_of_an_edit(evaluation: Cases) ->
             assert probe.question.scope not in scopes
             if probe.question.subject in renamed:
                 assert probe.question.relation not in ("choice", "yes_no", "group", "use", "home")
+
+
+def test_the_bench_leaves_no_probe_out(evaluation: Cases) -> None:
+    _, left_out, _ = probes_of(evaluation)
+    assert left_out == {}
 
 
 def test_a_quarter_of_the_classes_is_never_edited(evaluation: Cases, unedited: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -77,3 +78,10 @@ def test_folders_without_two_classes_are_refused(make_folder: FolderMaker, tmp_p
         read_folder(tmp_path / "images" / "ant")
     with pytest.raises(InvalidInputError, match="does not exist"):
         read_folder(tmp_path / "absent")
+
+
+def test_names_that_are_not_text_are_refused(make_folder: FolderMaker) -> None:
+    root = make_folder(ant=6, cup=6)
+    os.rename(root / "ant" / "000.png", os.fsencode(root / "ant") + b"/\xff.png")
+    with pytest.raises(InvalidInputError, match="is not readable text. Rename"):
+        read_folder(root)

@@ -157,7 +157,8 @@ class _CaseMaker:
         prompt, answer = pick(general.TRAINING if self.part == "train" else general.HELD_OUT, self.rng)
         yield Probe("text_locality", Question(prompt), answer)
         yield self._modal_locality(edit)
-        kinds = [kind for kind in _asked_of(edit.shown) if self._stays(edit.shown, kind, edit)]
+        offered = (*_asked_about(edit.shown), *questions.IMAGE_KINDS)
+        kinds = [kind for kind in offered if self._stays(edit.shown, kind, edit)]
         yield self._asked("same_image_locality", edit.shown, pick(kinds, self.rng), str(question.image))
         elsewhere = self._elsewhere(edit, named)
         near = self._near_class(edit.shown, elsewhere)
@@ -168,9 +169,10 @@ class _CaseMaker:
         yield self._same_question("near_duplicate_locality", near, photo, question)
 
     def _modal_locality(self, edit: PlannedEdit) -> Probe:
-        """Another question about another class: any kind that stays, half of the time about the photograph itself."""
-        other = pick(self.others[edit.shown.key], self.rng)
-        offered = questions.IMAGE_KINDS if self.rng.random() < 0.5 else _asked_of(other)
+        """Another question about another class: half of the time about the photograph itself, and of any class then."""
+        about_image = self.rng.random() < 0.5
+        other = pick(self.others[edit.shown.key] if about_image else self._unedited(edit.shown), self.rng)
+        offered = questions.IMAGE_KINDS if about_image else _asked_about(other)
         kinds = [kind for kind in offered if kind != edit.kind and self._stays(other, kind, edit)]
         photo = pick(self.album.photos[other.key], self.rng)
         return self._asked("modal_locality", other, pick(kinds, self.rng), photo)
@@ -184,10 +186,15 @@ class _CaseMaker:
         edited = self.edited or {edit.scope}
         return (shown.key, kind) not in edited and not (kind in questions.TRUE_KINDS and (shown.key, "name") in edited)
 
-    def _elsewhere(self, edit: PlannedEdit, named: str) -> list[PhotoClass]:
+    def _unedited(self, shown: PhotoClass) -> tuple[PhotoClass, ...]:
+        """The classes that are never edited; in training, all but the edited one."""
+        if self.plan is None:
+            return self.others[shown.key]
+        return tuple(self.album.classes[key] for key in self.plan.unedited)
+
+    def _elsewhere(self, edit: PlannedEdit, named: str) -> Sequence[PhotoClass]:
         """Classes to which the edit's question may be put: not edited, and with another answer than the edit's."""
-        keys = self.plan.unedited if self.plan else [other.key for other in self.others[edit.shown.key]]
-        found = [self.album.classes[key] for key in keys]
+        found = self._unedited(edit.shown)
         return [other for other in found if questions.answer(other, edit.kind) != named] or found
 
     def _near_class(self, shown: PhotoClass, elsewhere: Sequence[PhotoClass]) -> PhotoClass:
@@ -224,6 +231,6 @@ class _CaseMaker:
         return questions.ask_by_name(edit.hop, edit.new_class, self._wording(), self.rng)
 
 
-def _asked_of(shown: PhotoClass) -> tuple[str, ...]:
-    """Every kind of question about a class and its photographs."""
-    return (*questions.kinds_of(shown), "choice", "yes_no", *questions.IMAGE_KINDS)
+def _asked_about(shown: PhotoClass) -> tuple[str, ...]:
+    """Every kind of question about a class, apart from those about its photographs."""
+    return (*questions.kinds_of(shown), "choice", "yes_no")
