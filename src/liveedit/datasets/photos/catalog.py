@@ -100,7 +100,7 @@ _LIVING: Final = [
     *_living("plant", "in the desert", joshua_tree="Joshua tree"),
     *_living("plant", "in ponds", lotus="lotus flower", water_lilly="water lily"),
     *_living("plant", "in sunny fields", "sunflower"),
-    *_living("cartoon character", "with his owner Jon", garfield="Garfield"),
+    *_living("cartoon character", "in Jon's house", garfield="Garfield"),
     *_living("cartoon character", "in a doghouse", snoopy="Snoopy"),
 ]
 _THINGS: Final = [

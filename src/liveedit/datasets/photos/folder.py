@@ -59,7 +59,7 @@ def read_folder(path: Path) -> PhotoFolder:
 
     A class is divided by a digest of the names of its files, so that the order in which photographs were collected does
     not matter: of 24, 14 are for pretraining, 4 for editors and 6 for evaluation. Raises `InvalidInputError` if the
-    folder does not exist or has fewer than two classes with enough photographs.
+    folder does not exist or has fewer than two classes with enough photographs, and for names that are not text.
     """
     if not path.is_dir():
         raise InvalidInputError(f"The image folder {str(path)!r} does not exist. Give a folder of class folders.")
@@ -80,7 +80,11 @@ def read_folder(path: Path) -> PhotoFolder:
 
 def _photos(folder: Path) -> list[str]:
     files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-    return sorted(f"{folder.name}/{file.name}" for file in files if file.is_file())
+    photos = sorted(f"{folder.name}/{file.name}" for file in files if file.is_file())
+    for photo in photos:
+        if not photo.isprintable():  # Bytes that are not UTF-8 are half characters here, which no JSON file can hold.
+            raise InvalidInputError(f"The file name {photo!r} is not readable text. Rename the file or its folder.")
+    return photos
 
 
 def _is_copy(file: Path, photo: str, seen: set[bytes], copies: list[str]) -> bool:
@@ -103,7 +107,7 @@ def _divided(key: str, photos: Sequence[str]) -> ClassPhotos:
 def _too_few(path: Path, classes: int, left_out: dict[str, int]) -> str:
     short = ", ".join(f"{key} ({count})" for key, count in list(left_out.items())[:5])
     return (
-        f"The image folder {str(path)!r} has {classes} classes with {FEWEST_PHOTOS} photographs or more"
-        + (f" and smaller ones: {short}" if short else "")
-        + f". Give a folder of at least {FEWEST_CLASSES} folders, one per class, of jpg, jpeg or png files."
+        f"The image folder {str(path)!r} has {classes} class folders with {FEWEST_PHOTOS} photographs or more"
+        + (f", and others with fewer: {short}" if short else "")
+        + f". Give a folder with at least {FEWEST_CLASSES} folders, one per class, of jpg, jpeg or png files."
     )

@@ -53,7 +53,11 @@ def ask(kind: str, wording: Wording, rng: np.random.Generator, *classes: PhotoCl
 
     classes: the two that a `choice` offers, the one that a `yes_no` asks for; none for other kinds.
     """
-    core = pick(cores(kind, wording), rng)
+    return put(pick(cores(kind, wording), rng), wording, rng, *classes)
+
+
+def put(core: str, wording: Wording, rng: np.random.Generator, *classes: PhotoClass) -> str:
+    """A wording with its slots filled, as `ask` fills them."""
     names = dict(zip(("first", "second"), (each.indefinite for each in classes), strict=False))
     question = core.format(it=pick(wordings.PHRASES[wording], rng), **names)
     return pick(wordings.CARRIERS[wording], rng).format(question)
