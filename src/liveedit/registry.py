@@ -1,4 +1,4 @@
-"""Extensions by name: editors, backbone families, vision towers and dataset readers, found by the entry points of packages.
+"""Extensions by name: editors, backbone families, vision towers and dataset readers, found by entry points.
 
 The built-in ones are registered in this project's `pyproject.toml`, those of other packages in theirs, in the same way:
 
@@ -34,6 +34,9 @@ DATASETS: Final = "liveedit.datasets"
 
 BUILT_IN: Final = ("tiny-llava", "tiny-blip2", "tiny-minigpt4", "tiny-llama-lm", "tiny-mistral-lm")
 """Built-in backbones: the first comes with this package, the others with the distribution `liveedit-models`."""
+
+MADE_HERE: Final = ("smol-llava",)
+"""Backbones that `liveedit train-smol-llava` makes on this machine, and keeps in the cache folder."""
 
 DEFAULT_EDITOR: Final = "liveedit-refine"
 """The editor of `EditedModel` and of the commands, for a backbone that it was trained for."""
@@ -76,13 +79,13 @@ def load(group: str, name: str) -> Any:
 
 def near_backbones(name: str) -> str:
     """A question that names the built-in backbones nearest to a wrong name, or ""."""
-    close = get_close_matches(name.rsplit("/", 1)[-1].lower(), BUILT_IN, n=2, cutoff=0.6)
+    close = get_close_matches(name.rsplit("/", 1)[-1].lower(), BUILT_IN + MADE_HERE, n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def check_backbone_name(name: str) -> None:
     """Reject a name that is no folder and no name of a hub, but nearly that of a built-in backbone. Imports nothing."""
-    if name in BUILT_IN or "/" in name or Path(name).exists():
+    if name in BUILT_IN + MADE_HERE or "/" in name or Path(name).exists():
         return
     if close := near_backbones(name):
         raise BackboneError(f"There is no backbone {name!r}.{close}")

@@ -135,17 +135,14 @@ class EfficientNetLiteModel(PreTrainedModel):
     def forward(self, pixel_values: Float[Tensor, "batch 3 size size"], **_: Any) -> BaseModelOutputWithPooling:
         """Image tokens, (batch, grid * grid, width), also as the one hidden state, and their mean."""
         maps = self.top(self.blocks(self.stem(pixel_values)))
-        if maps.shape[-1] != self.config.grid:
-            pooled = F.adaptive_avg_pool2d(maps, self.config.grid)
-        else:
-            pooled = maps
+        pooled = maps if maps.shape[-1] == self.config.grid else F.adaptive_avg_pool2d(maps, self.config.grid)
         tokens: Any = pooled.flatten(2).transpose(1, 2)
         return BaseModelOutputWithPooling(tokens, maps.mean((2, 3)), (tokens,))  # pyright: ignore[reportArgumentType]
 
     def class_scores(self, pixel_values: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch labels"]:
         """Scores of ImageNet's classes. Raises `BackboneError` if the model has no head."""
         if self.head is None:
-            raise BackboneError("This tower has no classes: make it with labels=1000, or with pretrained_tower(1000).")
+            raise BackboneError("This tower has no head. Make it with pretrained_tower(labels=1000).")
         return self.head(self(pixel_values).pooler_output)
 
 

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 from .. import registry
 from ..errors import BackboneError
 from .backbone import Backbone
-from .built_in import BUILT_IN, built_in_folder
+from .built_in import BUILT_IN, MADE_HERE, built_in_folder
 from .families import backbone_class
 from .families.text_only import TextBackbone
 from .gguf import as_dequantised, check_complete, check_gguf, gguf_file, not_read, parsed_once
@@ -85,7 +85,7 @@ def load_backbone(
 
 def _located(name: str, quantization: Quantization | None) -> _Source:
     """Where the model of this name is. Raises `BackboneError` if it is nowhere."""
-    if name in BUILT_IN:
+    if name in BUILT_IN + MADE_HERE:
         return _Source(str(built_in_folder(name)))
     file = gguf_file(name)
     if file is not None:

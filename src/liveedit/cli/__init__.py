@@ -14,7 +14,20 @@ import typer
 
 from .. import __version__
 from ..errors import LiveEditError
-from . import calibrating, conversion, data, doctor, editing, edits, measuring, paper, pretraining, serving, training
+from . import (
+    calibrating,
+    conversion,
+    data,
+    doctor,
+    editing,
+    edits,
+    measuring,
+    paper,
+    photo_model,
+    pretraining,
+    serving,
+    training,
+)
 from .arguments import spread_values
 from .console import InterruptedRunError, complain, quiet
 
@@ -30,6 +43,7 @@ edits.register(app)
 data.register(app)
 doctor.register(app)
 pretraining.register(app)
+photo_model.register(app)
 calibrating.register(app)
 training.register(app)
 measuring.register(app)

@@ -54,7 +54,9 @@ class Pretrained(Protocol):
         ...
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
+    """A question of a card, with its right answer."""
+
     relation: str
     wording: Wording
     question: Question
@@ -65,15 +67,15 @@ def measure_backbone(
     backbone: Backbone, images: int = 400, batch: int = 128, progress: Progress = no_progress
 ) -> Accuracy:
     """Ask every topic of new images of known creatures, and every text-only fact, in each group of wordings."""
-    return _measure(backbone, [*_image_questions(images), *_text_questions()], batch, progress)
+    return accuracy_of(backbone, [*_image_questions(images), *_text_questions()], batch, progress)
 
 
 def measure_language_model(backbone: Backbone, batch: int = 256, progress: Progress = no_progress) -> Accuracy:
     """Ask for every fact of every known subject, in each group of wordings."""
-    return _measure(backbone, _fact_questions(), batch, progress)
+    return accuracy_of(backbone, _fact_questions(), batch, progress)
 
 
-def _measure(backbone: Backbone, asked: Sequence[_Asked], batch: int, progress: Progress) -> Accuracy:
+def accuracy_of(backbone: Backbone, asked: Sequence[Asked], batch: int, progress: Progress) -> Accuracy:
     """Exact match of free generation."""
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for start in range(0, len(asked), batch):
@@ -90,16 +92,21 @@ def _measure(backbone: Backbone, asked: Sequence[_Asked], batch: int, progress: 
 
 def write_card(built_in: Pretrained, accuracy: Accuracy, facts: dict[str, object], folder: Path) -> None:
     """Write the card of a backbone that is pretrained on the drawn world."""
-    _write(_CARD, built_in, accuracy, facts, folder)
+    write_files(_CARD, built_in, accuracy, facts, folder)
 
 
 def write_language_card(built_in: Pretrained, accuracy: Accuracy, facts: dict[str, object], folder: Path) -> None:
     """Write the card of a language model that is pretrained on made-up facts."""
-    _write(_LANGUAGE_CARD, built_in, accuracy, facts, folder)
+    write_files(_LANGUAGE_CARD, built_in, accuracy, facts, folder)
 
 
-def _write(template: str, built_in: Pretrained, accuracy: Accuracy, facts: dict[str, object], folder: Path) -> None:
-    """`model_card.json` for programs and `README.md` for people, beside the weights."""
+def write_files(
+    template: str, built_in: Pretrained, accuracy: Accuracy, facts: dict[str, object], folder: Path
+) -> None:
+    """Write `model_card.json` for programs and `README.md` for people, beside the weights.
+
+    template: of the latter, with the fields name, base, summary, table and notes.
+    """
     write_json(folder / "model_card.json", {"accuracy": accuracy, **facts}, indent=2)
     header = "| question type | " + " | ".join(_WORDINGS.values()) + " |\n|---|" + "---|" * len(_WORDINGS)
     rows = [
@@ -146,7 +153,7 @@ Exact match of free generation in percent, over every fact that it was taught:
 # -- what is asked -----------------------------------------------------------------------------------------
 
 
-def _image_questions(images: int) -> list[_Asked]:
+def _image_questions(images: int) -> list[Asked]:
     known, asked = catalog.known_creatures(), []
     for index in range(images):
         rng = np.random.default_rng([CARD_SEED, index])
@@ -155,25 +162,25 @@ def _image_questions(images: int) -> list[_Asked]:
         for topic in questions.topics(shown):
             for wording in _WORDINGS:
                 question = Question(questions.ask(topic, wording, rng), image)
-                asked.append(_Asked(topic.relation, wording, question, questions.answer(shown, topic)))
+                asked.append(Asked(topic.relation, wording, question, questions.answer(shown, topic)))
     return asked
 
 
-def _text_questions() -> list[_Asked]:
+def _text_questions() -> list[Asked]:
     rng, asked = np.random.default_rng(CARD_SEED), []
     for country in catalog.countries():
         for relation in questions.TEXT_RELATIONS:
             for wording in _WORDINGS:
                 prompt, answer = questions.ask_country(country, relation, wording, rng)
-                asked.append(_Asked(relation, wording, Question(prompt), answer))
+                asked.append(Asked(relation, wording, Question(prompt), answer))
     return asked
 
 
-def _fact_questions() -> list[_Asked]:
+def _fact_questions() -> list[Asked]:
     rng = np.random.default_rng(LANGUAGE_CARD_SEED)
     facts = [(subject, relation) for subject in people.known_subjects() for relation in subject.relations]
     return [
-        _Asked(
+        Asked(
             relation,
             wording,
             Question(facts_asked.ask(subject.name, relation, wording, rng)),

@@ -101,9 +101,10 @@ class RowPacker:
 def answer_logits(
     language: Any, rows: PackedRows, image: Tensor, image_id: int, **options: Any
 ) -> tuple[Any, Tensor, Tensor]:
-    """The decoder's output for packed rows; logits where answers are predicted, (answer tokens, vocabulary); the tokens.
+    """The decoder's output for packed rows, the logits where answers are predicted, and the tokens of the answers.
 
-    image: (images, image tokens, width), in the order of the rows that have an image.
+    Logits are (answer tokens, vocabulary). image: (images, image tokens, width), in the order of the rows that have
+    one.
     """
     embeddings = language.embed_tokens(rows.ids)
     embeddings = embeddings.masked_scatter((rows.ids == image_id)[..., None], image.to(embeddings.dtype))

@@ -28,14 +28,14 @@ _PLACE: Final = "PLACE"
 
 
 @dataclass(frozen=True)
-class Parts:
+class PhotoModelParts:
     """A tower, and a language model of its own folder or file, which may answer before the whole is trained."""
 
     tower: EfficientNetLiteModel
     language: TextBackbone
 
     @classmethod
-    def pretrained(cls, language: str | Path | None = None) -> Parts:
+    def pretrained(cls, language: str | Path | None = None) -> PhotoModelParts:
         """EfficientNet-Lite0, and SmolLM2-135M-Instruct or the language model of a folder or GGUF file.
 
         Raises `NotFoundError` or `BackboneError` if a package with weights is missing, or if the language model reads
@@ -48,8 +48,14 @@ class Parts:
         """The language model's chat format, with the image before the question."""
         text = self.language.prompt_text(Question(_PLACE))
         head, tail = text.split(_PLACE)
+        start = self.language.tokenizer.bos_token
+        if start and not text.startswith(start) and self.language.tokenize([text]) != self._tokens([text]):
+            head = start + head  # Added by the tokenizer where the format has none.
         gap = "" if tail[-1:].isspace() else " "
         return Layout(self.tokenizer(), head + IMAGE_MARKER, head, "{}" + tail, gap + "{}", self.tower.config.grid**2)
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        return self.language.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def tokenizer(self) -> Any:
         """The language model's tokenizer with a token for images."""
@@ -74,7 +80,9 @@ class Parts:
         torch.manual_seed(seed)
         tokenizer = self.tokenizer()
         source: Any = self.language.model
-        source.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        rows = source.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            source.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         config = LlavaConfig(
             vision_config=self.tower.config,
             text_config=source.config,

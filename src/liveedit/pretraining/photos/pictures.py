@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...backbones.efficientnet_lite import EfficientNetLiteModel, image_processor
-from ...datasets.photos.folder import PhotoFolder
+from ...datasets.photos.folder import PhotoFolder, PhotoPart
 from ...errors import CheckpointError
 from ...images import open_image
 from ...progress import TaskProgress
@@ -26,7 +26,7 @@ _SMALLEST_CROP: Final = 0.7
 
 @dataclass(frozen=True)
 class Pictures:
-    """Photographs for pretraining. places: for each, its class as an index into the folder's classes, and its path.
+    """Photographs of one part. places: for each, its class as an index into the folder's classes, and its path.
 
     features: (views, photographs, image tokens, width) in half precision; view 0 is the photograph as it is.
     """
@@ -51,17 +51,23 @@ class Pictures:
 
 
 def read_pictures(
-    folder: PhotoFolder, tower: EfficientNetLiteModel, views: int, out: Path, seed: int, report: TaskProgress
+    folder: PhotoFolder,
+    tower: EfficientNetLiteModel,
+    out: Path,
+    report: TaskProgress,
+    part: PhotoPart = "pretraining",
+    views: int = 1,
+    seed: int = 0,
 ) -> Pictures:
-    """Run all photographs for pretraining through the tower, view by view; finished views in `out` are kept.
+    """Run all photographs of a part through the tower, view by view; finished views in `out` are kept.
 
     Raises `CheckpointError` if a kept view is of other photographs.
     """
-    places = tuple((number, photo) for number, found in enumerate(folder.classes) for photo in found.pretraining)
+    places = tuple((number, photo) for number, found in enumerate(folder.classes) for photo in found.part(part))
     photos = [photo for _, photo in places]
     found = []
     for view in range(views):
-        file = out / f"view-{view}.safetensors"
+        file = out / f"{part}-{view}.safetensors"
         if not file.exists():
             features = _features(folder.path, photos, tower, view, seed, report)
             save_tensors(file, {"features": features}, {"photos": photos, "seed": seed})

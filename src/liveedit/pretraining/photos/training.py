@@ -1,4 +1,4 @@
-"""`liveedit train-backbone smol-llava`: connector first, then connector and adapters. Resumable at every step."""
+"""`liveedit train-smol-llava`: connector first, then connector and adapters. Resumable at every step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...progress import TaskProgress, no_task_progress
 from ..adapters import Adapters
 from ..rows import RowPacker, Turn, answer_logits
 from ..train import PretrainingRun, optimize
-from .parts import Parts
+from .parts import PhotoModelParts
 from .pictures import Pictures, read_pictures
 from .turns import looks_of, own_answers, photo_turns
 
@@ -55,7 +55,7 @@ class PhotoTrainingConfig(PretrainingRun):
 def train_photo_model(
     out: Path,
     photos: PhotoFolder,
-    parts: Parts,
+    parts: PhotoModelParts,
     config: PhotoTrainingConfig,
     classes: Sequence[PhotoClass] | None = None,
     report: TaskProgress = no_task_progress,
@@ -67,7 +67,7 @@ def train_photo_model(
     out.mkdir(parents=True, exist_ok=True)
     known = tuple(classes or photo_classes(found.key for found in photos.classes))
     texts = own_answers(parts.language, out, report)
-    pictures = read_pictures(photos, parts.tower, config.views, out, config.seed, report)
+    pictures = read_pictures(photos, parts.tower, out, report, views=config.views, seed=config.seed)
     looks = looks_of(photos.path, [photo for _, photo in pictures.places], out, report)
     model: Any = parts.build(config.seed)
     lessons = _Lessons(model, parts, pictures, known, looks, texts, config)
@@ -83,7 +83,9 @@ def train_photo_model(
     _save(parts, connector, adapters, config, out / "model")
 
 
-def _save(parts: Parts, connector: nn.Module, adapters: Adapters, config: PhotoTrainingConfig, folder: Path) -> None:
+def _save(
+    parts: PhotoModelParts, connector: nn.Module, adapters: Adapters, config: PhotoTrainingConfig, folder: Path
+) -> None:
     """Write the whole, adapters merged, as an ordinary checkpoint in float16."""
     adapters.remove()
     whole: Any = parts.build(config.seed)
@@ -99,7 +101,7 @@ class _Lessons:
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
-        parts: Parts,
+        parts: PhotoModelParts,
         pictures: Pictures,
         classes: Sequence[PhotoClass],
         looks: dict[str, dict[str, str]],

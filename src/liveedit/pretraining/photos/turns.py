@@ -20,7 +20,7 @@ from ...progress import TaskProgress
 from ...samples import Question
 from ..rows import Turn
 
-_LONGEST: Final = 48
+LONGEST_TEXT: Final = 48
 """Longest answer to a text, in tokens: a longer one is left out, because its end is not known."""
 _BATCH: Final = 24
 _HARD: Final = 0.5
@@ -91,13 +91,15 @@ def own_answers(language: Backbone, out: Path, report: TaskProgress) -> list[Tur
 
 
 def answers_to(backbone: Backbone, prompts: Sequence[str], report: TaskProgress) -> list[Turn]:
-    """Prompts with the answers that end within `_LONGEST` tokens."""
+    """Prompts with the answers that end within `LONGEST_TEXT` tokens."""
     found: list[Turn] = []
     for start in range(0, len(prompts), _BATCH):
         part = prompts[start : start + _BATCH]
-        answers = backbone.generate(backbone.encode([Question(prompt) for prompt in part], padding="left"), _LONGEST)
+        answers = backbone.generate(
+            backbone.encode([Question(prompt) for prompt in part], padding="left"), LONGEST_TEXT
+        )
         for prompt, answer in zip(part, answers, strict=True):
-            if answer and len(backbone.tokenize([answer])[0]) < _LONGEST - 1:
+            if answer and len(backbone.tokenize([answer])[0]) < LONGEST_TEXT - 1:
                 found.append((prompt, answer))
         report("answers to texts", min(start + _BATCH, len(prompts)), len(prompts))
     return found
