@@ -79,7 +79,7 @@ def test_about_describes_the_files(written: WrittenPhotos, images: Path) -> None
     assert about["photographs"] == {"pretraining": 108, "editors": 36, "evaluation": 48}
     names = sorted(file.relative_to(images).as_posix() for file in images.rglob("*.png"))
     assert about["names_sha256"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
-    assert (about["left_out"], about["copies"]) == ({}, [])
+    assert (about["left_out"], about["copies"], about["features"]) == ({}, [], "pixel_features")
 
 
 def test_classes_are_named_as_given(images: Path, tmp_path: Path) -> None:

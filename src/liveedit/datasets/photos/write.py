@@ -50,8 +50,9 @@ def write_photos(
     photographs look alike, such as `pixel_features`. classes: entries besides `catalog.KNOWN`, by folder. progress:
     photographs whose features are computed, and their total.
 
-    about.json has the seed, the counts, the division of the folder with a digest of its file names, and the classes
-    that evaluation never edits. It is written last, so that a folder with it is complete.
+    about.json has the seed, the counts, the division of the folder with a digest of its file names, the name of the
+    function `features`, and the classes that evaluation never edits. It is written last, so that a folder with it is
+    complete.
 
     Raises `InvalidInputError` for negative counts, a folder without class folders, and more cases of evaluation than
     the classes allow; `ImageError` if a photograph cannot be opened.
@@ -76,7 +77,8 @@ def write_photos(
     for part, found in cases.items():
         write_json(files[part], [_row(case) for case in found])
     unedited = list(plan.unedited) if plan else []
-    about = {"form": FORM, "seed": seed, **counts, **_described(folder), "unedited": unedited}
+    by = getattr(features, "__name__", type(features).__name__)
+    about = {"form": FORM, "seed": seed, **counts, **_described(folder), "features": by, "unedited": unedited}
     write_json(about_file, about)
     return WrittenPhotos(files, about)
 
