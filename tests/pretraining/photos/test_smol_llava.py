@@ -23,7 +23,7 @@ from liveedit.images import open_image
 from liveedit.pretraining.photos import card, turns
 from liveedit.pretraining.photos import parts as parts_module
 from liveedit.pretraining.photos.parts import PhotoModelParts, language_model
-from liveedit.pretraining.photos.pictures import read_pictures, view_of
+from liveedit.pretraining.photos.tower_features import compute_tower_features, view_of
 from liveedit.pretraining.photos.training import PhotoTrainingConfig, train_photo_model
 from liveedit.pretraining.rows import RowPacker
 from liveedit.samples import Question
@@ -183,15 +183,15 @@ def test_views_are_parts_of_the_photograph(photos: PhotoFolder, parts: PhotoMode
     assert view_of(image, 0, np.random.default_rng(0)) is image
     sizes = {view_of(image, view, np.random.default_rng(seed)).size for view in (1, 2) for seed in range(20)}
     assert all(0.7 * 24 - 1 <= side <= 24 for size in sizes for side in size) and len(sizes) > 3
-    found = read_pictures(photos, parts.tower, tmp_path, lambda *ignored: None, views=2)
+    found = compute_tower_features(photos, parts.tower, tmp_path, lambda *ignored: None, views=2)
     assert not torch.equal(found.features[0], found.features[1])
 
 
 def test_pictures_of_other_photographs_are_refused(photos: PhotoFolder, parts: PhotoModelParts, tmp_path: Path) -> None:
-    read_pictures(photos, parts.tower, tmp_path, lambda *ignored: None)
+    compute_tower_features(photos, parts.tower, tmp_path, lambda *ignored: None)
     fewer = replace(photos, classes=photos.classes[1:])
     with pytest.raises(CheckpointError, match="other photographs"):
-        read_pictures(fewer, parts.tower, tmp_path, lambda *ignored: None)
+        compute_tower_features(fewer, parts.tower, tmp_path, lambda *ignored: None)
 
 
 # -- the card --------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_the_bound_of_the_tower_is_that_of_the_nearest_class(
     photos: PhotoFolder, parts: PhotoModelParts, tmp_path: Path
 ) -> None:
     seen, held_out = (
-        read_pictures(photos, parts.tower, tmp_path, lambda *ignored: None, part)
+        compute_tower_features(photos, parts.tower, tmp_path, lambda *ignored: None, part)
         for part in ("pretraining", "evaluation")
     )
     assert card.tower_bound(seen, seen) >= card.tower_bound(seen, held_out) > 100 / len(photos.classes)

@@ -19,8 +19,8 @@ from ...editors.shared.neutral_questions import HARD_QUESTIONS
 from ...progress import TaskProgress, no_task_progress, progress_of
 from ...samples import Question
 from ..cards import Accuracy, Asked, accuracy_of, write_files
-from .pictures import Pictures
-from .turns import LONGEST_TEXT, answers_to, questions_of
+from .tower_features import TowerFeatures
+from .turns import LONGEST_TEXT, answers_to, is_known
 
 CARD_SEED: Final = 990_003
 """Seed of the wordings of the card. No training uses it."""
@@ -48,7 +48,7 @@ def _asked(photos: PhotoFolder, classes: Sequence[PhotoClass], most: int | None)
             rng, image = np.random.default_rng([CARD_SEED, number, place]), photos.path / photo
             for wording in GROUPS:
                 for kind in (*questions.TRUE_KINDS, *questions.IMAGE_KINDS):
-                    if questions_of(shown, kind):
+                    if is_known(shown, kind):
                         yield _question(kind, shown, others, wording, image, rng)
 
 
@@ -91,18 +91,18 @@ def text_agreement(model: Backbone, language: Backbone, report: TaskProgress = n
     return {"texts": len(own)} | {name: round(100 * share, 2) for name, share in shares.items()}
 
 
-def tower_bound(pictures: Pictures, held_out: Pictures) -> float:
+def tower_bound(known: TowerFeatures, held_out: TowerFeatures) -> float:
     """Share of held-out photographs, in %, whose class is the nearest by the means of what the tower sees.
 
-    What a connector can name at most, roughly: it has nothing but this.
+    About what a connector can name at most: it has nothing but this.
     """
-    seen, asked = (each.features[0].float().mean(1) for each in (pictures, held_out))
-    mean, deviation = seen.mean(0), seen.std(0).clamp(min=1e-6)
-    seen, asked = (F.normalize((features - mean) / deviation, dim=-1) for features in (seen, asked))
-    classes = range(len(pictures.folder.classes))
-    centers = F.normalize(torch.stack([seen[pictures.of_class(number)].mean(0) for number in classes]), dim=-1)
+    means, asked = (each.features[0].float().mean(1) for each in (known, held_out))
+    mean, deviation = means.mean(0), means.std(0).clamp(min=1e-6)
+    means, asked = (F.normalize((features - mean) / deviation, dim=-1) for features in (means, asked))
+    of_class = [means[known.of_class(number)].mean(0) for number in range(len(known.folder.classes))]
+    nearest = (asked @ F.normalize(torch.stack(of_class), dim=-1).T).argmax(-1)
     wanted = torch.tensor([number for number, _ in held_out.places])
-    return round(100 * float(((asked @ centers.T).argmax(-1) == wanted).float().mean()), 2)
+    return round(100 * float((nearest == wanted).float().mean()), 2)
 
 
 def write_photo_card(accuracy: Accuracy, facts: dict[str, object], folder: Path) -> None:

@@ -20,7 +20,7 @@ from ..adapters import Adapters
 from ..rows import RowPacker, Turn, answer_logits
 from ..train import PretrainingRun, optimize
 from .parts import PhotoModelParts
-from .pictures import Pictures, read_pictures
+from .tower_features import TowerFeatures, compute_tower_features
 from .turns import looks_of, own_answers, photo_turns
 
 _ADAPTED: Final = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
@@ -67,18 +67,18 @@ def train_photo_model(
     out.mkdir(parents=True, exist_ok=True)
     known = tuple(classes or photo_classes(found.key for found in photos.classes))
     texts = own_answers(parts.language, out, report)
-    pictures = read_pictures(photos, parts.tower, out, report, views=config.views, seed=config.seed)
-    looks = looks_of(photos.path, [photo for _, photo in pictures.places], out, report)
+    seen = compute_tower_features(photos, parts.tower, out, report, views=config.views, seed=config.seed)
+    looks = looks_of(photos.path, [photo for _, photo in seen.places], out, report)
     model: Any = parts.build(config.seed)
-    lessons = _Lessons(model, parts, pictures, known, looks, texts, config)
+    losses = _StepLosses(model, parts, seen, known, looks, texts, config)
     connector = model.model.multi_modal_projector
-    optimize(connector, lessons.words, out / "words.safetensors", config.word_steps, config.word_rate, config, report)
+    optimize(connector, losses.words, out / "words.safetensors", config.word_steps, config.word_rate, config, report)
     file = out / "connector.safetensors"
-    optimize(connector, lessons.answers, file, config.connector_steps, config.connector_rate, config, report)
+    optimize(connector, losses.answers, file, config.connector_steps, config.connector_rate, config, report)
     adapters = Adapters(model.model.language_model, _ADAPTED, config.rank, config.seed)
     both = nn.ModuleDict({"connector": connector, "adapters": adapters})
     optimize(
-        both, lessons.answers, out / "adapters.safetensors", config.adapter_steps, config.adapter_rate, config, report
+        both, losses.answers, out / "adapters.safetensors", config.adapter_steps, config.adapter_rate, config, report
     )
     _save(parts, connector, adapters, config, out / "model")
 
@@ -95,14 +95,14 @@ def _save(
     whole.half().save_pretrained(folder)
 
 
-class _Lessons:
+class _StepLosses:
     """The losses of a step: they depend on the weights and the number of the step alone."""
 
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
         parts: PhotoModelParts,
-        pictures: Pictures,
+        seen: TowerFeatures,
         classes: Sequence[PhotoClass],
         looks: dict[str, dict[str, str]],
         texts: Sequence[Turn],
@@ -113,16 +113,16 @@ class _Lessons:
         self.language = whole.model.language_model.requires_grad_(False).bfloat16()
         self.image_id = model.config.image_token_id
         self.packer = RowPacker(parts.layout)
-        self.pictures, self.classes, self.looks, self.texts = pictures, classes, looks, texts
+        self.seen, self.classes, self.looks, self.texts = seen, classes, looks, texts
         self.config = config
-        self._similar = pictures.nearest(_SIMILAR)
+        self._similar = seen.nearest(_SIMILAR)
         self._words = torch.stack([self._word(shown.name) for shown in classes])
 
     def words(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """How far the image tokens of photographs are from the embedding of their class's name: a quick start."""
         rng = np.random.default_rng([self.config.seed, 5, step])
         chosen, features = self._chosen(4 * self.config.photos, step, rng)
-        wanted = self._words[[self.pictures.places[index][0] for index in chosen]][:, None]
+        wanted = self._words[[self.seen.places[index][0] for index in chosen]][:, None]
         image = self.connector(features)
         loss = (image - wanted).square().mean() / self._words.square().mean()
         return loss, {"cosine": F.cosine_similarity(image, wanted, dim=-1).mean().item()}
@@ -144,14 +144,14 @@ class _Lessons:
 
     def _chosen(self, count: int, step: int, rng: np.random.Generator) -> tuple[list[int], Tensor]:
         """Random photographs, each in a random view, with a little noise on what the tower sees."""
-        chosen = rng.integers(len(self.pictures.places), size=count)
+        chosen = rng.integers(len(self.seen.places), size=count)
         views = rng.integers(self.config.views, size=count)
-        features = self.pictures.features[torch.from_numpy(views), torch.from_numpy(chosen)].float()
+        features = self.seen.features[torch.from_numpy(views), torch.from_numpy(chosen)].float()
         noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(step))
         return chosen.tolist(), features + 0.05 * features.std() * noise
 
     def _turns(self, index: int, rng: np.random.Generator) -> list[Turn]:
-        number, photo = self.pictures.places[index]
+        number, photo = self.seen.places[index]
         others = [shown for place, shown in enumerate(self.classes) if place != number]
         similar = [self.classes[place] for place in self._similar[number]]
         return photo_turns(self.classes[number], similar, others, self.looks[photo], self.config.questions, rng)

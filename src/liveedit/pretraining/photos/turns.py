@@ -38,17 +38,18 @@ def photo_turns(
     count: int,
     rng: np.random.Generator,
 ) -> list[Turn]:
-    """`count` questions about one photograph, of different kinds first.
+    """`count` questions about one photograph, of different kinds first. One asks for what nobody knows.
 
     similar, others: classes that questions may name besides. looked: answers to questions about the photograph itself.
     """
-    kinds = [kind for kind in questions.TRUE_KINDS if questions_of(shown, kind)]
-    kinds = [*rng.permutation([*kinds, pick(tuple(questions.IMAGE_KINDS), rng)])]
+    kinds = [kind for kind in questions.TRUE_KINDS if is_known(shown, kind)]
+    kinds += [pick(group, rng) for group in (questions.IMAGE_KINDS, questions.INVENTED_KINDS)]
+    kinds = [*rng.permutation(kinds)]
     kinds = [*kinds, "name", "yes_no", "choice", "name"][:count]
     return [_turn(str(kind), shown, similar, others, looked, rng) for kind in kinds]
 
 
-def questions_of(shown: PhotoClass, kind: str) -> bool:
+def is_known(shown: PhotoClass, kind: str) -> bool:
     """Whether the true answer to a kind is known."""
     return kind not in questions.FACT_KINDS or getattr(shown, kind) is not None
 

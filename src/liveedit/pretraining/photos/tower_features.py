@@ -25,7 +25,7 @@ _SMALLEST_CROP: Final = 0.7
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TowerFeatures:
     """Photographs of one part. places: for each, its class as an index into the folder's classes, and its path.
 
     features: (views, photographs, image tokens, width) in half precision; view 0 is the photograph as it is.
@@ -50,7 +50,7 @@ class Pictures:
         return similar.topk(min(count, len(means) - 1)).indices.tolist()
 
 
-def read_pictures(
+def compute_tower_features(
     folder: PhotoFolder,
     tower: EfficientNetLiteModel,
     out: Path,
@@ -58,7 +58,7 @@ def read_pictures(
     part: PhotoPart = "pretraining",
     views: int = 1,
     seed: int = 0,
-) -> Pictures:
+) -> TowerFeatures:
     """Run all photographs of a part through the tower, view by view; finished views in `out` are kept.
 
     Raises `CheckpointError` if a kept view is of other photographs.
@@ -77,7 +77,7 @@ def read_pictures(
                 f"{file} holds other photographs than those of {folder.path}. Remove it or give another folder."
             )
         found.append(tensors["features"])
-    return Pictures(folder, places, torch.stack(found))
+    return TowerFeatures(folder, places, torch.stack(found))
 
 
 @torch.no_grad()

@@ -97,12 +97,13 @@ def _card(
     """Measure the model and write the card beside it."""
     from ..backbones import load_backbone
     from ..pretraining.photos import card
-    from ..pretraining.photos.pictures import read_pictures
+    from ..pretraining.photos.tower_features import compute_tower_features
 
     backbone = load_backbone(folder / "model")
     accuracy = card.measure_photo_model(backbone, photos, classes, most, progress.report)
     seen, held_out = (
-        read_pictures(photos, parts.tower, folder, progress.report, part) for part in ("pretraining", "evaluation")
+        compute_tower_features(photos, parts.tower, folder, progress.report, part)
+        for part in ("pretraining", "evaluation")
     )
     facts: dict[str, object] = {
         "parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
