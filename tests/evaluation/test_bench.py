@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,20 @@ def test_rows_are_measured_once_and_again_where_anything_differs(
     other = Provenance("abc", False, "b" * 64, "e" * 64)
     bench_of(random_backbone, cases, tmp_path, other, edits=(2,), max_new_tokens=3).run([("none", make)])
     assert groups() == [2, 2, 2]
+
+
+def test_the_length_limit_follows_the_longest_answer(
+    random_backbone: Backbone, eval_cases: tuple[EditCase, ...], tmp_path: Path
+) -> None:
+    """So that no right answer is cut off and counted as broken."""
+    short = bench_of(random_backbone, eval_cases[:2], tmp_path, edits=(2,), max_new_tokens=None)
+    assert short.config.max_new_tokens == short.unedited.max_new_tokens == 16
+    passage = "red and green and blue " * 8
+    longest = replace(eval_cases[1], edit=replace(eval_cases[1].edit, answer=passage))
+    long = bench_of(random_backbone, [eval_cases[0], longest], tmp_path, edits=(2,), max_new_tokens=None)
+    assert long.config.max_new_tokens == 2 + len(random_backbone.tokenize([passage])[0]) > 40
+    (row,) = long.run([("none", make)])
+    assert row["provenance"]["config"]["max_new_tokens"] == long.config.max_new_tokens
 
 
 def test_more_edits_than_cases_are_refused(

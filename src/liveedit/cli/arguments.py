@@ -60,6 +60,12 @@ BackboneName = Annotated[
     ),
 ]
 
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens", min=1, help="Length limit of free answers, in tokens (as the data's longest answer needs)."
+    ),
+]
 EditorName = Annotated[
     str | None,
     typer.Option(

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import BackboneName, Json, LoadOptions, loading, named_values, setting_value
+from .arguments import BackboneName, Json, LoadOptions, MaxNewTokens, loading, named_values, setting_value
 from .console import Progress, console, load_quietly, print_json, resumable
 from .paper_options import DistinctSubjects, with_options
 
@@ -61,7 +61,7 @@ class BenchArguments:
         typer.Option(min=1, help="For few edits: repeat on fresh models until this many cases are measured."),
     ] = 100
     batch: Annotated[int, typer.Option(min=1, help="Questions per forward pass.")] = 128
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of free answers, in tokens.")] = 16
+    max_new_tokens: MaxNewTokens = None
     mixed_precision: Annotated[
         bool, typer.Option("--mixed-precision", help="Ask with bfloat16 products and float32 sums.")
     ] = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 from rich.text import Text
 
-from .arguments import LoadOptions, loading, named_values, setting_value
+from .arguments import LoadOptions, MaxNewTokens, loading, named_values, setting_value
 from .console import Progress, console, note, print_json, resumable
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ class RunOptions:
         str | None, typer.Option(help="Execute the runs on a Ray cluster: local (this machine), auto, or its address.")
     ] = None
     batch: Annotated[int, typer.Option("--batch", min=1, help="Questions per forward pass.")] = 128
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Length limit of free answers, in tokens.")
-    ] = 16
+    max_new_tokens: MaxNewTokens = None
     load: LoadOptions = None
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False
 

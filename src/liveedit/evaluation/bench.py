@@ -22,7 +22,7 @@ from ..files import write_json, written_atomically
 from ..progress import Counter, TaskProgress, no_task_progress, progress_of
 from ..samples import EditCase
 from .perplexity import PassageScores
-from .protocol import Measurement, UneditedAnswers, cost, measure, probes_of, summarize_measurements
+from .protocol import Measurement, UneditedAnswers, answer_limit, cost, measure, probes_of, summarize_measurements
 from .recurring import recurring_edits
 
 Row = dict[str, Any]
@@ -43,7 +43,11 @@ class BenchConfig(BaseModel):
         description="For small T: groups of T edits, each on a fresh model, until this many cases are measured.",
     )
     batch: int = Field(default=128, ge=1, description="Questions per forward pass.")
-    max_new_tokens: int = Field(default=16, ge=1, description="Longest free answer, in tokens.")
+    max_new_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Length limit of free answers, in tokens. None: as many as the longest answer of the data needs.",
+    )
     mixed_precision: bool = Field(
         default=False, description="Ask with bfloat16 products and float32 sums; edits are made in full precision."
     )
@@ -102,11 +106,13 @@ class Bench:
                 f"{max(config.edits)} edits were requested and the data holds {len(cases)}. "
                 "Request fewer, or give more data."
             )
+        limit = config.max_new_tokens or answer_limit(backbone, cases)
+        config = config.model_copy(update={"max_new_tokens": limit})
         self.backbone, self.cases, self.config, self.folder = backbone, tuple(cases), config, folder
         self.provenance, self.report = provenance, report
         self._unedited_folder = unedited or folder / "unedited"
         folder.mkdir(parents=True, exist_ok=True)
-        self.unedited = UneditedAnswers(backbone, config.max_new_tokens, config.batch, self._unedited_file())
+        self.unedited = UneditedAnswers(backbone, limit, config.batch, self._unedited_file())
 
     def run(self, editors: Sequence[tuple[str, Callable[[Backbone], Editor]]]) -> list[Row]:
         """All rows, editor by editor, seed by seed."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from ..editors.base import Editor, EditRecord
 from ..samples import GENERALITY, LOCALITY, EditCase, Probe, ProbeName, edited_scopes
 from .probing import Tokens, ask_freely, choose_along, token_accuracy
 from .scoring import ProbeScore, summarize, summarize_by_answer_type
+
+_FEWEST_NEW_TOKENS: Final = 16
+"""Length limit of free answers where all answers of the data are short."""
 
 MEASURED: tuple[ProbeName, ...] = (*GENERALITY, *LOCALITY, "portability")
 
@@ -70,6 +73,12 @@ class UneditedAnswer:
 
     text: str
     forced: Tokens | None = None
+
+
+def answer_limit(backbone: Backbone, cases: Sequence[EditCase]) -> int:
+    """How long free answers may be, in tokens, so that the longest edit of these cases can be said."""
+    answers = list(dict.fromkeys(case.edit.answer for case in cases))
+    return max([_FEWEST_NEW_TOKENS, *(2 + len(tokens) for tokens in backbone.tokenize(answers))])
 
 
 class UneditedAnswers:

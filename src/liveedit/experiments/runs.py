@@ -48,7 +48,7 @@ class BenchOptions:
     cases: int
     few_edits_cases: int = 100
     batch: int = 128
-    max_new_tokens: int = 16
+    max_new_tokens: int | None = None
     mixed_precision: bool = False
     load: tuple[tuple[str, Any], ...] = ()
     passages: bool = False

@@ -18,7 +18,14 @@ from ...editors.lemoe import Lemoe, LemoeConfig
 from ...editors.lemoe.planning import plan_batches
 from ...evaluation.bench import backbone_name, make_provenance
 from ...evaluation.lines import COMPLETE
-from ...evaluation.protocol import Measurement, UneditedAnswers, measure, probes_of, summarize_measurements
+from ...evaluation.protocol import (
+    Measurement,
+    UneditedAnswers,
+    answer_limit,
+    measure,
+    probes_of,
+    summarize_measurements,
+)
 from ...evaluation.scoring import REPORTED
 from ...files import write_json, written_atomically
 from ...progress import TaskProgress
@@ -73,10 +80,11 @@ class LemoeRun:
         found = opened_data(self.data, self.options.cases, self.options.distinct_subjects)
         backbone = loaded_backbone(self.backbone, self.options.load)
         provenance = make_provenance(backbone.digest(), found.files, found.selection)
+        limit = self.options.max_new_tokens or answer_limit(backbone, found.cases)
         with Lemoe(backbone, LemoeConfig.model_validate({**dict(self.settings), "order": "given"})) as editor:
             config = {
                 **{"editor": editor.configuration(), "edits": self.edits, "seed": self.seed},
-                **{"shuffled": self.shuffled, "order": self.order, "max_new_tokens": self.options.max_new_tokens},
+                **{"shuffled": self.shuffled, "order": self.order, "max_new_tokens": limit},
             }
             origin = {**vars(provenance), "config": json.loads(json.dumps(config))}
             file = self._file(config)
@@ -88,16 +96,16 @@ class LemoeRun:
             order = np.random.default_rng([self.seed, 77]).permutation(len(found.cases))  # The same as in the bench.
             cases = _without_edited_locality([found.cases[index] for index in order[: self.edits]])
             common = {**named, "status": COMPLETE, "provenance": origin, "label": self.label, "order": self.order}
-            rows = [{**common, **row} for row in self._measure(backbone, editor, cases, file, report)]
+            rows = [{**common, **row} for row in self._measure(backbone, editor, cases, limit, file, report)]
             write_json(file, rows)
             return Done(tuple(rows), kept=False)
 
     def _measure(
-        self, backbone: Backbone, editor: Lemoe, cases: Sequence[EditCase], file: Path, report: TaskProgress
+        self, backbone: Backbone, editor: Lemoe, cases: Sequence[EditCase], limit: int, file: Path, report: TaskProgress
     ) -> list[dict[str, Any]]:
         anchors = editor.anchors_of_edits([case.edit for case in cases]).cpu()
         ordered = [cases[place] for place in self._order(anchors, editor.config.batch_edits)]
-        unedited = UneditedAnswers(backbone, self.options.max_new_tokens, self.options.batch)
+        unedited = UneditedAnswers(backbone, limit, self.options.batch)
         unedited.ask(probes_of(ordered)[0])
         by_id = {case.id: case for case in ordered}
         immediate: list[Measurement] = []

@@ -74,7 +74,7 @@ def tables(
     general = options or BenchOptions(cases=max(found.edits))
     changed = checked_settings(settings)
     names = tuple(editors) or tuple(name for name in LEMOE_RIVALS if name in editor_names())
-    longest = max(general.max_new_tokens, PASSAGE_TOKENS)
+    longest = max(general.max_new_tokens or 0, PASSAGE_TOKENS)
     of_passages = replace(general, passages=True, max_new_tokens=longest, distinct_subjects=False)
     cells = [(edits, source, general) for edits in sorted(set(found.edits)) for source in found.data]
     cells += [(found.passage_edits, source, of_passages) for source in found.passages]
