@@ -127,8 +127,9 @@ def _import_towers(source: str) -> None:
     """Import what registers the types of a checkpoint's parts with transformers, where a package provides it."""
     values, _ = PreTrainedConfig.get_config_dict(source)
     types = {part.get("model_type") for part in values.values() if isinstance(part, dict)}
-    for name in types & set(registry.names(registry.TOWERS)):
-        registry.load(registry.TOWERS, name)
+    for name in registry.names(registry.TOWERS):
+        if name in types:
+            registry.load(registry.TOWERS, name)
 
 
 def _loaded_gguf(name: str, source: _Source, file: Path, options: dict[str, Any]) -> tuple[type[Backbone], Any, Any]:
