@@ -85,8 +85,7 @@ def measured(editor: ExpertEditor[Any], question: Question, answer: str) -> dict
     """One edit, made, asked and undone."""
     asking = Answering(editor.backbone, editor)
     tokens = asking.tokens_for(answer) + 4
-    questions = [question, *(Question(form.format(question.prompt), question.image) for form in OTHER_WORDINGS)]
-    unedited = [found.text for found in asking.ask(questions, tokens)]
+    reworded = [Question(form.format(question.prompt), question.image) for form in OTHER_WORDINGS]
     encoded = editor.backbone.encode([question], [answer])
     with torch.no_grad():
         editor.backbone.logits(encoded)
@@ -99,14 +98,17 @@ def measured(editor: ExpertEditor[Any], question: Question, answer: str) -> dict
     editor.add("long", expert)
     try:
         started = time.perf_counter()
-        own = asking.ask(questions[:1], tokens)[0].text
+        own = asking.ask([question], tokens)[0].text
         answering = time.perf_counter() - started
-        others = [found.text for found in asking.ask(questions[1:], tokens)]
+        others = [found.text for found in asking.ask(reworded, tokens)]
     finally:
         editor.undo("long")
-    kinds = [
-        "whole" if same_answer(text, answer) else "unedited" if same_answer(text, before) else "broken"
-        for text, before in zip(others, unedited[1:], strict=True)
+    changed = [(asked, text) for asked, text in zip(reworded, others, strict=True) if not same_answer(text, answer)]
+    unedited = asking.ask([asked for asked, _ in changed], tokens) if changed else []
+    kinds = ["whole"] * (len(others) - len(changed))
+    kinds += [
+        "unedited" if same_answer(text, before.text) else "broken"
+        for (_, text), before in zip(changed, unedited, strict=True)
     ]
     return {
         "exact": own.strip() == answer.strip(),
