@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from liveedit.backbones import Backbone
 from liveedit.editors.base import Editor
+from liveedit.editors.lemoe import Lemoe
 from liveedit.editors.none import NoEditor
 from liveedit.errors import ConfigError
+from liveedit.evaluation import kept_edits
 from liveedit.evaluation.bench import Bench, BenchConfig, Provenance, backbone_name
-from liveedit.samples import Edit, EditCase
+from liveedit.evaluation.kept_edits import KeptEdits
+from liveedit.samples import Edit, EditCase, Question
 
 PROVENANCE = Provenance("abc", False, "b" * 64, "d" * 64)
 
@@ -100,6 +105,84 @@ def test_rows_are_measured_once_and_again_where_anything_differs(
     other = Provenance("abc", False, "b" * 64, "e" * 64)
     bench_of(random_backbone, cases, tmp_path, other, edits=(2,), max_new_tokens=3).run([("none", make)])
     assert groups() == [2, 2, 2]
+
+
+class Remembering(NoEditor):
+    """Makes no difference, remembers its edits, and is interrupted before the edit number `stop_at`."""
+
+    stop_at = 0
+
+    def __init__(self, backbone: Backbone):
+        super().__init__(backbone)
+        self.active: list[str] = []
+        self.made: list[str] = []
+
+    def reset(self) -> None:
+        self.active = []
+
+    def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
+        if len(self.made) + 1 == self.stop_at:
+            raise KeyboardInterrupt
+        self.active.append(edit_id)
+        self.made.append(edit_id)
+        return {"refine_steps": len(self.active)}
+
+    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {"count": torch.tensor(len(self.active))}, {"ids": self.active}
+
+    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        assert int(tensors["count"]) == len(note["ids"])
+        self.active = list(note["ids"])
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_interrupted_run_goes_on_behind_the_last_saved_edit(
+    random_backbone: Backbone,
+    eval_cases: tuple[EditCase, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: bool,
+) -> None:
+    """With other settings its edits are not those of this run: it starts again."""
+    monkeypatch.setattr(kept_edits, "_SECONDS", 0.0)
+    monkeypatch.setattr(kept_edits, "_MOST_SHARE", 1e9)
+    cases, editors = eval_cases[:5], [Remembering(random_backbone) for _ in range(3)]
+    editors[0].stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        bench_of(random_backbone, cases, tmp_path, edits=(5,)).run([("none", lambda backbone: editors[0])])
+    assert len(editors[0].made) == 3
+    now = replace(PROVENANCE, backbone_digest="e" * 64) if changed else PROVENANCE
+    bench = bench_of(random_backbone, cases, tmp_path, now, edits=(5,))
+    (row,) = bench.run([("none", lambda backbone: editors[1])])
+    assert len(editors[1].made) == (5 if changed else 2)
+    (whole,) = bench_of(random_backbone, cases, tmp_path / "whole", edits=(5,)).run([("none", lambda _: editors[2])])
+    for value in (row, whole):  # Times, and the provenance that was changed.
+        for name in [name for name in value if name in ("milliseconds_per_edit", "seconds", "provenance")]:
+            del value[name]
+    assert row == whole and row["refine_steps"]["mean"] == 3
+    assert not list(tmp_path.rglob("*.edits.safetensors"))
+
+
+def test_edits_in_groups_are_made_in_one_call(tmp_path: Path) -> None:
+    given: list[int] = []
+
+    class Grouped:
+        edits_in_groups = True
+
+        def edit(self, edits: Sequence[Any], progress: Any) -> list[Any]:
+            given.append(len(edits))
+            return []
+
+    KeptEdits(tmp_path / "kept", {}).make(Grouped(), [("a", None), ("b", None)])  # type: ignore[arg-type, list-item]
+    assert given == [2] and Lemoe.edits_in_groups and not (tmp_path / "kept").exists()
+
+
+def test_damaged_kept_edits_are_made_again(random_backbone: Backbone, tmp_path: Path) -> None:
+    file = tmp_path / "kept.safetensors"
+    file.write_bytes(b"not tensors")
+    editor = Remembering(random_backbone)
+    edits = [(name, Edit(Question("?"), "red")) for name in "abc"]
+    assert [record.edit_id for record in KeptEdits(file, {}).make(editor, edits)] == list("abc") == editor.made
 
 
 def test_the_length_limit_follows_the_longest_answer(

@@ -55,6 +55,9 @@ class Editor(ABC):
     settings_class: ClassVar[type[BaseModel] | None] = None
     """Its configuration, if that is chosen when the editor is created and not when it is trained."""
 
+    edits_in_groups: ClassVar[bool] = False
+    """Whether edits that are given together are made together, so that several calls of `edit` give other edits."""
+
     answer_confidence: float = 0.0
     """If edits fired for an answer and one of its tokens has less probability than this, the unedited model answers
     instead. 0: never."""

@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from ..files import write_json, written_atomically
 from ..progress import Counter, TaskProgress, no_task_progress, progress_of
 from ..samples import EditCase
+from .kept_edits import KeptEdits
 from .perplexity import PassageScores
 from .protocol import Measurement, UneditedAnswers, answer_limit, cost, measure, probes_of, summarize_measurements
 from .recurring import recurring_edits
@@ -160,10 +161,12 @@ class Bench:
         count_asked = Counter(asking, 2 * sum(len(probes_of(group)[0]) for group in groups))
         count_edited = Counter(progress_of(self.report, f"editing: {label}"), sum(map(len, groups)))
         answers = self._file(name, edits, seed, ".answers.jsonl")
+        kept = KeptEdits(self._file(name, edits, seed, ".edits.safetensors"), self._origin(settings))
         with written_atomically(answers) as temporary, temporary.open("w", encoding="utf-8") as raw:
             for group in groups:
                 editor.reset()
-                records += editor.edit([(case.id, case.edit) for case in group], lambda done, total: count_edited(1))
+                made = kept.make(editor, [(case.id, case.edit) for case in group], lambda done, total: count_edited(1))
+                records += made
                 with self._precision():
                     measurements.append(measure(self.backbone, editor, group, self.unedited, count_asked, raw))
                 if passages is not None:
@@ -181,9 +184,10 @@ class Bench:
             "seconds": round(time.monotonic() - started, 3),
             **({} if passages is None else passages.summary()),
             "status": "complete",
-            "provenance": {**vars(self.provenance), "config": self._settings(settings)},
+            "provenance": self._origin(settings),
         }
         write_json(self._file(name, edits, seed, ".json"), row)
+        kept.remove()
         return row
 
     def _ask_unedited(self, groups: Sequence[Sequence[EditCase]], label: str) -> None:
@@ -197,6 +201,10 @@ class Bench:
         return torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self.config.mixed_precision)
 
     # -- rows on disk ------------------------------------------------------------------------------------
+
+    def _origin(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The code, backbone, data and settings of a row."""
+        return {**vars(self.provenance), "config": self._settings(settings)}
 
     def _settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings that a row's figures depend on."""

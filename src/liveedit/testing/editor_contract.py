@@ -197,6 +197,19 @@ class EditorContract:
             again.reset()
             assert model_bits(backbone, edits) == untouched
 
+    def test_editing_goes_on_after_a_restore(self, editor: Editor, backbone: Backbone, edits: Edits) -> None:
+        """An interrupted run continues with the bits of one that was not, unless edits are made in groups."""
+        editor.edit(edits)
+        whole = model_bits(backbone, edits)
+        editor.reset()
+        editor.edit(edits[:1])
+        state = editor.edited_state()
+        editor.detach()
+        with self.make_editor(backbone) as again:
+            again.restore(*state)
+            again.edit(edits[1:])
+            assert again.edits_in_groups or model_bits(backbone, edits) == whole
+
     def test_no_edits_change_nothing(self, editor: Editor, edits: Edits) -> None:
         """And give no records."""
         before = model_bits(editor.backbone, edits)

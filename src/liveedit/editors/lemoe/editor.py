@@ -44,6 +44,7 @@ class Lemoe(Editor):
     name = "lemoe"
     summary = "an expert per batch of edits beside an FFN, found by key and value (LEMoE)"
     table_order = 70
+    edits_in_groups = True
     settings_class = LemoeConfig
 
     def __init__(self, backbone: Backbone, config: LemoeConfig | None = None, embedder: Embedder | None = None):
