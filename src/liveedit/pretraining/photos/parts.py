@@ -60,7 +60,7 @@ class PhotoModelParts:
     def tokenizer(self) -> Any:
         """The language model's tokenizer with a token for images."""
         tokenizer = self.language.tokenizer
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_MARKER]})
+        tokenizer.add_tokens([IMAGE_MARKER], special_tokens=True)
         return tokenizer
 
     def processor(self) -> LlavaProcessor:
