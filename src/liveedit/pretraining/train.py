@@ -83,8 +83,9 @@ def _take_vision(vision: VisionPart, source: Path) -> None:
     vision.load_state_dict(VisionPart(taken).state_dict())
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+def learning_rate(step: int, steps: int, peak: float) -> float:
     """Linear warm-up, then a cosine to 2 % of the peak."""
+    warmup = min(100, steps // 6)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
