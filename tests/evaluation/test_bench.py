@@ -136,7 +136,7 @@ class Remembering(NoEditor):
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_an_interrupted_run_goes_on_behind_the_last_saved_edit(
+def test_an_interrupted_run_resumes_from_the_last_saved_edit(
     random_backbone: Backbone,
     eval_cases: tuple[EditCase, ...],
     tmp_path: Path,

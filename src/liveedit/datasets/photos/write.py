@@ -18,7 +18,7 @@ from .folder import PhotoFolder, PhotoPart, read_folder
 from .nearness import Features, Nearness, compute_features
 from .new_answers import Part
 
-FORM: Final = 1
+FORM: Final = 2
 """Counted up whenever the same folder and seed give other cases than before."""
 ABOUT: Final = "about.json"
 

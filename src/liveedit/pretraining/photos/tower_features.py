@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...backbones.efficientnet_lite import EfficientNetLiteModel, image_processor
 from ...datasets.photos.folder import PhotoFolder, PhotoPart
+from ...datasets.photos.nearness import Nearness
 from ...errors import CheckpointError
 from ...images import open_image
 from ...progress import TaskProgress
@@ -40,14 +41,12 @@ class TowerFeatures:
         return [index for index, (found, _) in enumerate(self.places) if found == number]
 
     def nearest(self, count: int) -> list[list[int]]:
-        """For each class the `count` classes with the most similar photographs, by the means of their features."""
-        means = torch.stack(
-            [self.features[0, self.of_class(number)].float().mean((0, 1)) for number in range(len(self.folder.classes))]
-        )
-        means = torch.nn.functional.normalize(means - means.mean(0), dim=-1)
-        similar = means @ means.T
-        similar.fill_diagonal_(-2)
-        return similar.topk(min(count, len(means) - 1)).indices.tolist()
+        """For each class the `count` classes with the most similar photographs, as indices."""
+        keys = [found.key for found in self.folder.classes]
+        photos = {key: tuple(self.places[place][1] for place in self.of_class(n)) for n, key in enumerate(keys)}
+        means = self.features[0].float().mean(1).numpy()
+        nearness = Nearness(photos, {photo: mean for (_, photo), mean in zip(self.places, means, strict=True)})
+        return [[keys.index(other) for other in nearness.nearest_classes(key, keys)[:count]] for key in keys]
 
 
 def compute_tower_features(
