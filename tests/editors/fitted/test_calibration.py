@@ -110,7 +110,7 @@ def test_a_cache_that_cannot_be_written_to_costs_time_alone(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("LIVEEDIT_CACHE", str(tmp_path / "file"))
-    assert default_calibration(text_backbone, config).name == "built-in 2"
+    assert default_calibration(text_backbone, config).name == "built-in 3"
 
 
 @pytest.mark.parametrize("was_there", [False, True])
@@ -238,9 +238,9 @@ def test_own_images_have_a_name_of_their_own_and_the_built_in_ones_do_not(
         own = calibrate(tiny_llava, config, [picture(start + number) for number in range(16)])
         named.append(own.name)
         assert own.image is not None and calibration.image is not None
-        assert own.image.least_content != calibration.image.least_content
+        assert own.image.least_similarity != calibration.image.least_similarity
         assert torch.equal(own.text.content.mean, calibration.text.content.mean), "texts are the same"
-    assert calibration.name == "built-in 2" and len({*named, calibration.name}) == 3
+    assert calibration.name == "built-in 3" and len({*named, calibration.name}) == 3
 
 
 def test_it_reports_each_question_once(text_backbone: Backbone, config: FittedConfig) -> None:
@@ -255,7 +255,7 @@ def test_drawn_images_are_the_same_every_time_and_differ_from_each_other() -> No
 
 
 def test_more_false_firing_lowers_the_threshold_of_texts(text_backbone: Backbone) -> None:
-    found = [calibrate(text_backbone, config_of(false_firing=share)).text.least_content for share in (0.01, 0.2, 0.5)]
+    found = [calibrate(text_backbone, config_of(false_firing=share)).text.least_similarity for share in (0.01, 0.2, 0.5)]
     assert 1 > found[0] > found[1] > found[2]
 
 

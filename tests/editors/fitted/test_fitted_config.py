@@ -73,7 +73,7 @@ def test_values_that_mean_nothing_are_refused(setting: dict[str, Any]) -> None:
 
 def test_the_editor_reports_the_layers_that_were_chosen(editor: FittedExperts) -> None:
     found = editor.configuration()
-    assert (found["layer"], found["content_layer"], found["calibration"]) == (4, 1, "built-in 2")
+    assert (found["layer"], found["content_layer"], found["calibration"]) == (4, 1, "built-in 3")
     assert editor.config.layer is None
 
 

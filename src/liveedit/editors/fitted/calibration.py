@@ -24,12 +24,13 @@ from ..shared.neutral_questions import HARD_QUESTIONS, IMAGE_QUESTIONS, NEUTRAL_
 from .config import FittedConfig
 from .drawn_images import drawn_images
 from .reading import Template, TextLayer, last_of_prompt, mean_of_image
+from .text_similarity import main_tokens, token_similarity
 from .whitening import Whitening
 
 FILE: Final = "calibration.safetensors"
 DRAWN_IMAGES: Final = 96
 FEWEST_IMAGES: Final = 16
-_VERSION: Final = 2
+_VERSION: Final = 3
 """Changes with everything that a calibration is computed from."""
 _CALIBRATED: Final = ("layer", "content_layer", "false_firing", "image_matches")
 """Settings of `FittedConfig` that a calibration depends on."""
@@ -43,18 +44,21 @@ class Modality:
     """Statistics of questions with an image, or of questions without one.
 
     content: of image means, or of single tokens of a text. reading: of the last tokens of prompts.
-    least_content: similarity of contents from which two questions may be about the same thing.
+    least_similarity: from which two questions may be about the same thing; of the contents of images, or of the tokens
+    of texts.
     neutral: hidden states of last tokens of prompts.
     """
 
     content: Whitening
     reading: Whitening
-    least_content: float
+    least_similarity: float
     neutral: Float[Tensor, "readings width"]
 
     def to(self, device: torch.device) -> Modality:
         """The same on another device."""
-        return Modality(self.content.to(device), self.reading.to(device), self.least_content, self.neutral.to(device))
+        return Modality(
+            self.content.to(device), self.reading.to(device), self.least_similarity, self.neutral.to(device)
+        )
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,13 @@ class Calibration:
         for kind, found in (("text", self.text), ("image", self.image)):
             if found is None:
                 continue
-            thresholds[kind] = found.least_content
+            thresholds[kind] = found.least_similarity
             tensors[f"{kind}.neutral"] = found.neutral
             for part, whitening in (("content", found.content), ("reading", found.reading)):
                 tensors |= {f"{kind}.{part}.{name}": tensor for name, tensor in whitening.tensors.items()}
         note = {
             "made_for": _made_for(backbone, config),
-            "least_content": thresholds,
+            "least_similarity": thresholds,
             "template": [self.template.before, self.template.after],
             "name": self.name,
         }
@@ -120,7 +124,7 @@ class Calibration:
         # Copies lie where new tensors lie: how a matrix product rounds may depend on the address of its factors.
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         try:
-            kinds = {kind: _modality(tensors, kind, least) for kind, least in note["least_content"].items()}
+            kinds = {kind: _modality(tensors, kind, least) for kind, least in note["least_similarity"].items()}
             return cls(kinds["text"], kinds.get("image"), Template(*note["template"]), note["name"])
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} holds no whole calibration ({error!r}). Make it again.") from error
@@ -231,20 +235,22 @@ def _text_modality(reader: _Reader, questions: Sequence[Question], false_firing:
     return Modality(
         content,
         Whitening.of(reading),
-        _least_text_content(reader, content, false_firing),
+        _least_text_similarity(reader, content, false_firing),
         _spread(reading),
     )
 
 
-def _least_text_content(reader: _Reader, whitening: Whitening, false_firing: float) -> float:
+def _least_text_similarity(reader: _Reader, whitening: Whitening, false_firing: float) -> float:
     """The similarity that all but a share of the hard questions stay below, to all hard questions of the same relation
     about something else. The whitening was computed from other questions."""
     shape = len(HARD_QUESTIONS), len(HARD_QUESTIONS[0]), len(HARD_QUESTIONS[0][0])
     questions = [Question(wording) for relation in HARD_QUESTIONS for asked in relation for wording in asked]
-    contents = torch.stack([text_content(states, whitening) for states in reader.texts(questions)])
+    found = [main_tokens(whitening(states)) for states in reader.texts(questions)]
+    tokens, weights = (torch.stack(part).unflatten(0, shape) for part in zip(*found, strict=True))
     nearest = []
-    for relation in contents.unflatten(0, shape):
-        similar = torch.einsum("swd,txd->swtx", relation, relation)
+    for relation, weight in zip(tokens, weights, strict=True):
+        cosines = torch.einsum("swkd,txld->swtxkl", relation, relation)
+        similar = token_similarity(cosines, weight[:, :, None, None], weight)
         for subject in range(len(relation)):
             similar[subject, :, subject] = -1.0
         nearest.append(similar.flatten(2).amax(-1).flatten())
@@ -254,15 +260,6 @@ def _least_text_content(reader: _Reader, whitening: Whitening, false_firing: flo
 def _spread(readings: Tensor) -> Tensor:
     """Up to `_KEPT_READINGS` of the readings, spread evenly."""
     return readings[torch.linspace(0, len(readings) - 1, min(_KEPT_READINGS, len(readings))).long()]
-
-
-def text_content(states: Float[Tensor, "tokens width"], whitening: Whitening) -> Float[Tensor, " width"]:
-    """The content of a text: its whitened tokens, added up with the squares of their lengths as weights, of length 1.
-
-    Tokens of words that many questions have (what, is, of) are short, those of names are long.
-    """
-    whitened = whitening(states)
-    return F.normalize((whitened * whitened.square().sum(-1, keepdim=True)).sum(0), dim=-1)
 
 
 def _image_questions(images: Sequence[ImageSource]) -> list[Question]:

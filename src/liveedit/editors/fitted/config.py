@@ -38,7 +38,7 @@ class FittedConfig(FittingConfig):
     )
     rows: int = Field(default=3, ge=2, description="Wordings in one gradient step, the prompt among them.")
     false_firing: float = Field(
-        default=0.05,
+        default=0.01,
         gt=0,
         lt=1,
         description="Share of the calibration's hard questions, without an image, that would fire for an edit of the "

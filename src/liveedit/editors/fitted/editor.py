@@ -64,7 +64,8 @@ class FittedExperts(RoutedEditor):
         self.config = config or FittedConfig()
         layer = self.config.edit_layer(backbone)
         found = calibration or default_calibration(backbone, self.config, report_step)
-        self._similarities = StateSimilarities(found.to(backbone.layer_device(layer)), self.config)
+        found = found.to(backbone.layer_device(layer))
+        self._similarities = StateSimilarities(found, self.config, backbone.tokenizer.decode)
         self._text_layer = TextLayer(backbone, self.config.text_layer(backbone))
         self._attach(layer, FORM)
         self.combining = self.config.combining
@@ -104,8 +105,8 @@ class FittedExperts(RoutedEditor):
         file = made.save(folder, backbone, config)
         return {
             "calibration": str(file),
-            "text threshold": round(made.text.least_content, 4),
-            "image threshold": None if made.image is None else round(made.image.least_content, 4),
+            "text threshold": round(made.text.least_similarity, 4),
+            "image threshold": None if made.image is None else round(made.image.least_similarity, 4),
         }
 
     def configuration(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,15 +14,27 @@ from torch.nn import functional as F
 
 from ...backbones import HiddenTokens
 from ..shared.routing import QueryFeatures, Weighting
-from .calibration import Calibration, Modality, reading_margin, text_content
+from .calibration import Calibration, Modality, reading_margin
 from .config import FittedConfig
 from .reading import last_of_prompt, mean_of_image
+from .text_similarity import (
+    NUMBER_SLOTS,
+    TOKENS,
+    has_numbers_of,
+    main_tokens,
+    number_slots,
+    text_content,
+    token_similarity,
+)
 
 _SHARPNESS: Final = 50.0
 """A prompt similarity of 0.02 above its threshold is a weight of 0.73."""
 
 _READING_SHARE: Final = 0.5
 """Weight of the reading beside the content, where the nearest of several edits is taken."""
+
+_COMPARED: Final = 0.4
+"""Similarity of the contents of two texts from which their tokens are compared."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,38 @@ class _Routing:
     top_experts: int | None = None
 
 
+@dataclass(frozen=True)
+class _PromptFeature:
+    """The parts of a prompt feature, which is one vector.
+
+    rows: with an image, reading and content in the first two rows; of a text, its main tokens. weights: of the tokens.
+    numbers: those in a text. image: 1 with an image, 0 without.
+    """
+
+    rows: Float[Tensor, "*batch main width"]
+    weights: Float[Tensor, "*batch main"]
+    numbers: Float[Tensor, "*batch slots"]
+    image: Float[Tensor, "*batch"]
+
+    @staticmethod
+    def length(width: int) -> int:
+        """Length of the vector."""
+        return TOKENS * (width + 1) + NUMBER_SLOTS + 1
+
+    @property
+    def vector(self) -> Tensor:
+        """All parts, one after the other."""
+        return torch.cat([self.rows.flatten(-2), self.weights, self.numbers, self.image[..., None]], -1)
+
+    @classmethod
+    def of(cls, vector: Tensor) -> _PromptFeature:
+        """The parts of a vector, as views."""
+        further = TOKENS + NUMBER_SLOTS + 1
+        rows = vector[..., :-further].unflatten(-1, (TOKENS, -1))
+        weights, numbers, image = vector[..., -further:].split([TOKENS, NUMBER_SLOTS, 1], -1)
+        return cls(rows, weights, numbers, image[..., 0])
+
+
 class StateSimilarities:
     """Features from hidden states alone, all whitened and of length 1.
 
@@ -39,33 +84,40 @@ class StateSimilarities:
     layer, those of rare words most. reading r: the last token of the prompt at the edit layer, which has read image and
     question.
 
-    A query may fire an edit if their contents are similar (hard routing; the sentinel is the threshold of the
-    calibration) and, with an image, if the readings do not differ more than the images explain (soft routing):
+    Hard routing: a query may fire an edit if their contents are similar (the sentinel is the threshold). Questions with
+    an image and questions without one never match.
+    Soft routing, with an image: the readings do not differ more than the images explain,
 
         r . r_e >= least_reading    and    1 - r . r_e <= tolerance + slope (1 - c . c_e)
 
-    Questions with an image and questions without one never match.
+    and of texts: their main tokens are similar (`token_similarity`), and the query has every number of the edit.
+
+    read_text: the text of some token ids, for its numbers.
     """
 
-    def __init__(self, calibration: Calibration, config: FittedConfig):
-        self.calibration, self.settings = calibration, config
+    def __init__(self, calibration: Calibration, config: FittedConfig, read_text: Callable[[list[int]], str]):
+        self.calibration, self.settings, self._read_text = calibration, config, read_text
         self.config = _Routing()
         self.visual_scale = 1.0
 
     def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
         """The shapes of an expert's features by field name."""
-        return {"visual_feature": (width + 3,), "prompt_feature": (2 * width + 1,), "query_feature": (2 * width,)}
+        return {
+            "visual_feature": (width + 3,),
+            "prompt_feature": (_PromptFeature.length(width),),
+            "query_feature": (2 * width,),
+        }
 
     def query(self, tokens: HiddenTokens, text_states: Float[Tensor, "batch tokens width"]) -> QueryFeatures:
         """Features of queries. text_states: hidden states at the text layer."""
-        content, reading = self._features(tokens, text_states)
+        content, reading, prompt = self._features(tokens, text_states)
         image = tokens.has_image.to(content.dtype)[:, None]
-        least = content.new_tensor([self._least(bool(found)) for found in tokens.has_image])[:, None]
+        least = content.new_tensor([self._least_content(found) for found in tokens.has_image.tolist()])[:, None]
         one, zeros = torch.ones_like(image), torch.zeros_like(content)
         return QueryFeatures(
             visual=torch.cat([content, image, 1 - image, one], -1),
             sentinel=torch.cat([zeros, 0 * image, 0 * image, 1 + least], -1),
-            prompt=torch.cat([reading, content, image], -1),
+            prompt=prompt,
             own=torch.cat([content, math.sqrt(_READING_SHARE) * reading], -1),
         )
 
@@ -80,34 +132,53 @@ class StateSimilarities:
         return (query * edit).sum(-1)
 
     def prompt_score(self, query: Tensor, edit: Tensor) -> Tensor:
-        """s: how far the readings are within what is allowed, along the last dimension; constant for texts."""
-        width = query.shape[-1] // 2
-        product = query * edit
-        reading, content = product[..., :width].sum(-1), product[..., width : 2 * width].sum(-1)
-        inside = reading_margin(reading, content, self.settings)
-        return _SHARPNESS * torch.where(query[..., -1] > 0, inside, torch.ones_like(inside))
+        """s: how far readings, or the tokens of texts, are within what is allowed, along the last dimension."""
+        asked, edited = _PromptFeature.of(query), _PromptFeature.of(edit)
+        # Row by row: how a matrix product rounds depends on how many edits are compared at once.
+        products = [(asked.rows[..., [row], :] * edited.rows).sum(-1) for row in range(TOKENS)]
+        cosines = torch.stack(products, -2)
+        of_images = reading_margin(cosines[..., 0, 0], cosines[..., 1, 1], self.settings)
+        similar = token_similarity(cosines, asked.weights, edited.weights) - self.calibration.text.least_similarity
+        of_texts = torch.where(has_numbers_of(asked.numbers, edited.numbers), similar, -torch.ones_like(similar))
+        return _SHARPNESS * torch.where(asked.image > 0, of_images, of_texts)
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _least(self, image: bool) -> float:
-        return max(0.0, self._modality(image).least_content)
+    def _least_content(self, image: bool) -> float:
+        return max(0.0, self._modality(True).least_similarity) if image else _COMPARED
 
     def _modality(self, image: bool) -> Modality:
         found = self.calibration.image if image else self.calibration.text
         assert found is not None, "an image reached a model that reads text alone"
         return found
 
-    def _features(self, tokens: HiddenTokens, text_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Content and reading, (batch, width) each."""
+    def _features(self, tokens: HiddenTokens, text_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Content, reading, (batch, width) each, and prompt features."""
         images, last = mean_of_image(tokens), last_of_prompt(tokens)
         asked = self.calibration.template.question_mask(tokens)
-        contents, readings = [], []
+        found = []
         # Each row alone: no bit of a feature depends on the other questions of a batch.
         for row, has_image in enumerate(tokens.has_image.tolist()):
             modality = self._modality(has_image)
-            readings.append(F.normalize(modality.reading(last[row]), dim=-1))
+            reading = F.normalize(modality.reading(last[row]), dim=-1)
             if has_image:
-                contents.append(F.normalize(modality.content(images[row]), dim=-1))
+                content = F.normalize(modality.content(images[row]), dim=-1)
+                prompt = _image_prompt(reading, content)
             else:
-                contents.append(text_content(text_states[row][asked[row]], modality.content))
-        return torch.stack(contents), torch.stack(readings)
+                whitened = modality.content(text_states[row][asked[row]])
+                content = text_content(whitened)
+                prompt = self._text_prompt(whitened, tokens.input_ids[row][asked[row]])
+            found.append((content, reading, prompt.vector))
+        contents, readings, prompts = zip(*found, strict=True)
+        return torch.stack(contents), torch.stack(readings), torch.stack(prompts)
+
+    def _text_prompt(self, whitened: Tensor, input_ids: Tensor) -> _PromptFeature:
+        rows, weights = main_tokens(whitened)
+        numbers = number_slots(self._read_text(input_ids[input_ids >= 0].tolist()))
+        return _PromptFeature(rows, weights, numbers.to(rows), rows.new_zeros(()))
+
+
+def _image_prompt(reading: Tensor, content: Tensor) -> _PromptFeature:
+    rows = reading.new_zeros(TOKENS, len(reading))
+    rows[0], rows[1] = reading, content
+    return _PromptFeature(rows, rows.new_zeros(TOKENS), rows.new_zeros(NUMBER_SLOTS), rows.new_ones(()))
