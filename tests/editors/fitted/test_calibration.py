@@ -13,7 +13,7 @@ from PIL import Image
 from liveedit.backbones import Backbone, HiddenTokens
 from liveedit.editors.fitted import Calibration, FittedConfig, FittedExperts, calibrate
 from liveedit.editors.fitted import calibration as calibration_module
-from liveedit.editors.fitted.calibration import FILE, calibrated_settings, default_calibration, text_content
+from liveedit.editors.fitted.calibration import FILE, calibrated_settings, default_calibration
 from liveedit.editors.fitted.drawn_images import drawn_images
 from liveedit.editors.fitted.similarities import StateSimilarities
 from liveedit.editors.fitted.whitening import Whitening
@@ -35,7 +35,7 @@ def features(backbone: Backbone, calibration: Calibration, config: FittedConfig,
     inputs = backbone.encode(questions)
     tokens = HiddenTokens.of(inputs, backbone.hidden_states(inputs, config.edit_layer(backbone)))
     text_states = backbone.hidden_states(inputs, config.text_layer(backbone))
-    return StateSimilarities(calibration, config).query(tokens, text_states)
+    return StateSimilarities(calibration, config, backbone.tokenizer.decode).query(tokens, text_states)
 
 
 @pytest.fixture(scope="session")
@@ -255,7 +255,9 @@ def test_drawn_images_are_the_same_every_time_and_differ_from_each_other() -> No
 
 
 def test_more_false_firing_lowers_the_threshold_of_texts(text_backbone: Backbone) -> None:
-    found = [calibrate(text_backbone, config_of(false_firing=share)).text.least_similarity for share in (0.01, 0.2, 0.5)]
+    found = [
+        calibrate(text_backbone, config_of(false_firing=share)).text.least_similarity for share in (0.01, 0.2, 0.5)
+    ]
     assert 1 > found[0] > found[1] > found[2]
 
 
@@ -268,15 +270,3 @@ def test_the_threshold_of_images_is_exceeded_by_the_wanted_share_of_pairs() -> N
         similar = whitened @ whitened.T
         pairs += [float(similar[one, other]) for one in range(40) for other in range(one)]
     assert sum(similar > least for similar in pairs) / len(pairs) == pytest.approx(0.05, abs=0.002)
-
-
-def test_unusual_tokens_are_most_of_a_texts_content() -> None:
-    """Tokens that vary little over all questions hardly count."""
-    generator = torch.Generator().manual_seed(0)
-    common = torch.tensor([1.0, 0.0, 0.0, 0.0])
-    samples = torch.cat([common + 0.1 * torch.randn(90, 4, generator=generator), torch.randn(10, 4) * 3])
-    whitening = Whitening.of(samples)
-    unusual = torch.tensor([0.0, 4.0, 0.0, 0.0])
-    alone, among = (text_content(torch.stack(rows), whitening) for rows in ([unusual], [common, unusual, common]))
-    assert float(alone @ among) > 0.99
-    assert float(among.norm()) == pytest.approx(1.0, abs=1e-5)

@@ -31,7 +31,9 @@ def unchanged() -> Whitening:
 def similarities(text: float = 0.5, image: float = 0.5, **settings: Any) -> StateSimilarities:
     """Thresholds as given, and whitening that changes nothing."""
     modalities = (Modality(unchanged(), unchanged(), least, torch.randn(4, WIDTH)) for least in (text, image))
-    return StateSimilarities(Calibration(*modalities, Template(0, 0), "here"), FittedConfig.model_validate(settings))
+    return StateSimilarities(
+        Calibration(*modalities, Template(0, 0), "here"), FittedConfig.model_validate(settings), str
+    )
 
 
 def query(of: StateSimilarities, content: torch.Tensor, reading: torch.Tensor, image: bool) -> QueryFeatures:
@@ -73,14 +75,29 @@ def test_images_and_texts_of_the_same_content_never_match(least: float) -> None:
         assert not fires(of, query(of, CONTENT, READING, one), query(of, CONTENT, READING, other))
 
 
-@pytest.mark.parametrize("image", [True, False])
 @pytest.mark.parametrize("least", [0.2, 0.8])
-def test_the_threshold_of_contents_holds_at_its_edge(image: bool, least: float) -> None:
-    of = similarities(least, 0.5) if not image else similarities(0.5, least)
-    own = query(of, CONTENT, READING, image)
+def test_the_threshold_of_images_holds_at_its_edge(least: float) -> None:
+    of = similarities(image=least)
+    own = query(of, CONTENT, READING, True)
     for distance, expected in ((1e-3, True), (-1e-3, False)):
-        asked = query(of, at(CONTENT, least + distance, OTHER), READING, image)
+        asked = query(of, at(CONTENT, least + distance, OTHER), READING, True)
         assert fires(of, asked, own) == expected
+
+
+@pytest.mark.parametrize("least", [0.5, 0.9])
+def test_the_threshold_of_texts_holds_at_its_edge(least: float) -> None:
+    """Two texts of one token are as similar as the square of the cosine of these tokens."""
+    of = similarities(text=least)
+    own = query(of, CONTENT, READING, False)
+    for distance, expected in ((1e-3, True), (-1e-3, False)):
+        asked = query(of, at(CONTENT, math.sqrt(least + distance), OTHER), READING, False)
+        assert fires(of, asked, own) == expected
+
+
+def test_texts_of_contents_that_differ_never_match_however_low_the_threshold() -> None:
+    of = similarities(text=0.0)
+    asked = query(of, at(CONTENT, 0.39, OTHER), READING, False)
+    assert not fires(of, asked, query(of, CONTENT, READING, False))
 
 
 @pytest.mark.parametrize("image", [True, False])
@@ -136,7 +153,7 @@ def test_whitening_is_part_of_every_feature() -> None:
     shifted = Whitening(OTHER, torch.eye(WIDTH), torch.ones(WIDTH), torch.tensor(1.0))
     text = of.calibration.text
     changed = Calibration(text, Modality(shifted, shifted, 0.5, text.neutral), Template(0, 0), "")
-    after = query(StateSimilarities(changed, of.settings), CONTENT + OTHER, READING + OTHER, True)
+    after = query(StateSimilarities(changed, of.settings, str), CONTENT + OTHER, READING + OTHER, True)
     assert torch.allclose(after.visual[0, :WIDTH], CONTENT) and torch.allclose(after.prompt[0, :WIDTH], READING)
     assert not torch.allclose(before.visual, after.visual)
 

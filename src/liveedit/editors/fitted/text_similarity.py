@@ -17,7 +17,7 @@ TOKENS: Final = 8
 """Tokens of a text that are compared: the longest ones after whitening, which are those of names."""
 
 NUMBER_SLOTS: Final = 64
-"""Length of the feature of numbers. Two different numbers share a slot in one of so many cases."""
+"""Length of the feature of numbers, in which each number has two slots: two numbers are rarely taken for each other."""
 
 _WEIGHT_POWER: Final = 4
 _SEPARATOR: Final = re.compile(r"(?<=\d)[,.'\u00a0\u202f](?=\d{3}(?!\d))")
@@ -59,10 +59,11 @@ def token_similarity(
 
 
 def number_slots(text: str) -> Float[Tensor, " slots"]:
-    """Which numbers a text has: 1 in the slot of each. Leading zeros and separators of thousands do not count."""
+    """Which numbers a text has: 1 in the slots of each. Leading zeros and separators of thousands do not count."""
     slots = torch.zeros(NUMBER_SLOTS)
     for found in re.findall(r"\d+", _SEPARATOR.sub("", plain_unicode(text))):
-        slots[zlib.crc32(found.lstrip("0").encode()) % NUMBER_SLOTS] = 1.0
+        hashed = zlib.crc32(found.lstrip("0").encode())
+        slots[[hashed % NUMBER_SLOTS, (hashed >> 16) % NUMBER_SLOTS]] = 1.0
     return slots
 
 
