@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from liveedit import Question
+from liveedit.backbones import Backbone
+from liveedit.edited.model import EditedModel
 from liveedit.editors.fitted import FittedExperts
 from liveedit.editors.fitted.text_similarity import (
     NUMBER_SLOTS,
@@ -18,7 +19,6 @@ from liveedit.editors.fitted.text_similarity import (
     token_similarity,
 )
 from liveedit.editors.fitted.whitening import Whitening
-from liveedit.samples import Edit
 
 NAME, OTHER, COMMON = torch.eye(16)[:3]
 
@@ -118,11 +118,9 @@ def test_different_numbers_are_rarely_taken_for_each_other() -> None:
     assert int(confused) < 0.003 * 300 * 299
 
 
-def test_an_edit_does_not_fire_for_another_number(text_editor: FittedExperts) -> None:
+def test_an_edit_does_not_fire_for_another_number(text_backbone: Backbone, text_editor: FittedExperts) -> None:
     """The model's own tokens of the question are read, without its chat template."""
-    asked = Question("Who owns the boat 17?")
-    text_editor.edit([("boat", Edit(asked, "Mara"))])
-    for prompt, fires in ((asked.prompt, True), ("Who owns the boat 18?", False)):
-        text_editor.backbone.generate(text_editor.backbone.encode([Question(prompt)], padding="left"), 4)
-        fired = text_editor.fired()
-        assert bool(fired and fired[0]) == fires
+    with EditedModel(text_backbone, text_editor) as model:
+        receipt = model.edit(None, "Who owns the boat 17?", "Mara")
+        fired = {number: model.ask(None, f"Who owns the boat {number}?").fired for number in (17, 18)}
+    assert [one.edit_id for one in fired[17]] == [receipt.id] and fired[18] == ()
