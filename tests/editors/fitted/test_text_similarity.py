@@ -121,6 +121,6 @@ def test_different_numbers_are_rarely_taken_for_each_other() -> None:
 def test_an_edit_does_not_fire_for_another_number(text_backbone: Backbone, text_editor: FittedExperts) -> None:
     """The model's own tokens of the question are read, without its chat template."""
     with EditedModel(text_backbone, text_editor) as model:
-        receipt = model.edit(None, "Who owns the boat 17?", "Mara")
-        fired = {number: model.ask(None, f"Who owns the boat {number}?").fired for number in (17, 18)}
+        receipt = model.edit(None, "Who wrote book 17?", "red")
+        fired = {number: model.ask(None, f"Who wrote book {number}?").fired for number in (17, 18)}
     assert [one.edit_id for one in fired[17]] == [receipt.id] and fired[18] == ()
