@@ -40,6 +40,8 @@ class ScriptedEditor:
 
     def __init__(self, answer_confidence: float, fires: dict[str, tuple[Fired, ...]]):
         self.answer_confidence, self.fires = answer_confidence, fires
+        self.lengths: dict[str, int] = {}
+        """Tokens of the answers of edits, the end included."""
         self.is_paused = False
         self.asked: Sequence[str] = ()
 
@@ -48,6 +50,9 @@ class ScriptedEditor:
         self.is_paused = True
         yield
         self.is_paused = False
+
+    def answer_length(self, edit_id: str) -> int | None:
+        return self.lengths.get(edit_id)
 
     def fired(self) -> list[tuple[Fired, ...]]:
         found = [self.fires.get(prompt, ()) for prompt in self.asked]
@@ -187,6 +192,33 @@ def test_an_answer_that_was_cut_is_judged_by_what_is_left() -> None:
     one = Generated(Answer("teal and", (OWN,)), 1)
     assert one.is_in_doubt() and one.is_in_doubt(2) and not one.is_in_doubt(1)
     assert not Generated(Answer("teal", (OWN,)), None).is_in_doubt()
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "given"),
+    [(4, 32, True), (3, 32, False), (5, 32, False), (9, 32, False), (None, 32, True), (4, 3, True), (9, 3, True)],
+)
+def test_an_answer_of_another_length_than_the_edits_is_in_doubt(length: int | None, most: int, given: bool) -> None:
+    """Three words and the end. One that the limit has cut is not judged by what is missing."""
+    answering, backbone = asking(0.3)
+    backbone.editor.lengths = {} if length is None else {"own": length}
+    (answer,) = answering.ask([Question("hat")], most)
+    assert (answer.text, answer.withheld) == (("teal and gold", ()) if given else ("red hat", (OWN,)))
+
+
+@pytest.mark.parametrize(("length", "place"), [(2, 2), (3, 3), (4, None), (6, 3)])
+def test_the_place_is_known_at_which_a_length_differs(length: int, place: int | None) -> None:
+    answering, backbone = asking(0.3)
+    backbone.editor.lengths = {"own": length}
+    (found,) = answering.generate(answering.encode([Question("hat")]))
+    assert found.doubt == place
+
+
+def test_a_length_is_not_asked_for_where_two_edits_fired_or_confidence_is_not() -> None:
+    for confidence, fired in ((0.3, (OWN, Fired("other", 1.0, 2.0))), (0.0, (OWN,))):
+        answering, backbone = asking(confidence, {"hat": fired})
+        backbone.editor.lengths = {"own": 2, "other": 2}
+        assert ask(answering, "hat")[0].text == "teal and gold"
 
 
 def test_without_an_editor_nothing_is_watched() -> None:

@@ -29,8 +29,8 @@ BATCH: Final = 16
 class Answering:
     """Asks a backbone, with the edits of the editor that is attached to it, if any.
 
-    Several threads may ask at once. An edited answer in doubt (`Editor.answer_confidence`) is not given: the unedited
-    model answers in its place.
+    Several threads may ask at once. An edited answer in doubt (`Editor.answer_confidence`, `Editor.answer_length`) is
+    not given: the unedited model answers in its place.
     """
 
     def __init__(self, backbone: Backbone, editor: Editor | None = None):
@@ -56,11 +56,10 @@ class Answering:
             return [Generated(Answer(text, None, tokens), None) for text, tokens in answers]
         edits = fired or [()] * len(answers)
         found = [Answer(text, one, tokens) for (text, tokens), one in zip(answers, edits, strict=True)]
-        doubts = [None] * len(found) if watched is None else watched.doubts()
-        return [
-            Generated(answer, doubt if above_threshold(answer.fired) else None)
-            for answer, doubt in zip(found, doubts, strict=True)
-        ]
+        if watched is None:
+            return [Generated(answer, None) for answer in found]
+        doubts = zip(found, watched.doubts(), strict=True)
+        return [Generated(answer, self._doubt(answer, unsure)) for answer, unsure in doubts]
 
     def ask(self, questions: Sequence[Question], max_new_tokens: int = NEW_TOKENS) -> list[Answer]:
         """Answers to several questions in one batch: the same as one by one."""
@@ -104,6 +103,24 @@ class Answering:
             return None
         return len(self.backbone.tokenize([answer.text])[0]) + 1
 
+    def _doubt(self, answer: Answer, unsure: int | None) -> int | None:
+        """`Generated.doubt`. unsure: the first token of which the model was not sure."""
+        fired = above_threshold(answer.fired)
+        if not fired:
+            return None
+        places = unsure, self._other_length(answer, fired[0].edit_id) if len(fired) == 1 else None
+        return min((place for place in places if place is not None), default=None)
+
+    def _other_length(self, answer: Answer, edit_id: str) -> int | None:
+        """The first token at which an answer is shorter or longer than the edit's; None if it is neither."""
+        wanted = None if self.editor is None else self.editor.answer_length(edit_id)
+        if wanted is None or answer.tokens is None:
+            return None
+        ends = (place for place, token in enumerate(answer.tokens) if token in self.backbone.end_token_ids)
+        end = next(ends, len(answer.tokens))
+        was_cut = end == len(answer.tokens) <= wanted
+        return None if was_cut or end == wanted - 1 else min(wanted, end)
+
     def _watched(self) -> ConfidenceProcessor | None:
         """Watches the confidence of an edited model; None if the editor does not ask for it."""
         if self.editor is None or not self.editor.answer_confidence:
@@ -116,7 +133,8 @@ class Generated:
     """An answer as it was generated.
 
     doubt: if edits fired, the place of the first token, counted from 0, of which the model was less sure than
-    `Editor.answer_confidence`; None if it was sure of all, or if no edit fired.
+    `Editor.answer_confidence`, or at which the answer is shorter or longer than the edit's; None if there is none, or
+    if no edit fired.
     """
 
     answer: Answer

@@ -139,6 +139,14 @@ class Editor(ABC):
         """
         return None
 
+    def answer_length(self, edit_id: str) -> int | None:
+        """Number of tokens of an edit's answer, its end included, if the editor's answers are the edit's or none.
+
+        With `answer_confidence`, the unedited model answers instead of giving an answer of another length. None if the
+        editor does not know it, or if the edit is not active.
+        """
+        return None
+
     def configuration(self) -> dict[str, Any]:
         """The whole configuration of this editor, for results."""
         return {}

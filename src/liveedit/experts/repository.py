@@ -83,6 +83,10 @@ class ExpertRepository:
         """The digest of a row's expert."""
         return self._digests[row]
 
+    def rank_of(self, edit_id: str) -> int:
+        """The rank of an edit's expert. Raises `NotFoundError`."""
+        return self._places[self._row(edit_id)][0]
+
     def age_of(self, row: int) -> int:
         """The number of a row's expert: the newest has the largest."""
         return self._ages[row]

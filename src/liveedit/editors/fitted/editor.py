@@ -51,7 +51,7 @@ class FittedExperts(RoutedEditor):
        questions and images that nobody edits (`Calibration`).
 
     Answers are whole or not at all: the nearest expert alone, with a weight of 0 or 1, and the unedited model where the
-    edited one is in doubt.
+    edited one is in doubt or gives an answer of another length than the edit's: it has skipped or repeated a token.
     """
 
     name = "fitted-experts"
@@ -148,6 +148,10 @@ class FittedExperts(RoutedEditor):
         found = products.topk(min(most, len(products)))
         pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
         return [Neighbour(self.repository.id_of(row), similarity) for row, similarity in pairs]
+
+    def answer_length(self, edit_id: str) -> int | None:
+        """The rank of the edit's expert: it has a row of U and V for each token of the answer."""
+        return self.repository.rank_of(edit_id) if edit_id in self else None
 
     occlusion_feature = "content and reading"
 
