@@ -372,9 +372,12 @@ def test_the_unedited_model_is_asked_once_about_no_other_answer_than_strange_one
     unedited.ask(probes_of(cases)[0])
     before, counted = list(scripted.asked_unedited), []
     editor.edit([(case.id, case.edit) for case in cases])
+    compared: list[tuple[int, int]] = []
     for _ in range(2):
-        measure(scripted, editor, cases, unedited, counted.append, raw)  # type: ignore[arg-type]
+        shown = lambda done, total: compared.append((done, total))  # noqa: E731
+        measure(scripted, editor, cases, unedited, counted.append, raw, shown)  # type: ignore[arg-type]
         assert scripted.edited
+    assert compared == [(1, 2), (2, 2)], "once"
     assert scripted.asked_unedited[len(before) :] == [RENAMED, SHADE]
     assert sum(counted) == 2 * 7  # Free answers; this substitute counts no forced ones.
     rows = [json.loads(line) for line in raw.getvalue().splitlines()]

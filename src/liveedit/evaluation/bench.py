@@ -160,6 +160,7 @@ class Bench:
         asking = progress_of(self.report, f"asking: {label}")
         count_asked = Counter(asking, 2 * sum(len(probes_of(group)[0]) for group in groups))
         count_edited = Counter(progress_of(self.report, f"editing: {label}"), sum(map(len, groups)))
+        compared = progress_of(self.report, f"asking the unedited model where an answer changed: {label}")
         answers = self._file(name, edits, seed, ".answers.jsonl")
         kept = KeptEdits(self._file(name, edits, seed, ".edits.safetensors"), self._origin(settings))
         with written_atomically(answers) as temporary, temporary.open("w", encoding="utf-8") as raw:
@@ -168,7 +169,9 @@ class Bench:
                 made = kept.make(editor, [(case.id, case.edit) for case in group], lambda done, total: count_edited(1))
                 records += made
                 with self._precision():
-                    measurements.append(measure(self.backbone, editor, group, self.unedited, count_asked, raw))
+                    measurements.append(
+                        measure(self.backbone, editor, group, self.unedited, count_asked, raw, compared)
+                    )
                 if passages is not None:
                     passages.add(group)
         editor.reset()

@@ -16,6 +16,8 @@ from ..answering import Answering
 from ..answers import Answer, Fired, above_threshold, is_broken
 from ..backbones import Backbone
 from ..editors.base import Editor, EditRecord
+from ..progress import Counter as Increments
+from ..progress import Progress, no_progress
 from ..samples import GENERALITY, LOCALITY, EditCase, Probe, ProbeName, edited_scopes
 from .probing import Tokens, ask_freely, choose_along, token_accuracy
 from .scoring import ProbeScore, summarize, summarize_by_answer_type
@@ -118,11 +120,12 @@ class UneditedAnswers:
         }
         self._keep(found)
 
-    def ask_texts(self, asked: Sequence[AskedProbe]) -> None:
+    def ask_texts(self, asked: Sequence[AskedProbe], progress: Progress = no_progress) -> None:
         """Make sure that the free answers to these probes are known. No edit may be active."""
         missing = [item for item in asked if item.key not in self._answers]
         probes = [item.probe for item in missing]
-        free = ask_freely(Answering(self.backbone), probes, self.max_new_tokens, self.batch, lambda more: None)
+        count = Increments(progress, len(missing))
+        free = ask_freely(Answering(self.backbone), probes, self.max_new_tokens, self.batch, count)
         self._keep({item.key: UneditedAnswer(answer.text) for item, answer in zip(missing, free, strict=True)})
 
     def _has_tokens(self, asked: AskedProbe) -> bool:
@@ -172,6 +175,7 @@ def measure(
     unedited: UneditedAnswers,
     count: Callable[[int], None] = lambda more: None,
     raw: TextIO | None = None,
+    compared: Progress = no_progress,
 ) -> Measurement:
     """Ask every probe of these edits, which are active, freely and teacher-forced; raw answers go to `raw` as JSON
     lines.
@@ -179,14 +183,15 @@ def measure(
     Where an answer is none of its case's labels, the unedited model is asked the same while the editor is paused: if it
     answers so too, the answer is not broken.
 
-    `count` is called with increments; each probe counts twice, once for each way of asking.
+    `count` is called with increments; each probe counts twice, once for each way of asking. compared: progress of
+    asking the unedited model.
     """
     asked, left_out, left_out_by_type = probes_of(cases)
     expected = [unedited[item].text if item.probe.name in LOCALITY else str(item.probe.answer) for item in asked]
     probes = [item.probe for item in asked]
     free = ask_freely(Answering(backbone, editor), probes, unedited.max_new_tokens, unedited.batch, count)
     forced = choose_along(backbone, probes, expected, free, unedited.batch, count)
-    before = _needed_before(editor, asked, free, unedited)
+    before = _needed_before(editor, asked, free, unedited, compared)
     scores, fired_found = [], []
     for item, wanted, answer, (tokens, chosen) in zip(asked, expected, free, forced, strict=True):
         # Locality compares with the tokens that the unedited model chooses itself, which can differ from those of its
@@ -204,7 +209,7 @@ def measure(
 
 
 def _needed_before(
-    editor: Editor, asked: Sequence[AskedProbe], free: Sequence[Answer], unedited: UneditedAnswers
+    editor: Editor, asked: Sequence[AskedProbe], free: Sequence[Answer], unedited: UneditedAnswers, progress: Progress
 ) -> dict[tuple[str, int], UneditedAnswer]:
     """The unedited model's answers to locality probes, and to those whose answer is none of their case's labels."""
     locality = [item for item in asked if item.probe.name in LOCALITY]
@@ -215,7 +220,7 @@ def _needed_before(
     ]
     if strange:
         with editor.paused():
-            unedited.ask_texts(strange)
+            unedited.ask_texts(strange, progress)
     return {item.key: unedited[item] for item in (*locality, *strange)}
 
 
