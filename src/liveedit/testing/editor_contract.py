@@ -227,6 +227,16 @@ class EditorContract:
             assert one.edit_id in {"first", "second"}
             assert 0 <= one.weight <= 1.0001
 
+    def test_the_length_of_an_answer_is_its_tokens_or_unknown(self, editor: Editor, edits: Edits) -> None:
+        """`answer_length` counts the end; None for an edit that is not active."""
+        editor.edit(edits)
+        for edit_id, edit in edits:
+            tokens = int(editor.backbone.encode([edit.question], [edit.answer]).answer_mask.sum())
+            assert editor.answer_length(edit_id) in (None, tokens)
+        assert editor.answer_length("never made") is None
+        editor.reset()
+        assert editor.answer_length(edits[0][0]) is None
+
     def test_edits_answer_in_mixed_precision(self, editor: Editor, edits: Edits) -> None:
         """Under bfloat16 autocast logits are finite and generation works."""
         editor.edit(edits)
