@@ -34,8 +34,8 @@ def features(backbone: Backbone, calibration: Calibration, config: FittedConfig,
     questions = [Question("What is this?", image), Question("Where is Lisbon?")]
     inputs = backbone.encode(questions)
     tokens = HiddenTokens.of(inputs, backbone.hidden_states(inputs, config.edit_layer(backbone)))
-    text_states = backbone.hidden_states(inputs, config.text_layer(backbone))
-    return StateSimilarities(calibration, config, backbone.tokenizer.decode).query(tokens, text_states)
+    content_states = backbone.hidden_states(inputs, config.layer_of_content(backbone))
+    return StateSimilarities(calibration, config, backbone.tokenizer.decode).query(tokens, content_states)
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +110,7 @@ def test_a_cache_that_cannot_be_written_to_costs_time_alone(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("LIVEEDIT_CACHE", str(tmp_path / "file"))
-    assert default_calibration(text_backbone, config).name == "built-in 3"
+    assert default_calibration(text_backbone, config).name == "built-in 4"
 
 
 @pytest.mark.parametrize("was_there", [False, True])
@@ -196,7 +196,7 @@ def test_settings_that_it_was_made_with_are_taken_from_it(tmp_path: Path, text_b
     config = config_of(layer=1, content_layer=0, false_firing=0.2)
     calibrate(text_backbone, config).save(tmp_path, text_backbone, config)
     with FittedExperts.configured(text_backbone, {"steps": 7}, str(tmp_path)) as editor:
-        assert editor.layer == 1 and editor.config.text_layer(text_backbone) == 0
+        assert editor.layer == 1 and editor.config.layer_of_content(text_backbone) == 0
         assert (editor.config.false_firing, editor.config.steps) == (0.2, 7)
 
 
@@ -240,7 +240,7 @@ def test_own_images_have_a_name_of_their_own_and_the_built_in_ones_do_not(
         assert own.image is not None and calibration.image is not None
         assert own.image.least_similarity != calibration.image.least_similarity
         assert torch.equal(own.text.content.mean, calibration.text.content.mean), "texts are the same"
-    assert calibration.name == "built-in 3" and len({*named, calibration.name}) == 3
+    assert calibration.name == "built-in 4" and len({*named, calibration.name}) == 3
 
 
 def test_it_reports_each_question_once(text_backbone: Backbone, config: FittedConfig) -> None:

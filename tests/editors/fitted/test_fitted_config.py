@@ -27,12 +27,12 @@ def config(**settings: Any) -> FittedConfig:
     [(4, 2, 1), (6, 4, 1), (12, 9, 1), (24, 19, 1), (28, 22, 1), (30, 24, 1), (32, 26, 1), (40, 32, 1), (80, 66, 1)],
 )
 def test_layers_follow_from_the_depth(depth: int, layer: int, content: int) -> None:
-    assert (config().edit_layer(of_depth(depth)), config().text_layer(of_depth(depth))) == (layer, content)
+    assert (config().edit_layer(of_depth(depth)), config().layer_of_content(of_depth(depth))) == (layer, content)
 
 
 @pytest.mark.parametrize("depth", range(4, 81))
 def test_at_every_depth_a_layer_is_left_to_fit_through(depth: int) -> None:
-    layer, content = config().edit_layer(of_depth(depth)), config().text_layer(of_depth(depth))
+    layer, content = config().edit_layer(of_depth(depth)), config().layer_of_content(of_depth(depth))
     assert 0 <= content <= layer <= depth - 2
     assert abs((layer + 1) / depth - 5 / 6) <= 1 / depth
 
@@ -51,10 +51,10 @@ def test_the_last_layer_and_those_behind_it_are_refused(layer: int) -> None:
 
 
 def test_the_content_of_texts_is_read_up_to_the_edit_layer() -> None:
-    assert config(layer=3, content_layer=3).text_layer(of_depth(8)) == 3
-    assert config(layer=0).text_layer(of_depth(8)) == 0, "the rule would give 1"
+    assert config(layer=3, content_layer=3).layer_of_content(of_depth(8)) == 3
+    assert config(layer=0).layer_of_content(of_depth(8)) == 0, "the rule would give 1"
     with pytest.raises(BackboneError, match=r"content_layer=4 was given, but the edit layer is 3"):
-        config(layer=3, content_layer=4).text_layer(of_depth(8))
+        config(layer=3, content_layer=4).layer_of_content(of_depth(8))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_values_that_mean_nothing_are_refused(setting: dict[str, Any]) -> None:
 
 def test_the_editor_reports_the_layers_that_were_chosen(editor: FittedExperts) -> None:
     found = editor.configuration()
-    assert (found["layer"], found["content_layer"], found["calibration"]) == (4, 1, "built-in 3")
+    assert (found["layer"], found["content_layer"], found["calibration"]) == (4, 1, "built-in 4")
     assert editor.config.layer is None
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from liveedit.backbones import Backbone, HiddenTokens, TokenBatch
-from liveedit.editors.fitted.reading import Template, TextLayer, last_of_prompt, mean_of_image
+from liveedit.editors.fitted.reading import ContentLayer, Template, last_of_prompt, mean_of_image
 from liveedit.samples import Question
 from liveedit.testing import random_image, tiny_backbone, tiny_families
 
@@ -81,7 +81,7 @@ def test_padding_changes_nothing_that_is_read(tiny_llava: Backbone) -> None:
     for padding in ("left", "right"):
         inputs = tiny_llava.encode(questions, padding=padding)
         tokens = HiddenTokens.of(inputs, tiny_llava.hidden_states(inputs, 3))
-        read.append((last_of_prompt(tokens), mean_of_image(tokens)))
+        read.append((last_of_prompt(tokens), mean_of_image(tokens.hidden_states, tokens)))
     for left, right in zip(*read, strict=True):
         assert torch.allclose(left, right, atol=1e-5)
 
@@ -89,17 +89,17 @@ def test_padding_changes_nothing_that_is_read(tiny_llava: Backbone) -> None:
 def test_the_mean_is_that_of_the_image_alone() -> None:
     tokens = batch([0, 1, 1, 0, 2], [0, 0, 0, 0, 2])
     states = torch.randn(2, 5, 3)
-    found = mean_of_image(HiddenTokens.of(tokens, states))
+    found = mean_of_image(states, tokens)
     assert torch.allclose(found[0], states[0, 1:3].mean(0), atol=1e-6)
     assert torch.equal(found[1], torch.zeros(3))
     changed = replace(tokens, roles=tokens.roles.clone())
     changed.roles[0, 1] = 0
-    assert not torch.allclose(mean_of_image(HiddenTokens.of(changed, states))[0], found[0])
+    assert not torch.allclose(mean_of_image(states, changed)[0], found[0])
 
 
-def test_the_text_layer_is_that_layers_output_and_leaves_no_hook(text_backbone: Backbone) -> None:
+def test_the_content_layer_is_that_layers_output_and_leaves_no_hook(text_backbone: Backbone) -> None:
     inputs = text_backbone.encode([Question("What is it?")])
-    layer = TextLayer(text_backbone, 1)
+    layer = ContentLayer(text_backbone, 1)
     text_backbone.hidden_states(inputs, 2)
     assert torch.equal(layer.states, text_backbone.hidden_states(inputs, 1))
     layer.remove()

@@ -39,9 +39,10 @@ def similarities(text: float = 0.5, image: float = 0.5, **settings: Any) -> Stat
 def query(of: StateSimilarities, content: torch.Tensor, reading: torch.Tensor, image: bool) -> QueryFeatures:
     """A question with these hidden states: one image token or none, and one token of text."""
     roles = torch.tensor([[1, 0]] if image else [[-1, 0]])
-    states = torch.stack([content if image else torch.full((WIDTH,), 9.0), reading])[None]
-    text_states = torch.stack([torch.full((WIDTH,), 5.0), torch.full((WIDTH,), 5.0) if image else content])[None]
-    return of.query(HiddenTokens.of(TokenBatch(roles, roles), states), text_states)
+    states = torch.stack([torch.full((WIDTH,), 9.0), reading])[None]
+    other = torch.full((WIDTH,), 5.0)
+    content_states = torch.stack([content, other] if image else [other, content])[None]
+    return of.query(HiddenTokens.of(TokenBatch(roles, roles), states), content_states)
 
 
 def at(angle_to: torch.Tensor, cosine: float, towards: torch.Tensor) -> torch.Tensor:
@@ -185,11 +186,11 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(editor: FittedExperts, 
 
 def test_from_the_same_hidden_states_features_are_the_same_bit_for_bit(editor: FittedExperts) -> None:
     inputs = editor.backbone.encode(QUESTIONS)
-    tokens, text_states = editor.read(inputs), editor._text_layer.states
-    together = editor.similarities.query(tokens, text_states)
+    tokens, content_states = editor.read(inputs), editor._content_layer.states
+    together = editor.similarities.query(tokens, content_states)
     for row in range(len(QUESTIONS)):
         part = HiddenTokens(tokens.roles[[row]], tokens.input_ids[[row]], hidden_states=tokens.hidden_states[[row]])
-        alone = editor.similarities.query(part, text_states[[row]])
+        alone = editor.similarities.query(part, content_states[[row]])
         for name in ("visual", "sentinel", "prompt", "own"):
             assert torch.equal(getattr(together, name)[row], getattr(alone, name)[0]), name
 

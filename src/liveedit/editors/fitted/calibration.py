@@ -23,14 +23,14 @@ from ...training.checkpoints import load_tensors, save_tensors
 from ..shared.neutral_questions import HARD_QUESTIONS, IMAGE_QUESTIONS, NEUTRAL_QUESTIONS, SHARED_IMAGE_QUESTION
 from .config import FittedConfig
 from .drawn_images import drawn_images
-from .reading import Template, TextLayer, last_of_prompt, mean_of_image
+from .reading import ContentLayer, Template, last_of_prompt, mean_of_image
 from .text_similarity import main_tokens, token_similarity
 from .whitening import Whitening
 
 FILE: Final = "calibration.safetensors"
 DRAWN_IMAGES: Final = 96
 FEWEST_IMAGES: Final = 16
-_VERSION: Final = 3
+_VERSION: Final = 4
 """Changes with everything that a calibration is computed from."""
 _CALIBRATED: Final = ("layer", "content_layer", "false_firing", "image_matches")
 """Settings of `FittedConfig` that a calibration depends on."""
@@ -199,26 +199,26 @@ class _Reader:
     def __init__(self, backbone: Backbone, config: FittedConfig):
         self.backbone, self.layer = backbone, config.edit_layer(backbone)
         self.template = Template.of(backbone)
-        self._text_number = config.text_layer(backbone)
-        self._text_layer = TextLayer(backbone, self._text_number)
+        self._content_number = config.layer_of_content(backbone)
+        self._content_layer = ContentLayer(backbone, self._content_number)
 
     def close(self) -> None:
-        self._text_layer.remove()
+        self._content_layer.remove()
 
     @torch.no_grad()
     def read(self, questions: Sequence[Question]) -> Iterator[tuple[HiddenTokens, Tensor]]:
-        """Hidden states at the edit layer and at the text layer, batch by batch, in order."""
+        """Hidden states at the edit layer and at the content layer, batch by batch, in order."""
         for start in range(0, len(questions), _BATCH):
             inputs = self.backbone.encode(questions[start : start + _BATCH])
             states = self.backbone.hidden_states(inputs, self.layer).float()
-            yield HiddenTokens.of(inputs, states), self._text_layer.states.float()
+            yield HiddenTokens.of(inputs, states), self._content_layer.states.float()
 
     @torch.no_grad()
     def texts(self, questions: Sequence[Question]) -> Iterator[Tensor]:
-        """(tokens, width) for each question without an image: its own tokens at the text layer, on the CPU."""
+        """(tokens, width) for each question without an image: its own tokens at the content layer, on the CPU."""
         for start in range(0, len(questions), _BATCH):
             inputs = self.backbone.encode(questions[start : start + _BATCH])
-            states = self.backbone.hidden_states(inputs, self._text_number).float().cpu()
+            states = self.backbone.hidden_states(inputs, self._content_number).float().cpu()
             mask = self.template.question_mask(inputs).cpu()
             yield from (row[inside] for row, inside in zip(states, mask, strict=True))
 
@@ -275,8 +275,8 @@ def _image_modality(reader: _Reader, questions: Sequence[Question], config: Fitt
     contents: list[Tensor] = []
     readings: list[Tensor] = []
     done = 0
-    for batch, _ in reader.read(questions):
-        contents.append(mean_of_image(batch).cpu())
+    for batch, states in reader.read(questions):
+        contents.append(mean_of_image(states, batch.to(states.device)).cpu())
         readings.append(last_of_prompt(batch).cpu())
         done += len(batch)
         report(done)
@@ -323,7 +323,7 @@ def _made_for(backbone: Backbone, config: FittedConfig) -> dict[str, Any]:
     return {
         **backbone.fingerprint,
         "layer": config.edit_layer(backbone),
-        "content_layer": config.text_layer(backbone),
+        "content_layer": config.layer_of_content(backbone),
         "false_firing": config.false_firing,
         "image_matches": config.image_matches,
         "version": _VERSION,

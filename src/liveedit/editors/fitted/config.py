@@ -14,8 +14,8 @@ from ..shared.routing import Combining
 _EDIT_DEPTH: Final = 5 / 6
 """The edit layer, as a share of the depth: there, the last token of a prompt has read all of the question."""
 
-_TEXT_LAYER: Final = 1
-"""The layer of the content of a text: tokens have seen their neighbours in a word, and still say what they are."""
+_CONTENT_LAYER: Final = 1
+"""The content layer: there, tokens have seen their neighbours in a word, and still say what they are."""
 
 
 class FittedConfig(FittingConfig):
@@ -29,8 +29,7 @@ class FittedConfig(FittingConfig):
     content_layer: int | None = Field(
         default=None,
         ge=0,
-        description="Layer at which the content of a text is read, up to the edit layer. None: the second. Images are "
-        "read at the edit layer.",
+        description="Layer at which the content of an image or a text is read, up to the edit layer. None: the second.",
     )
     gate_rate: float = Field(default=0.0, ge=0, description="Learning rate on U, relative to its spread.")
     wordings: int = Field(
@@ -84,11 +83,11 @@ class FittedConfig(FittingConfig):
             )
         return chosen
 
-    def text_layer(self, backbone: Backbone) -> int:
-        """The layer of the content of texts on this backbone. Raises `BackboneError` if it follows the edit layer."""
+    def layer_of_content(self, backbone: Backbone) -> int:
+        """The content layer on this backbone. Raises `BackboneError` if it follows the edit layer."""
         edit_layer = self.edit_layer(backbone)
         if self.content_layer is None:
-            return min(_TEXT_LAYER, edit_layer)
+            return min(_CONTENT_LAYER, edit_layer)
         if self.content_layer > edit_layer:
             raise BackboneError(
                 f"content_layer={self.content_layer} was given, but the edit layer is {edit_layer}: edits are found "

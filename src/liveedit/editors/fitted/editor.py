@@ -21,7 +21,7 @@ from ..shared.routing import QueryFeatures
 from ..shared.wordings import wordings
 from .calibration import Calibration, calibrate, calibrated_settings, default_calibration
 from .config import FittedConfig
-from .reading import TextLayer
+from .reading import ContentLayer
 from .similarities import StateSimilarities
 
 
@@ -66,7 +66,7 @@ class FittedExperts(RoutedEditor):
         found = calibration or default_calibration(backbone, self.config, report_step)
         found = found.to(backbone.layer_device(layer))
         self._similarities = StateSimilarities(found, self.config, backbone.tokenizer.decode)
-        self._text_layer = TextLayer(backbone, self.config.text_layer(backbone))
+        self._content_layer = ContentLayer(backbone, self.config.layer_of_content(backbone))
         self._attach(layer, FORM)
         self.combining = self.config.combining
         self.answer_confidence = self.config.answer_confidence
@@ -114,7 +114,7 @@ class FittedExperts(RoutedEditor):
         return {
             **self.config.model_dump(mode="json"),
             "layer": self.layer,
-            "content_layer": self.config.text_layer(self.backbone),
+            "content_layer": self.config.layer_of_content(self.backbone),
             "calibration": self.calibration.name,
         }
 
@@ -137,7 +137,7 @@ class FittedExperts(RoutedEditor):
 
     def query(self, tokens: HiddenTokens) -> QueryFeatures:
         """Features of the queries of this thread's last forward pass."""
-        return self._similarities.query(tokens, self._text_layer.states.to(self.device).float())
+        return self._similarities.query(tokens, self._content_layer.states.to(self.device).float())
 
     def neighbours(self, expert: LowRankExpert, most: int) -> list[Neighbour]:
         """Up to `most` active edits whose contents are most similar to the expert's, most similar first."""
@@ -161,7 +161,7 @@ class FittedExperts(RoutedEditor):
 
     def detach(self) -> None:
         """Remove hooks and edits from the backbone."""
-        self._text_layer.remove()
+        self._content_layer.remove()
         super().detach()
 
     # -- editing -----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class _Kept(threading.local):
     states: Tensor | None = None
 
 
-class TextLayer:
+class ContentLayer:
     """Keeps the output of one layer during a forward pass, for the thread that runs it."""
 
     def __init__(self, backbone: Backbone, layer: int):
@@ -76,10 +76,10 @@ def last_of_prompt(tokens: HiddenTokens) -> Float[Tensor, "batch width"]:
     return tokens.hidden_states[torch.arange(len(last), device=last.device), last]
 
 
-def mean_of_image(tokens: HiddenTokens) -> Float[Tensor, "batch width"]:
+def mean_of_image(states: Float[Tensor, "batch tokens width"], tokens: TokenBatch) -> Float[Tensor, "batch width"]:
     """The mean of the hidden states of each image; zeros for questions without one."""
-    mask = tokens.image_mask[..., None].to(tokens.hidden_states.dtype)
-    return (tokens.hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1)
+    mask = tokens.image_mask[..., None].to(states)
+    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -80,8 +80,8 @@ class _PromptFeature:
 class StateSimilarities:
     """Features from hidden states alone, all whitened and of length 1.
 
-    content c: of a question with an image, the mean of the image at the edit layer; of a text, its tokens at the text
-    layer, those of rare words most. reading r: the last token of the prompt at the edit layer, which has read image and
+    content c: of a question with an image, the mean of the image at the content layer; of a text, its tokens there,
+    those of rare words most. reading r: the last token of the prompt at the edit layer, which has read image and
     question.
 
     Hard routing: a query may fire an edit if their contents are similar (the sentinel is the threshold). Questions with
@@ -108,9 +108,9 @@ class StateSimilarities:
             "query_feature": (2 * width,),
         }
 
-    def query(self, tokens: HiddenTokens, text_states: Float[Tensor, "batch tokens width"]) -> QueryFeatures:
-        """Features of queries. text_states: hidden states at the text layer."""
-        content, reading, prompt = self._features(tokens, text_states)
+    def query(self, tokens: HiddenTokens, content_states: Float[Tensor, "batch tokens width"]) -> QueryFeatures:
+        """Features of queries. content_states: hidden states at the content layer."""
+        content, reading, prompt = self._features(tokens, content_states)
         image = tokens.has_image.to(content.dtype)[:, None]
         least = content.new_tensor([self._least_content(found) for found in tokens.has_image.tolist()])[:, None]
         one, zeros = torch.ones_like(image), torch.zeros_like(content)
@@ -152,9 +152,9 @@ class StateSimilarities:
         assert found is not None, "an image reached a model that reads text alone"
         return found
 
-    def _features(self, tokens: HiddenTokens, text_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _features(self, tokens: HiddenTokens, content_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Content, reading, (batch, width) each, and prompt features."""
-        images, last = mean_of_image(tokens), last_of_prompt(tokens)
+        images, last = mean_of_image(content_states, tokens), last_of_prompt(tokens)
         asked = self.calibration.template.question_mask(tokens)
         found = []
         # Each row alone: no bit of a feature depends on the other questions of a batch.
@@ -165,7 +165,7 @@ class StateSimilarities:
                 content = F.normalize(modality.content(images[row]), dim=-1)
                 prompt = _image_prompt(reading, content)
             else:
-                whitened = modality.content(text_states[row][asked[row]])
+                whitened = modality.content(content_states[row][asked[row]])
                 content = text_content(whitened)
                 prompt = self._text_prompt(whitened, tokens.input_ids[row][asked[row]])
             found.append((content, reading, prompt.vector))
