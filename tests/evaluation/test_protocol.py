@@ -373,9 +373,12 @@ def test_the_unedited_model_is_asked_once_about_no_other_answer_than_strange_one
     before, counted = list(scripted.asked_unedited), []
     editor.edit([(case.id, case.edit) for case in cases])
     compared: list[tuple[int, int]] = []
+
+    def show(done: int, total: int) -> None:
+        compared.append((done, total))
+
     for _ in range(2):
-        shown = lambda done, total: compared.append((done, total))  # noqa: E731
-        measure(scripted, editor, cases, unedited, counted.append, raw, shown)  # type: ignore[arg-type]
+        measure(scripted, editor, cases, unedited, counted.append, raw, show)  # type: ignore[arg-type]
         assert scripted.edited
     assert compared == [(1, 2), (2, 2)], "once"
     assert scripted.asked_unedited[len(before) :] == [RENAMED, SHADE]
