@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,17 +24,34 @@ def config(**settings: Any) -> FittedConfig:
 
 
 @pytest.mark.parametrize(
-    ("depth", "layer", "content"),
-    [(4, 2, 1), (6, 4, 1), (12, 9, 1), (24, 19, 1), (28, 22, 1), (30, 24, 1), (32, 26, 1), (40, 32, 1), (80, 66, 1)],
+    ("depth", "layer", "reading"),
+    [
+        (4, 2, 2),
+        (6, 4, 4),
+        (12, 9, 8),
+        (24, 19, 17),
+        (28, 22, 20),
+        (30, 24, 22),
+        (32, 26, 23),
+        (40, 32, 29),
+        (80, 66, 59),
+    ],
 )
-def test_layers_follow_from_the_depth(depth: int, layer: int, content: int) -> None:
-    assert (config().edit_layer(of_depth(depth)), config().layer_of_content(of_depth(depth))) == (layer, content)
+def test_layers_follow_from_the_depth(depth: int, layer: int, reading: int) -> None:
+    deep = of_depth(depth)
+    assert (config().edit_layer(deep), config().layer_of_reading(deep)) == (layer, reading)
+    assert config().layer_of_content(deep) == 1
 
 
 @pytest.mark.parametrize("depth", range(4, 81))
 def test_at_every_depth_a_layer_is_left_to_fit_through(depth: int) -> None:
-    layer, content = config().edit_layer(of_depth(depth)), config().layer_of_content(of_depth(depth))
-    assert 0 <= content <= layer <= depth - 2
+    deep = of_depth(depth)
+    content, reading, layer = (
+        config().layer_of_content(deep),
+        config().layer_of_reading(deep),
+        config().edit_layer(deep),
+    )
+    assert 0 <= content <= reading <= layer <= depth - 2
     assert abs((layer + 1) / depth - 5 / 6) <= 1 / depth
 
 
@@ -50,19 +68,31 @@ def test_the_last_layer_and_those_behind_it_are_refused(layer: int) -> None:
         config(layer=layer).edit_layer(of_depth(8))
 
 
-def test_the_content_of_texts_is_read_up_to_the_edit_layer() -> None:
-    assert config(layer=3, content_layer=3).layer_of_content(of_depth(8)) == 3
-    assert config(layer=0).layer_of_content(of_depth(8)) == 0, "the rule would give 1"
-    with pytest.raises(BackboneError, match=r"content_layer=4 was given, but the edit layer is 3"):
-        config(layer=3, content_layer=4).layer_of_content(of_depth(8))
+@pytest.mark.parametrize(
+    ("name", "layer_of"),
+    [("content_layer", FittedConfig.layer_of_content), ("reading_layer", FittedConfig.layer_of_reading)],
+)
+def test_questions_are_read_up_to_the_edit_layer(name: str, layer_of: Callable[[FittedConfig, Backbone], int]) -> None:
+    assert layer_of(config(layer=3, **{name: 3}), of_depth(8)) == 3
+    assert layer_of(config(layer=0), of_depth(8)) == 0, "the rule would give more"
+    with pytest.raises(BackboneError, match=rf"{name}=4 was given, but the edit layer is 3"):
+        layer_of(config(layer=3, **{name: 4}), of_depth(8))
 
 
 @pytest.mark.parametrize(
     "setting",
     [
-        *({"layer": -1}, {"content_layer": -1}, {"wordings": 1}, {"rows": 1}, {"steps": -1}, {"gate_rate": -0.1}),
+        *(
+            {"layer": -1},
+            {"content_layer": -1},
+            {"reading_layer": -1},
+            {"wordings": 1},
+            {"rows": 1},
+            {"steps": -1},
+            {"gate_rate": -0.1},
+        ),
         *({"false_firing": 0}, {"false_firing": 1}, {"image_matches": 0}, {"least_reading": 1.1}),
-        *({"reading_tolerance": -0.1}, {"reading_slope": -1}, {"answer_confidence": 1}, {"confidence": 1}),
+        *({"reading_matches": 0}, {"reading_matches": 1}, {"answer_confidence": 1}, {"confidence": 1}),
         *({"unknown": 1}, {"layer": "middle"}),
     ],
 )
@@ -73,7 +103,8 @@ def test_values_that_mean_nothing_are_refused(setting: dict[str, Any]) -> None:
 
 def test_the_editor_reports_the_layers_that_were_chosen(editor: FittedExperts) -> None:
     found = editor.configuration()
-    assert (found["layer"], found["content_layer"], found["calibration"]) == (4, 1, "built-in 4")
+    assert (found["layer"], found["reading_layer"], found["content_layer"]) == (4, 4, 1)
+    assert found["calibration"] == "built-in 5"
     assert editor.config.layer is None
 
 

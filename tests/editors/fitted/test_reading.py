@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
-from liveedit.backbones import Backbone, HiddenTokens, TokenBatch
-from liveedit.editors.fitted.reading import ContentLayer, Template, last_of_prompt, mean_of_image
+from liveedit.backbones import Backbone, TokenBatch
+from liveedit.editors.fitted.reading import KeptLayer, Template, last_of_prompt
 from liveedit.samples import Question
 from liveedit.testing import random_image, tiny_backbone, tiny_families
 
@@ -72,7 +71,7 @@ def test_the_last_token_of_the_prompt(row: list[int]) -> None:
     tokens = batch(row)
     states = torch.randn(1, 5, 3)
     last = max(place for place, role in enumerate(row) if role == 0)
-    assert torch.equal(last_of_prompt(HiddenTokens.of(tokens, states)), states[:, last])
+    assert torch.equal(last_of_prompt(states, tokens), states[:, last])
 
 
 def test_padding_changes_nothing_that_is_read(tiny_llava: Backbone) -> None:
@@ -80,26 +79,22 @@ def test_padding_changes_nothing_that_is_read(tiny_llava: Backbone) -> None:
     read = []
     for padding in ("left", "right"):
         inputs = tiny_llava.encode(questions, padding=padding)
-        tokens = HiddenTokens.of(inputs, tiny_llava.hidden_states(inputs, 3))
-        read.append((last_of_prompt(tokens), mean_of_image(tokens.hidden_states, tokens)))
+        states, inside = tiny_llava.hidden_states(inputs, 3), Template.of(tiny_llava).content_mask(inputs)
+        read.append((last_of_prompt(states, inputs), states[0][inside[0]], states[1][inside[1]]))
     for left, right in zip(*read, strict=True):
         assert torch.allclose(left, right, atol=1e-5)
 
 
-def test_the_mean_is_that_of_the_image_alone() -> None:
+def test_the_content_is_that_of_the_image_if_there_is_one() -> None:
     tokens = batch([0, 1, 1, 0, 2], [0, 0, 0, 0, 2])
-    states = torch.randn(2, 5, 3)
-    found = mean_of_image(states, tokens)
-    assert torch.allclose(found[0], states[0, 1:3].mean(0), atol=1e-6)
-    assert torch.equal(found[1], torch.zeros(3))
-    changed = replace(tokens, roles=tokens.roles.clone())
-    changed.roles[0, 1] = 0
-    assert not torch.allclose(mean_of_image(states, changed)[0], found[0])
+    found = Template(1, 1).content_mask(tokens)
+    assert found[0].nonzero().flatten().tolist() == [1, 2]
+    assert found[1].nonzero().flatten().tolist() == [1, 2], "the question without its template"
 
 
-def test_the_content_layer_is_that_layers_output_and_leaves_no_hook(text_backbone: Backbone) -> None:
+def test_a_kept_layer_is_that_layers_output_and_leaves_no_hook(text_backbone: Backbone) -> None:
     inputs = text_backbone.encode([Question("What is it?")])
-    layer = ContentLayer(text_backbone, 1)
+    layer = KeptLayer(text_backbone, 1)
     text_backbone.hidden_states(inputs, 2)
     assert torch.equal(layer.states, text_backbone.hidden_states(inputs, 1))
     layer.remove()

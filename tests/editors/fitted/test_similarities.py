@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from liveedit.backbones import Backbone, HiddenTokens, TokenBatch
+from liveedit.backbones import Backbone, TokenBatch
 from liveedit.editors.fitted import Calibration, FittedConfig, FittedExperts
 from liveedit.editors.fitted.calibration import Modality
 from liveedit.editors.fitted.reading import Template
@@ -30,7 +30,7 @@ def unchanged() -> Whitening:
 
 def similarities(text: float = 0.5, image: float = 0.5, **settings: Any) -> StateSimilarities:
     """Thresholds as given, and whitening that changes nothing."""
-    modalities = (Modality(unchanged(), unchanged(), least, torch.randn(4, WIDTH)) for least in (text, image))
+    modalities = (Modality(unchanged(), unchanged(), least, 0.7, torch.randn(4, WIDTH)) for least in (text, image))
     return StateSimilarities(
         Calibration(*modalities, Template(0, 0), "here"), FittedConfig.model_validate(settings), str
     )
@@ -39,10 +39,10 @@ def similarities(text: float = 0.5, image: float = 0.5, **settings: Any) -> Stat
 def query(of: StateSimilarities, content: torch.Tensor, reading: torch.Tensor, image: bool) -> QueryFeatures:
     """A question with these hidden states: one image token or none, and one token of text."""
     roles = torch.tensor([[1, 0]] if image else [[-1, 0]])
-    states = torch.stack([torch.full((WIDTH,), 9.0), reading])[None]
+    reading_states = torch.stack([torch.full((WIDTH,), 9.0), reading])[None]
     other = torch.full((WIDTH,), 5.0)
     content_states = torch.stack([content, other] if image else [other, content])[None]
-    return of.query(HiddenTokens.of(TokenBatch(roles, roles), states), content_states)
+    return of.query(TokenBatch(roles, roles), content_states, reading_states)
 
 
 def at(angle_to: torch.Tensor, cosine: float, towards: torch.Tensor) -> torch.Tensor:
@@ -108,21 +108,12 @@ def test_an_opposite_content_never_matches_however_low_the_threshold(image: bool
     assert not fires(of, asked, query(of, CONTENT, READING, image))
 
 
-def test_the_least_reading_holds_at_its_edge() -> None:
-    of = similarities(least_reading=0.7, reading_tolerance=1.0)
+@pytest.mark.parametrize(("given", "least"), [(None, 0.7), (0.2, 0.2), (-0.3, -0.3)])
+def test_the_least_reading_is_the_measured_one_unless_another_is_given(given: float | None, least: float) -> None:
+    of = similarities(least_reading=given)
     own = query(of, CONTENT, READING, True)
     for distance, expected in ((1e-3, True), (-1e-3, False)):
-        assert fires(of, query(of, CONTENT, at(READING, 0.7 + distance, OTHER), True), own) == expected
-
-
-@pytest.mark.parametrize("content", [1.0, 0.9, 0.6])
-def test_readings_may_differ_more_where_images_do(content: float) -> None:
-    of = similarities(image=0.5, least_reading=0.0, reading_tolerance=0.1, reading_slope=0.5)
-    own = query(of, CONTENT, READING, True)
-    least = 1 - (0.1 + 0.5 * (1 - content))
-    for distance, expected in ((1e-3, True), (-1e-3, False)):
-        asked = query(of, at(CONTENT, content, OTHER), at(READING, least + distance, OTHER), True)
-        assert fires(of, asked, own) == expected
+        assert fires(of, query(of, CONTENT, at(READING, least + distance, OTHER), True), own) == expected
 
 
 def test_readings_do_not_count_for_texts() -> None:
@@ -138,7 +129,7 @@ def test_the_image_counts_and_not_the_reading_alone() -> None:
 
 
 def test_the_nearest_by_content_and_reading_is_taken() -> None:
-    of = similarities(image=0.2, least_reading=-1, reading_tolerance=2)
+    of = similarities(image=0.2, least_reading=-1)
     repository = ExpertRepository(torch.device("cpu"))
     matrix = torch.ones(1, WIDTH)
     for name, content, reading in (("both", 0.9, 0.9), ("content", 0.95, 0.5), ("reading", 0.5, 0.95)):
@@ -153,7 +144,7 @@ def test_whitening_is_part_of_every_feature() -> None:
     before = query(of, CONTENT + OTHER, READING + OTHER, True)
     shifted = Whitening(OTHER, torch.eye(WIDTH), torch.ones(WIDTH), torch.tensor(1.0))
     text = of.calibration.text
-    changed = Calibration(text, Modality(shifted, shifted, 0.5, text.neutral), Template(0, 0), "")
+    changed = Calibration(text, Modality(shifted, shifted, 0.5, 0.5, text.neutral), Template(0, 0), "")
     after = query(StateSimilarities(changed, of.settings, str), CONTENT + OTHER, READING + OTHER, True)
     assert torch.allclose(after.visual[0, :WIDTH], CONTENT) and torch.allclose(after.prompt[0, :WIDTH], READING)
     assert not torch.allclose(before.visual, after.visual)
@@ -186,11 +177,12 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(editor: FittedExperts, 
 
 def test_from_the_same_hidden_states_features_are_the_same_bit_for_bit(editor: FittedExperts) -> None:
     inputs = editor.backbone.encode(QUESTIONS)
-    tokens, content_states = editor.read(inputs), editor._content_layer.states
-    together = editor.similarities.query(tokens, content_states)
+    tokens = editor.read(inputs)
+    states = editor._content_layer.states, editor._reading_layer.states
+    together = editor.similarities.query(tokens, *states)
     for row in range(len(QUESTIONS)):
-        part = HiddenTokens(tokens.roles[[row]], tokens.input_ids[[row]], hidden_states=tokens.hidden_states[[row]])
-        alone = editor.similarities.query(part, content_states[[row]])
+        part = TokenBatch(tokens.roles[[row]], tokens.input_ids[[row]])
+        alone = editor.similarities.query(part, *(part_of[[row]] for part_of in states))
         for name in ("visual", "sentinel", "prompt", "own"):
             assert torch.equal(getattr(together, name)[row], getattr(alone, name)[0]), name
 

@@ -15,10 +15,9 @@ from liveedit.editors.fitted.text_similarity import (
     has_numbers_of,
     main_tokens,
     number_slots,
-    text_content,
     token_similarity,
 )
-from liveedit.editors.fitted.whitening import Whitening
+from liveedit.editors.fitted.whitening import Whitening, content_of
 
 NAME, OTHER, COMMON = torch.eye(16)[:3]
 
@@ -41,7 +40,7 @@ def test_unusual_tokens_are_most_of_a_texts_content() -> None:
     whitening = Whitening.of(samples)
     unusual = torch.tensor([0.0, 4.0, 0.0, 0.0])
     texts = ([unusual], [common, unusual, common])
-    alone, among = (text_content(whitening(torch.stack(rows))) for rows in texts)
+    alone, among = (content_of(whitening(torch.stack(rows))) for rows in texts)
     assert float(alone @ among) > 0.99
     assert float(among.norm()) == pytest.approx(1.0, abs=1e-5)
 

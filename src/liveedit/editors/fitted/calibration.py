@@ -4,60 +4,68 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from ...backbones import Backbone, HiddenTokens
+from ...backbones import Backbone
 from ...errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from ...files import cache_folder
 from ...progress import Progress, no_progress
 from ...samples import ImageSource, Question
 from ...training.checkpoints import load_tensors, save_tensors
-from ..shared.neutral_questions import HARD_QUESTIONS, IMAGE_QUESTIONS, NEUTRAL_QUESTIONS, SHARED_IMAGE_QUESTION
+from ..shared.neutral_questions import HARD_QUESTIONS, IMAGE_QUESTIONS, NEUTRAL_QUESTIONS, Grid
 from .config import FittedConfig
 from .drawn_images import drawn_images
-from .reading import ContentLayer, Template, last_of_prompt, mean_of_image
-from .text_similarity import main_tokens, token_similarity
+from .reading import KeptLayer, Template, last_of_prompt
+from .thresholds import least_image_similarity, least_reading, least_text_similarity
 from .whitening import Whitening
 
 FILE: Final = "calibration.safetensors"
 DRAWN_IMAGES: Final = 96
 FEWEST_IMAGES: Final = 16
-_VERSION: Final = 4
+_VERSION: Final = 5
 """Changes with everything that a calibration is computed from."""
-_CALIBRATED: Final = ("layer", "content_layer", "false_firing", "image_matches")
+_CALIBRATED: Final = ("layer", "content_layer", "reading_layer", "false_firing", "image_matches", "reading_matches")
 """Settings of `FittedConfig` that a calibration depends on."""
 _BATCH: Final = 24
-_KEPT_READINGS: Final = 64
-"""Readings of text questions that are kept as examples of what no edit should change."""
+_KEPT_STATES: Final = 64
+"""Last tokens of neutral questions that are kept as examples of what no edit should change."""
+_TOKENS_PER_IMAGE: Final = 16
+"""Tokens of an image that the statistics are computed from; its content has all of them."""
+_IMAGES_WITH_ALL_QUESTIONS: Final = 6
 
 
 @dataclass(frozen=True)
 class Modality:
     """Statistics of questions with an image, or of questions without one.
 
-    content: of image means, or of single tokens of a text. reading: of the last tokens of prompts.
+    content: of tokens of images, or of questions without one. reading: of the last tokens of prompts.
     least_similarity: from which two questions may be about the same thing; of the contents of images, or of the tokens
     of texts.
-    neutral: hidden states of last tokens of prompts.
+    least_reading: from which two readings may be of the same question about an image; 0 for texts, which are found by
+    their tokens.
+    neutral: hidden states of last tokens of prompts at the edit layer.
     """
 
     content: Whitening
     reading: Whitening
     least_similarity: float
-    neutral: Float[Tensor, "readings width"]
+    least_reading: float
+    neutral: Float[Tensor, "questions width"]
 
     def to(self, device: torch.device) -> Modality:
         """The same on another device."""
-        return Modality(
-            self.content.to(device), self.reading.to(device), self.least_similarity, self.neutral.to(device)
+        return replace(
+            self,
+            content=self.content.to(device),
+            reading=self.reading.to(device),
+            neutral=self.neutral.to(device),
         )
 
 
@@ -82,17 +90,18 @@ class Calibration:
     def save(self, folder: str | Path, backbone: Backbone, config: FittedConfig) -> Path:
         """Write the calibration into a folder, from which `load` reads it."""
         tensors: dict[str, Tensor] = {}
-        thresholds = {}
+        thresholds, readings = {}, {}
         for kind, found in (("text", self.text), ("image", self.image)):
             if found is None:
                 continue
-            thresholds[kind] = found.least_similarity
+            thresholds[kind], readings[kind] = found.least_similarity, found.least_reading
             tensors[f"{kind}.neutral"] = found.neutral
             for part, whitening in (("content", found.content), ("reading", found.reading)):
                 tensors |= {f"{kind}.{part}.{name}": tensor for name, tensor in whitening.tensors.items()}
         note = {
             "made_for": _made_for(backbone, config),
             "least_similarity": thresholds,
+            "least_reading": readings,
             "template": [self.template.before, self.template.after],
             "name": self.name,
         }
@@ -115,7 +124,9 @@ class Calibration:
         here = backbone.fingerprint
         # The model first: it may not have the layers of a calibration for another one.
         if here.items() <= found.items():
-            here = _made_for(backbone, config)
+            given = {name: getattr(config, name) for name in _CALIBRATED if getattr(config, name) is not None}
+            # Layers that are given and others that were calibrated may not go together.
+            here = _made_for(backbone, config) if given.items() <= found.items() else {**here, **given}
         if found != here:
             raise BackboneError(
                 f"The calibration in {str(folder)!r} was made for another model, or with other settings: {found}; here "
@@ -124,7 +135,7 @@ class Calibration:
         # Copies lie where new tensors lie: how a matrix product rounds may depend on the address of its factors.
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         try:
-            kinds = {kind: _modality(tensors, kind, least) for kind, least in note["least_similarity"].items()}
+            kinds = {kind: _modality(tensors, kind, note) for kind in note["least_similarity"]}
             return cls(kinds["text"], kinds.get("image"), Template(*note["template"]), note["name"])
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} holds no whole calibration ({error!r}). Make it again.") from error
@@ -175,16 +186,15 @@ def calibrate(
         raise InvalidInputError(f"{len(images)} images were given. A calibration needs at least {FEWEST_IMAGES}.")
     if images is not None and not backbone.reads_images:
         raise InvalidInputError(f"{backbone.name} reads text alone, but images were given. Calibrate without them.")
-    texts = [Question(wording) for relation in NEUTRAL_QUESTIONS for asked in relation for wording in asked]
-    shown = _image_questions(images or drawn_images(DRAWN_IMAGES)) if backbone.reads_images else []
     name = f"built-in {_VERSION}" if images is None else ""
-    reader = _Reader(backbone, config)
-    total = len(texts) + len(shown)
+    shown = (images or drawn_images(DRAWN_IMAGES)) if backbone.reads_images else []
+    texts = [_flat(grid) for grid in (NEUTRAL_QUESTIONS, HARD_QUESTIONS)]
+    about_images = _image_questions(shown) if shown else []
+    total = sum(map(len, (*texts, *about_images)))
+    reader = _Reader(backbone, config, lambda done: progress(done, total))
     try:
-        text = _text_modality(reader, texts, config.false_firing, lambda done: progress(done, total))
-        image = None
-        if shown:
-            image = _image_modality(reader, shown, config, lambda done: progress(len(texts) + done, total))
+        text = _text_modality(reader, config, *texts)
+        image = _image_modality(reader, config, *about_images) if about_images else None
     finally:
         reader.close()
     if not name:
@@ -193,130 +203,108 @@ def calibrate(
     return Calibration(text, image, reader.template, name)
 
 
+@dataclass(frozen=True)
+class _States:
+    """Hidden states of some questions, on the CPU.
+
+    tokens: of each question those that say what it is about, at the content layer. readings, last: the last tokens of
+    the prompts at the reading layer and at the edit layer, (questions, width).
+    """
+
+    tokens: list[Tensor]
+    readings: Tensor
+    last: Tensor
+
+
 class _Reader:
     """Runs questions up to the edit layer, batch by batch."""
 
-    def __init__(self, backbone: Backbone, config: FittedConfig):
+    def __init__(self, backbone: Backbone, config: FittedConfig, report: Callable[[int], None]):
         self.backbone, self.layer = backbone, config.edit_layer(backbone)
         self.template = Template.of(backbone)
-        self._content_number = config.layer_of_content(backbone)
-        self._content_layer = ContentLayer(backbone, self._content_number)
+        self._content_layer = KeptLayer(backbone, config.layer_of_content(backbone))
+        self._reading_layer = KeptLayer(backbone, config.layer_of_reading(backbone))
+        self._report, self._done = report, 0
 
     def close(self) -> None:
         self._content_layer.remove()
+        self._reading_layer.remove()
 
     @torch.no_grad()
-    def read(self, questions: Sequence[Question]) -> Iterator[tuple[HiddenTokens, Tensor]]:
-        """Hidden states at the edit layer and at the content layer, batch by batch, in order."""
+    def read(self, questions: Sequence[Question], *, with_content: bool = True) -> _States:
+        """with_content: whether `tokens` are kept; those of images can be many."""
+        tokens: list[Tensor] = []
+        readings, last = [], []
         for start in range(0, len(questions), _BATCH):
             inputs = self.backbone.encode(questions[start : start + _BATCH])
-            states = self.backbone.hidden_states(inputs, self.layer).float()
-            yield HiddenTokens.of(inputs, states), self._content_layer.states.float()
-
-    @torch.no_grad()
-    def texts(self, questions: Sequence[Question]) -> Iterator[Tensor]:
-        """(tokens, width) for each question without an image: its own tokens at the content layer, on the CPU."""
-        for start in range(0, len(questions), _BATCH):
-            inputs = self.backbone.encode(questions[start : start + _BATCH])
-            states = self.backbone.hidden_states(inputs, self._content_number).float().cpu()
-            mask = self.template.question_mask(inputs).cpu()
-            yield from (row[inside] for row, inside in zip(states, mask, strict=True))
+            states = self.backbone.hidden_states(inputs, self.layer)
+            if with_content:
+                content, mask = self._content_layer.states.float().cpu(), self.template.content_mask(inputs).cpu()
+                tokens += [row[inside] for row, inside in zip(content, mask, strict=True)]
+            readings.append(last_of_prompt(self._reading_layer.states, inputs).float().cpu())
+            last.append(last_of_prompt(states, inputs).float().cpu())
+            self._done += len(inputs)
+            self._report(self._done)
+        return _States(tokens, torch.cat(readings), torch.cat(last))
 
 
-def _text_modality(reader: _Reader, questions: Sequence[Question], false_firing: float, report: Any) -> Modality:
-    tokens: list[Tensor] = []
-    readings: list[Tensor] = []
-    for batch, states in reader.read(questions):
-        mask = reader.template.question_mask(batch).to(states.device)
-        tokens += [row[inside].cpu() for row, inside in zip(states, mask, strict=True)]
-        readings.append(last_of_prompt(batch).cpu())
-        report(len(tokens))
-    content, reading = Whitening.of(torch.cat(tokens)), torch.cat(readings)
+def _text_modality(
+    reader: _Reader, config: FittedConfig, neutral: Sequence[Question], hard: Sequence[Question]
+) -> Modality:
+    known = reader.read(neutral)
+    content, tokens = Whitening.of(torch.cat(known.tokens)), reader.read(hard).tokens
     return Modality(
-        content,
-        Whitening.of(reading),
-        _least_text_similarity(reader, content, false_firing),
-        _spread(reading),
+        content=content,
+        reading=Whitening.of_wordings(known.readings.unflatten(0, _shape(NEUTRAL_QUESTIONS))),
+        least_similarity=least_text_similarity(tokens, _shape(HARD_QUESTIONS), content, config.false_firing),
+        least_reading=0.0,
+        neutral=_spread(known.last, _KEPT_STATES),
     )
 
 
-def _least_text_similarity(reader: _Reader, whitening: Whitening, false_firing: float) -> float:
-    """The similarity that all but a share of the hard questions stay below, to all hard questions of the same relation
-    about something else. The whitening was computed from other questions."""
-    shape = len(HARD_QUESTIONS), len(HARD_QUESTIONS[0]), len(HARD_QUESTIONS[0][0])
-    questions = [Question(wording) for relation in HARD_QUESTIONS for asked in relation for wording in asked]
-    found = [main_tokens(whitening(states)) for states in reader.texts(questions)]
-    tokens, weights = (torch.stack(part).unflatten(0, shape) for part in zip(*found, strict=True))
-    nearest = []
-    for relation, weight in zip(tokens, weights, strict=True):
-        cosines = torch.einsum("swkd,txld->swtxkl", relation, relation)
-        similar = token_similarity(cosines, weight[:, :, None, None], weight)
-        for subject in range(len(relation)):
-            similar[subject, :, subject] = -1.0
-        nearest.append(similar.flatten(2).amax(-1).flatten())
-    return float(torch.cat(nearest).quantile(1 - false_firing))
+def _image_questions(images: Sequence[ImageSource]) -> tuple[list[Question], list[Question]]:
+    """All questions about some of the images; and one question, another each time, about each image."""
+    asked = [wording for question in IMAGE_QUESTIONS for wording in question]
+    places = _spread(torch.arange(len(images)), _IMAGES_WITH_ALL_QUESTIONS).tolist()
+    all_of_some = [Question(prompt, images[place]) for place in places for prompt in asked]
+    return all_of_some, [Question(asked[number % len(asked)], image) for number, image in enumerate(images)]
 
 
-def _spread(readings: Tensor) -> Tensor:
-    """Up to `_KEPT_READINGS` of the readings, spread evenly."""
-    return readings[torch.linspace(0, len(readings) - 1, min(_KEPT_READINGS, len(readings))).long()]
-
-
-def _image_questions(images: Sequence[ImageSource]) -> list[Question]:
-    """Three questions about each image: the shared one in two wordings, and a further one."""
-    return [
-        Question(prompt, image)
-        for number, image in enumerate(images)
-        for prompt in (*SHARED_IMAGE_QUESTION, IMAGE_QUESTIONS[number % len(IMAGE_QUESTIONS)])
-    ]
-
-
-def _image_modality(reader: _Reader, questions: Sequence[Question], config: FittedConfig, report: Any) -> Modality:
-    contents: list[Tensor] = []
-    readings: list[Tensor] = []
-    done = 0
-    for batch, states in reader.read(questions):
-        contents.append(mean_of_image(states, batch.to(states.device)).cpu())
-        readings.append(last_of_prompt(batch).cpu())
-        done += len(batch)
-        report(done)
-    content, reading = torch.cat(contents)[::3], torch.cat(readings)
+def _image_modality(
+    reader: _Reader, config: FittedConfig, all_of_some: Sequence[Question], one_of_each: Sequence[Question]
+) -> Modality:
+    wordings = len(IMAGE_QUESTIONS), len(IMAGE_QUESTIONS[0])
+    readings = reader.read(all_of_some, with_content=False).readings.unflatten(0, (-1, *wordings))
+    images = reader.read(one_of_each)
     return Modality(
-        Whitening.of(content),
-        Whitening.of(reading),
-        _least_image_content(content, config.image_matches),
-        _spread(reading),
+        content=Whitening.of(torch.cat([_spread(tokens, _TOKENS_PER_IMAGE) for tokens in images.tokens])),
+        reading=Whitening.of_wordings(readings),
+        least_similarity=least_image_similarity(images.tokens, config.image_matches),
+        least_reading=least_reading(readings, config.reading_matches),
+        neutral=_spread(images.last, _KEPT_STATES),
     )
 
 
-def _least_image_content(content: Tensor, matches: float) -> float:
-    """The similarity that all but a share of the pairs of images stay below. content: (images, width).
-
-    Each half is whitened by the statistics of the other.
-    """
-    half = len(content) // 2
-    pairs = []
-    for known, tested in ((content[:half], content[half:]), (content[half:], content[:half])):
-        whitened = F.normalize(Whitening.of(known)(tested), dim=-1)
-        first, second = torch.triu_indices(len(whitened), len(whitened), offset=1)
-        pairs.append((whitened[first] * whitened[second]).sum(-1))
-    return float(torch.cat(pairs).quantile(1 - matches))
+def _flat(grid: Grid) -> list[Question]:
+    return [Question(wording) for relation in grid for asked in relation for wording in asked]
 
 
-def reading_margin(
-    reading: Float[Tensor, "*pairs"], content: Float[Tensor, "*pairs"], config: FittedConfig
-) -> Float[Tensor, "*pairs"]:
-    """How far the similarity of two readings is within what is allowed for contents of this similarity."""
-    allowed = config.reading_tolerance + config.reading_slope * (1 - content)
-    return torch.minimum(reading - config.least_reading, allowed - (1 - reading))
+def _shape(grid: Grid) -> tuple[int, int, int]:
+    return len(grid), len(grid[0]), len(grid[0][0])
 
 
-def _modality(tensors: dict[str, Tensor], kind: str, least: float) -> Modality:
+def _spread(rows: Tensor, most: int) -> Tensor:
+    """Up to `most` of the rows, spread evenly."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
+
+
+def _modality(tensors: dict[str, Tensor], kind: str, note: dict[str, Any]) -> Modality:
     parts = [
         Whitening(**{name: tensors[f"{kind}.{part}.{name}"] for name in ("mean", "basis", "scales", "outside")})
         for part in ("content", "reading")
     ]
-    return Modality(parts[0], parts[1], float(least), tensors[f"{kind}.neutral"])
+    thresholds = float(note["least_similarity"][kind]), float(note["least_reading"][kind])
+    return Modality(parts[0], parts[1], *thresholds, tensors[f"{kind}.neutral"])
 
 
 def _made_for(backbone: Backbone, config: FittedConfig) -> dict[str, Any]:
@@ -324,7 +312,9 @@ def _made_for(backbone: Backbone, config: FittedConfig) -> dict[str, Any]:
         **backbone.fingerprint,
         "layer": config.edit_layer(backbone),
         "content_layer": config.layer_of_content(backbone),
+        "reading_layer": config.layer_of_reading(backbone),
         "false_firing": config.false_firing,
         "image_matches": config.image_matches,
+        "reading_matches": config.reading_matches,
         "version": _VERSION,
     }

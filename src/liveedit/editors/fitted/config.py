@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from pydantic import Field
@@ -17,6 +18,10 @@ _EDIT_DEPTH: Final = 5 / 6
 _CONTENT_LAYER: Final = 1
 """The content layer: there, tokens have seen their neighbours in a word, and still say what they are."""
 
+_READING_DEPTH: Final = 3 / 4
+"""The reading layer, as a share of the depth, rounded up: there, the last token of a prompt holds what is asked, and
+not yet the answer, which different questions may have in common."""
+
 
 class FittedConfig(FittingConfig):
     """Where experts are fitted, how, and when they fire."""
@@ -31,6 +36,11 @@ class FittedConfig(FittingConfig):
         ge=0,
         description="Layer at which the content of an image or a text is read, up to the edit layer. None: the second.",
     )
+    reading_layer: int | None = Field(
+        default=None,
+        ge=0,
+        description="Layer at which the end of a prompt is read, up to the edit layer. None: at 3/4 of the depth.",
+    )
     gate_rate: float = Field(default=0.0, ge=0, description="Learning rate on U, relative to its spread.")
     wordings: int = Field(
         default=6, ge=2, description="Wordings of the prompt on which an expert is fitted, the prompt included."
@@ -44,25 +54,24 @@ class FittedConfig(FittingConfig):
         "same question about something else.",
     )
     image_matches: float = Field(
-        default=0.006,
+        default=0.004,
         gt=0,
         lt=1,
         description="Share of the pairs of the calibration's images that pass for images of the same thing. Their "
         "readings must match too before an edit fires.",
     )
-    least_reading: float = Field(
-        default=0.7, ge=-1, le=1, description="Least similarity of readings, for a question about an image."
+    reading_matches: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Share of the calibration's pairs of different questions about one image that pass for the same "
+        "question.",
     )
-    reading_tolerance: float = Field(
-        default=0.15,
-        ge=0,
-        le=2,
-        description="How far two readings of one image may differ (1 - cosine) and still be of the same question.",
-    )
-    reading_slope: float = Field(
-        default=0.6,
-        ge=0,
-        description="How much further they may differ, relative to how far their images differ.",
+    least_reading: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="Least similarity of readings, for a question about an image. None: that of the calibration.",
     )
 
     @property
@@ -85,12 +94,19 @@ class FittedConfig(FittingConfig):
 
     def layer_of_content(self, backbone: Backbone) -> int:
         """The content layer on this backbone. Raises `BackboneError` if it follows the edit layer."""
-        edit_layer = self.edit_layer(backbone)
-        if self.content_layer is None:
-            return min(_CONTENT_LAYER, edit_layer)
-        if self.content_layer > edit_layer:
+        return self._up_to_edit_layer(backbone, "content_layer", _CONTENT_LAYER)
+
+    def layer_of_reading(self, backbone: Backbone) -> int:
+        """The reading layer on this backbone. Raises `BackboneError` if it follows the edit layer."""
+        return self._up_to_edit_layer(backbone, "reading_layer", math.ceil(_READING_DEPTH * len(backbone.layers)) - 1)
+
+    def _up_to_edit_layer(self, backbone: Backbone, name: str, default: int) -> int:
+        given, edit_layer = getattr(self, name), self.edit_layer(backbone)
+        if given is None:
+            return min(default, edit_layer)
+        if given > edit_layer:
             raise BackboneError(
-                f"content_layer={self.content_layer} was given, but the edit layer is {edit_layer}: edits are found "
-                "there, and a later layer has not run yet. Give a layer up to it."
+                f"{name}={given} was given, but the edit layer is {edit_layer}: edits are found there, and a later "
+                "layer has not run yet. Give a layer up to it."
             )
-        return self.content_layer
+        return given

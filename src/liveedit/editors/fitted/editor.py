@@ -21,7 +21,7 @@ from ..shared.routing import QueryFeatures
 from ..shared.wordings import wordings
 from .calibration import Calibration, calibrate, calibrated_settings, default_calibration
 from .config import FittedConfig
-from .reading import ContentLayer
+from .reading import KeptLayer
 from .similarities import StateSimilarities
 
 
@@ -66,7 +66,8 @@ class FittedExperts(RoutedEditor):
         found = calibration or default_calibration(backbone, self.config, report_step)
         found = found.to(backbone.layer_device(layer))
         self._similarities = StateSimilarities(found, self.config, backbone.tokenizer.decode)
-        self._content_layer = ContentLayer(backbone, self.config.layer_of_content(backbone))
+        self._content_layer = KeptLayer(backbone, self.config.layer_of_content(backbone))
+        self._reading_layer = KeptLayer(backbone, self.config.layer_of_reading(backbone))
         self._attach(layer, FORM)
         self.combining = self.config.combining
         self.answer_confidence = self.config.answer_confidence
@@ -107,6 +108,7 @@ class FittedExperts(RoutedEditor):
             "calibration": str(file),
             "text threshold": round(made.text.least_similarity, 4),
             "image threshold": None if made.image is None else round(made.image.least_similarity, 4),
+            "reading threshold": None if made.image is None else round(made.image.least_reading, 4),
         }
 
     def configuration(self) -> dict[str, Any]:
@@ -115,6 +117,7 @@ class FittedExperts(RoutedEditor):
             **self.config.model_dump(mode="json"),
             "layer": self.layer,
             "content_layer": self.config.layer_of_content(self.backbone),
+            "reading_layer": self.config.layer_of_reading(self.backbone),
             "calibration": self.calibration.name,
         }
 
@@ -137,7 +140,8 @@ class FittedExperts(RoutedEditor):
 
     def query(self, tokens: HiddenTokens) -> QueryFeatures:
         """Features of the queries of this thread's last forward pass."""
-        return self._similarities.query(tokens, self._content_layer.states.to(self.device).float())
+        content, reading = (kept.states.to(self.device).float() for kept in (self._content_layer, self._reading_layer))
+        return self._similarities.query(tokens, content, reading)
 
     def neighbours(self, expert: LowRankExpert, most: int) -> list[Neighbour]:
         """Up to `most` active edits whose contents are most similar to the expert's, most similar first."""
@@ -162,6 +166,7 @@ class FittedExperts(RoutedEditor):
     def detach(self) -> None:
         """Remove hooks and edits from the backbone."""
         self._content_layer.remove()
+        self._reading_layer.remove()
         super().detach()
 
     # -- editing -----------------------------------------------------------------------------------------

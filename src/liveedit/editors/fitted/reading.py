@@ -1,4 +1,4 @@
-"""What fitted experts read of a question: hidden states of two layers, before they are made comparable."""
+"""What fitted experts read of a question: hidden states of some layers, before they are made comparable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ...backbones import Backbone, HiddenTokens, TokenBatch
+from ...backbones import Backbone, TokenBatch
 from ...backbones.prefill import not_compiled
 from ...backbones.split_forward import first_output
 from ...samples import Question
@@ -24,7 +24,7 @@ class _Kept(threading.local):
     states: Tensor | None = None
 
 
-class ContentLayer:
+class KeptLayer:
     """Keeps the output of one layer during a forward pass, for the thread that runs it."""
 
     def __init__(self, backbone: Backbone, layer: int):
@@ -60,6 +60,10 @@ class Template:
         first, second = (backbone.encode([question]).input_ids[0].tolist() for question in _PROBES)
         return cls(_common(first, second), _common(first[::-1], second[::-1]))
 
+    def content_mask(self, tokens: TokenBatch) -> Bool[Tensor, "batch tokens"]:
+        """The tokens that say what a question is about: those of its image, or of a question without one its own."""
+        return torch.where(tokens.has_image[:, None], tokens.image_mask, self.question_mask(tokens))
+
     def question_mask(self, tokens: TokenBatch) -> Bool[Tensor, "batch tokens"]:
         """The prompt tokens of the question itself. A prompt that is no longer than the template is taken whole."""
         prompt = tokens.prompt_mask
@@ -68,18 +72,12 @@ class Template:
         return torch.where(inside.any(1, keepdim=True), inside, prompt)
 
 
-def last_of_prompt(tokens: HiddenTokens) -> Float[Tensor, "batch width"]:
+def last_of_prompt(states: Float[Tensor, "batch tokens width"], tokens: TokenBatch) -> Float[Tensor, "batch width"]:
     """The hidden state of the last token of each prompt."""
-    prompt = tokens.prompt_mask
+    prompt = tokens.prompt_mask.to(states.device)
     places = torch.arange(prompt.shape[1], device=prompt.device).expand_as(prompt)
     last = places.masked_fill(~prompt, -1).amax(1)
-    return tokens.hidden_states[torch.arange(len(last), device=last.device), last]
-
-
-def mean_of_image(states: Float[Tensor, "batch tokens width"], tokens: TokenBatch) -> Float[Tensor, "batch width"]:
-    """The mean of the hidden states of each image; zeros for questions without one."""
-    mask = tokens.image_mask[..., None].to(states)
-    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+    return states[torch.arange(len(last), device=last.device), last]
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

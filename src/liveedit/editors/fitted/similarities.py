@@ -12,20 +12,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import HiddenTokens
+from ...backbones import TokenBatch
 from ..shared.routing import QueryFeatures, Weighting
-from .calibration import Calibration, Modality, reading_margin
+from .calibration import Calibration, Modality
 from .config import FittedConfig
-from .reading import last_of_prompt, mean_of_image
+from .reading import last_of_prompt
 from .text_similarity import (
     NUMBER_SLOTS,
     TOKENS,
     has_numbers_of,
     main_tokens,
     number_slots,
-    text_content,
     token_similarity,
 )
+from .whitening import content_of
 
 _SHARPNESS: Final = 50.0
 """A prompt similarity of 0.02 above its threshold is a weight of 0.73."""
@@ -49,7 +49,7 @@ class _Routing:
 class _PromptFeature:
     """The parts of a prompt feature, which is one vector.
 
-    rows: with an image, reading and content in the first two rows; of a text, its main tokens. weights: of the tokens.
+    rows: with an image, the reading in the first one; of a text, its main tokens. weights: of the tokens.
     numbers: those in a text. image: 1 with an image, 0 without.
     """
 
@@ -80,17 +80,13 @@ class _PromptFeature:
 class StateSimilarities:
     """Features from hidden states alone, all whitened and of length 1.
 
-    content c: of a question with an image, the mean of the image at the content layer; of a text, its tokens there,
-    those of rare words most. reading r: the last token of the prompt at the edit layer, which has read image and
-    question.
+    content c: the tokens of the image, or of a question without one, at the content layer, the most unusual ones most.
+    reading r: the last token of the prompt at the reading layer, which has read image and question.
 
     Hard routing: a query may fire an edit if their contents are similar (the sentinel is the threshold). Questions with
     an image and questions without one never match.
-    Soft routing, with an image: the readings do not differ more than the images explain,
-
-        r . r_e >= least_reading    and    1 - r . r_e <= tolerance + slope (1 - c . c_e)
-
-    and of texts: their main tokens are similar (`token_similarity`), and the query has every number of the edit.
+    Soft routing, with an image: the readings are similar, r . r_e >= least_reading. Without one: the main tokens are
+    similar (`token_similarity`), and the query has every number of the edit.
 
     read_text: the text of some token ids, for its numbers.
     """
@@ -108,9 +104,14 @@ class StateSimilarities:
             "query_feature": (2 * width,),
         }
 
-    def query(self, tokens: HiddenTokens, content_states: Float[Tensor, "batch tokens width"]) -> QueryFeatures:
-        """Features of queries. content_states: hidden states at the content layer."""
-        content, reading, prompt = self._features(tokens, content_states)
+    def query(
+        self,
+        tokens: TokenBatch,
+        content_states: Float[Tensor, "batch tokens width"],
+        reading_states: Float[Tensor, "batch tokens width"],
+    ) -> QueryFeatures:
+        """Features of queries, from the hidden states at the content layer and at the reading layer."""
+        content, reading, prompt = self._features(tokens, content_states, reading_states)
         image = tokens.has_image.to(content.dtype)[:, None]
         least = content.new_tensor([self._least_content(found) for found in tokens.has_image.tolist()])[:, None]
         one, zeros = torch.ones_like(image), torch.zeros_like(content)
@@ -137,12 +138,18 @@ class StateSimilarities:
         # Row by row: how a matrix product rounds depends on how many edits are compared at once.
         products = [(asked.rows[..., [row], :] * edited.rows).sum(-1) for row in range(TOKENS)]
         cosines = torch.stack(products, -2)
-        of_images = reading_margin(cosines[..., 0, 0], cosines[..., 1, 1], self.settings)
+        of_images = cosines[..., 0, 0] - self._least_reading
         similar = token_similarity(cosines, asked.weights, edited.weights) - self.calibration.text.least_similarity
         of_texts = torch.where(has_numbers_of(asked.numbers, edited.numbers), similar, -torch.ones_like(similar))
         return _SHARPNESS * torch.where(asked.image > 0, of_images, of_texts)
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    @property
+    def _least_reading(self) -> float:
+        if self.settings.least_reading is not None:
+            return self.settings.least_reading
+        return 0.0 if self.calibration.image is None else self.calibration.image.least_reading
 
     def _least_content(self, image: bool) -> float:
         return max(0.0, self._modality(True).least_similarity) if image else _COMPARED
@@ -152,22 +159,23 @@ class StateSimilarities:
         assert found is not None, "an image reached a model that reads text alone"
         return found
 
-    def _features(self, tokens: HiddenTokens, content_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _features(
+        self, tokens: TokenBatch, content_states: Tensor, reading_states: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Content, reading, (batch, width) each, and prompt features."""
-        images, last = mean_of_image(content_states, tokens), last_of_prompt(tokens)
-        asked = self.calibration.template.question_mask(tokens)
+        last = last_of_prompt(reading_states, tokens)
+        inside = self.calibration.template.content_mask(tokens)
         found = []
         # Each row alone: no bit of a feature depends on the other questions of a batch.
         for row, has_image in enumerate(tokens.has_image.tolist()):
             modality = self._modality(has_image)
             reading = F.normalize(modality.reading(last[row]), dim=-1)
+            whitened = modality.content(content_states[row][inside[row]])
+            content = content_of(whitened)
             if has_image:
-                content = F.normalize(modality.content(images[row]), dim=-1)
-                prompt = _image_prompt(reading, content)
+                prompt = _image_prompt(reading)
             else:
-                whitened = modality.content(content_states[row][asked[row]])
-                content = text_content(whitened)
-                prompt = self._text_prompt(whitened, tokens.input_ids[row][asked[row]])
+                prompt = self._text_prompt(whitened, tokens.input_ids[row][inside[row]])
             found.append((content, reading, prompt.vector))
         contents, readings, prompts = zip(*found, strict=True)
         return torch.stack(contents), torch.stack(readings), torch.stack(prompts)
@@ -178,7 +186,7 @@ class StateSimilarities:
         return _PromptFeature(rows, weights, numbers.to(rows), rows.new_zeros(()))
 
 
-def _image_prompt(reading: Tensor, content: Tensor) -> _PromptFeature:
+def _image_prompt(reading: Tensor) -> _PromptFeature:
     rows = reading.new_zeros(TOKENS, len(reading))
-    rows[0], rows[1] = reading, content
+    rows[0] = reading
     return _PromptFeature(rows, rows.new_zeros(TOKENS), rows.new_zeros(NUMBER_SLOTS), rows.new_ones(()))

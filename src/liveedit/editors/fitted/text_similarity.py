@@ -24,14 +24,6 @@ _SEPARATOR: Final = re.compile(r"(?<=\d)[,.'\u00a0\u202f](?=\d{3}(?!\d))")
 """What separates thousands: 1,000 is 1000."""
 
 
-def text_content(whitened: Float[Tensor, "tokens width"]) -> Float[Tensor, " width"]:
-    """The content of a text: its whitened tokens, added up with the squares of their lengths as weights, of length 1.
-
-    Tokens of words that many questions have (what, is, of) are short, those of names are long.
-    """
-    return F.normalize((whitened * whitened.square().sum(-1, keepdim=True)).sum(0), dim=-1)
-
-
 def main_tokens(whitened: Float[Tensor, "tokens width"]) -> tuple[Float[Tensor, "main width"], Float[Tensor, " main"]]:
     """The `TOKENS` longest tokens, each of length 1, and their weights, which add up to 1.
 

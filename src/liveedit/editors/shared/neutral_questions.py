@@ -90,20 +90,20 @@ HARD_QUESTIONS: Final = _grid(_HARD_SUBJECTS, _HARD_RELATIONS)
 """Questions about things with common names of one or two words, which are hard to distinguish: how similar two of them
 are sets the threshold from which texts count as being about the same thing."""
 
-SHARED_IMAGE_QUESTION: Final = ("What is this?", "What can be seen here?")
-"""A question that can be asked about any image, in two wordings."""
-
 IMAGE_QUESTIONS: Final = (
-    "What is it called?",
-    "What color is it?",
-    "How many are there?",
-    "Where is it?",
-    "What kind is it?",
-    "Who made this?",
-    "What is on the left?",
-    "What is in the background?",
-    "What is it made of?",
-    "What does it eat?",
-    "What is it used for?",
+    ("What is it called?", "What is the name of this?", "How is this called?"),
+    ("What color is it?", "Which color does it have?", "In what color is it?"),
+    ("How many are there?", "What is the number of things here?", "How many can be seen?"),
+    ("Where is it?", "In what place is this?", "Which place is shown?"),
+    ("Who made this?", "Who is the maker of it?", "By whom was it made?"),
+    ("Who owns this?", "Whose is it?", "Who does it belong to?"),
+    ("How old is it?", "What age is this?", "How many years old is it?"),
+    ("How big is it?", "What size is it?", "How large is this?"),
+    ("What does it cost?", "How much is it?", "What is the price of this?"),
+    ("What is it used for?", "What is its purpose?", "What do people do with it?"),
+    ("What is it made of?", "Which material is it?", "What does it consist of?"),
+    ("What does it eat?", "What is its food?", "What does it feed on?"),
+    ("What is on the left?", "What is to the left of it?", "What can be seen on the left?"),
+    ("What is in the background?", "What is behind it?", "What can be seen behind it?"),
 )
-"""Further questions that can be asked about any image."""
+"""(questions, wordings): questions that can be asked about any image, each in three wordings."""
