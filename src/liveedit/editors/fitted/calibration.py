@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...backbones import Backbone
+from ...backbones import Backbone, TokenBatch
 from ...errors import BackboneError, CheckpointError, InvalidInputError, NotFoundError
 from ...files import cache_folder
 from ...progress import Progress, no_progress
@@ -217,12 +217,13 @@ class _States:
 
 
 class _Reader:
-    """Runs questions up to the edit layer, batch by batch."""
+    """Runs questions up to a layer, batch by batch."""
 
     def __init__(self, backbone: Backbone, config: FittedConfig, report: Callable[[int], None]):
         self.backbone, self.layer = backbone, config.edit_layer(backbone)
         self.template = Template.of(backbone)
-        self._content_layer = KeptLayer(backbone, config.layer_of_content(backbone))
+        self._content_number = config.layer_of_content(backbone)
+        self._content_layer = KeptLayer(backbone, self._content_number)
         self._reading_layer = KeptLayer(backbone, config.layer_of_reading(backbone))
         self._report, self._done = report, 0
 
@@ -230,29 +231,39 @@ class _Reader:
         self._content_layer.remove()
         self._reading_layer.remove()
 
-    @torch.no_grad()
-    def read(self, questions: Sequence[Question], *, with_content: bool = True) -> _States:
-        """with_content: whether `tokens` are kept; those of images can be many."""
+    def read(self, questions: Sequence[Question], *, with_tokens: bool = True) -> _States:
+        """with_tokens: whether `tokens` are kept; those of images can be many."""
         tokens: list[Tensor] = []
         readings, last = [], []
-        for start in range(0, len(questions), _BATCH):
-            inputs = self.backbone.encode(questions[start : start + _BATCH])
-            states = self.backbone.hidden_states(inputs, self.layer)
-            if with_content:
-                content, mask = self._content_layer.states.float().cpu(), self.template.content_mask(inputs).cpu()
-                tokens += [row[inside] for row, inside in zip(content, mask, strict=True)]
+        for inputs, states in self._run(questions, self.layer):
+            if with_tokens:
+                tokens += self._tokens(inputs)
             readings.append(last_of_prompt(self._reading_layer.states, inputs).float().cpu())
             last.append(last_of_prompt(states, inputs).float().cpu())
+        return _States(tokens, torch.cat(readings), torch.cat(last))
+
+    def tokens(self, questions: Sequence[Question]) -> list[Tensor]:
+        """`_States.tokens` alone: later layers do not run."""
+        return [row for inputs, _ in self._run(questions, self._content_number) for row in self._tokens(inputs)]
+
+    @torch.no_grad()
+    def _run(self, questions: Sequence[Question], layer: int) -> Iterator[tuple[TokenBatch, Tensor]]:
+        for start in range(0, len(questions), _BATCH):
+            inputs = self.backbone.encode(questions[start : start + _BATCH])
+            yield inputs, self.backbone.hidden_states(inputs, layer)
             self._done += len(inputs)
             self._report(self._done)
-        return _States(tokens, torch.cat(readings), torch.cat(last))
+
+    def _tokens(self, inputs: TokenBatch) -> list[Tensor]:
+        states, mask = self._content_layer.states.float().cpu(), self.template.content_mask(inputs).cpu()
+        return [row[inside] for row, inside in zip(states, mask, strict=True)]
 
 
 def _text_modality(
     reader: _Reader, config: FittedConfig, neutral: Sequence[Question], hard: Sequence[Question]
 ) -> Modality:
     known = reader.read(neutral)
-    content, tokens = Whitening.of(torch.cat(known.tokens)), reader.read(hard).tokens
+    content, tokens = Whitening.of(torch.cat(known.tokens)), reader.tokens(hard)
     return Modality(
         content=content,
         reading=Whitening.of_wordings(known.readings.unflatten(0, _shape(NEUTRAL_QUESTIONS))),
@@ -274,7 +285,7 @@ def _image_modality(
     reader: _Reader, config: FittedConfig, all_of_some: Sequence[Question], one_of_each: Sequence[Question]
 ) -> Modality:
     wordings = len(IMAGE_QUESTIONS), len(IMAGE_QUESTIONS[0])
-    readings = reader.read(all_of_some, with_content=False).readings.unflatten(0, (-1, *wordings))
+    readings = reader.read(all_of_some, with_tokens=False).readings.unflatten(0, (-1, *wordings))
     images = reader.read(one_of_each)
     return Modality(
         content=Whitening.of(torch.cat([_spread(tokens, _TOKENS_PER_IMAGE) for tokens in images.tokens])),
