@@ -66,7 +66,7 @@ def test_a_calibration_of_ones_own_images_is_used_by_the_other_commands(
     assert code == 0, err
     assert f"--editor-path {out}" in " ".join(said.split())
     layers = {"layer": 1, "content_layer": 1, "reading_layer": 1}
-    shares = {"false_firing": 0.05, "image_matches": 0.005, "reading_matches": 0.1}
+    shares = {"false_firing": 0.05, "image_matches": 0.004, "reading_matches": 0.1}
     assert calibrated_settings(out) == {**layers, **shares}
     edited = ("--backbone", model_folder, "--edits", tmp_path / "edits.db", "--editor-path", out, "--json")
     image = ("--image", images / "00.PNG", "--prompt", "What?")

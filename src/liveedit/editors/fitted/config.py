@@ -54,7 +54,7 @@ class FittedConfig(FittingConfig):
         "same question about something else.",
     )
     image_matches: float = Field(
-        default=0.005,
+        default=0.004,
         gt=0,
         lt=1,
         description="Share of the pairs of the calibration's images that pass for images of the same thing. Their "
