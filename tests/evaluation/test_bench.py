@@ -20,7 +20,7 @@ from liveedit.errors import ConfigError
 from liveedit.evaluation import kept_edits
 from liveedit.evaluation.bench import Bench, BenchConfig, Provenance, backbone_name
 from liveedit.evaluation.kept_edits import KeptEdits
-from liveedit.samples import Edit, EditCase, Question
+from liveedit.samples import Edit, EditCase, Probe, Question
 
 PROVENANCE = Provenance("abc", False, "b" * 64, "d" * 64)
 
@@ -105,6 +105,23 @@ def test_rows_are_measured_once_and_again_where_anything_differs(
     other = Provenance("abc", False, "b" * 64, "e" * 64)
     bench_of(random_backbone, cases, tmp_path, other, edits=(2,), max_new_tokens=3).run([("none", make)])
     assert groups() == [2, 2, 2]
+
+
+def test_edited_facts_are_asked_for_without_the_image_on_request(
+    random_backbone: Backbone, eval_cases: tuple[EditCase, ...], tmp_path: Path
+) -> None:
+    cases = [
+        replace(
+            case,
+            probes=(*case.probes, Probe("cross_modal", replace(case.edit.question, image=None), case.edit.answer)),
+        )
+        for case in eval_cases[:2]
+    ]
+    (plain,) = bench_of(random_backbone, cases, tmp_path, edits=(2,)).run([("none", make)])
+    (row,) = bench_of(random_backbone, cases, tmp_path, edits=(2,), cross_modal=True).run([("none", make)])
+    assert "cross_modal" not in plain["metrics"] and "cross_modal" not in plain["provenance"]["config"]
+    assert row["metrics"]["cross_modal"]["count"] >= 2 and row["provenance"]["config"]["cross_modal"] is True
+    assert {name: figures for name, figures in row["metrics"].items() if name != "cross_modal"} == plain["metrics"]
 
 
 class Remembering(NoEditor):

@@ -73,11 +73,11 @@ def test_an_interrupted_table_goes_on_where_it_was(
     measured: list[int] = []
     measure = bench_module.measure
 
-    def interrupted(backbone: Any, editor: Any, group: Any, *others: Any) -> Any:
+    def interrupted(backbone: Any, editor: Any, group: Any, *others: Any, **options: Any) -> Any:
         measured.append(len(group))
         if len(measured) == 4:  # The second run of groups of one has begun.
             raise KeyboardInterrupt
-        return measure(backbone, editor, group, *others)
+        return measure(backbone, editor, group, *others, **options)
 
     monkeypatch.setattr(bench_module, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):

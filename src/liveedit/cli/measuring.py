@@ -68,6 +68,9 @@ class BenchArguments:
     passages: Annotated[
         bool, typer.Option("--passages", help="Also perplexity and agreement, for answers that are passages of text.")
     ] = False
+    cross_modal: Annotated[bool, typer.Option("--cross-modal", help="Also ask for edited facts without the image.")] = (
+        False
+    )
     distinct_subjects: DistinctSubjects = False
 
 

@@ -20,10 +20,19 @@ from ..editors.base import Editor, EditRecord
 from ..errors import ConfigError
 from ..files import write_json, written_atomically
 from ..progress import Counter, TaskProgress, no_task_progress, progress_of
-from ..samples import EditCase
+from ..samples import EditCase, ProbeName
 from .kept_edits import KeptEdits
 from .perplexity import PassageScores
-from .protocol import Measurement, UneditedAnswers, answer_limit, cost, measure, probes_of, summarize_measurements
+from .protocol import (
+    MEASURED,
+    Measurement,
+    UneditedAnswers,
+    answer_limit,
+    cost,
+    measure,
+    probes_of,
+    summarize_measurements,
+)
 from .recurring import recurring_edits
 
 Row = dict[str, Any]
@@ -55,6 +64,12 @@ class BenchConfig(BaseModel):
     passages: bool = Field(
         default=False, description="Also score answers by perplexity, and locality by agreement along unrelated texts."
     )
+    cross_modal: bool = Field(default=False, description="Also ask for edited facts without the image.")
+
+    @property
+    def probes(self) -> tuple[ProbeName, ...]:
+        """The probes that are asked besides the edits themselves."""
+        return (*MEASURED, "cross_modal") if self.cross_modal else MEASURED
 
 
 @dataclass(frozen=True)
@@ -158,7 +173,7 @@ class Bench:
         if passages is not None:
             passages.ask_unedited([case for group in groups for case in group])
         asking = progress_of(self.report, f"asking: {label}")
-        count_asked = Counter(asking, 2 * sum(len(probes_of(group)[0]) for group in groups))
+        count_asked = Counter(asking, 2 * sum(len(probes_of(group, self.config.probes)[0]) for group in groups))
         count_edited = Counter(progress_of(self.report, f"editing: {label}"), sum(map(len, groups)))
         compared = progress_of(self.report, f"asking the unedited model where an answer changed: {label}")
         answers = self._file(name, edits, seed, ".answers.jsonl")
@@ -170,7 +185,10 @@ class Bench:
                 records += made
                 with self._precision():
                     measurements.append(
-                        measure(self.backbone, editor, group, self.unedited, count_asked, raw, compared)
+                        measure(
+                            *(self.backbone, editor, group, self.unedited, count_asked, raw, compared),
+                            names=self.config.probes,
+                        )
                     )
                 if passages is not None:
                     passages.add(group)
@@ -195,7 +213,7 @@ class Bench:
 
     def _ask_unedited(self, groups: Sequence[Sequence[EditCase]], label: str) -> None:
         """Ask the locality probes of all groups at once: groups of few edits would make small batches."""
-        asked = [item for group in groups for item in probes_of(group)[0]]
+        asked = [item for group in groups for item in probes_of(group, self.config.probes)[0]]
         asking = progress_of(self.report, f"asking the unedited model: {label}")
         with self._precision():
             self.unedited.ask(asked, Counter(asking, 2 * len(self.unedited.missing(asked))))
@@ -212,6 +230,8 @@ class Bench:
     def _settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings that a row's figures depend on."""
         fields = {"few_edits_cases", "max_new_tokens", "mixed_precision", "passages"}
+        if self.config.cross_modal:
+            fields.add("cross_modal")
         return json.loads(json.dumps({**self.config.model_dump(mode="json", include=fields), **settings}))
 
     def _read(self, name: str, edits: int, settings: dict[str, Any]) -> Row | None:

@@ -176,6 +176,7 @@ def measure(
     count: Callable[[int], None] = lambda more: None,
     raw: TextIO | None = None,
     compared: Progress = no_progress,
+    names: Iterable[ProbeName] = MEASURED,
 ) -> Measurement:
     """Ask every probe of these edits, which are active, freely and teacher-forced; raw answers go to `raw` as JSON
     lines.
@@ -184,9 +185,9 @@ def measure(
     answers so too, the answer is not broken.
 
     `count` is called with increments; each probe counts twice, once for each way of asking. compared: progress of
-    asking the unedited model.
+    asking the unedited model. names: the probes that are asked besides the edits themselves.
     """
-    asked, left_out, left_out_by_type = probes_of(cases)
+    asked, left_out, left_out_by_type = probes_of(cases, names)
     expected = [unedited[item].text if item.probe.name in LOCALITY else str(item.probe.answer) for item in asked]
     probes = [item.probe for item in asked]
     free = ask_freely(Answering(backbone, editor), probes, unedited.max_new_tokens, unedited.batch, count)

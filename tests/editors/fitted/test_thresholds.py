@@ -72,7 +72,7 @@ def test_the_threshold_of_readings_is_exceeded_by_the_wanted_share_of_other_ques
 
 
 def test_a_model_that_does_not_know_the_questions_gets_the_default() -> None:
-    assert least_reading(readings_of(0.1, 1.0), 0.1) == 0.77
+    assert least_reading(readings_of(0.1, 1.0), 0.1) == 0.75
     assert least_reading(readings_of(3.0, 1.0), 0.1) < 0.7
 
 

@@ -19,7 +19,7 @@ from .whitening import Whitening, content_of
 _SAME_THING: Final = 0.7
 """Of two images of a calibration whose contents are more similar than this, one counts: they show the same thing."""
 
-_UNKNOWN_QUESTIONS: Final = 0.77
+_UNKNOWN_QUESTIONS: Final = 0.75
 """The least similarity of readings in a model that does not know the calibration's questions: wordings that it knows
 are more similar."""
 
