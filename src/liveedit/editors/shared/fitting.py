@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, HiddenTokens, TokenBatch
+from ...backbones.kept_prompt import KeptPrompt
 from ...progress import report_step
 from .routing import ExpertForm, changed_tokens, expert_residual, output_scale
 
@@ -82,6 +83,15 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class _Suffix:
+    """A passage with the hidden states that its later layers run from, and what they keep of its prompts."""
+
+    passage: Passage
+    states: Tensor
+    kept: KeptPrompt | None
+
+
+@dataclass(frozen=True)
 class Start:
     """Where gradient steps start, and how far a step goes: Adam's learning rates of u and v."""
 
@@ -95,8 +105,9 @@ class Fitting:
     """Fits u and v of one edit.
 
     Hidden states at the edit layer are computed once; a step runs only the later layers, over all positions of an
-    answer at once. Each step takes one of the passages in turn, with noise on the image tokens, and gives every row but
-    the first a random weight, so that the answer does not depend on the weight that routing gives.
+    answer at once, and of the prompt only from the first token on that the expert changes (`KeptPrompt`). Each step
+    takes one of the passages in turn, with noise on the image tokens that stays the same, and gives every row but the
+    first a random weight, so that the answer does not depend on the weight that routing gives.
     """
 
     def __init__(self, backbone: Backbone, layer: int, form: ExpertForm, settings: FittingConfig):
@@ -132,9 +143,10 @@ class Fitting:
         u, v = (part.clone() for part in (start.u, start.v))
         trained = [(part.requires_grad_(), rate) for part, rate in ((u, start.rate_u), (v, start.rate_v)) if rate > 0]
         optimizer = torch.optim.Adam([{"params": [part], "lr": rate} for part, rate in trained], betas=(0.9, 0.99))
+        clean = [self._suffix(passage, passage.tokens.hidden_states) for passage in passages]
+        noisy = [self._noisy(suffix, generator) for suffix in clean]
         for step in range(settings.steps):
-            passage = passages[step % len(passages)]
-            loss, lowest = self._loss(passage, u, v, generator)
+            loss, lowest = self._loss(noisy[step % len(noisy)], u, v, generator)
             optimizer.zero_grad()
             loss.backward()
             for group, (_, rate) in zip(optimizer.param_groups, trained, strict=True):
@@ -142,39 +154,56 @@ class Fitting:
             optimizer.step()
             report_step(step + 1, settings.steps)
             if lowest >= settings.confidence - _NEAR:
-                following = (passages[(step + 1 + more) % len(passages)] for more in range(len(passages)))
-                if all(self.is_right(one, u.detach(), v.detach()) for one in following):
+                following = (clean[(step + 1 + more) % len(clean)] for more in range(len(clean)))
+                if all(self._is_right(one, u.detach(), v.detach()) for one in following):
                     return u.detach(), v.detach(), step + 1
         return u.detach(), v.detach(), settings.steps
 
     @torch.no_grad()
     def is_right(self, passage: Passage, u: Tensor, v: Tensor) -> bool:
         """Whether every answer token of the passage has at least `FittingConfig.confidence`, at weight 1."""
-        states = passage.tokens.hidden_states
-        log_likelihood = -self._losses(passage, states, u, v, states.new_ones(len(states), 1))
+        return self._is_right(self._suffix(passage, passage.tokens.hidden_states), u, v)
+
+    @torch.no_grad()
+    def _is_right(self, suffix: _Suffix, u: Tensor, v: Tensor) -> bool:
+        states = suffix.states
+        log_likelihood = -self._losses(suffix, u, v, states.new_ones(len(states), 1))
         return bool((log_likelihood.exp() >= self.settings.confidence).all())
 
-    def _loss(self, passage: Passage, u: Tensor, v: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+    def _loss(self, suffix: _Suffix, u: Tensor, v: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """Cross-entropy of the answer tokens, of which those that are right already count little; and the lowest of
         their probabilities."""
-        states = passage.tokens.hidden_states
-        noise = torch.randn(states.shape, generator=generator, device=states.device) * states.std()
-        noisy = states + self.settings.image_noise * noise * passage.tokens.image_mask[..., None]
-        least = self.settings.least_weight
+        least, states = self.settings.least_weight, suffix.states
         weights = least + (1 - least) * torch.rand(len(states), 1, generator=generator, device=states.device)
         weights[0] = 1.0
-        losses = self._losses(passage, noisy, u, v, weights)
+        losses = self._losses(suffix, u, v, weights)
         probabilities = (-losses.detach()).exp()
         missing = 1.05 - probabilities
         return (losses * missing).sum() / missing.sum(), float(probabilities.min())
 
-    def _losses(self, passage: Passage, states: Tensor, u: Tensor, v: Tensor, weights: Tensor) -> Tensor:
+    def _losses(self, suffix: _Suffix, u: Tensor, v: Tensor, weights: Tensor) -> Tensor:
         """(answer tokens,) cross-entropy with this expert alone active."""
-        residual = expert_residual(states, u[None], v[None], weights, self.form)
-        edited = (states + residual * self._changed(passage.tokens)[..., None]).to(self.backbone.dtype)
-        inputs = passage.inputs
-        logits = self.backbone.logits_from(edited, inputs, self.layer, inputs.predicting).float()
-        return F.cross_entropy(logits, inputs.targets.to(logits.device), reduction="none")
+        inputs, tokens = suffix.passage.inputs, suffix.passage.tokens
+        residual = expert_residual(suffix.states, u[None], v[None], weights, self.form)
+        edited = (suffix.states + residual * self._changed(tokens)[..., None]).to(self.backbone.dtype)
+        if suffix.kept is None:
+            logits = self.backbone.logits_from(edited, inputs, self.layer, inputs.predicting)
+        else:
+            logits = suffix.kept.logits(edited, inputs.predicting)
+        return F.cross_entropy(logits.float(), inputs.targets.to(logits.device), reduction="none")
+
+    def _suffix(self, passage: Passage, states: Tensor) -> _Suffix:
+        changed = self._changed(passage.tokens)
+        plain = states.to(self.backbone.dtype)
+        return _Suffix(passage, states, KeptPrompt.of(self.backbone, passage.inputs, self.layer, plain, changed))
+
+    def _noisy(self, suffix: _Suffix, generator: torch.Generator) -> _Suffix:
+        """The same with noise on the image tokens; itself if there are none."""
+        passage, states = suffix.passage, suffix.states
+        if not bool(passage.tokens.image_mask.any()):
+            return suffix
+        noise = torch.randn(states.shape, generator=generator, device=states.device) * states.std()
+        return self._suffix(passage, states + self.settings.image_noise * noise * passage.tokens.image_mask[..., None])
 
     def _normed(self, tokens: HiddenTokens) -> Tensor:
         """What experts read."""
