@@ -24,8 +24,8 @@ _MASK_OF_PAIRS: Final = 4
 class KeptPrompt:
     """The tokens of a batch before its first changed one, in the layers after a layer."""
 
-    def __init__(self, backbone: Backbone, tokens: TokenBatch, layer: int, arguments: Mapping[str, Any], kept: _Keys):
-        self._backbone, self._tokens, self._layer, self._kept = backbone, tokens, layer, kept
+    def __init__(self, backbone: Backbone, layer: int, arguments: Mapping[str, Any], kept: _Keys):
+        self._backbone, self._layer, self._kept = backbone, layer, kept
         self._arguments = {name: _of_rest(name, value, kept.length) for name, value in arguments.items()}
 
     @classmethod
@@ -53,7 +53,7 @@ class KeptPrompt:
         kept.length = length
         if set(kept.pairs) != set(range(layer + 1, len(backbone.layers))):
             return None
-        return cls(backbone, tokens, layer, arguments, kept)
+        return cls(backbone, layer, arguments, kept)
 
     def logits(
         self, hidden_states: Float[Tensor, "batch tokens width"], wanted: Bool[Tensor, "batch tokens"]

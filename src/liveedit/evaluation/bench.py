@@ -184,12 +184,10 @@ class Bench:
                 made = kept.make(editor, [(case.id, case.edit) for case in group], lambda done, total: count_edited(1))
                 records += made
                 with self._precision():
-                    measurements.append(
-                        measure(
-                            *(self.backbone, editor, group, self.unedited, count_asked, raw, compared),
-                            names=self.config.probes,
-                        )
+                    found = measure(
+                        self.backbone, editor, group, self.unedited, count_asked, raw, compared, self.config.probes
                     )
+                measurements.append(found)
                 if passages is not None:
                     passages.add(group)
         editor.reset()
