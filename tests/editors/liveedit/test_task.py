@@ -116,8 +116,8 @@ def test_a_process_runs_its_own_rows_alone(
         task.loss(modules, "joint", BATCH, np.random.default_rng(1))
 
     simulate(2, count_rows)
-    each = sum(len(task_of(LiveEditLosses())._places[case]) for case in BATCH[:4])
-    rest = sum(len(task_of(LiveEditLosses())._places[case]) for case in BATCH[4:])
+    each = sum(len(task_of(LiveEditLosses())._probes.places[case]) for case in BATCH[:4])
+    rest = sum(len(task_of(LiveEditLosses())._probes.places[case]) for case in BATCH[4:])
     assert rows == {0: each, 1: rest}
 
 
@@ -201,10 +201,9 @@ def test_equal_mixing_gives_each_expert_that_is_let_in_the_same(task_of: TaskMak
     modules = LiveEditModules(small_config(soft_routing=False))
     task = task_of(LiveEditLosses(mixing="batch"))
     rows = task._rows(BATCH, [["reliability"]] * len(BATCH))
-    visual, prompt = modules.edit_features(task._tokens(rows.batch))
-    bar = task._gathered_query(modules, rows)
+    made, bar = modules.edit(task._tokens(rows.batch)), task._gathered_query(modules, rows)
     own = torch.eye(len(BATCH), dtype=torch.bool)
-    weights = task._mixing_weights(modules, visual, prompt, bar, own, rows.has_image, np.random.default_rng(0))
+    weights = task._mixing_weights(modules, made, bar, own, rows.has_image, np.random.default_rng(0))
     torch.testing.assert_close(weights, torch.full((7, 7), 1 / 7))
 
 
@@ -224,11 +223,10 @@ def test_an_own_expert_is_mixed_although_hard_routing_keeps_it_out(
     modules = LiveEditModules(small_config())
     task = task_of(LiveEditLosses(mixing="routed"))
     rows = task._rows(BATCH, [["reliability"]] * len(BATCH))
-    visual, prompt = modules.edit_features(task._tokens(rows.batch))
-    query = task._gathered_query(modules, rows)
+    made, query = modules.edit(task._tokens(rows.batch)), task._gathered_query(modules, rows)
     kept_out = QueryFeatures(query.visual, query.visual, query.prompt)  # The sentinel is the best match there is.
     own = torch.eye(len(BATCH), dtype=torch.bool)
-    weights = task._mixing_weights(modules, visual, prompt, kept_out, own, rows.has_image, np.random.default_rng(0))
+    weights = task._mixing_weights(modules, made, kept_out, own, rows.has_image, np.random.default_rng(0))
     assert torch.equal(weights > 0, own)
 
 
