@@ -75,9 +75,9 @@ def changed_json(file: Path, change: Change) -> None:
 
 
 def changed_answer(file: Path, number: int, **values: Any) -> None:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    lines[number] = json.dumps({**json.loads(lines[number]), **values})
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = file.read_text(encoding="utf-8").split("\n")
+    lines[number] = json.dumps({**json.loads(lines[number]), **values}, ensure_ascii=False)
+    file.write_text("\n".join(lines), encoding="utf-8")
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -202,7 +202,7 @@ def test_a_changed_raw_answer_is_found(folder: Path, values: dict[str, Any]) -> 
     ("values", "found_in", "text"),
     [
         ({"teacher_forced": 12.5}, ROW, "metrics.reliability.teacher_forced"),
-        ({"answer": "something else"}, ANSWERS, "line 1, scored again: exact_match is true and should be false"),
+        ({"answer": "something\u2028else"}, ANSWERS, "line 1, scored again: exact_match is true and should be false"),
         ({"broken": True}, ANSWERS, "line 1, scored again: broken is true and should be false"),
         ({"fired": []}, ROW, "routing.recall"),
     ],

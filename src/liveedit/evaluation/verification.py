@@ -144,7 +144,8 @@ def _check_rows(found: Verification, file: Path, rows: Sequence[Row], answers: P
         return
     if file_digest(answers) not in {row.get("answers_digest", file_digest(answers)) for row in rows}:
         found.disagree(answers, f"was changed after it was written: {found.name(file)} has another digest of it")
-    raw = made(found, lambda: [json.loads(line) for line in answers.read_text("utf-8").splitlines()], answers)
+    # Answers are written as they are, and may have characters at which `splitlines` would part them.
+    raw = made(found, lambda: [json.loads(line) for line in answers.read_text("utf-8").split("\n") if line], answers)
     if raw and "about" not in raw[0]:
         found.skip(answers, "an earlier version wrote it, without what is needed to score its answers again")
         return
