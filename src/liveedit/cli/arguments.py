@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -43,6 +45,16 @@ EditsLocation = Annotated[
 ]
 Author = Annotated[str | None, typer.Option("--author", help="Who makes this change, for the history.")]
 Note = Annotated[str | None, typer.Option("--note", help="Why this change is made, for the history.")]
+
+
+typed: Final[ContextVar[tuple[str, ...] | None]] = ContextVar("typed", default=None)
+"""The arguments of the command that runs, as they were typed."""
+
+
+def command_line() -> str | None:
+    """The command that runs, as it can be typed again; None outside of one."""
+    given = typed.get()
+    return None if given is None else shlex.join(["liveedit", *given])
 
 
 def _backbone_name(name: str) -> str:
