@@ -484,7 +484,14 @@ def test_train_in_the_papers_form(answer_of: Callable[..., dict[str, Any]], tmp_
     trained = answer_of("train", "--data", "mmedit", "--annotations", world / "train.json", "--out", tmp_path, *own)
     config = json.loads((Path(trained["editor"]) / "editor.json").read_text())
     assert (config["similarity"], config["heads"], config["residual_tokens"]) == ("dot", 1, "all")
-    assert json.loads((tmp_path / "training.json").read_text())["options"]["hard_loss"] == "paper"
+    settings = json.loads((tmp_path / "training.json").read_text())
+    assert settings["options"]["hard_loss"] == "paper"
+    assert (settings["training"]["keep"], settings["training"]["clip"]) == ("loss", None)
+
+
+def test_the_papers_form_is_refused_for_a_model_without_images(run: Run, tmp_path: Path) -> None:
+    own = ("--backbone", "tiny-llama-lm", "--data", "facts", "--cases", 8, "--form", "paper")
+    refused(run("train", *own, "--out", tmp_path), "reads text alone: no edit would ever fire", "Leave out --form")
 
 
 def test_bad_trainings_are_refused(run: Run, tmp_path: Path, world: Path) -> None:

@@ -130,6 +130,48 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
     assert not torch.equal(best.weight, last.weight)
 
 
+class ScriptedLosses(SlopeTask):
+    """Its loss has a given value for every five steps; its gradients are those of the slope."""
+
+    def __init__(self, values: Sequence[float], figures: Sequence[float]):
+        super().__init__(figures)
+        self.values = values
+
+    def loss(
+        self, modules: Any, stage: Any, chosen: Sequence[int], rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        loss, figures = super().loss(modules, stage, chosen, rng)
+        return loss + (self.values[(len(self.asked) - 1) // 5] - loss).detach(), figures
+
+
+def test_the_weights_of_the_lowest_loss_are_kept_if_asked(tmp_path: Path) -> None:
+    config = config_of(("only", 20), keep="loss", patience=9)
+    kept, figures = trained(tmp_path / "kept", config, ScriptedLosses([9.0, 2.0, 3.0, 4.0], [50.0, 10.0, 70.0, 90.0]))
+    assert figures == {"score": 10.0}
+    same, _ = trained(tmp_path / "same", config_of(("only", 20), patience=9), SlopeTask([50.0, 60.0, 0.0, 0.0]))
+    assert torch.equal(kept.weight, same.weight)  # Those after ten steps.
+
+
+def test_a_stage_ends_when_its_loss_stops_falling_if_that_is_compared(tmp_path: Path) -> None:
+    task = ScriptedLosses([2.0, 1.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0])
+    trained(tmp_path, config_of(("only", 100), keep="loss", patience=2), task)
+    assert len(task.asked) == 20  # The lowest loss came before step 10; two checkpoints of 5 steps were waited.
+
+
+def test_without_decay_warm_up_and_clipping_it_is_plain_adam(tmp_path: Path) -> None:
+    changes = {"weight_decay": 0.0, "beta2": 0.999, "warmup": 0, "decay": "constant", "clip": None}
+    found, _ = trained(tmp_path, config_of(("only", 15), validate_every=15, **changes), SlopeTask())
+    task, slope = SlopeTask(), Slope()
+    optimizer = torch.optim.Adam([slope.weight], lr=0.05)
+    for step in range(15):
+        rng = np.random.default_rng([0, 0, step])
+        loss, _ = task.loss(slope, "only", rng.choice(np.arange(16), 5, replace=False).tolist(), rng)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.equal(found.weight, slope.weight)
+
+
 def test_a_stage_goes_on_from_the_best_weights_of_the_one_before(tmp_path: Path) -> None:
     class Watching(SlopeTask):
         def loss(

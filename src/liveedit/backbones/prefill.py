@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInputError
 from .backbone import Backbone
+from .external_call import WHERE_IS_THE_ANSWER, ExternalCall
 from .tokens import TokenBatch, TokenRole
 
 TokensOf = Callable[[int, int], TokenBatch]
@@ -26,13 +28,12 @@ not_compiled = torch.compiler.disable(
 class ForwardContext(threading.local):
     """What is known of the call of the model that this thread makes. Several threads may call the model at once.
 
-    ids, mask: the token ids and the attention mask that the model was given. embedded_ids: the token ids that its
-    word embeddings were given. tokens_of: at prefill, from the decoder's start until the edit layer; None while tokens
-    are decoded from the KV cache. paused: how many `paused()` blocks the thread is in.
+    call: what the model was given. embedded_ids: the token ids that its word embeddings were given. tokens_of: at
+    prefill, from the decoder's start until the edit layer; None while tokens are decoded from the KV cache. paused: how
+    many `paused()` blocks the thread is in.
     """
 
-    ids: Tensor | None = None
-    mask: Any = None
+    call = ExternalCall()
     embedded_ids: Tensor | None = None
     tokens_of: TokensOf | None = None
     paused = 0
@@ -42,8 +43,9 @@ class PrefillHook:
     """Hooks on a model, its word embeddings, its decoder and its edit layer, for editors that route at prefill.
 
     The roles of tokens come from `Backbone.current_inputs`. If others call the model or its generate(), they come from
-    the token ids and the attention mask that the model or its word embeddings receive. `experts` is empty while
-    nothing is edited. Hooks of others are neither removed nor reordered.
+    what the model or its word embeddings receive (`ExternalCall`). If that does not say where an answer begins, a
+    warning is given, and all text counts as the prompt. `experts` is empty while nothing is edited. Hooks of others are
+    neither removed nor reordered.
 
     A subclass overrides `_prefill_starts` and `_after_layer`.
     """
@@ -97,9 +99,7 @@ class PrefillHook:
 
     @not_compiled
     def _before_model(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        given = [value for value in arguments if isinstance(value, Tensor) and not value.is_floating_point()]
-        self._now.ids = keywords.get("input_ids", given[0] if given else None)
-        self._now.mask = keywords.get("attention_mask")
+        self._now.call = ExternalCall.of(arguments, keywords)
 
     @not_compiled
     def _before_embeddings(self, embeddings: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -108,9 +108,10 @@ class PrefillHook:
     @not_compiled
     def _before_decoder(self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         own = arguments[0] if arguments else keywords.get("input_ids")  # If the language model alone is called.
-        ids = next((given for given in (own, self._now.ids, self._now.embedded_ids) if given is not None), None)
-        mask = keywords.get("attention_mask") if self._now.mask is None else self._now.mask
-        self._now.ids = self._now.embedded_ids = self._now.mask = None
+        known = (own, self._now.call.ids, self._now.embedded_ids)
+        ids = next((given for given in known if given is not None), None)
+        call = self._now.call.reaching(ids, keywords)
+        self._now.call, self._now.embedded_ids = ExternalCall(), None
         if self._now.paused:
             return
         cache = keywords.get("past_key_values")
@@ -118,7 +119,7 @@ class PrefillHook:
             self._now.tokens_of = None  # Decoding from the cache: the decision of the prefill holds.
             self._refuse_a_prompt_in_pieces(ids)
             return
-        self._now.tokens_of = lambda batch, length: self._tokens(batch, length, ids, mask)
+        self._now.tokens_of = lambda batch, length: self._tokens(batch, length, call)
         self._prefill_starts(ids, keywords)
 
     def _refuse_a_prompt_in_pieces(self, ids: Tensor | None) -> None:
@@ -129,21 +130,26 @@ class PrefillHook:
                 "in the first piece. Edits are found by the whole question: give the prompt at once."
             )
 
-    def _tokens(self, batch: int, length: int, ids: Tensor | None, mask: Any) -> TokenBatch:
+    def _tokens(self, batch: int, length: int, call: ExternalCall) -> TokenBatch:
         current = self.backbone.current_inputs
         if current is not None and batch % len(current) == 0 and length >= current.roles.shape[1]:
             # Beams and several sequences repeat each question. Without a KV cache, the generated text so far follows
             # the question: it is answer, not prompt.
             return current.continued(batch // len(current), length)
+        ids = call.ids
         if ids is None or ids.shape[1] != length or batch % len(ids):
             raise InvalidInputError(
                 "The model was called with inputs_embeds, in which image and prompt cannot be distinguished, while "
                 "edits are active. Call it with input_ids, or ask through Backbone."
             )
-        # A call from outside: everything that is not image or padding is prompt.
         ids = ids.repeat_interleave(batch // len(ids), 0)
-        present = _present(mask, ids)
+        present = _present(call.mask, ids)
+        answer = call.answer_mask(present)
+        if answer is None:
+            warnings.warn(WHERE_IS_THE_ANSWER, stacklevel=2)
+        # Everything that is not image, answer or padding is prompt.
         roles = torch.where(self.backbone.is_image(ids), TokenRole.IMAGE, TokenRole.PROMPT)
+        roles = roles if answer is None else roles.masked_fill(answer, TokenRole.ANSWER)
         return TokenBatch(roles.masked_fill(~present, TokenRole.PADDING), ids)
 
 

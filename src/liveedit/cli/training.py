@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..progress import TaskProgress
     from ..samples import EditCase
     from ..training.distributed import Processes
-    from ..training.trainer import StageConfig
+    from ..training.trainer import StageConfig, TrainingConfig
 
 Out = Annotated[Path, typer.Option(help="Folder for checkpoints; the trained editor lies in OUT/editor.")]
 Data = Annotated[
@@ -103,10 +103,11 @@ def train(
         **{name: setting_value(text) for name, text in named_values(changes or [], "--set").items()},
     }
     source = TrainingData(data, annotations, images, cases, kind.training_cases)
-    stages = _stages(stage, kind.stages(form))
+    usual = kind.schedule(form)
+    schedule = usual.model_copy(update={"stages": _stages(stage, usual.stages), "seed": seed})
     with resumable("the training"), joined_processes() as processes, _reporting(processes) as report:
         command = _Training(
-            kind, form, stages, settings, validation, seed, source, backbone, loading(load), out, processes, report
+            kind, form, schedule, settings, validation, source, backbone, loading(load), out, processes, report
         )
         result = command.estimate() if dry_run else command.run()
     if not processes.is_first:
@@ -126,10 +127,9 @@ class _Training:
 
     kind: type[TrainedEditor]
     form: Form
-    stages: tuple[StageConfig, ...]
+    schedule: TrainingConfig
     settings: Mapping[str, Any]
     validation: int | None
-    seed: int
     source: TrainingData
     backbone: str
     load_options: Mapping[str, Any]
@@ -170,11 +170,9 @@ class _Training:
 
     def _setup(self, frozen: Backbone, cases: int) -> TrainingSetup:
         from ..editors.trained import training_setup
-        from ..training.trainer import TrainingConfig, usual_validation
+        from ..training.trainer import usual_validation
 
-        training = TrainingConfig(
-            stages=self.stages, validation=self.validation or usual_validation(cases), seed=self.seed
-        )
+        training = self.schedule.model_copy(update={"validation": self.validation or usual_validation(cases)})
         return training_setup(self.kind, frozen, self.settings, self.form, training)
 
     def _loaded(self) -> Backbone:

@@ -44,7 +44,7 @@ class TrainedEditor(Editor):
 
     A subclass gives `config_class`, `new_modules`, `default_stages` and `new_task`. It may give `backbone_settings`
     if the backbone determines some of its configuration, `options_class` if its task has settings of its own, and
-    `paper_config`, `paper_options` and `paper_stages` if it also has the paper's form.
+    `paper_config`, `paper_options`, `paper_training` and `paper_stages` if it also has the paper's form.
     """
 
     config_class: ClassVar[type[BaseModel]]
@@ -55,6 +55,8 @@ class TrainedEditor(Editor):
     """Settings of `config_class` that give the paper's form; None if the editor has one form only."""
     paper_options: ClassVar[Mapping[str, Any]] = {}
     """Settings of `options_class` that give the paper's form."""
+    paper_training: ClassVar[Mapping[str, Any]] = {}
+    """Settings of `TrainingConfig`, besides its stages, that give the paper's form."""
     parts_of: ClassVar[str] = ""
     """The editor whose trained modules this one uses, if they are not its own."""
     training_cases: ClassVar[int] = 3_000
@@ -134,13 +136,15 @@ class TrainedEditor(Editor):
         return ("improved",) if cls.paper_config is None else ("improved", "paper")
 
     @classmethod
-    def stages(cls, form: Form = "improved") -> tuple[StageConfig, ...]:
-        """The stages that train a form. Raises `ConfigError` if the editor does not have this form."""
+    def schedule(cls, form: Form = "improved") -> TrainingConfig:
+        """Stages and optimiser of a form. Raises `ConfigError` if the editor does not have this form."""
         if form not in cls.forms():
             raise ConfigError(
                 f"The editor {cls.name!r} has no {form} form; it has only: {', '.join(cls.forms())}. Leave out --form."
             )
-        return cls.paper_stages() if form == "paper" else cls.default_stages()
+        if form == "paper":
+            return TrainingConfig(stages=cls.paper_stages(), **cls.paper_training)
+        return TrainingConfig(stages=cls.default_stages())
 
     # -- creating, saving, loading -----------------------------------------------------------------------
 
@@ -242,10 +246,10 @@ def training_setup(
 ) -> TrainingSetup:
     """Give each setting to the configuration that has a field of its name: of the editor, its options, or the training.
 
-    settings: values by name. training: stages and schedule, which settings may change; by default those of the form.
+    settings: values by name. training: the schedule, which settings may change; by default that of the form.
     Raises `ConfigError` for unknown settings, invalid values, and a form that the editor does not have.
     """
-    stages = kind.stages(form)
+    usual = kind.schedule(form)
     models: list[type[BaseModel]] = [kind.config_class, TrainingConfig]
     if kind.options_class is not None:
         models.append(kind.options_class)
@@ -257,7 +261,7 @@ def training_setup(
         return {name: value for name, value in settings.items() if name in model.model_fields}
 
     paper = form == "paper"
-    general = (training or TrainingConfig(stages=stages)).model_dump()
+    general = (training or usual).model_dump()
     options = None
     if kind.options_class is not None:
         chosen = {**(kind.paper_options if paper else {}), **given(kind.options_class)}

@@ -117,14 +117,15 @@ class EditedBackboneContract(BackboneContract):
     def test_direct_calls_of_the_model_are_edited(
         self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
     ) -> None:
-        """model(...) and model.generate(...), also with beams."""
+        """model(...), with a warning, and model.generate(...), also with beams."""
         asked = questions[:2]
         _add_forced(editor, asked)
         inputs = backbone.encode(asked, padding="left")
         through, texts = _logits_of(backbone, asked), backbone.generate(inputs, 4)
         model, length = backbone.model_for(inputs), inputs.input_ids.shape[1]
         with torch.no_grad():
-            direct = model(**backbone.encode(asked).model_inputs()).logits
+            with pytest.warns(UserWarning, match="does not say where an answer begins"):
+                direct = model(**backbone.encode(asked).model_inputs()).logits
             output = model.generate(**inputs.model_inputs(), max_new_tokens=4, do_sample=False)
             own = _strongest(editor)
             model.generate(**inputs.model_inputs(), max_new_tokens=2, do_sample=False, num_beams=2)
@@ -135,6 +136,21 @@ class EditedBackboneContract(BackboneContract):
         ] == texts
         assert own == ["edit-0", "edit-1"]
         assert beams == ["edit-0", "edit-0", "edit-1", "edit-1"]
+
+    def test_labels_keep_the_answer_out_of_routing(
+        self, backbone: Backbone, editor: ReferenceEditor, questions: list[Question]
+    ) -> None:
+        """A call with labels is that of `Backbone.logits`, bit for bit."""
+        asked, answers = questions[:2], ANSWERS[:2]
+        _add_forced(editor, asked)
+        inputs = backbone.encode(asked, answers)
+        through = _logits_of(backbone, asked, answers)
+        routed = editor.fired()
+        labels = inputs.input_ids.masked_fill(~inputs.answer_mask, -100)
+        with torch.no_grad():
+            direct = backbone.model(**inputs.model_inputs(), labels=labels).logits
+        assert torch.equal(direct, through)
+        assert editor.fired() == routed
 
     def test_other_hooks_survive(self, backbone: Backbone, layer: int, questions: list[Question]) -> None:
         """In their order, also after the editor is detached."""
@@ -179,7 +195,8 @@ class EditedBackboneContract(BackboneContract):
         inputs = backbone.encode(questions[2:])
         model = backbone.model_for(inputs)
         with torch.no_grad():
-            model(**inputs.model_inputs())
+            with pytest.warns(UserWarning, match="does not say where an answer begins"):
+                model(**inputs.model_inputs())
             with pytest.raises(InvalidInputError, match="inputs_embeds"):
                 model(inputs_embeds=torch.randn(*inputs.input_ids.shape, backbone.width))
 
@@ -196,7 +213,7 @@ class EditedBackboneContract(BackboneContract):
         eager = _logits_of(backbone, asked)
         torch.compiler.reset()
         compiled = torch.compile(backbone.model, backend="eager")
-        with torch.no_grad():
+        with torch.no_grad(), pytest.warns(UserWarning, match="does not say where an answer begins"):
             found = compiled(**inputs.model_inputs()).logits
         assert _strongest(editor) == ["edit-0"]
         torch.testing.assert_close(found, eager, atol=1e-4, rtol=1e-3)

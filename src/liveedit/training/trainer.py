@@ -6,10 +6,10 @@ Several processes take the same steps as one: see `distributed`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -45,11 +45,21 @@ class TrainingConfig(BaseModel):
     stages: tuple[StageConfig, ...] = Field(description="Stages, in order.")
     seed: int = Field(default=0, ge=0, description="Seed of weights and batches.")
     warmup: int = Field(default=50, ge=0, description="Steps of linear warm-up in each stage.")
-    clip: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
+    decay: Literal["cosine", "constant"] = Field(
+        default="cosine", description="Learning rate after the warm-up: a cosine down to 3 % of the peak, or constant."
+    )
+    beta2: float = Field(default=0.98, gt=0, lt=1, description="Decay of the second moments of AdamW.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Weight decay of AdamW; 0 makes it Adam.")
+    clip: float | None = Field(default=1.0, gt=0, description="Gradients are clipped to this norm; None: never.")
     validation: int = Field(default=USUAL_VALIDATION, ge=1, description="Cases kept for validation: the last ones.")
     validate_every: int = Field(default=200, gt=0, description="Steps between validations.")
     patience: int = Field(
         default=6, gt=0, description="Validations without improvement after which a stage ends early."
+    )
+    keep: Literal["validation", "loss"] = Field(
+        default="validation",
+        description="Weights that are kept: those with the best mean of the validation figures, or with the lowest "
+        "mean loss since the validation before.",
     )
     mixed_precision: bool = Field(default=True, description="Matrix products in bfloat16, sums in float32.")
 
@@ -75,7 +85,8 @@ class Task(Protocol):
         ...
 
     def validate(self, modules: Any, chosen: Sequence[int]) -> dict[str, float]:
-        """Return validation figures in percent, larger is better; their mean selects the weights that are kept."""
+        """Return validation figures in percent, larger is better. Their mean selects the weights that are kept, unless
+        `TrainingConfig.keep` says otherwise."""
         ...
 
 
@@ -98,7 +109,7 @@ class Trainer:
     """Runs the stages of a training in a folder; a later run with the same settings resumes an interrupted one.
 
     A step depends only on the weights and on its number, so that an interrupted training ends with the same weights.
-    The weights with the best validation figures of the last stage are kept. All processes choose the same cases and
+    The best weights of the last stage are kept, by `TrainingConfig.keep`. All processes choose the same cases and
     average their gradients, and therefore hold the same weights; the first of them writes and reports. A resumed
     training may have another number of processes.
     """
@@ -135,17 +146,19 @@ class Trainer:
         best_file = self.folder / f"{index}-{stage.name}-best.safetensors"
         self.processes.wait()  # The first process may still be writing the stage before.
         first, best, waited = self._resume(checkpoint, stage, modules, optimizer)
+        recent: list[float] = []  # Losses since the last checkpoint.
         for step in range(first, stage.steps):
             if waited >= self.config.patience:
                 break
             figures = self._step(modules, optimizer, index, stage, step)
+            recent.append(figures["loss_nats"])
             self.report(stage.name, step + 1, stage.steps, figures)
             if (step + 1) % 10 == 0:
                 self.curves.add(stage.name, step + 1, "train", figures)
             if (step + 1) % self.config.validate_every and step + 1 < stage.steps:
                 continue
             found = self.validate(modules, self.held_out)
-            score = sum(found.values()) / max(1, len(found))
+            score, recent = self._score(found, recent), []
             self.curves.add(stage.name, step + 1, "validation", found)
             self.report(f"{stage.name} validation", step + 1, stage.steps, found)
             waited = 0 if score > best else waited + 1
@@ -166,7 +179,13 @@ class Trainer:
     def optimizer(self, modules: nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
         """A new optimiser of the parameters that require gradients."""
         trained = [parameter for parameter in modules.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(trained, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        betas = (0.9, self.config.beta2)
+        return torch.optim.AdamW(trained, lr=stage.learning_rate, betas=betas, weight_decay=self.config.weight_decay)
+
+    def _score(self, found: Mapping[str, float], recent: Sequence[float]) -> float:
+        """By what weights are compared, larger is better. found: validation figures. recent: losses of late steps."""
+        compared, sign = (recent, -1) if self.config.keep == "loss" else (found.values(), 1)
+        return sign * sum(compared) / max(1, len(compared))
 
     def _step(
         self, modules: nn.Module, optimizer: torch.optim.Optimizer, index: int, stage: StageConfig, step: int
@@ -192,7 +211,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.processes.average_gradients(trained)
-        norm = nn.utils.clip_grad_norm_(trained, self.config.clip)
+        norm = nn.utils.clip_grad_norm_(trained, math.inf if self.config.clip is None else self.config.clip)
         optimizer.step()
         figures = self.processes.mean({"loss_nats": loss.item(), **figures})
         return {"loss_nats": figures.pop("loss_nats"), "gradient_norm": float(norm), **figures}
@@ -224,9 +243,11 @@ class Trainer:
         return {**general, "stage": stage.model_dump(mode="json")}
 
     def _rate_factor(self, step: int, steps: int) -> float:
-        """Factor on the learning rate: linear warm-up, then a cosine down to 3 %."""
+        """Factor on the learning rate: linear warm-up, then by `TrainingConfig.decay`."""
         if step < self.config.warmup:
             return (step + 1) / self.config.warmup
+        if self.config.decay == "constant":
+            return 1.0
         progress = (step - self.config.warmup) / max(1, steps - self.config.warmup)
         return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -149,6 +149,22 @@ def test_the_answer_has_no_say_in_routing(make_editor: EditorMaker, edits: Edits
         assert route.experts.flatten().tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("anchor", ["state+image", "text+image"])
+def test_labels_of_an_external_call_keep_the_answer_out_of_routing(
+    make_editor: EditorMaker, edits: Edits, anchor: str
+) -> None:
+    editor = make_editor(order="given", anchor=anchor)
+    editor.edit(edits)
+    inputs = editor.backbone.encode([edit.question for _, edit in edits], ["the deep well behind the old mine"] * 4)
+    with torch.no_grad():
+        through = editor.backbone.logits(inputs)
+        labels = inputs.input_ids.masked_fill(~inputs.answer_mask, -100)
+        assert torch.equal(editor.backbone.model(**inputs.model_inputs(), labels=labels).logits, through)
+        with pytest.warns(UserWarning, match="does not say where an answer begins"):
+            other = editor.backbone.model(**inputs.model_inputs()).logits
+    assert not torch.equal(other, through)
+
+
 @pytest.mark.parametrize("how", WAYS_TO_FIND, ids=str)
 def test_a_batch_answers_as_one_by_one(make_editor: EditorMaker, edits: Edits, how: dict[str, str]) -> None:
     editor = make_editor(**how)

@@ -53,12 +53,12 @@ def test_locality_kl_of_the_same_is_zero() -> None:
 
 def test_hard_routing_is_equations_13_and_14() -> None:
     visual = scores_of(2)
-    total = 0.0
+    each = []
     for row in range(5):
         choices = [*visual[row].tolist(), float(SENTINEL[row])]
         wanted = OWN[row].nonzero().flatten().tolist() or [4]
-        total += sum(reference.info_nce(choices, place) for place in wanted) / len(wanted)
-    assert float(losses.hard_routing_paper(visual, SENTINEL, OWN)) == pytest.approx(total / 5)
+        each.append(sum(reference.info_nce(choices, place) for place in wanted) / len(wanted))
+    assert losses.hard_routing_paper(visual, SENTINEL, OWN).tolist() == pytest.approx(each)
 
 
 def test_hard_routing_with_margins_worked_by_hand() -> None:
@@ -80,7 +80,7 @@ def test_hard_routing_with_margins_worked_by_hand() -> None:
 def test_hard_routing_is_small_only_where_routing_is_right(form: str) -> None:
     def loss(visual: torch.Tensor) -> float:
         if form == "paper":
-            return float(losses.hard_routing_paper(visual, SENTINEL, OWN))
+            return float(losses.hard_routing_paper(visual, SENTINEL, OWN).mean())
         return float(losses.hard_routing_margin(visual, SENTINEL, OWN, torch.zeros_like(OWN), 2.0, 1.0))
 
     right = torch.where(OWN, 20.0, -20.0).double()
@@ -94,55 +94,36 @@ def test_hard_routing_is_small_only_where_routing_is_right(form: str) -> None:
     assert all(loss(visual) > 2 for visual in (wrong_edit, fires_outside, silent))
 
 
-def test_soft_routing_is_equations_15_and_16() -> None:
-    """With two edits the random other of equation 15 can only be the one that is not the own."""
-    prompt = scores_of(3, rows=3)[:, :2]
-    own = torch.tensor([[True, False], [False, True], [False, False]])
-    total = 0.0
-    for row, mine in ((0, 0), (1, 1)):
-        scores = prompt[row].tolist()
-        total -= math.log(reference.sigmoid(scores[mine]))
-        total -= math.log(1 - reference.sigmoid(scores[1 - mine]))
-        total += reference.info_nce(scores, mine)
-    generator = torch.Generator().manual_seed(0)
-    assert float(losses.soft_routing_paper(prompt, own, generator)) == pytest.approx(total / 2)
+# Three in-scope queries, three edits and two locality inputs.
+CANDIDATES = 5
+OWN_CANDIDATES = torch.eye(3, CANDIDATES).bool()
+OTHERS = torch.tensor([4, 0, 3])
 
 
-@pytest.mark.parametrize("terms", ["absolute", "relative"])
-def test_each_term_of_soft_routing_alone_is_its_equation(terms: losses.SoftTerms) -> None:
-    prompt = scores_of(3, rows=3)[:, :2]
-    own = torch.tensor([[True, False], [False, True], [False, False]])
-    total = 0.0
-    for row, mine in ((0, 0), (1, 1)):
-        scores = prompt[row].tolist()
-        if terms == "absolute":  # Equation 15
-            total -= math.log(reference.sigmoid(scores[mine])) + math.log(1 - reference.sigmoid(scores[1 - mine]))
-        else:  # Equation 16
-            total += reference.info_nce(scores, mine)
-    found = losses.soft_routing_paper(prompt, own, torch.Generator().manual_seed(0), terms)
-    assert float(found) == pytest.approx(total / 2)
+def candidate_scores() -> torch.Tensor:
+    return torch.randn(3, CANDIDATES, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-def test_both_terms_of_soft_routing_are_their_sum() -> None:
-    prompt = scores_of(3)
-    parts = {
-        terms: float(losses.soft_routing_paper(prompt, OWN, torch.Generator().manual_seed(5), terms))
-        for terms in ("both", "absolute", "relative")
-    }
-    assert parts["both"] == pytest.approx(parts["absolute"] + parts["relative"])
+@pytest.mark.parametrize("terms", ["both", "absolute", "relative"])
+def test_soft_routing_is_equations_15_and_16(terms: losses.SoftTerms) -> None:
+    """The other of equation 15, and the candidates of equation 16, are edits and locality inputs alike."""
+    each = []
+    for row, scores in enumerate(candidate_scores().tolist()):
+        absolute = -math.log(reference.sigmoid(scores[row])) - math.log(1 - reference.sigmoid(scores[OTHERS[row]]))
+        relative = reference.info_nce(scores, row)
+        each.append({"both": absolute + relative, "absolute": absolute, "relative": relative}[terms])
+    found = losses.soft_routing_paper(candidate_scores(), OWN_CANDIDATES, OTHERS, terms)
+    assert found.tolist() == pytest.approx(each)
 
 
-def test_soft_routing_draws_its_negative_among_the_others() -> None:
-    prompt, own = scores_of(3)[:1], OWN[:1]
-    first = -math.log(reference.sigmoid(float(prompt[0, 0])))
-    relative = reference.info_nce(prompt[0].tolist(), 0)
-    possible = [first - math.log(1 - reference.sigmoid(float(prompt[0, k]))) + relative for k in (1, 2, 3)]
-    seen = set()
-    for seed in range(40):
-        found = float(losses.soft_routing_paper(prompt, own, torch.Generator().manual_seed(seed)))
-        (place,) = [k for k, value in enumerate(possible) if value == pytest.approx(found)]
-        seen.add(place)
-    assert seen == {0, 1, 2}
+def test_the_other_candidate_is_drawn_among_all_that_are_not_own() -> None:
+    own = torch.zeros(4000, 4, dtype=torch.bool)
+    own[:, 1] = True
+    drawn = losses.drawn_others(own, torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert shares.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3], abs=0.03)
+    assert torch.equal(drawn, losses.drawn_others(own, torch.Generator().manual_seed(0)))
+    assert not torch.equal(drawn, losses.drawn_others(own, torch.Generator().manual_seed(1)))
 
 
 def test_soft_routing_masked_worked_by_hand() -> None:
@@ -216,7 +197,7 @@ def test_only_the_relative_term_does_not_see_a_shift_of_all_scores(form: str) ->
 
     def loss(shift: float, terms: losses.SoftTerms) -> float:
         if form == "paper":
-            return float(losses.soft_routing_paper(scores_of(4) + shift, OWN, torch.Generator().manual_seed(5), terms))
+            return float(losses.soft_routing_paper(candidate_scores() + shift, OWN_CANDIDATES, OTHERS, terms).mean())
         return float(losses.soft_routing_masked(scores_of(4) + shift, losses.PairKinds(OWN, MASKED), 1.0, terms))
 
     assert loss(3.0, "relative") == pytest.approx(loss(0.0, "relative"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from liveedit.backbones import Backbone
 from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.editors.liveedit import LiveEditConfig, LiveEditLosses
 from liveedit.editors.liveedit import losses as losses_module
+from liveedit.editors.liveedit import task as task_module
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditTask, Stage
 from liveedit.editors.shared.routing import QueryFeatures, changed_tokens, expert_residual
+from liveedit.experts import ExpertRepository
 from liveedit.samples import EditCase
 from liveedit.training.distributed import ALONE, Processes
 
@@ -116,8 +119,8 @@ def test_a_process_runs_its_own_rows_alone(
         task.loss(modules, "joint", BATCH, np.random.default_rng(1))
 
     simulate(2, count_rows)
-    each = sum(len(task_of(LiveEditLosses())._places[case]) for case in BATCH[:4])
-    rest = sum(len(task_of(LiveEditLosses())._places[case]) for case in BATCH[4:])
+    each = sum(len(task_of(LiveEditLosses())._probes.places[case]) for case in BATCH[:4])
+    rest = sum(len(task_of(LiveEditLosses())._probes.places[case]) for case in BATCH[4:])
     assert rows == {0: each, 1: rest}
 
 
@@ -201,10 +204,9 @@ def test_equal_mixing_gives_each_expert_that_is_let_in_the_same(task_of: TaskMak
     modules = LiveEditModules(small_config(soft_routing=False))
     task = task_of(LiveEditLosses(mixing="batch"))
     rows = task._rows(BATCH, [["reliability"]] * len(BATCH))
-    visual, prompt = modules.edit_features(task._tokens(rows.batch))
-    bar = task._gathered_query(modules, rows)
+    made, bar = modules.edit(task._tokens(rows.batch)), task._gathered_query(modules, rows)
     own = torch.eye(len(BATCH), dtype=torch.bool)
-    weights = task._mixing_weights(modules, visual, prompt, bar, own, rows.has_image, np.random.default_rng(0))
+    weights = task._mixing_weights(modules, made, bar, own, rows.has_image, np.random.default_rng(0))
     torch.testing.assert_close(weights, torch.full((7, 7), 1 / 7))
 
 
@@ -224,11 +226,10 @@ def test_an_own_expert_is_mixed_although_hard_routing_keeps_it_out(
     modules = LiveEditModules(small_config())
     task = task_of(LiveEditLosses(mixing="routed"))
     rows = task._rows(BATCH, [["reliability"]] * len(BATCH))
-    visual, prompt = modules.edit_features(task._tokens(rows.batch))
-    query = task._gathered_query(modules, rows)
+    made, query = modules.edit(task._tokens(rows.batch)), task._gathered_query(modules, rows)
     kept_out = QueryFeatures(query.visual, query.visual, query.prompt)  # The sentinel is the best match there is.
     own = torch.eye(len(BATCH), dtype=torch.bool)
-    weights = task._mixing_weights(modules, visual, prompt, kept_out, own, rows.has_image, np.random.default_rng(0))
+    weights = task._mixing_weights(modules, made, kept_out, own, rows.has_image, np.random.default_rng(0))
     assert torch.equal(weights > 0, own)
 
 
@@ -253,3 +254,25 @@ def test_the_generator_is_trained_with_each_expert_at_its_full_weight(
     assert found.item() == pytest.approx(F.cross_entropy(logits, batch.targets).item(), rel=1e-6)
     unedited = random_backbone.logits_from(batch.hidden_states, batch, modules.config.layer, batch.predicting)
     assert found.item() != pytest.approx(F.cross_entropy(unedited, batch.targets).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("scope", ["image", "text+image"])
+def test_queries_without_an_image_are_routed_if_they_are_in_scope(
+    task_of: TaskMaker, small_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    """In validation, and where the joint stage mixes the experts that pass."""
+    modules, task = LiveEditModules(small_config(scope=scope)), task_of(LiveEditLosses(mixing="routed"))
+    rows = task._rows(BATCH, [["text_locality"]] * len(BATCH))
+    edits = task._rows(BATCH, [["reliability"]] * len(BATCH))
+    made, query = modules.edit(task._tokens(edits.batch)), task._gathered_query(modules, rows)
+    query = replace(query, visual=made.visual, sentinel=torch.zeros_like(query.sentinel))  # Every edit's own passes.
+    none_own = torch.zeros(len(BATCH), len(BATCH), dtype=torch.bool)
+    reachable = task_module._reachable(modules, rows)
+    weights = task._mixing_weights(modules, made, query, none_own, reachable, np.random.default_rng(0))
+    assert bool((weights > 0).any()) == (scope == "text+image")
+
+    seen: list[Tensor] = []
+    route = task_module.route
+    monkeypatch.setattr(task_module, "route", lambda *given: seen.append(given[2]) or route(*given))
+    task._right(modules.eval(), ExpertRepository(), BATCH, "text_locality")
+    assert [bool(given.any()) for given in seen] == [scope == "text+image"]

@@ -22,6 +22,7 @@ PAPER_CONFIG: Final[Mapping[str, Any]] = {
     "expert_scale": "none",
     "answer_source": "states",
     "residual_tokens": "all",
+    "scope": "text+image",
     "top_experts": None,
 }
 """Settings of `LiveEditConfig` that give the paper's exact form (sections 4.1, 4.2 and 7.4)."""
@@ -30,9 +31,22 @@ PAPER_LOSSES: Final[Mapping[str, Any]] = {
     "hard_loss": "paper",
     "soft_loss": "paper",
     "mixing": "batch",
+    "sampling": "one",
+    "reduction": "sum",
     "prompt_dropout": 0.0,
 }
 """Settings of `LiveEditLosses` that give the losses of section 4.3 exactly."""
+
+PAPER_TRAINING: Final[Mapping[str, Any]] = {
+    "weight_decay": 0.0,
+    "beta2": 0.999,
+    "warmup": 0,
+    "decay": "constant",
+    "clip": None,
+    "validate_every": 500,
+    "keep": "loss",
+}
+"""Settings of `TrainingConfig` that give the optimiser and the checkpoints of section 7.4: plain Adam."""
 
 
 class RefineConfig(FittingConfig):
@@ -130,6 +144,15 @@ class LiveEditConfig(BaseModel):
         return self
 
     @property
+    def reaches_text(self) -> bool:
+        """Whether an edit can fire for a query without an image.
+
+        Without norm and biases the visual feature of such a query is exactly 0, and no expert passes `0 > 0`
+        (equation 5), whatever the scope.
+        """
+        return self.scope == "text+image" and self.norm
+
+    @property
     def weighting(self) -> Weighting:
         """The weighting of the experts that pass hard routing."""
         return self.soft_factors if self.soft_routing else "equal"
@@ -165,6 +188,17 @@ class LiveEditLosses(BaseModel):
         default="routed",
         description="Experts mixed in a step: the batch's (paper), a random prefix and the own one (released code), or "
         "those that pass hard routing, as at query time.",
+    )
+    sampling: Literal["all", "one"] = Field(
+        default="all",
+        description="Probes of each edit in a joint step: all, with the edit on the edit side of routing, or one of "
+        "generality and one of locality, with the edit or its generality sample on either side, at random (paper, in "
+        "the routing stage as well).",
+    )
+    reduction: Literal["mean", "sum"] = Field(
+        default="mean",
+        description="Means over answer tokens and over queries (released code), or sums over the tokens of an answer "
+        "and, in the paper's routing losses, over the batch (paper, equations 8 to 12).",
     )
     kl_exchanged: bool = Field(default=False, description="KL(edited || base) as in the released code.")
     text_locality: bool = Field(default=True, description="Text-only locality in the losses (released code: no).")

@@ -22,7 +22,7 @@ from ..shared.routed_editor import RoutedEditor
 from ..shared.routing import QueryFeatures
 from ..trained import TrainedEditor
 from .attention import attention_map
-from .config import PAPER_CONFIG, PAPER_LOSSES, LiveEditConfig, LiveEditLosses
+from .config import PAPER_CONFIG, PAPER_LOSSES, PAPER_TRAINING, LiveEditConfig, LiveEditLosses
 from .modules import LiveEditModules
 from .neighbours import estimated_weights, neighbours
 from .task import LiveEditTask
@@ -63,6 +63,7 @@ class LiveEdit(TrainedEditor, RoutedEditor):
     options_class = LiveEditLosses
     paper_config = PAPER_CONFIG
     paper_options = PAPER_LOSSES
+    paper_training = PAPER_TRAINING
     training_cases = 16_000
 
     def __init__(self, backbone: Backbone, modules: LiveEditModules):
@@ -121,11 +122,11 @@ class LiveEdit(TrainedEditor, RoutedEditor):
 
     @classmethod
     def paper_stages(cls) -> tuple[StageConfig, ...]:
-        """A start for routing and generator, then both jointly, as the paper's form mixes the experts of a batch."""
+        """All losses together from the start, for up to 200,000 steps of 8 edits (section 7.4)."""
         return (
-            StageConfig(name="routing", steps=1200, batch=160, learning_rate=1e-3),
-            StageConfig(name="generator", steps=800, batch=32, learning_rate=1e-3),
-            StageConfig(name="joint", steps=300, batch=32, learning_rate=3e-4),
+            StageConfig(name="routing", steps=0, batch=160, learning_rate=1e-3),
+            StageConfig(name="generator", steps=0, batch=32, learning_rate=1e-3),
+            StageConfig(name="joint", steps=200_000, batch=8, learning_rate=1e-4),
         )
 
     @classmethod
@@ -156,8 +157,8 @@ class LiveEdit(TrainedEditor, RoutedEditor):
 
     @property
     def needs_image(self) -> bool:
-        """Whether only questions with an image can be edited: the configuration's scope."""
-        return self.config.scope == "image"
+        """Whether only questions with an image can be edited: see `LiveEditConfig.reaches_text`."""
+        return not self.config.reaches_text
 
     def neighbours(self, expert: LowRankExpert, most: int) -> list[Neighbour]:
         """Up to `most` active edits whose keys are most similar to the expert's, most similar first."""
@@ -190,4 +191,9 @@ def check_fit(backbone: Backbone, config: LiveEditConfig) -> None:
         raise BackboneError(
             f"This editor was made for width {config.width} and layer {config.layer}; {backbone.name} "
             f"has width {backbone.width} and {len(backbone.layers)} layers. Train one for it: liveedit train."
+        )
+    if not backbone.reads_images and not config.reaches_text:
+        raise BackboneError(
+            f"With these settings edits are found by their image alone, and {backbone.name} reads text alone: no edit "
+            'would ever fire. Leave out --form paper, or set scope to "text+image" and norm to true.'
         )

@@ -1,7 +1,7 @@
 """The losses of section 4.3, in the paper's form and in the form that the built-in editor is trained with.
 
-Relative to the paper, sums over edits, pairs and answer tokens are means, as in the released code, so that the balance
-of the terms does not depend on the batch size. All losses are in nats.
+Those in the paper's form are given for each query: the task adds them up (equation 12) or averages them, as
+`LiveEditLosses.reduction` says. The others are means. All losses are in nats.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,8 +34,8 @@ class PairKinds:
 
 def hard_routing_paper(
     visual: Float[Tensor, "queries edits"], sentinel: Float[Tensor, " queries"], own: Bool[Tensor, "queries edits"]
-) -> Float[Tensor, ""]:
-    """Equation 13: InfoNCE over the batch's edits and the sentinel.
+) -> Float[Tensor, " queries"]:
+    """Equation 13 of each query: InfoNCE over the batch's edits and the sentinel.
 
     visual, sentinel: similarities of the queries to edits and to the sentinel. The target of a query is its own edit,
     or the sentinel if it has none. Several own edits of a query share the target.
@@ -43,7 +43,7 @@ def hard_routing_paper(
     scores = torch.cat([visual, sentinel[:, None]], 1).log_softmax(1)
     outside = ~own.any(1, keepdim=True)
     wanted = torch.cat([own, outside], 1).float()
-    return -(scores * wanted / wanted.sum(1, keepdim=True)).sum(1).mean()
+    return -(scores * wanted / wanted.sum(1, keepdim=True)).sum(1)
 
 
 def hard_routing_margin(
@@ -68,33 +68,41 @@ def hard_routing_margin(
     return positive + negative_weight * negative
 
 
-def soft_routing_paper(
-    prompt: Float[Tensor, "queries edits"],
-    own: Bool[Tensor, "queries edits"],
-    generator: torch.Generator,
-    terms: SoftTerms = "both",
-) -> Float[Tensor, ""]:
-    """Equations 15 and 16: sigmoid loss on the own edit and one random other, InfoNCE over the batch.
+def drawn_others(own: Bool[Tensor, "queries candidates"], generator: torch.Generator) -> Int[Tensor, " queries"]:
+    """For each query one random candidate that is not its own, all with the same probability (equation 15).
 
-    prompt: similarities s. Queries without an own edit do not count. generator: of the CPU, where the other edit is
-    drawn, so that it is the same on every device. terms: both, or equation 15 ("absolute") or 16 ("relative") alone.
+    generator: of the CPU, so that the draws are the same on every device.
     """
-    inside = own.any(1)
-    scores, wanted = prompt[inside], own[inside].float()
-    absolute = relative = scores.new_zeros(len(scores))
+    return torch.multinomial((~own).float().cpu(), 1, generator=generator)[:, 0].to(own.device)
+
+
+def soft_routing_paper(
+    prompt: Float[Tensor, "queries candidates"],
+    own: Bool[Tensor, "queries candidates"],
+    others: Int[Tensor, " queries"],
+    terms: SoftTerms = "both",
+) -> Float[Tensor, " queries"]:
+    """Equations 15 and 16 of each query: sigmoid loss on its own edit and on another candidate, InfoNCE over all.
+
+    prompt: similarities s of in-scope queries to the candidates, which are the edits and the locality inputs of the
+    batch, all with edit-side features. own: the edits of a query; it has at least one. others: the other candidate of
+    equation 15, from `drawn_others`. terms: both, or equation 15 ("absolute") or 16 ("relative") alone.
+    """
+    count = own.sum(1)
+    absolute = relative = prompt.new_zeros(len(prompt))
     if terms != "relative":
-        drawn = torch.multinomial(1 - wanted.cpu(), 1, generator=generator).to(wanted.device)
-        own_score, other_score = (scores * wanted).sum(1) / wanted.sum(1), scores.gather(1, drawn)[:, 0]
+        own_score, other_score = (prompt * own).sum(1) / count, prompt.gather(1, others[:, None])[:, 0]
         absolute = -F.logsigmoid(own_score) - F.logsigmoid(-other_score)
     if terms != "absolute":
-        relative = -(scores.log_softmax(1) * wanted).sum(1) / wanted.sum(1)
-    return (absolute + relative).mean()
+        relative = -(prompt.log_softmax(1) * own).sum(1) / count
+    return absolute + relative
 
 
 def soft_routing_masked(
     prompt: Float[Tensor, "queries edits"], kinds: PairKinds, negative_weight: float, terms: SoftTerms = "both"
 ) -> Float[Tensor, ""]:
-    """As `soft_routing_paper`, but edits that ask the same question are no negatives, and all negatives count.
+    """As `soft_routing_paper`, but edits that ask the same question are no negatives, all negatives count, and the
+    mean over the queries is returned.
 
     Two edits that ask the same question of different images have the same prompt feature by definition; the paper's
     form would train to separate them by it. terms:

@@ -166,6 +166,10 @@ class LiveEditModules(nn.Module):
         image = left_pack(tokens.hidden_states, tokens.image_mask)
         return self.hat.visual(self.hat.asked(prompt), image), self.hat.prompt(prompt)
 
+    def prompt_features(self, tokens: HiddenTokens) -> Float[Tensor, "batch feature_width"]:
+        """psi_hat alone (equation 3): what `edit_features` gives second."""
+        return self.hat.prompt(left_pack(tokens.hidden_states, tokens.prompt_mask))
+
     def query_features(self, tokens: HiddenTokens) -> Float[Tensor, "batch feature_width"]:
         """phi_bar of the questions alone (equation 4): what `query` gives as `visual`."""
         prompt = left_pack(tokens.hidden_states, tokens.prompt_mask)

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone, HiddenTokens, TokenRole
-from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache, Item
+from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache
 from ...experts import ExpertRepository
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
 from ..shared.routing import QueryFeatures, changed_tokens, expert_residual, route, soft_weights
+from ..shared.scope_task import IN_SCOPE
 from . import losses
 from .config import LiveEditLosses
 from .modules import EditFeatures, LiveEditModules
+from .probes import RoutingProbes, TrainingProbes, with_edits
 
 _DRAWS_PER_ROW = 64
 """Random numbers per row that decide which prompt tokens are hidden; longer prompts reuse them."""
-
-_IN_SCOPE: tuple[ProbeName, ...] = ("reliability", "text_generality", "modal_generality")
 
 Stage = Literal["routing", "generator", "joint"]
 
@@ -50,6 +50,10 @@ class _Rows:
     has_image: Tensor
     own: slice
 
+    def scope_equals(self, edits: _Rows) -> Tensor:
+        """(rows, edits) booleans: whether a row asks for what an edit is about."""
+        return (self.subject[:, None] == edits.subject[None]) & (self.relation[:, None] == edits.relation[None])
+
 
 class LiveEditTask:
     """Cases with their hidden states, the losses on batches of them, and validation."""
@@ -66,36 +70,8 @@ class LiveEditTask:
         self.backbone, self.layer, self.options, self.store = backbone, layer, options, store
         self.processes, self.device = processes, backbone.layer_device(layer)
         self.cases = tuple(cases)
-        self.items: list[Item] = []
-        self._places: list[dict[str, int]] = []
-        self._labels: list[tuple[int, int, int]] = []
-        self._with_images: list[bool] = []
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        """Record the index of every input in the store, its scope and image, and whether it has an image."""
-        subjects: dict[str, int] = {}
-        relations: dict[str, int] = {}
-        images: dict[str, int] = {}
-        for case in self.cases:
-            place: dict[str, int] = {}
-            for probe in (case.reliability, *case.probes):
-                answer = case.edit.answer if probe.name in _IN_SCOPE else probe.answer
-                if probe.name not in (*_IN_SCOPE, *LOCALITY) or not answer or not answer.strip():
-                    continue
-                subject, relation = case.edit.scope if probe.name in _IN_SCOPE else probe.question.scope
-                place[probe.name] = len(self.items)
-                self.items.append((probe.question, answer))
-                self._with_images.append(probe.question.image is not None)
-                shown, _ = replace(probe.question, subject=None).scope
-                self._labels.append(
-                    (
-                        subjects.setdefault(subject, len(subjects)),
-                        relations.setdefault(relation, len(relations)),
-                        images.setdefault(shown, len(images)),
-                    )
-                )
-            self._places.append(place)
+        self._probes = TrainingProbes(self.cases, options.text_locality)
+        self.items = self._probes.items
 
     def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Compute the hidden states of every input, once."""
@@ -117,67 +93,115 @@ class LiveEditTask:
         self, modules: LiveEditModules, chosen: Sequence[int], rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Both extractors on random members of each edit's scope (section 4.3.2), and on its locality inputs."""
-        edits = self._rows(chosen, [[self._random_in_scope(case, rng)] for case in chosen])
-        inside = [[self._random_in_scope(case, rng), self._random_in_scope(case, rng)] for case in chosen]
-        outside = [self._hard_negatives(case, rng) for case in chosen]
-        queries = self._rows(chosen, [[*a, *b] for a, b in zip(inside, outside, strict=True)])
+        probes = self._probes
+        if self.options.sampling == "one":
+            return self._comparison(modules, chosen, probes.random_sides(*probes.samples(chosen, rng), rng), rng)
+        return self._comparison(modules, chosen, probes.hard(chosen, rng), rng)
+
+    def _comparison(
+        self, modules: LiveEditModules, chosen: Sequence[int], probes: RoutingProbes, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The routing loss of these probes."""
+        edits, queries = self._rows(chosen, probes.edits), self._rows(chosen, probes.queries)
         edits, queries = (self._thinned(rows, rng) for rows in (edits, queries))
         visual, prompt = self.processes.gather(*modules.edit_features(self._tokens(edits.batch)))
-        bar = self._gathered_query(modules, queries)
-        with self._full_precision():
-            return self._routing_terms(modules, (visual, prompt), edits, bar, queries)
+        return self._routing_terms(
+            modules, (visual, prompt), edits, self._gathered_query(modules, queries), queries, rng
+        )
 
     def _routing_terms(
-        self, modules: LiveEditModules, hat: tuple[Tensor, Tensor], edits: _Rows, bar: QueryFeatures, queries: _Rows
+        self,
+        modules: LiveEditModules,
+        hat: tuple[Tensor, Tensor],
+        edits: _Rows,
+        bar: QueryFeatures,
+        queries: _Rows,
+        rng: np.random.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
-        same_subject = queries.subject[:, None] == edits.subject[None]
-        asks_same = queries.relation[:, None] == edits.relation[None]
-        own = same_subject & asks_same
+        """Hard-routing and soft-routing loss (equation 12). hat: phi_hat and psi_hat of the edits."""
+        own = queries.scope_equals(edits)
+        with self._full_precision():
+            scores = self._prompt_scores(modules, bar.prompt, hat[1])
+            hard, figures = self._hard_terms(modules, hat[0], edits, bar, queries, own)
+        if not modules.config.soft_routing:  # The prompt has no influence on the weights: there is nothing to learn.
+            soft = scores.sum() * 0
+        elif self.options.soft_loss == "paper":
+            soft = self._soft_paper(modules, hat[1], bar, queries, own, rng)
+        else:
+            kinds = losses.PairKinds(own, queries.relation[:, None] == edits.relation[None])
+            soft = losses.soft_routing_masked(scores, kinds, self.options.negative_weight, self.options.soft_terms)
+        return hard + soft, {"hard_loss_nats": hard.item(), "soft_loss_nats": soft.item(), **figures}
+
+    def _hard_terms(
+        self,
+        modules: LiveEditModules,
+        visual_hat: Tensor,
+        edits: _Rows,
+        bar: QueryFeatures,
+        queries: _Rows,
+        own: Tensor,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Hard-routing loss, and the percentages of queries that their own edits, and that other edits fire for."""
         options = self.options
-        ignored = same_subject if options.same_subject == "ignored" else torch.zeros_like(own)
+        ignored = torch.zeros_like(own)
+        if options.same_subject == "ignored":
+            ignored = queries.subject[:, None] == edits.subject[None]
         if not modules.config.hard_prompt:  # Such a router cannot separate two questions about one image.
             ignored = ignored | (queries.image[:, None] == edits.image[None])
-        visual = (bar.visual @ hat[0].T) * modules.visual_scale
+        visual = (bar.visual @ visual_hat.T) * modules.visual_scale
         sentinel = modules.visual_score(bar.visual, bar.sentinel)
-        prompt = (bar.prompt @ hat[1].T) * modules.prompt_scale - modules.prompt_offset
-        own_seen = own
-        if modules.config.scope == "image":  # Queries without an image do not reach hard routing.
-            seen = queries.has_image
-            visual, sentinel, own_seen, ignored = visual[seen], sentinel[seen], own[seen], ignored[seen]
+        seen = _reachable(modules, queries)
+        visual, sentinel, own, ignored = visual[seen], sentinel[seen], own[seen], ignored[seen]
         if options.hard_loss == "paper":
-            hard = losses.hard_routing_paper(visual, sentinel, own_seen)
+            hard = self._reduced(losses.hard_routing_paper(visual, sentinel, own))
         else:
-            hard = losses.hard_routing_margin(
-                visual, sentinel, own_seen, ignored, options.margin, options.negative_weight
-            )
-        if not modules.config.soft_routing:  # The prompt has no influence on the weights: there is nothing to learn.
-            soft = prompt.sum() * 0
-        elif options.soft_loss == "paper":
-            generator = torch.Generator().manual_seed(int(queries.case.sum()))
-            soft = losses.soft_routing_paper(prompt, own, generator, options.soft_terms)
-        else:
-            kinds = losses.PairKinds(own, asks_same)
-            soft = losses.soft_routing_masked(prompt, kinds, options.negative_weight, options.soft_terms)
+            hard = losses.hard_routing_margin(visual, sentinel, own, ignored, options.margin, options.negative_weight)
         fires = visual > sentinel[:, None]
         figures = {
-            "hard_loss_nats": hard.item(),
-            "soft_loss_nats": soft.item(),
-            "own_passes": 100 * fires[own_seen].float().mean().item(),
-            "others_pass": 100 * (fires & ~own_seen).any(1).float().mean().item(),
+            "own_passes": 100 * fires[own].float().mean().item(),
+            "others_pass": 100 * (fires & ~own).any(1).float().mean().item(),
         }
-        return hard + soft, figures
+        return hard, figures
+
+    def _soft_paper(
+        self,
+        modules: LiveEditModules,
+        prompt_hat: Tensor,
+        bar: QueryFeatures,
+        queries: _Rows,
+        own: Tensor,
+        rng: np.random.Generator,
+    ) -> Tensor:
+        """Equations 15 and 16: each in-scope query among the edits and the locality inputs of the batch."""
+        inside = own.any(1)
+        (seen_as_edits,) = self.processes.gather(modules.prompt_features(self._tokens(queries.batch)))
+        candidates = torch.cat([prompt_hat, seen_as_edits[~inside]])
+        own = torch.cat([own, own.new_zeros(len(own), int((~inside).sum()))], 1)[inside]
+        others = losses.drawn_others(own, torch.Generator().manual_seed(int(rng.integers(2**31))))
+        with self._full_precision():
+            scores = self._prompt_scores(modules, bar.prompt[inside], candidates)
+            return self._reduced(losses.soft_routing_paper(scores, own, others, self.options.soft_terms))
+
+    def _prompt_scores(self, modules: LiveEditModules, query: Tensor, edits: Tensor) -> Tensor:
+        """s of each query with each edit."""
+        return (query @ edits.T) * modules.prompt_scale - modules.prompt_offset
+
+    def _reduced(self, each: Tensor) -> Tensor:
+        """The losses of single queries as one: their sum (equation 12) or mean."""
+        return each.sum() if self.options.reduction == "sum" else each.mean()
 
     def _generator_loss(self, modules: LiveEditModules, chosen: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         """NLL of edit and generality probes, each row with its own expert alone at weight 1."""
         own = chosen[self.processes.share(len(chosen))]
-        rows = self._rows(own, [self._in_scope_names(case) for case in own], shared=False)
+        rows = self._rows(own, [self._probes.in_scope(case) for case in own], shared=False)
         edits = self._rows(own, [["reliability"]] * len(own), shared=False)
         tokens = self._tokens(edits.batch)
         u, v = modules.generator(tokens)
         weights = torch.ones(len(rows.case), 1, device=self.device)
         logits = self._edited_logits(modules, rows.batch, u[rows.case, None], v[rows.case, None], weights)
         (share,) = self._shares(len(logits))
-        loss = share * losses.answer_nll(logits, rows.batch.targets)
+        (factor,) = self._factors(len(chosen), len(logits))
+        loss = factor * losses.answer_nll(logits, rows.batch.targets)
         right = share * (logits.argmax(-1) == rows.batch.targets).float().mean().item()
         return loss, {"edit_loss_nats": loss.item(), "token_accuracy": 100 * right}
 
@@ -185,19 +209,19 @@ class LiveEditTask:
         self, modules: LiveEditModules, chosen: Sequence[int], rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Edit loss, locality KL and routing loss, with the experts of the batch mixed (equations 8 to 16)."""
-        names = [
-            [*self._in_scope_names(case), *self._locality_names(case, has_image=not self.options.text_locality)]
-            for case in chosen
-        ]
-        rows = self._rows(chosen, names)
+        samples = self._probes.samples(chosen, rng) if self.options.sampling == "one" else None
+        rows = self._rows(chosen, self._probes.every(chosen) if samples is None else with_edits(*samples))
         edits = self._rows(chosen, [["reliability"]] * len(chosen))
         features = modules.edit(self._tokens(edits.batch))
         made = EditFeatures(*self.processes.gather(features.u, features.v, features.visual, features.prompt))
         bar = self._gathered_query(modules, rows)
-        own = (rows.subject[:, None] == edits.subject[None]) & (rows.relation[:, None] == edits.relation[None])
+        if samples is None:
+            routing, figures = self._routing_terms(modules, (made.visual, made.prompt), edits, bar, rows, rng)
+        else:
+            routing, figures = self._comparison(modules, chosen, self._probes.random_sides(*samples, rng), rng)
+        own = rows.scope_equals(edits)
         with self._full_precision():
-            routing, figures = self._routing_terms(modules, (made.visual, made.prompt), edits, bar, rows)
-            weights = self._mixing_weights(modules, made.visual, made.prompt, bar, own, rows.has_image, rng)
+            weights = self._mixing_weights(modules, made, bar, own, _reachable(modules, rows), rng)
         edit_loss, kl, right = self._mixed_terms(modules, rows, made, weights[rows.own], own[rows.own].any(1))
         figures |= {"edit_loss_nats": edit_loss.item(), "kl_nats": kl.item(), "token_accuracy": 100 * right}
         return edit_loss + kl + routing, figures
@@ -215,12 +239,13 @@ class LiveEditTask:
         logits = self._edited_logits(modules, batch, made.u, made.v, weights[run])
         edited = asked_here[batch.answer_mask.nonzero()[:, 0]]
         outside = int(rows.batch.answer_mask[~inside].sum())
-        share, outside_share = self._shares(int(edited.sum()), outside)
-        edit_loss = share * losses.answer_nll(logits[edited], batch.targets[edited])
+        (share,) = self._shares(int(edited.sum()))
+        factor, outside_factor = self._factors(len(made.u), int(edited.sum()), outside)
+        edit_loss = factor * losses.answer_nll(logits[edited], batch.targets[edited])
         base = self._base_logits(batch.final[~edited])
         kl = logits.sum() * 0
-        if len(base):  # Averaged over the answer tokens of all rows outside, including those that were not run.
-            ran = outside_share * (len(base) / outside)
+        if len(base):  # Over the answer tokens of all rows outside, including those that were not run.
+            ran = outside_factor * (len(base) / outside)
             kl = ran * losses.locality_kl(base, logits[~edited], self.options.kl_exchanged)
         right = share * (logits[edited].argmax(-1) == batch.targets[edited]).float().mean().item()
         return edit_loss, kl, right
@@ -228,20 +253,19 @@ class LiveEditTask:
     def _mixing_weights(
         self,
         modules: LiveEditModules,
-        visual_hat: Tensor,
-        prompt_hat: Tensor,
+        made: EditFeatures,
         bar: QueryFeatures,
         own: Tensor,
-        has_image: Tensor,
+        reachable: Tensor,
         rng: np.random.Generator,
     ) -> Tensor:
         """Soft weights, (rows, edits), of those experts of the batch that `mixing` selects."""
-        scores = (bar.prompt @ prompt_hat.T) * modules.prompt_scale - modules.prompt_offset
+        scores = self._prompt_scores(modules, bar.prompt, made.prompt)
         if self.options.mixing == "routed":
             threshold = modules.visual_score(bar.visual, bar.sentinel)
-            kept = (bar.visual @ visual_hat.T) * modules.visual_scale > threshold[:, None]
+            kept = (bar.visual @ made.visual.T) * modules.visual_scale > threshold[:, None]
             # The own expert is always mixed in training: it would learn nothing while hard routing keeps it out.
-            kept = kept & has_image[:, None] | own
+            kept = kept & reachable[:, None] | own
         elif self.options.mixing == "prefix":
             before = torch.arange(own.shape[1], device=own.device) < int(rng.integers(own.shape[1]))
             kept = own | before[None]
@@ -278,12 +302,14 @@ class LiveEditTask:
             edits = self._rows(part, [["reliability"]] * len(part), shared=False)
             for case, expert in zip(part, modules.experts(self._tokens(edits.batch)), strict=True):
                 repository.add(str(case), expert)
-        edited = {self._labels[self._places[case]["reliability"]][:2] for case in chosen}
+        edited = {self._probes.labels[self._probes.places[case]["reliability"]][:2] for case in chosen}
         figures = {}
-        for name in (*_IN_SCOPE, *LOCALITY):
-            cases = [case for case in chosen if name in self._places[case]]
+        for name in (*IN_SCOPE, *LOCALITY):
+            cases = [case for case in chosen if name in self._probes.places[case]]
             if name in LOCALITY:
-                cases = [case for case in cases if self._labels[self._places[case][name]][:2] not in edited]
+                cases = [
+                    case for case in cases if self._probes.labels[self._probes.places[case][name]][:2] not in edited
+                ]
             if cases:
                 own = cases[self.processes.share(len(cases))]
                 parts = [own[start : start + group] for start in range(0, len(own), group)]
@@ -306,7 +332,7 @@ class LiveEditTask:
         rows = self._rows(cases, [[name]] * len(cases), shared=False)
         query = modules.query(self._tokens(rows.batch))
         with self._full_precision():
-            routing = route(modules, query, rows.has_image, repository)
+            routing = route(modules, query, _reachable(modules, rows), repository)
         if routing is None:
             u = torch.zeros(len(cases), 1, modules.config.rank, modules.config.width, device=self.device)
             logits = self._edited_logits(modules, rows.batch, u, u, u.new_zeros(len(cases), 1))
@@ -326,13 +352,13 @@ class LiveEditTask:
 
     def _rows(self, cases: Sequence[int], names: Sequence[Sequence[str]], shared: bool = True) -> _Rows:
         """These probes of these cases, with hidden states of this process's share (`shared`) or of all cases."""
-        places = [self._places[case][name] for case, wanted in zip(cases, names, strict=True) for name in wanted]
+        places = [self._probes.places[case][name] for case, wanted in zip(cases, names, strict=True) for name in wanted]
         numbers = [number for number, wanted in enumerate(names) for _ in wanted]
         mine = self.processes.share(len(cases)) if shared else slice(0, len(cases))
         own = slice(*(sum(map(len, names[:end])) for end in (mine.start, mine.stop)))
-        subject, relation, image = torch.tensor([self._labels[place] for place in places], device=self.device).T
+        subject, relation, image = torch.tensor([self._probes.labels[place] for place in places], device=self.device).T
         case = torch.tensor(numbers, device=self.device)
-        has_image = torch.tensor([self._with_images[place] for place in places], device=self.device)
+        has_image = torch.tensor([self.items[place][0].image is not None for place in places], device=self.device)
         return _Rows(self.store.batch(places[own]), case, subject, relation, image, has_image, own)
 
     def _thinned(self, rows: _Rows, rng: np.random.Generator) -> _Rows:
@@ -368,28 +394,24 @@ class LiveEditTask:
         totals = self.processes.total(*sizes)
         return [self.processes.count * size / max(1, total) for size, total in zip(sizes, totals, strict=True)]
 
+    def _factors(self, edits: int, *sizes: int) -> list[float]:
+        """Factors on means over `size` answer tokens of this process, whose mean over processes is the batch's loss.
+
+        That loss is the mean over the answer tokens of all processes, or by `reduction` their sum for each of `edits`
+        (equations 8 to 11).
+        """
+        if self.options.reduction == "sum":
+            return [self.processes.count * size / edits for size in sizes]
+        return self._shares(*sizes)
+
     def _full_precision(self) -> torch.autocast:
         """Similarities are computed in float32: bfloat16 is too coarse to compare them."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def _in_scope_names(self, case: int) -> list[str]:
-        return [name for name in _IN_SCOPE if name in self._places[case]]
 
-    def _locality_names(self, case: int, has_image: bool) -> list[str]:
-        """The case's locality inputs; with `has_image`, only those that have one."""
-        skipped = ("text_locality",) if has_image else ()
-        return [name for name in LOCALITY if name in self._places[case] and name not in skipped]
-
-    def _hard_negatives(self, case: int, rng: np.random.Generator) -> list[str]:
-        """The near duplicate, which is the hardest to route, and one of the easier locality inputs."""
-        names = self._locality_names(case, has_image=True)
-        near = [name for name in names if name == "near_duplicate_locality"]
-        easier = [name for name in names if name not in near]
-        return near + ([easier[rng.integers(len(easier))]] if easier else [])
-
-    def _random_in_scope(self, case: int, rng: np.random.Generator) -> str:
-        names = self._in_scope_names(case)
-        return names[rng.integers(len(names))]
+def _reachable(modules: LiveEditModules, rows: _Rows) -> Tensor:
+    """(rows,) booleans: the queries in the editor's scope."""
+    return rows.has_image if modules.config.scope == "image" else torch.ones_like(rows.has_image)
 
 
 def _count(parts: Sequence[Tensor]) -> tuple[int, int]:

@@ -55,19 +55,19 @@ class Training:
     def _schedule(self, cases: int) -> TrainingConfig:
         if not 0 < self.steps_share <= 1:
             raise ConfigError(f"A share of {self.steps_share} of the steps was asked for. Give more than 0, at most 1.")
-        whole = TrainingConfig(stages=self.stages or LiveEdit.stages(self.form))
-        share = self.steps_share
+        whole, share = LiveEdit.schedule(self.form), self.steps_share
         shortened = [
             stage.model_copy(update={"steps": max(min(stage.steps, 1), round(stage.steps * share))})
-            for stage in whole.stages
+            for stage in self.stages or whole.stages
         ]
-        return TrainingConfig(
-            stages=tuple(shortened),
-            seed=self.seed,
-            warmup=round(whole.warmup * share),
-            validation=self.validation or usual_validation(cases),
-            validate_every=max(_LEAST_STEPS_BETWEEN_VALIDATIONS, round(whole.validate_every * share)),
-        )
+        changes = {
+            "stages": tuple(shortened),
+            "seed": self.seed,
+            "warmup": round(whole.warmup * share),
+            "validation": self.validation or usual_validation(cases),
+            "validate_every": max(_LEAST_STEPS_BETWEEN_VALIDATIONS, round(whole.validate_every * share)),
+        }
+        return whole.model_copy(update=changes)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
