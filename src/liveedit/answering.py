@@ -64,7 +64,7 @@ class Answering:
     def ask(self, questions: Sequence[Question], max_new_tokens: int = NEW_TOKENS) -> list[Answer]:
         """Answers to several questions in one batch: the same as one by one."""
         inputs = self.encode(questions)
-        if len(questions) > 1 and self.backbone.answer_room(inputs.roles.shape[1], max_new_tokens) < max_new_tokens:
+        if len(questions) > 1 and self.backbone.answer_room(inputs, max_new_tokens) < max_new_tokens:
             # The positions that the longest question leaves would cut the answers to the others.
             return [self.ask([question], max_new_tokens)[0] for question in questions]
         generated = self.generate(inputs, max_new_tokens)

@@ -305,12 +305,12 @@ class Backbone:
         for name, text in (("prompt", prompt), ("answer", answer.strip())):
             check_control_tokens(self.tokenizer, name, text, self._plain_ids([text])[0])
 
-    def answer_room(self, question: int, wanted: int) -> int:
-        """How many of `wanted` answer tokens have a position after a question of this many tokens.
+    def answer_room(self, inputs: TokenBatch, wanted: int) -> int:
+        """How many of `wanted` answer tokens have a position after the longest of these questions.
 
         Raises `InvalidInputError` if none has.
         """
-        return answer_room(self.positions, question, wanted)
+        return answer_room(self.positions, inputs.roles.shape[1], wanted)
 
     def _answer_ids(self, texts: list[str], answers: Sequence[str]) -> list[list[int]]:
         """Tokens of each answer as they follow the prompt, and the token that ends it."""
@@ -443,7 +443,7 @@ class Backbone:
         further: options of the model's own generate(), such as logits_processor and stopping_criteria.
         """
         inputs.check_generation()
-        room = self.answer_room(inputs.roles.shape[1], max_new_tokens)
+        room = self.answer_room(inputs, max_new_tokens)
         with self._reading(inputs):
             output = self.model_for(inputs).generate(
                 **inputs.model_inputs(),
