@@ -28,7 +28,7 @@ from . import (
     smol_llava,
     training,
 )
-from .arguments import spread_values
+from .arguments import check_given_once, spread_values
 from .console import InterruptedRunError, complain, quiet
 
 app = typer.Typer(
@@ -74,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = spread_values([argument for argument in given if argument != "--debug"])
     try:
+        command = typer.main.get_command(app)
+        check_given_once(command, given)
         with quiet(debug):
-            code = app(args=given, prog_name="liveedit", standalone_mode=False)
+            code = command(args=given, prog_name="liveedit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         complain("Interrupted.")

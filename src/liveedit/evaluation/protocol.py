@@ -19,7 +19,7 @@ from ..editors.base import Editor, EditRecord
 from ..progress import Counter as Increments
 from ..progress import Progress, no_progress
 from ..samples import GENERALITY, LOCALITY, EditCase, Probe, ProbeName, edited_scopes
-from .probing import Tokens, ask_freely, choose_along, token_accuracy
+from .probing import Tokens, ask_freely, choose_along, token_accuracy, was_cut
 from .scoring import ProbeScore, summarize, summarize_by_answer_type
 
 _FEWEST_NEW_TOKENS: Final = 16
@@ -200,7 +200,9 @@ def measure(
         own = before.get(item.key)
         accuracy = token_accuracy(chosen, tokens if own is None or own.forced is None else own.forced)
         acceptable = item.case.labels if own is None else (*item.case.labels, own.text)
-        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy, acceptable)
+        # Of locality, the unedited model's own answer was cut at the same length.
+        cut = item.probe.name not in LOCALITY and was_cut(backbone, answer)
+        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy, acceptable, cut)
         scores.append((item, score))
         if answer.fired is not None:
             fired_found.append((item, answer.fired))

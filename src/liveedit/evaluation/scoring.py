@@ -96,10 +96,12 @@ class ProbeScore:
         answer: str,
         teacher_forced: float | None,
         acceptable: Iterable[str] = (),
+        was_cut: bool = False,
     ) -> Self:
         """Score the freely generated `answer` against `expected`.
 
-        acceptable: answers that are not right but not broken either.
+        acceptable: answers that are not right but not broken either. was_cut: the answer would have gone on after its
+        length limit, so that it is no exact match.
         """
         return cls(
             probe=probe,
@@ -107,7 +109,7 @@ class ProbeScore:
             expected=expected,
             answer=answer,
             teacher_forced=teacher_forced,
-            exact=same_answer(answer, expected),
+            exact=same_answer(answer, expected) and not was_cut,
             contains=contains(answer, expected),
             f1=token_f1(answer, expected),
             broken=is_broken(answer, (expected, *acceptable)),
