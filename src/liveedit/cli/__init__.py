@@ -29,7 +29,7 @@ from . import (
     smol_llava,
     training,
 )
-from .arguments import spread_values, typed
+from .arguments import check_given_once, spread_values, typed
 from .console import InterruptedRunError, complain, quiet
 
 app = typer.Typer(
@@ -77,8 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     token = typed.set(tuple(given))
     given = spread_values([argument for argument in given if argument != "--debug"])
     try:
+        command = typer.main.get_command(app)
+        check_given_once(command, given)
         with quiet(debug):
-            code = app(args=given, prog_name="liveedit", standalone_mode=False)
+            code = command(args=given, prog_name="liveedit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         complain("Interrupted.")

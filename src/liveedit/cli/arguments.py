@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from ..errors import InvalidInputError
 from ..registry import check_backbone_name
 
 SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
@@ -111,6 +112,30 @@ def spread_values(arguments: Sequence[str]) -> list[str]:
                 spread.append(option)
         spread.append(argument)
     return spread
+
+
+def check_given_once(command: Any, arguments: Sequence[str]) -> None:
+    """Raise `InvalidInputError` if an option that takes one value is given twice: the parser would take the last.
+
+    command: all commands, as the parser has them.
+    """
+    rest = iter(arguments)
+    given: set[str] = set()
+    for argument in rest:
+        if argument == "--":
+            return
+        if not argument.startswith("-"):
+            command = getattr(command, "commands", {}).get(argument, command)
+            continue
+        name, has_value, _ = argument.partition("=")
+        option = next((one for one in command.params if name in (*one.opts, *one.secondary_opts)), None)
+        if option is None or getattr(option, "is_flag", True):
+            continue
+        if not has_value:
+            next(rest, None)
+        if option.name in given and not option.multiple:
+            raise InvalidInputError(f"{name} was given more than once, and takes one value. Give it once.")
+        given.add(option.name)
 
 
 def named_values(given: Sequence[str], option: str) -> dict[str, str]:

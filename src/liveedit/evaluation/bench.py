@@ -91,7 +91,11 @@ class Bench:
         report: TaskProgress = no_task_progress,
         unedited: Path | None = None,
     ):
-        """unedited: a folder in which runs of the same backbone share the unedited model's answers."""
+        """unedited: a folder in which runs of the same backbone share the unedited model's answers.
+
+        Raises `ConfigError` for more edits than cases, `InvalidInputError` if the backbone has an edited model.
+        """
+        backbone.claim.check_free()
         if max(config.edits) > len(cases):
             raise ConfigError(
                 f"{max(config.edits)} edits were requested and the data holds {len(cases)}. "

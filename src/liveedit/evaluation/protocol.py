@@ -20,7 +20,7 @@ from ..errors import InvalidInputError
 from ..progress import Counter as Increments
 from ..progress import Progress, no_progress
 from ..samples import GENERALITY, LOCALITY, Edit, EditCase, Probe, ProbeName, Question, edited_scopes
-from .probing import Tokens, ask_freely, choose_along, token_accuracy
+from .probing import Tokens, ask_freely, choose_along, token_accuracy, was_cut
 from .scoring import ProbeScore, summarize, summarize_by_answer_type
 
 _FEWEST_NEW_TOKENS: Final = 16
@@ -196,7 +196,9 @@ def measure(
         own = before.get(item.key)
         accuracy = token_accuracy(chosen, tokens if own is None or own.forced is None else own.forced)
         acceptable = item.case.labels if own is None else (*item.case.labels, own.text)
-        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy, acceptable)
+        # Of locality, the unedited model's own answer was cut at the same length.
+        cut = item.probe.name not in LOCALITY and was_cut(backbone, answer)
+        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy, acceptable, cut)
         scores.append((item, score))
         if answer.fired is not None:
             fired_found.append((item, answer.fired))
@@ -304,6 +306,7 @@ def _raw_row(
         "image": str(question.image) if question.image is not None else None,
         "expected": score.expected,
         "answer": score.answer,
+        "cut": score.was_cut,
         "teacher_forced": score.teacher_forced,
         "exact_match": score.exact,
         "broken": score.broken,
@@ -360,7 +363,7 @@ def scored_again(cases: Iterable[Sequence[RawAnswer]]) -> Measurement:
             item = AskedProbe(case, Probe(answer["probe"], Question(answer["prompt"], answer["image"])), place)
             own = [] if answer["unedited"] is None else [answer["unedited"]]
             given = (answer["probe"], kind, answer["expected"], answer["answer"], answer["teacher_forced"])
-            scores.append((item, ProbeScore.of(*given, acceptable=(*about["labels"], *own))))
+            scores.append((item, ProbeScore.of(*given, (*about["labels"], *own), answer["cut"])))
             if answer["fired"] is not None:
                 fired.append((item, tuple(Fired(**one) for one in answer["fired"])))
     return Measurement(tuple(scores), tuple(left_out), tuple(fired))

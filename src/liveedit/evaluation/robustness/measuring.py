@@ -103,6 +103,8 @@ class Robustness:
         provenance: Provenance,
         report: TaskProgress = no_task_progress,
     ):
+        """Raises `ConfigError` for more edits than cases, `InvalidInputError` if the backbone has an edited model."""
+        backbone.claim.check_free()
         if config.edits > len(cases):
             raise ConfigError(
                 f"{config.edits} edits were requested and the data holds {len(cases)}. Request fewer, or give more "
