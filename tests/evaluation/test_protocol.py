@@ -333,6 +333,7 @@ def test_raw_answers_are_json_lines(scripted: Scripted) -> None:
         "image": None,
         "expected": "red",
         "answer": "red",
+        "cut": False,
         "teacher_forced": 100.0,
         "exact_match": True,
         "broken": False,

@@ -49,7 +49,7 @@ class Edited:
 
     def call(self, ids: torch.Tensor, cache: DynamicCache | None = None) -> Any:
         with torch.no_grad():
-            return self.backbone.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            return self.backbone.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def answer(self, place: int, cache: DynamicCache | None = None) -> list[int]:
         """The model's own generate(), with a cache of the caller; a filled one has the prompt, and then the answer is

@@ -30,8 +30,9 @@ class ForwardContext(threading.local):
     """What is known of the call of the model that this thread makes. Several threads may call the model at once.
 
     call: what the model was given. embedded_ids: the token ids that its word embeddings were given. tokens_of: at
-    prefill, from the decoder's start until the edit layer; None while tokens are decoded from the KV cache. fills_cache:
-    whether the decoder reads a sequence for the first time. paused: how many `paused()` blocks the thread is in.
+    prefill, from the decoder's start until the edit layer; None while tokens are decoded from the KV cache.
+    fills_cache: whether the decoder reads a sequence for the first time. paused: how many `paused()` blocks the thread
+    is in.
     """
 
     call = ExternalCall()
@@ -171,8 +172,8 @@ class PrefillHook:
             )
         if filled.edits and not call.continues_answer():
             raise InvalidInputError(
-                "A prompt came in pieces (a second turn onto a filled cache, or prefill_chunk_size). Edits are found by "
-                "the whole question: give the prompt at once."
+                "A prompt came in pieces (a second turn onto a filled cache, or prefill_chunk_size). Edits are found "
+                "by the whole question: give the prompt at once."
             )
         if not self._now.paused:
             self._decision = filled.decision
