@@ -13,6 +13,7 @@ beside each other."""
 
 install_import_hook(
     [
+        "liveedit.backbones.external_call",
         "liveedit.backbones.tokens",
         "liveedit.editors.liveedit.losses",
         "liveedit.editors.liveedit.modules",

@@ -180,9 +180,11 @@ def test_what_the_built_in_backbone_is(tiny_llava: Backbone) -> None:
     assert not any(parameter.requires_grad for parameter in tiny_llava.model.parameters())
 
 
-def test_a_built_in_backbone_is_an_ordinary_checkpoint() -> None:
+def test_a_built_in_backbone_is_an_ordinary_checkpoint(tiny_llava: Backbone) -> None:
     by_folder = load_backbone(built_in_folder("tiny-llava"), torch.float32, "cpu")
-    assert by_folder.width == 192
+    weights = dict(by_folder.weights())
+    assert weights.keys() == dict(tiny_llava.weights()).keys()
+    assert all(torch.equal(weights[name], value) for name, value in tiny_llava.weights())
 
 
 @pytest.mark.parametrize("name", ["tiny", "no/such/folder"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forced_experts import fired_ids, forced_expert
 from PIL import Image
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
@@ -146,16 +147,22 @@ def test_quantization_without_its_library_is_told(llava: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llava", "blip2-opt", "qwen3-vl"])
 def test_half_precision_models_are_edited_in_the_editors_own(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """An expert changes their logits as it does those of the same model in float32, up to rounding."""
     FAMILIES[family](tmp_path)
-    backbone = load_backbone(tmp_path, dtype, "cpu")
-    assert backbone.dtype == dtype
-    with LiveEdit.untrained(backbone, _config(backbone.width, backbone.image_tokens)) as editor:
-        editor.edit([("edit", Edit(QUESTION, "red"))])
-        assert editor.repository.u.dtype == torch.float32
-        with torch.no_grad():
-            logits = backbone.logits(backbone.encode([QUESTION], ["red"]))
-    assert logits.dtype == dtype
-    assert bool(torch.isfinite(logits).all())
+    found = []
+    for precision in (torch.float32, dtype):
+        backbone = load_backbone(tmp_path, precision, "cpu")
+        assert backbone.dtype == precision
+        inputs = backbone.encode([QUESTION], ["red"])
+        with LiveEdit.untrained(backbone, _config(backbone.width, backbone.image_tokens)) as editor, torch.no_grad():
+            before = backbone.logits(inputs)
+            editor.add("edit", forced_expert(editor, QUESTION))
+            assert editor.repository.u.dtype == torch.float32
+            found.append((before, backbone.logits(inputs)))
+            assert fired_ids(editor) == [["edit"]]
+    (before, edited), (_, half) = found
+    assert half.dtype == dtype
+    assert (half - edited).abs().max() < 0.1 * (edited - before).abs().max()
 
 
 @pytest.mark.parametrize("place", ["cpu", "disk"])

@@ -399,7 +399,7 @@ def test_the_editor_that_ships_edits_and_keeps_edits_apart(
         receipts = [model.edit(*edit) for edit in wanted]
         answers = [model.ask(image, prompt).text for image, prompt, _ in wanted]
         taken = sum(answer == edit[2] for answer, edit in zip(answers, wanted, strict=True))
-        assert taken >= 9, "most of twelve edits take"
+        assert taken >= 11, "99 of 100 edits take, and these are twelve"
         for receipt in receipts:
             model.undo(receipt.id)
         assert [model.ask(image, prompt).text for image, prompt, _ in wanted] == unedited

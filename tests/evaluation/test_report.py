@@ -203,6 +203,16 @@ def test_costs_show_only_what_was_measured():
         "Routing precision %": "99.0",
         "Routing recall %": "98.0",
     }
+    steps = {"median": 0.0, "mean": 0.5, "max": 3, "refined": 12.5}
+    refined = cost_table(lines_of([row(refine_steps=steps)]))
+    assert refined is not None
+    assert cells(refined) == {
+        **cells(table),
+        "Median refine steps": "0.0",
+        "Mean refine steps": "0.5",
+        "Max refine steps": "3.0",
+        "Edits refined %": "12.5",
+    }
 
 
 def test_latex_is_escaped():

@@ -37,7 +37,7 @@ from .table import Table, markdown_text
 _SETTING = ("editor", "backbone", "data", "edits", "seed", "status")
 _QUANTITIES = (
     ("milliseconds_per_edit", ("median", "p90")),
-    ("refine_steps", ("median", "mean", "max")),
+    ("refine_steps", ("median", "mean", "max", "refined")),
     ("routing", ("precision", "recall")),
 )
 _SCORES = ("teacher_forced", "exact_match", "contains", "f1", "broken", "count", "left_out")

@@ -95,6 +95,7 @@ _QUANTITIES: Final[tuple[tuple[str, str, str | None], ...]] = (
     ("Median refine steps", "refine_steps", "median"),
     ("Mean refine steps", "refine_steps", "mean"),
     ("Max refine steps", "refine_steps", "max"),
+    ("Edits refined %", "refine_steps", "refined"),
     ("Bytes per edit", "store_bytes_per_edit", None),
     ("Routing precision %", "routing", "precision"),
     ("Routing recall %", "routing", "recall"),
