@@ -75,6 +75,9 @@ class ScriptedBackbone:
         assert padding == "left"
         return [question.prompt for question in questions]
 
+    def answer_room(self, prompts: list[str], wanted: int) -> int:
+        return wanted
+
     def generate_tokens(
         self, prompts: list[str], most: int, logits_processor: Any = ()
     ) -> list[tuple[str, tuple[int, ...]]]:

@@ -16,6 +16,7 @@ from liveedit.cli import main
 from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
 from liveedit.errors import DatasetError
+from liveedit.experiments.verification import verify_folder
 from liveedit.samples import EditCase
 
 
@@ -93,6 +94,9 @@ def test_the_whole_demo(
     with Image.open(tmp_path / "report" / "example-1.png") as strip:
         assert strip.size == (4 * 256 + 3 * 8, 256)
     assert "](example-2.png)" in report
+    verified = verify_folder(tmp_path / "report")
+    assert verified.disagreements == [] and row["provenance"]["command"].startswith("liveedit demo --out ")
+    assert any("is not made of rows" in remark.text for remark in verified.unchecked)
 
     code = main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()

@@ -63,7 +63,11 @@ class Answering:
 
     def ask(self, questions: Sequence[Question], max_new_tokens: int = NEW_TOKENS) -> list[Answer]:
         """Answers to several questions in one batch: the same as one by one."""
-        generated = self.generate(self.encode(questions), max_new_tokens)
+        inputs = self.encode(questions)
+        if len(questions) > 1 and self.backbone.answer_room(inputs, max_new_tokens) < max_new_tokens:
+            # The positions that the longest question leaves would cut the answers to the others.
+            return [self.ask([question], max_new_tokens)[0] for question in questions]
+        generated = self.generate(inputs, max_new_tokens)
         answers = [one.answer for one in generated]
         doubtful = [place for place, one in enumerate(generated) if one.is_in_doubt(self._given_tokens(one.answer))]
         if doubtful:

@@ -23,7 +23,8 @@ from .datasets.sources import NamedData, open_data
 from .edited.model import EditedModel
 from .editors import editor_class
 from .errors import DatasetError
-from .evaluation.bench import Bench, BenchConfig, Row, make_provenance
+from .evaluation.bench import Bench, BenchConfig
+from .evaluation.provenance import Row, make_provenance
 from .evaluation.report import render, write_report
 from .evaluation.table import Table, markdown_text
 from .files import write_text
@@ -113,8 +114,12 @@ def run_demo(
     editor_path: Path | None,
     console: Console,
     report: TaskProgress = no_task_progress,
+    command: str | None = None,
 ) -> dict[str, Any]:
-    """Run the demo into a folder; returns examples, rows of the bench, the report's path and the seconds it took."""
+    """Run the demo into a folder; returns examples, rows of the bench, the report's path and the seconds it took.
+
+    command: the command line as it was typed, for the provenance of the rows.
+    """
     started = time.monotonic()
     data = open_data("world", edits, progress_of(report, "drawing images"), DRAWN)
     backbone = load_backbone(BACKBONE)
@@ -125,7 +130,7 @@ def run_demo(
     for number, example in enumerate(examples, 1):
         console.print(_example_table(number, example))
     console.print(Text(f"{_undo_sentence(examples[-1])}\n"))
-    rows = measure_edits(backbone, data, edits, editor_path, folder, report)
+    rows = measure_edits(backbone, data, edits, editor_path, folder, report, command)
     file = write_demo_report(folder, examples, rows)
     console.print(render(rows, title=_bench_title(edits)))
     seconds = time.monotonic() - started
@@ -249,14 +254,20 @@ def _undo_sentence(example: Example) -> str:
 
 
 def measure_edits(
-    backbone: Backbone, data: NamedData, edits: int, editor_path: Path | None, folder: Path, report: TaskProgress
+    backbone: Backbone,
+    data: NamedData,
+    edits: int,
+    editor_path: Path | None,
+    folder: Path,
+    report: TaskProgress,
+    command: str | None,
 ) -> list[Row]:
     """The bench of one editor at this number of edits, seed 0."""
     source = None if editor_path is None else str(editor_path)
     config = BenchConfig.model_validate(
         {"backbone": backbone.name, "data": data.name, "edits": (edits,), "few_edits_cases": 1}
     )
-    provenance = make_provenance(backbone.digest(), data.files)
+    provenance = make_provenance(backbone, data.files, data.selection, command)
     bench = Bench(backbone, data.cases, config, folder, provenance, report)
     return bench.run([(BENCH_EDITOR, lambda frozen: editor_class(BENCH_EDITOR).load(frozen, source))])
 

@@ -19,6 +19,10 @@ from .samples import ImageSource
 MAX_PIXELS = 100_000_000
 """The largest image that is opened, in pixels (about 10,000 x 10,000)."""
 
+MOST_ELONGATED: Final = 200
+"""The greatest ratio of the sides of an image that a model is asked about. Image processors enlarge the shorter side
+to their own size, so a line of pixels would take all memory."""
+
 _VECTOR_FORMATS: Final = ("EPS", "WMF", "EMF")
 """Vector formats, which Pillow renders by running another program: unsafe for files from outside."""
 
@@ -60,6 +64,15 @@ def open_image(
     return image
 
 
+def check_sides(image: Image.Image, most: int = MOST_ELONGATED) -> None:
+    """Raise `ImageError` if the longer side of an image has more than `most` times the length of the shorter one."""
+    if max(image.size) > most * min(image.size):
+        raise ImageError(
+            f"The image is {image.width:,} x {image.height:,} pixels; its longer side may be at most "
+            f"{most} times the shorter one. Crop it."
+        )
+
+
 def describe(source: ImageSource) -> str:
     """A short name of an image for messages."""
     if isinstance(source, str | Path):
@@ -81,6 +94,8 @@ def _stream(source: ImageSource, name: str) -> AbstractContextManager[BinaryIO |
         return nullcontext(source)
     if isinstance(source, str | Path):
         return _opened(Path(source), name)
+    if isinstance(source, list | tuple):
+        raise ImageError(f"{len(source)} images were given for one question, which takes one or none. Give one.")
     if not isinstance(source, bytes):
         raise ImageError(f"An image was given as {type(source).__name__}. Give a path, bytes, or a Pillow image.")
     if not source:

@@ -302,11 +302,13 @@ def bench_arguments(world: Path, out: Path, editor_folder: Path) -> list[object]
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without what two runs of the same may differ in: times, and the state of the source tree."""
+    """Rows without what two runs of the same may differ in: times, the command, and the state of the source tree."""
+    times = ("milliseconds_per_edit", "seconds", "row_digest")
+    varying = ("git_sha", "dirty", "started", "command")
     return [
         {
-            **{key: value for key, value in row.items() if key not in ("milliseconds_per_edit", "seconds")},
-            "provenance": {**row["provenance"], "git_sha": None, "dirty": None},
+            **{key: value for key, value in row.items() if key not in times},
+            "provenance": {key: value for key, value in row["provenance"].items() if key not in varying},
         }
         for row in rows
     ]

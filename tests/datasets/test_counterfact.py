@@ -93,8 +93,8 @@ def test_a_neighbour_that_another_row_edits_is_left_out_and_any_other_stays(tmp_
     other = {**FLAT, "case_id": 8, "prompt": "michel rocard is a native speaker of", "subject": "Michel Rocard"}
     other["locality_prompt"] = "Robert Schuman spoke the language"
     cases = COUNTERFACT.read(write(tmp_path, FLAT, other))
-    asked, left_out, _ = probes_of(cases)
-    assert left_out == {"text_locality": 1}
+    asked, left_out = probes_of(cases)
+    assert [item.probe.name for item in left_out] == ["text_locality"]
     kept = [item.probe.question.prompt for item in asked if item.probe.name == "text_locality"]
     assert kept == ["Robert Schuman spoke the language"]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from liveedit.backbones import Backbone
 from liveedit.datasets.sources import NamedData, open_data
 from liveedit.errors import InvalidInputError
-from liveedit.evaluation.bench import make_provenance
+from liveedit.evaluation.provenance import make_provenance
 from liveedit.samples import Edit, EditCase, Question
 
 DATA = Path(os.environ.get("LIVEEDIT_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -33,7 +34,7 @@ def test_data_without_subjects_is_refused() -> None:
         NamedData("rows", (case("0", None),), ()).with_distinct_subjects()
 
 
-def test_the_selection_changes_the_digest_of_the_data(tmp_path: Path) -> None:
+def test_the_selection_changes_the_digest_of_the_data(tmp_path: Path, random_backbone: Backbone) -> None:
     rows = [
         {"subject": subject, "src": f"Who is {n}?", "rephrase": f"{n}?", "alt": "x", "loc": "y", "loc_ans": "z"}
         for n, subject in enumerate("AAB")
@@ -42,9 +43,9 @@ def test_the_selection_changes_the_digest_of_the_data(tmp_path: Path) -> None:
     file.write_text(json.dumps(rows), encoding="utf-8")
     whole, distinct = open_data(f"zsre:{file}"), open_data(f"zsre:{file}", distinct_subjects=True)
     assert (len(whole.cases), len(distinct.cases)) == (3, 2)
-    digests = [make_provenance("model", found.files, found.selection).data_digest for found in (whole, distinct)]
-    assert digests[0] != digests[1]
-    assert digests[0] == make_provenance("model", whole.files).data_digest
+    provenances = [make_provenance(random_backbone, found.files, found.selection) for found in (whole, distinct)]
+    assert provenances[0].data_digest != provenances[1].data_digest
+    assert provenances[0].data_digest == make_provenance(random_backbone, whole.files).data_digest
 
 
 def test_the_real_file_has_711_subjects() -> None:

@@ -18,8 +18,9 @@ from liveedit.editors.lemoe import Lemoe
 from liveedit.editors.none import NoEditor
 from liveedit.errors import ConfigError
 from liveedit.evaluation import kept_edits
-from liveedit.evaluation.bench import Bench, BenchConfig, Provenance, backbone_name
+from liveedit.evaluation.bench import Bench, BenchConfig, backbone_name
 from liveedit.evaluation.kept_edits import KeptEdits
+from liveedit.evaluation.provenance import Provenance
 from liveedit.samples import Edit, EditCase, Probe, Question
 
 PROVENANCE = Provenance("abc", False, "b" * 64, "d" * 64)
@@ -98,7 +99,8 @@ def test_rows_are_measured_once_and_again_where_anything_differs(
     cases = eval_cases[:2]
     first = bench_of(random_backbone, cases, tmp_path, edits=(2,)).run([("none", make)])
     assert groups() == [2]
-    assert bench_of(random_backbone, cases, tmp_path, edits=(2,)).run([("none", make)]) == first
+    later = replace(PROVENANCE, git_sha="def", command="typed later", threads=99, versions={"torch": "9.9"})
+    assert bench_of(random_backbone, cases, tmp_path, later, edits=(2,)).run([("none", make)]) == first
     assert groups() == [2]
     bench_of(random_backbone, cases, tmp_path, edits=(2,), max_new_tokens=3).run([("none", make)])
     assert groups() == [2, 2]
@@ -168,13 +170,15 @@ def test_an_interrupted_run_resumes_from_the_last_saved_edit(
     with pytest.raises(KeyboardInterrupt):
         bench_of(random_backbone, cases, tmp_path, edits=(5,)).run([("none", lambda backbone: editors[0])])
     assert len(editors[0].made) == 3
-    now = replace(PROVENANCE, backbone_digest="e" * 64) if changed else PROVENANCE
+    now = replace(PROVENANCE, backbone_digest="e" * 64) if changed else replace(PROVENANCE, command="2", threads=99)
     bench = bench_of(random_backbone, cases, tmp_path, now, edits=(5,))
     (row,) = bench.run([("none", lambda backbone: editors[1])])
     assert len(editors[1].made) == (5 if changed else 2)
     (whole,) = bench_of(random_backbone, cases, tmp_path / "whole", edits=(5,)).run([("none", lambda _: editors[2])])
+    restored = [value["provenance"]["restored_edits"] for value in (row, whole)]
+    assert restored == [0 if changed else 3, 0]
     for value in (row, whole):  # Times, and the provenance that was changed.
-        for name in [name for name in value if name in ("milliseconds_per_edit", "seconds", "provenance")]:
+        for name in ("milliseconds_per_edit", "seconds", "provenance", "row_digest"):
             del value[name]
     assert row == whole and row["refine_steps"]["mean"] == 3
     assert not list(tmp_path.rglob("*.edits.safetensors"))

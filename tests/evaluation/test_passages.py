@@ -10,7 +10,8 @@ import torch
 from liveedit.backbones import Backbone
 from liveedit.editors.ft import FineTuneLast
 from liveedit.editors.none import NoEditor
-from liveedit.evaluation.bench import Bench, BenchConfig, Provenance
+from liveedit.evaluation.bench import Bench, BenchConfig
+from liveedit.evaluation.provenance import Provenance
 from liveedit.evaluation.report import write_report
 from liveedit.samples import Edit, EditCase, Probe, Question
 

@@ -16,8 +16,18 @@ from liveedit.answering import Answering
 from liveedit.answers import Answer, Fired
 from liveedit.backbones import Backbone
 from liveedit.editors.base import Editor, EditRecord
+from liveedit.errors import InvalidInputError
 from liveedit.evaluation.probing import ask_freely, choose_along
-from liveedit.evaluation.protocol import UneditedAnswers, cost, measure, probes_of, summarize_measurements
+from liveedit.evaluation.protocol import (
+    UneditedAnswers,
+    cost,
+    measure,
+    probes_of,
+    raw_cases,
+    scored_again,
+    summarize_measurements,
+)
+from liveedit.evaluation.recurring import recurring_edits
 from liveedit.samples import LOCALITY, Edit, EditCase, Probe, ProbeName, Question
 
 
@@ -65,8 +75,12 @@ def asked_names(cases: Sequence[EditCase]) -> list[tuple[str, str, str]]:
     return [(it.case.id, it.probe.name, it.probe.question.scope[0]) for it in probes_of(cases)[0]]
 
 
+def left_out_names(cases: Sequence[EditCase]) -> list[tuple[str, str]]:
+    return [(it.case.id, it.probe.name) for it in probes_of(cases)[1]]
+
+
 def test_alone_every_probe_is_asked() -> None:
-    asked, left_out, _ = probes_of([CASE_A])
+    asked, left_out = probes_of([CASE_A])
     assert [it.probe.name for it in asked] == [
         "reliability",
         "text_generality",
@@ -81,9 +95,7 @@ def test_alone_every_probe_is_asked() -> None:
 
 def test_a_locality_probe_in_anybodys_scope_is_left_out() -> None:
     """The dog's color is what b edits; tom's color is what a's modal generality redraws."""
-    _, left_out, by_type = probes_of([CASE_A, CASE_B])
-    assert left_out == {"modal_locality": 2}
-    assert by_type == {("word", "modal_locality"): 2, ("odd", "modal_locality"): 1}
+    assert left_out_names([CASE_A, CASE_B]) == [("a", "modal_locality"), ("b", "modal_locality")]
     names = asked_names([CASE_A, CASE_B])
     assert ("a", "modal_locality", "dog") not in names
     assert ("b", "modal_locality", "tom") not in names
@@ -93,8 +105,7 @@ def test_a_locality_probe_in_anybodys_scope_is_left_out() -> None:
 
 def test_a_probe_is_left_out_by_a_later_edit_too() -> None:
     late = case_of("late", "owl", "home", "barn")
-    assert probes_of([CASE_A, late])[1] == {"text_locality": 1}
-    assert probes_of([late, CASE_A])[1] == {"text_locality": 1}
+    assert left_out_names([CASE_A, late]) == left_out_names([late, CASE_A]) == [("a", "text_locality")]
 
 
 def test_generality_and_portability_are_never_left_out() -> None:
@@ -233,6 +244,8 @@ def test_scores_worked_by_hand(scripted: Scripted) -> None:
     }
     assert found["by_answer_type"]["odd"]["reliability"]["count"] == 1
     assert found["by_answer_type"]["word"]["reliability"]["count"] == 2
+    left_out = {kind: metrics["modal_locality"]["left_out"] for kind, metrics in found["by_answer_type"].items()}
+    assert left_out == {"word": 2, "odd": 1}
 
 
 def test_locality_is_asked_of_the_unedited_model(scripted: Scripted) -> None:
@@ -320,12 +333,51 @@ def test_raw_answers_are_json_lines(scripted: Scripted) -> None:
         "image": None,
         "expected": "red",
         "answer": "red",
+        "cut": False,
         "teacher_forced": 100.0,
         "exact_match": True,
         "broken": False,
         "unedited": None,
         "fired": [],
+        "about": {
+            "subject": "cat",
+            "relation": "color",
+            "labels": ["red", "big", "brown", "dark"],
+            "kinds": ["word", "odd"],
+            "left_out": [],
+        },
     }
+    assert [name for row in rows for name in row if name == "about"] == ["about"]
+
+
+def test_raw_answers_scored_again_give_every_figure(scripted: Scripted) -> None:
+    """Two groups: one with probes left out, an answer that is broken, one that is another label, edits that fired, and
+    two edits that contradict each other."""
+    later = case_of("later", "dog", "color", "pink")
+    fires = {
+        CASE_A.edit.question.prompt: (Fired("a", 0.9, 1.0), Fired("b", 0.2, -0.5)),
+        RENAMED: (Fired("b", 1.0, 0.0),),
+    }
+    scripted.after |= {RENAMED: "reddish", TOM: "brown"}
+    scripted.forced[RENAMED] = ("red", "blue")
+    raw, groups = io.StringIO(), ([CASE_A, CASE_B, later], [CASE_B])
+    before = []
+    for cases in groups:
+        scripted.edited = False
+        before.append(measured(scripted, cases, ScriptedEditor(scripted, fires), raw))
+    cases = raw_cases(json.loads(line) for line in raw.getvalue().splitlines())
+    again = [scored_again(cases[:3]), scored_again(cases[3:])]
+    expected = summarize_measurements(before)
+    assert summarize_measurements(again) == expected
+    assert recurring_edits(again) == recurring_edits(before) is not None
+    assert [score for one in again for _, score in one.scores] == [score for one in before for _, score in one.scores]
+    assert expected["metrics"]["modal_locality"]["left_out"] == 2 and expected["metrics"]["text_generality"]["broken"]
+    assert expected["routing"]["recall"] > 0 and {"odd", "word"} == expected["by_answer_type"].keys()
+
+
+def test_raw_answers_without_their_cases_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="an earlier version wrote them"):
+        raw_cases([{"case": "a", "probe": "reliability"}])
 
 
 def broken_by_prompt(measurement: Any) -> dict[str, bool]:

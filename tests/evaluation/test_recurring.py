@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def measured(*asked: Asked) -> Measurement:
         score = ProbeScore.of("reliability", "other", wanted, answer, 100.0)
         scores.append((AskedProbe(case, case.reliability, -1), score))
     fired: tuple[tuple[AskedProbe, tuple[Fired, ...]], ...] = ()
-    return Measurement(tuple(scores), Counter(), Counter(), fired)
+    return Measurement(tuple(scores), (), fired)
 
 
 def test_the_latest_edit_of_a_subject_and_the_others_are_counted_apart() -> None:

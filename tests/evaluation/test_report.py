@@ -247,7 +247,8 @@ def test_the_report_folder_holds_everything(tmp_path):
         "reliability-tiny-llava-world.png",
         "answer-types-tiny-llava-world.png",
     }
-    assert json.loads((folder / "rows.json").read_text()) == {"rows": rows}
+    made_with = {"of": "bench", "title": "My bench", "published": True}
+    assert json.loads((folder / "rows.json").read_text()) == {"rows": rows, "report": made_with}
     text = report.read_text()
     assert text.startswith("# My bench\n")
     for picture in folder.glob("*.png"):

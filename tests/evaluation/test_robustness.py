@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from liveedit.backbones import Backbone
 from liveedit.editors.base import Editor
 from liveedit.editors.none import NoEditor
 from liveedit.errors import ConfigError
-from liveedit.evaluation.bench import Provenance
+from liveedit.evaluation.provenance import Provenance
 from liveedit.evaluation.robustness import measuring
 from liveedit.evaluation.robustness.measuring import NO_WEIGHTS, Robustness, RobustnessConfig, verdict_of
 from liveedit.evaluation.robustness.questions import (
@@ -415,6 +416,8 @@ def test_a_run_from_the_command_line(run: Callable[..., tuple[int, str, str]], w
     assert [(row["seed"], row["editor"]) for row in rows] == [(0, "liveedit"), (0, "one")]
     assert rows[0]["kinds"]["own_prompt"]["edit"] == 1, "the built-in editor takes edits"
     assert rows[1]["provenance"]["config"]["editor"]["steps"] == 1
+    command = shlex.split(rows[0]["provenance"]["command"])
+    assert command == ["liveedit", *map(str, given), "--out", str(tmp_path / "first"), "--json"]
     assert len(answers_in(tmp_path / "first")) == 2
     code, out, _ = run(*given, "--out", tmp_path / "again")
     assert code == 0

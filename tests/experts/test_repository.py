@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 
 from liveedit.errors import InvalidInputError, NotFoundError, StoreError
 from liveedit.experts import ExpertRepository, LowRankExpert, blocks
+from liveedit.experts.blocks import Products
 from liveedit.experts.repository import FEATURES
 
 RANK, WIDTH, FEATURE = 2, 3, 4
@@ -27,7 +28,8 @@ RANK, WIDTH, FEATURE = 2, 3, 4
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """64, 64, 128, then 128 rows each, so that a few hundred experts fill several."""
     monkeypatch.setattr(blocks, "FIRST_ROWS", 64)
-    monkeypatch.setattr(blocks, "LARGEST_BLOCK_BYTES", 128 * make_expert(0).store_bytes)
+    for largest in ("LARGEST_BLOCK_BYTES", "LARGEST_FILE_BYTES"):
+        monkeypatch.setattr(blocks, largest, 128 * make_expert(0).store_bytes)
 
 
 @pytest.fixture(params=["device", "host"])
@@ -65,6 +67,16 @@ def assert_holds(repository: ExpertRepository, expected: dict[str, LowRankExpert
         assert torch.equal(repository.visual_features[row], expert.visual_feature)
         assert torch.equal(repository.prompt_features[row], expert.prompt_feature)
         assert_equal(repository.get(edit_id), expert)
+    query = torch.randn(2, FEATURE, generator=torch.Generator().manual_seed(9))
+    found, bounds = (torch.cat(parts, 1) for parts in zip(*products_of(repository, query), strict=True))
+    assert ((found - query @ repository.visual_features.T).abs() <= bounds + 1e-5).all()
+    assert bounds.mean() < 0.2, "the bounds decide nothing"
+
+
+def products_of(repository: ExpertRepository, query: torch.Tensor) -> Iterator[Products]:
+    """Of each block, with a bound for each product."""
+    for products, bounds in repository.products(query):
+        yield products, bounds.expand_as(products)
 
 
 def test_any_sequence_of_adds_and_removes_agrees_with_a_dictionary(new: Callable[[], ExpertRepository]) -> None:
@@ -138,10 +150,10 @@ def test_experts_on_the_host_take_no_memory_of_the_process(tmp_path: Path) -> No
     """In fresh processes: this one may have memory to use again."""
 
     def grown(place: str) -> int:
-        command = [sys.executable, resident_experts.__file__, place, str(tmp_path), "300", "4096"]
+        command = [sys.executable, resident_experts.__file__, place, str(tmp_path), "600", "4096"]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    pool = 300 * 2 * 4 * 4096 * 4
+    pool = 600 * 2 * 4 * 4096 * 4
     assert grown("device") > 0.9 * pool and grown("host") < 0.1 * pool
 
 
@@ -211,6 +223,16 @@ def test_files_larger_than_allowed_are_refused_and_nothing_breaks(tmp_path: Path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_holds(repository, expected)
+
+
+def test_full_blocks_on_the_host_are_compared_without_reading_them(tmp_path: Path) -> None:
+    repository = ExpertRepository(experts_on="host", folder=tmp_path)
+    for seed in range(64 + 63):
+        repository.add(str(seed), make_expert(seed))
+    query = torch.ones(1, FEATURE)
+    assert [bool(bounds.any()) for _, bounds in products_of(repository, query)] == [True, False]
+    repository.add("last of its block", make_expert(1000))
+    assert [bool(bounds.any()) for _, bounds in products_of(repository, query)] == [True, True]
 
 
 def test_other_places_are_refused() -> None:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedModel
 
 from ..errors import BackboneError, InvalidInputError
-from ..images import open_image
 from ..samples import Question
+from .answer_tokens import following_tokens
 from .claim import Claim
+from .positions import answer_room, check_length
 from .prompt_transforms import PromptTransform, prefixes_embedded, substitutes, unchanged
+from .question_images import opened_images, refusals_named
 from .split_forward import decoder_of, execution_device, finished_logits, layers_of, run_prefix, run_suffix
 from .text_checks import check_control_tokens, check_markers, image_markers
 from .tokens import TokenBatch, TokenRole, pad
@@ -119,6 +121,11 @@ class Backbone:
         return int(self.encode([sample]).image_mask.sum()) if self.reads_images else 0
 
     @property
+    def positions(self) -> int | None:
+        """The most tokens of a question with its answer; None if the model states no limit."""
+        return getattr(self.decoder.config, "max_position_embeddings", None)
+
+    @property
     def _stops(self) -> list[int]:
         """The tokens after which generate() stops."""
         stops = getattr(self.model.generation_config, "eos_token_id", None)
@@ -193,7 +200,7 @@ class Backbone:
         parts = list(zip(prefixes, prompts, endings, strict=True))
         rows = [[self.pad_token_id] * prefix + prompt + ending for prefix, prompt, ending in parts]
         roles = [[TokenRole.PREFIX] * prefix + self._roles(prompt, ending) for prefix, prompt, ending in parts]
-        self._check_length(max(len(row) for row in rows))
+        check_length(self.name, self.positions, max(len(row) for row in rows))
         inputs = TokenBatch(
             roles=pad(roles, TokenRole.PADDING, padding),
             input_ids=pad(rows, self.pad_token_id, padding),
@@ -213,9 +220,9 @@ class Backbone:
 
     def _tokenized(self, questions: Sequence[Question]) -> tuple[list[str], list[list[int]], dict[str, Tensor]]:
         """Texts in the model's chat format, their token ids, and what the model takes of the images."""
-        images = [open_image(question.image) for question in questions if question.image is not None]
+        images = opened_images(questions)
         texts = [self.prompt_text(question) for question in questions]
-        with self._tokenizing:
+        with self._tokenizing, refusals_named(self.name, images):
             prompts, extras = self.process(texts, images)
         precise = {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in extras.items()}
         return texts, prompts, precise
@@ -255,6 +262,9 @@ class Backbone:
         with self._tokenizing:
             return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
+    def _plain_ids(self, texts: list[str]) -> list[list[int]]:
+        return self._token_ids(texts, add_special_tokens=False)
+
     def _token_ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         with self._tokenizing:
             return self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
@@ -292,32 +302,22 @@ class Backbone:
         if not answer.strip():
             raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
         self.check_texts([prompt], [answer])
-        prompt_ids, answer_ids = self._token_ids([prompt, answer.strip()], add_special_tokens=False)
-        check_control_tokens(self.tokenizer, "prompt", prompt, prompt_ids)
-        check_control_tokens(self.tokenizer, "answer", answer, answer_ids)
+        for name, text in (("prompt", prompt), ("answer", answer.strip())):
+            check_control_tokens(self.tokenizer, name, text, self._plain_ids([text])[0])
 
-    def _check_length(self, tokens: int) -> None:
-        limit = getattr(self.decoder.config, "max_position_embeddings", None)
-        if limit is not None and tokens > limit:
-            raise InvalidInputError(
-                f"Question and answer take {tokens} tokens, and {self.name} takes {limit} at most. Shorten them."
-            )
+    def answer_room(self, inputs: TokenBatch, wanted: int) -> int:
+        """How many of `wanted` answer tokens have a position after the longest of these questions.
+
+        Raises `InvalidInputError` if none has.
+        """
+        return answer_room(self.positions, inputs.roles.shape[1], wanted)
 
     def _answer_ids(self, texts: list[str], answers: Sequence[str]) -> list[list[int]]:
         """Tokens of each answer as they follow the prompt, and the token that ends it."""
-        found = []
-        for text, answer in zip(texts, answers, strict=True):
-            if not answer.strip():  # An empty answer is the end of the sequence alone.
-                found.append([self.end_token_id])
-                continue
-            gap = "" if text[-1:].isspace() else " "
-            alone, joined = self.tokenize([text, f"{text}{gap}{answer.strip()}"])
-            if joined[: len(alone)] == alone:
-                ids = joined[len(alone) :]
-            else:  # The tokenizer merged prompt and answer; generated text starts after the prompt.
-                (ids,) = self._token_ids([f"{gap}{answer.strip()}"], add_special_tokens=False)
-            found.append([*ids, self.end_token_id])
-        return found
+        return [
+            [*following_tokens(text, answer, self.tokenize, self._plain_ids), self.end_token_id]
+            for text, answer in zip(texts, answers, strict=True)
+        ]
 
     def answer_tokens(self, questions: Sequence[Question], answers: Sequence[str]) -> list[list[int]]:
         """Tokens of each answer as `encode` puts them after its question, with the token that ends it."""
@@ -419,10 +419,10 @@ class Backbone:
         sequences: int = 1,
         use_cache: bool = True,
     ) -> list[str]:
-        """Answers without sampling, until the model stops or `max_new_tokens` are generated.
+        """Answers without sampling, until the model stops, `max_new_tokens` are generated, or no position is left.
 
-        Expects a left-padded batch without answers; raises `InvalidInputError` for one with answers. With `beams`,
-        the `sequences` best answers of each question, question by question.
+        inputs: a left-padded batch without answers. Raises `InvalidInputError` for another one, or if its longest
+        question leaves no position. With `beams`, the `sequences` best answers of each question, question by question.
         """
         found = self.generate_tokens(inputs, max_new_tokens, beams=beams, sequences=sequences, use_cache=use_cache)
         return [text for text, _ in found]
@@ -442,12 +442,12 @@ class Backbone:
 
         further: options of the model's own generate(), such as logits_processor and stopping_criteria.
         """
-        if bool(inputs.answer_mask.any()):
-            raise InvalidInputError("Questions with answers were given to generate(). Encode the questions alone.")
+        inputs.check_generation()
+        room = self.answer_room(inputs, max_new_tokens)
         with self._reading(inputs):
             output = self.model_for(inputs).generate(
                 **inputs.model_inputs(),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=room,
                 do_sample=False,
                 num_beams=beams,
                 num_return_sequences=sequences,

@@ -19,8 +19,8 @@ class Claim:
         """Raise `InvalidInputError` if the claim is held."""
         if self._owner is not None:
             raise InvalidInputError(
-                f"This backbone ({self._name}) already has an edited model, and a second one would answer with its "
-                "edits too. Close the first one, or load the backbone a second time."
+                f"This backbone ({self._name}) already has an edited model, and would answer with its edits. Close the "
+                "first one, or load the backbone a second time."
             )
 
     def take(self, owner: object) -> None:

@@ -80,6 +80,14 @@ class ExternalCall:
             return present & (torch.arange(last + 1, device=present.device) > first)
         return torch.zeros_like(present) if self.fills_cache else None
 
+    def continues_answer(self) -> bool:
+        """Whether the tokens after a filled cache were generated: one, or the candidates of assisted generation.
+
+        The logits of all candidates are returned, those of a piece of a prompt are not.
+        """
+        length = 1 if self.ids is None else self.ids.shape[1]
+        return length == 1 or self._first_returned(length) == 0
+
     def _labelled(self, labels: Tensor, present: Tensor) -> Tensor:
         if labels.shape != present.shape:
             raise InvalidInputError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InvalidInputError
 from .backbone import Backbone
 from .external_call import WHERE_IS_THE_ANSWER, ExternalCall
+from .filled_caches import Filled, how_filled, next_number, note_filled
 from .tokens import TokenBatch, TokenRole
 
 TokensOf = Callable[[int, int], TokenBatch]
@@ -29,13 +30,15 @@ class ForwardContext(threading.local):
     """What is known of the call of the model that this thread makes. Several threads may call the model at once.
 
     call: what the model was given. embedded_ids: the token ids that its word embeddings were given. tokens_of: at
-    prefill, from the decoder's start until the edit layer; None while tokens are decoded from the KV cache. paused: how
-    many `paused()` blocks the thread is in.
+    prefill, from the decoder's start until the edit layer; None while tokens are decoded from the KV cache.
+    fills_cache: whether the decoder reads a sequence for the first time. paused: how many `paused()` blocks the thread
+    is in.
     """
 
     call = ExternalCall()
     embedded_ids: Tensor | None = None
     tokens_of: TokensOf | None = None
+    fills_cache = False
     paused = 0
 
 
@@ -47,18 +50,24 @@ class PrefillHook:
     warning is given, and all text counts as the prompt. `experts` is empty while nothing is edited. Hooks of others are
     neither removed nor reordered.
 
-    A subclass overrides `_prefill_starts` and `_after_layer`.
+    What is decided at prefill holds for the KV cache that it fills. An editor calls `edits_changed` after each change:
+    caches that were filled before are refused then.
+
+    A subclass overrides `_prefill_starts`, `_after_layer` and `_decision`.
     """
 
     def __init__(self, backbone: Backbone, layer: int, experts: Sized):
         self.backbone, self._experts = backbone, experts
         self._now = ForwardContext()
+        self._number = next_number()
         self._handles: list[Any] = []
+        self.edits_changed()
         try:
             keep = self._handles.append
             keep(backbone.model.register_forward_pre_hook(self._before_model, with_kwargs=True))
             keep(backbone.word_embeddings.register_forward_pre_hook(self._before_embeddings))
             keep(backbone.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+            keep(backbone.decoder.register_forward_hook(self._after_decoder, with_kwargs=True))
             keep(backbone.layers[layer].register_forward_hook(self._after_layer))
         except BaseException:
             self.remove()
@@ -70,6 +79,10 @@ class PrefillHook:
             handle.remove()
         self._handles = []
         self._now = ForwardContext()
+
+    def edits_changed(self) -> None:
+        """From now on, KV caches that were filled before are refused: they hold what other edits computed."""
+        self._edits = next_number()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -95,6 +108,15 @@ class PrefillHook:
         # A decoder that embeds token ids itself has done so by now: they do not belong to the next call.
         self._now.embedded_ids = None
 
+    @property
+    def _decision(self) -> Any:
+        """What was decided at the last prefill of this thread. Set to that of the cache when tokens are decoded."""
+        raise NotImplementedError
+
+    @_decision.setter
+    def _decision(self, decision: Any) -> None:
+        raise NotImplementedError
+
     # -- the hooks ---------------------------------------------------------------------------------------
 
     @not_compiled
@@ -112,23 +134,49 @@ class PrefillHook:
         ids = next((given for given in known if given is not None), None)
         call = self._now.call.reaching(ids, keywords)
         self._now.call, self._now.embedded_ids = ExternalCall(), None
-        if self._now.paused:
-            return
         cache = keywords.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
-            self._now.tokens_of = None  # Decoding from the cache: the decision of the prefill holds.
-            self._refuse_a_prompt_in_pieces(ids)
+        self._now.fills_cache = cache is None or not cache.get_seq_length() > 0
+        if not self._now.fills_cache:
+            self._now.tokens_of = None
+            if keywords.get("use_cache") is not False:  # A split forward reads what it keeps itself.
+                self._continue(cache, call)
+            return
+        if self._now.paused:
             return
         self._now.tokens_of = lambda batch, length: self._tokens(batch, length, call)
         self._prefill_starts(ids, keywords)
 
-    def _refuse_a_prompt_in_pieces(self, ids: Tensor | None) -> None:
-        # One token at a time is a generated one, even if it is an image token. An image has several tokens.
-        if ids is not None and ids.shape[1] > 1 and len(self._experts) and bool(self.backbone.is_image(ids).any()):
+    @not_compiled
+    def _after_decoder(
+        self, decoder: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
+    ) -> None:
+        cache = keywords.get("past_key_values")
+        if cache is None:
+            cache = getattr(output, "past_key_values", None)
+        if self._now.fills_cache and cache is not None:
+            edits = self._active_edits
+            note_filled(cache, self._number, Filled(edits, self._decision) if edits else Filled())
+
+    @property
+    def _active_edits(self) -> int:
+        """The number of the edits that this thread's call of the model sees; 0 for none."""
+        return self._edits if len(self._experts) and not self._now.paused else 0
+
+    def _continue(self, cache: Any, call: ExternalCall) -> None:
+        """Go on with what was decided when this cache was filled."""
+        filled = how_filled(cache, self._number)
+        if filled.edits != self._active_edits:
             raise InvalidInputError(
-                "A prompt came in pieces (prefill_chunk_size, or a cache that was filled before), and its image is not "
-                "in the first piece. Edits are found by the whole question: give the prompt at once."
+                "The KV cache that was given was filled while other edits were active, and holds what they computed. "
+                "Give the whole prompt, without the cache."
             )
+        if filled.edits and not call.continues_answer():
+            raise InvalidInputError(
+                "A prompt came in pieces (a second turn onto a filled cache, or prefill_chunk_size). Edits are found "
+                "by the whole question: give the prompt at once."
+            )
+        if not self._now.paused:
+            self._decision = filled.decision
 
     def _tokens(self, batch: int, length: int, call: ExternalCall) -> TokenBatch:
         current = self.backbone.current_inputs

@@ -99,6 +99,16 @@ class TokenBatch:
         """Pixels in the shape of the family's image processor; None if no row has an image."""
         return self.extras.get("pixel_values")
 
+    def check_generation(self) -> None:
+        """Raise `InvalidInputError` unless these are questions alone, padded on the left, so that answers follow."""
+        if bool(self.answer_mask.any()):
+            raise InvalidInputError("Questions with answers were given to generate(). Encode the questions alone.")
+        if bool((self.roles[:, -1] == TokenRole.PADDING).any()):
+            raise InvalidInputError(
+                "A right-padded batch was given to generate(): padding would stand between a question and its answer. "
+                "Encode the questions with padding='left'."
+            )
+
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of the model's own forward and generate."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **self.extras}

@@ -24,11 +24,12 @@ from . import (
     measuring,
     paper,
     pretraining,
+    results,
     serving,
     smol_llava,
     training,
 )
-from .arguments import spread_values
+from .arguments import check_given_once, spread_values, typed
 from .console import InterruptedRunError, complain, quiet
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ training.register(app)
 measuring.register(app)
 conversion.register(app)
 paper.register(app)
+results.register(app)
 serving.register(app)
 
 
@@ -72,10 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 for an error (printed in one line), 130 for Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    token = typed.set(tuple(given))
     given = spread_values([argument for argument in given if argument != "--debug"])
     try:
+        command = typer.main.get_command(app)
+        check_given_once(command, given)
         with quiet(debug):
-            code = app(args=given, prog_name="liveedit", standalone_mode=False)
+            code = command(args=given, prog_name="liveedit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         complain("Interrupted.")
@@ -88,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         complain(_sentence(error))
         return 1
+    finally:
+        typed.reset(token)
 
 
 def _sentence(error: Exception) -> str:

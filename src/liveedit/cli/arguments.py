@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from ..errors import InvalidInputError
 from ..registry import check_backbone_name
 
 SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
@@ -43,6 +46,16 @@ EditsLocation = Annotated[
 ]
 Author = Annotated[str | None, typer.Option("--author", help="Who makes this change, for the history.")]
 Note = Annotated[str | None, typer.Option("--note", help="Why this change is made, for the history.")]
+
+
+typed: Final[ContextVar[tuple[str, ...] | None]] = ContextVar("typed", default=None)
+"""The arguments of the command that runs, as they were typed."""
+
+
+def command_line() -> str | None:
+    """The command that runs, as it can be typed again; None outside of one."""
+    given = typed.get()
+    return None if given is None else shlex.join(["liveedit", *given])
 
 
 def _backbone_name(name: str) -> str:
@@ -99,6 +112,30 @@ def spread_values(arguments: Sequence[str]) -> list[str]:
                 spread.append(option)
         spread.append(argument)
     return spread
+
+
+def check_given_once(command: Any, arguments: Sequence[str]) -> None:
+    """Raise `InvalidInputError` if an option that takes one value is given twice: the parser would take the last.
+
+    command: all commands, as the parser has them.
+    """
+    rest = iter(arguments)
+    given: set[str] = set()
+    for argument in rest:
+        if argument == "--":
+            return
+        if not argument.startswith("-"):
+            command = getattr(command, "commands", {}).get(argument, command)
+            continue
+        name, has_value, _ = argument.partition("=")
+        option = next((one for one in command.params if name in (*one.opts, *one.secondary_opts)), None)
+        if option is None or getattr(option, "is_flag", True):
+            continue
+        if not has_value:
+            next(rest, None)
+        if option.name in given and not option.multiple:
+            raise InvalidInputError(f"{name} was given more than once, and takes one value. Give it once.")
+        given.add(option.name)
 
 
 def named_values(given: Sequence[str], option: str) -> dict[str, str]:

@@ -12,7 +12,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import BackboneName, Json, LoadOptions, MaxNewTokens, loading, named_values, setting_value
+from .arguments import (
+    BackboneName,
+    Json,
+    LoadOptions,
+    MaxNewTokens,
+    command_line,
+    loading,
+    named_values,
+    setting_value,
+)
 from .console import Progress, console, load_quietly, print_json, resumable
 from .paper_options import DistinctSubjects, with_options
 
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
     from ..backbones import Backbone
     from ..datasets.sources import NamedData
     from ..editors import Editor
-    from ..evaluation.bench import Provenance
+    from ..evaluation.provenance import Provenance
 
 
 Editors = Annotated[
@@ -214,7 +223,7 @@ def _opened(
     """The backbone, the data with at least this many cases if it is drawn, and where both come from."""
     from ..backbones import load_backbone
     from ..datasets.sources import open_data
-    from ..evaluation.bench import make_provenance
+    from ..evaluation.provenance import make_provenance
 
     found = open_data(data, cases, progress.of("drawing"), distinct_subjects=distinct)
     if found.left_out:
@@ -222,7 +231,7 @@ def _opened(
     frozen = load_backbone(backbone, **load)
     for _, make in makers:  # Editors that cannot be loaded are reported before anything long begins.
         make(frozen).detach()
-    return frozen, found, make_provenance(frozen.digest(), found.files, found.selection)
+    return frozen, found, make_provenance(frozen, found.files, found.selection, command_line())
 
 
 def _settings(changes: list[str] | None) -> dict[str, dict[str, object]]:
@@ -277,7 +286,7 @@ def demo(
     screen = console()
     screen.quiet = json
     with resumable("the demo"), Progress() as progress:
-        result = run_demo(out, edits, editor_path, screen, progress.report)
+        result = run_demo(out, edits, editor_path, screen, progress.report, command_line())
     if json:
         print_json(result)
 

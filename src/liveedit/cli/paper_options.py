@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 from rich.text import Text
 
-from .arguments import LoadOptions, MaxNewTokens, loading, named_values, setting_value
+from .arguments import LoadOptions, MaxNewTokens, command_line, loading, named_values, setting_value
 from .console import Progress, console, note, print_json, resumable
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class RunOptions:
             max_new_tokens=self.max_new_tokens,
             mixed_precision=mixed_precision,
             load=tuple(sorted(loading(self.load).items())),
+            command=command_line(),
         )
 
 

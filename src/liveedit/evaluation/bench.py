@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +19,21 @@ from ..files import write_json, written_atomically
 from ..progress import Counter, TaskProgress, no_task_progress, progress_of
 from ..samples import EditCase, ProbeName
 from .kept_edits import KeptEdits
+from .lines import COMPLETE
 from .perplexity import PassageScores
 from .protocol import (
     MEASURED,
     Measurement,
     UneditedAnswers,
     answer_limit,
+    answers_file,
     cost,
     measure,
     probes_of,
     summarize_measurements,
 )
+from .provenance import Provenance, Row, Stopwatch, file_digest, sealed
 from .recurring import recurring_edits
-
-Row = dict[str, Any]
 
 
 class BenchConfig(BaseModel):
@@ -72,32 +70,9 @@ class BenchConfig(BaseModel):
         return (*MEASURED, "cross_modal") if self.cross_modal else MEASURED
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """The code, backbone and data that a row was measured with."""
-
-    git_sha: str | None
-    dirty: bool | None
-    backbone_digest: str
-    data_digest: str
-
-
 def backbone_name(given: str) -> str:
     """The name of a backbone in rows: the last part of a folder's absolute path, or the name itself."""
     return Path(given).resolve().name if Path(given).is_dir() else given
-
-
-def make_provenance(backbone_digest: str, data_files: Sequence[Path], selection: str = "") -> Provenance:
-    """The git state of the source tree, if it is in a repository, and digests of backbone and annotation files.
-
-    selection: how the cases were selected from the files; it changes the digest of the data.
-    """
-    here = Path(__file__).parent
-    sha = _git(here, "rev-parse", "HEAD")
-    dirty = None if sha is None else bool(_git(here, "status", "--porcelain"))
-    content = b"".join(file.read_bytes() for file in data_files)
-    digest = hashlib.sha256(content + selection.encode()).hexdigest()
-    return Provenance(sha, dirty, backbone_digest, digest)
 
 
 class Bench:
@@ -116,7 +91,11 @@ class Bench:
         report: TaskProgress = no_task_progress,
         unedited: Path | None = None,
     ):
-        """unedited: a folder in which runs of the same backbone share the unedited model's answers."""
+        """unedited: a folder in which runs of the same backbone share the unedited model's answers.
+
+        Raises `ConfigError` for more edits than cases, `InvalidInputError` if the backbone has an edited model.
+        """
+        backbone.claim.check_free()
         if max(config.edits) > len(cases):
             raise ConfigError(
                 f"{max(config.edits)} edits were requested and the data holds {len(cases)}. "
@@ -163,7 +142,7 @@ class Bench:
     def _measure(
         self, name: str, editor: Editor, edits: int, groups: list[list[EditCase]], settings: dict[str, Any]
     ) -> Row:
-        seed, started = settings["seed"], time.monotonic()
+        seed, watch = settings["seed"], Stopwatch()
         label = f"{name}, {edits} edits, seed {seed}"
         measurements: list[Measurement] = []
         records: list[EditRecord] = []
@@ -176,8 +155,10 @@ class Bench:
         count_asked = Counter(asking, 2 * sum(len(probes_of(group, self.config.probes)[0]) for group in groups))
         count_edited = Counter(progress_of(self.report, f"editing: {label}"), sum(map(len, groups)))
         compared = progress_of(self.report, f"asking the unedited model where an answer changed: {label}")
-        answers = self._file(name, edits, seed, ".answers.jsonl")
-        kept = KeptEdits(self._file(name, edits, seed, ".edits.safetensors"), self._origin(settings))
+        file = self._file(name, edits, seed, ".json")
+        answers = answers_file(file)
+        origin = self.provenance.of_edits(self._settings(settings))
+        kept = KeptEdits(self._file(name, edits, seed, ".edits.safetensors"), origin)
         with written_atomically(answers) as temporary, temporary.open("w", encoding="utf-8") as raw:
             for group in groups:
                 editor.reset()
@@ -200,12 +181,17 @@ class Bench:
             **summarize_measurements(measurements),
             "recurring": recurring_edits(measurements),
             **cost(records),
-            "seconds": round(time.monotonic() - started, 3),
+            "seconds": watch.seconds,
             **({} if passages is None else passages.summary()),
-            "status": "complete",
-            "provenance": self._origin(settings),
+            "status": COMPLETE,
+            "answers_digest": file_digest(answers),
+            "provenance": {
+                **self.provenance.of_row(self._settings(settings), watch.started),
+                "restored_edits": kept.restored,
+            },
         }
-        write_json(self._file(name, edits, seed, ".json"), row)
+        row = sealed(row)
+        write_json(file, row)
         kept.remove()
         return row
 
@@ -221,10 +207,6 @@ class Bench:
 
     # -- rows on disk ------------------------------------------------------------------------------------
 
-    def _origin(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The code, backbone, data and settings of a row."""
-        return {**vars(self.provenance), "config": self._settings(settings)}
-
     def _settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings that a row's figures depend on."""
         fields = {"few_edits_cases", "max_new_tokens", "mixed_precision", "passages"}
@@ -239,11 +221,7 @@ class Bench:
             return None
         row = json.loads(file.read_text(encoding="utf-8"))
         kept = row["provenance"]
-        same = (
-            kept["config"] == self._settings(settings)
-            and kept["backbone_digest"] == self.provenance.backbone_digest
-            and kept["data_digest"] == self.provenance.data_digest
-        )
+        same = kept["config"] == self._settings(settings) and self.provenance.same_inputs(kept)
         return row if same else None
 
     def _unedited_file(self) -> Path:
@@ -258,13 +236,3 @@ class Bench:
         folder = self.folder / "results"
         folder.mkdir(exist_ok=True)
         return folder / f"{name}-{edits}-seed{seed}{ending}"
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

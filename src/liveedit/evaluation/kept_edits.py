@@ -28,6 +28,8 @@ class KeptEdits:
 
     def __init__(self, file: Path, settings: Mapping[str, Any]):
         self.file, self.settings = file, dict(settings)
+        self.restored = 0
+        """How many edits were not made but restored."""
 
     def make(
         self, editor: Editor, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress
@@ -39,6 +41,7 @@ class KeptEdits:
         if editor.edits_in_groups:
             return editor.edit(edits, progress)
         records = self._restored(editor, [edit_id for edit_id, _ in edits])
+        self.restored += len(records)
         saved, pause = time.monotonic(), _SECONDS
         for done in range(1, len(edits) + 1):
             if done > len(records):

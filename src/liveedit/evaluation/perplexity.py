@@ -198,5 +198,5 @@ def _exp(nats: float) -> float:
 
 def _along_texts(cases: Sequence[EditCase]) -> list[AskedProbe]:
     """The text locality probes with a text, outside every edit's scope."""
-    asked, _, _ = probes_of(cases, ("text_locality",))
+    asked, _ = probes_of(cases, ("text_locality",))
     return [item for item in asked if item.probe.name == "text_locality" and (item.probe.answer or "").strip()]

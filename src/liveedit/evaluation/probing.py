@@ -64,6 +64,13 @@ def _forced(backbone: Backbone, questions: Sequence[Question], answers: Sequence
     return [_along(inputs, chosen, row) for row in range(len(questions))]
 
 
+def was_cut(backbone: Backbone, answer: Answer) -> bool:
+    """Whether an answer was cut at the length limit. Not known, and False, if a substitute model answered."""
+    if answer.tokens is None or not backbone.end_token_ids.isdisjoint(answer.tokens):
+        return False
+    return backbone.next_turn is None or backbone.next_turn not in backbone.decode(answer.tokens)
+
+
 def token_accuracy(chosen: Sequence[int], expected: Sequence[int]) -> float:
     """Share of equal tokens, in percent."""
     return 100 * sum(a == b for a, b in zip(chosen, expected, strict=True)) / len(expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -16,10 +16,11 @@ from ..answering import Answering
 from ..answers import Answer, Fired, above_threshold, is_broken
 from ..backbones import Backbone
 from ..editors.base import Editor, EditRecord
+from ..errors import InvalidInputError
 from ..progress import Counter as Increments
 from ..progress import Progress, no_progress
-from ..samples import GENERALITY, LOCALITY, EditCase, Probe, ProbeName, edited_scopes
-from .probing import Tokens, ask_freely, choose_along, token_accuracy
+from ..samples import GENERALITY, LOCALITY, Edit, EditCase, Probe, ProbeName, Question, edited_scopes
+from .probing import Tokens, ask_freely, choose_along, token_accuracy, was_cut
 from .scoring import ProbeScore, summarize, summarize_by_answer_type
 
 _FEWEST_NEW_TOKENS: Final = 16
@@ -45,25 +46,21 @@ class AskedProbe:
 
 def probes_of(
     cases: Sequence[EditCase], names: Iterable[ProbeName] = MEASURED
-) -> tuple[list[AskedProbe], Counter[ProbeName], Counter[tuple[str, ProbeName]]]:
-    """The probes to ask of these edits, and those left out by name, and by answer type and name.
+) -> tuple[list[AskedProbe], list[AskedProbe]]:
+    """The probes to ask of these edits, case by case, each edit itself first; and the probes that are left out.
 
     A locality probe in the scope of any of the edits is left out: its answer may change.
     """
     wanted, scopes = frozenset(names), edited_scopes(cases)
     asked: list[AskedProbe] = []
-    left_out: Counter[ProbeName] = Counter()
-    left_out_by_type: Counter[tuple[str, ProbeName]] = Counter()
+    left_out: list[AskedProbe] = []
     for case in cases:
         for place, probe in enumerate((case.reliability, *case.probes), -1):
             if probe.name not in wanted and probe.name != "reliability":
                 continue
-            if probe.name in LOCALITY and probe.question.scope in scopes:
-                left_out[probe.name] += 1
-                left_out_by_type.update((kind, probe.name) for kind in _kinds(case))
-            else:
-                asked.append(AskedProbe(case, probe, place))
-    return asked, left_out, left_out_by_type
+            inside = probe.name in LOCALITY and probe.question.scope in scopes
+            (left_out if inside else asked).append(AskedProbe(case, probe, place))
+    return asked, left_out
 
 
 @dataclass(frozen=True)
@@ -163,8 +160,7 @@ class Measurement:
     """Everything measured of one group of edits on one model."""
 
     scores: tuple[tuple[AskedProbe, ProbeScore], ...]
-    left_out: Counter[ProbeName]
-    left_out_by_type: Counter[tuple[str, ProbeName]]
+    left_out: tuple[AskedProbe, ...]
     fired: tuple[tuple[AskedProbe, tuple[Fired, ...]], ...]
 
 
@@ -187,7 +183,7 @@ def measure(
     `count` is called with increments; each probe counts twice, once for each way of asking. compared: progress of
     asking the unedited model. names: the probes that are asked besides the edits themselves.
     """
-    asked, left_out, left_out_by_type = probes_of(cases, names)
+    asked, left_out = probes_of(cases, names)
     expected = [unedited[item].text if item.probe.name in LOCALITY else str(item.probe.answer) for item in asked]
     probes = [item.probe for item in asked]
     free = ask_freely(Answering(backbone, editor), probes, unedited.max_new_tokens, unedited.batch, count)
@@ -200,13 +196,16 @@ def measure(
         own = before.get(item.key)
         accuracy = token_accuracy(chosen, tokens if own is None or own.forced is None else own.forced)
         acceptable = item.case.labels if own is None else (*item.case.labels, own.text)
-        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy, acceptable)
+        # Of locality, the unedited model's own answer was cut at the same length.
+        cut = item.probe.name not in LOCALITY and was_cut(backbone, answer)
+        score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy, acceptable, cut)
         scores.append((item, score))
         if answer.fired is not None:
             fired_found.append((item, answer.fired))
         if raw is not None:
-            raw.write(json.dumps(_raw_row(item, score, answer.fired, own), ensure_ascii=False) + "\n")
-    return Measurement(tuple(scores), left_out, left_out_by_type, tuple(fired_found))
+            row = _raw_row(item, score, answer.fired, own, left_out)
+            raw.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return Measurement(tuple(scores), tuple(left_out), tuple(fired_found))
 
 
 def _needed_before(
@@ -228,16 +227,16 @@ def _needed_before(
 def summarize_measurements(measurements: Sequence[Measurement]) -> dict[str, Any]:
     """Metrics over all groups of edits, also by answer type, and the routing's precision and recall."""
     scores = [pair for measurement in measurements for pair in measurement.scores]
-    left_out: Counter[ProbeName] = sum((m.left_out for m in measurements), Counter())
-    by_type = sum((m.left_out_by_type for m in measurements), Counter())
+    left_out = [item for measurement in measurements for item in measurement.left_out]
     typed = [
         ProbeScore(**{**_fields(score), "answer_type": kind}) for item, score in scores for kind in _kinds(item.case)
     ]
-    left_by_type: dict[str, dict[str, int]] = {}
-    for (kind, name), count in by_type.items():
-        left_by_type.setdefault(kind, {})[name] = count
+    left_by_type: dict[str, Counter[ProbeName]] = {}
+    for item in left_out:
+        for kind in _kinds(item.case):
+            left_by_type.setdefault(kind, Counter())[item.probe.name] += 1
     return {
-        "metrics": summarize([score for _, score in scores], left_out),
+        "metrics": summarize([score for _, score in scores], Counter(item.probe.name for item in left_out)),
         "by_answer_type": summarize_by_answer_type(typed, left_by_type),
         "routing": _routing([pair for m in measurements for pair in m.fired]),
     }
@@ -285,20 +284,86 @@ def _fields(score: ProbeScore) -> dict[str, Any]:
     return {name: getattr(score, name) for name in ProbeScore.__slots__}
 
 
+# -- raw answers -----------------------------------------------------------------------------------------
+
+RawAnswer = Mapping[str, Any]
+"""An answer as `measure` writes it. That to an edit itself comes before those to its probes, and says of its case
+everything that scores depend on."""
+
+
 def _raw_row(
-    item: AskedProbe, score: ProbeScore, fired: tuple[Fired, ...] | None, before: UneditedAnswer | None
+    item: AskedProbe,
+    score: ProbeScore,
+    fired: tuple[Fired, ...] | None,
+    before: UneditedAnswer | None,
+    left_out: Sequence[AskedProbe],
 ) -> dict[str, Any]:
     question = item.probe.question
-    return {
+    row = {
         "case": item.case.id,
         "probe": item.probe.name,
         "prompt": question.prompt,
         "image": str(question.image) if question.image is not None else None,
         "expected": score.expected,
         "answer": score.answer,
+        "cut": score.was_cut,
         "teacher_forced": score.teacher_forced,
         "exact_match": score.exact,
         "broken": score.broken,
         "unedited": None if before is None else before.text,
         "fired": None if fired is None else [asdict(edit) for edit in fired],
     }
+    if item.place >= 0:
+        return row
+    about = {
+        "subject": question.subject,
+        "relation": question.relation,
+        "labels": list(item.case.labels),
+        "kinds": list(_kinds(item.case)),
+        "left_out": [other.probe.name for other in left_out if other.case is item.case],
+    }
+    return {**row, "about": about}
+
+
+def answers_file(row_file: Path) -> Path:
+    """Where the raw answers of the rows in a file are: beside it."""
+    return row_file.with_suffix(".answers.jsonl")
+
+
+def raw_cases(answers: Iterable[RawAnswer]) -> list[list[RawAnswer]]:
+    """Raw answers case by case, in the order in which the edits were made.
+
+    Raises `InvalidInputError` for answers without the labels of their cases, as earlier versions wrote them.
+    """
+    cases: list[list[RawAnswer]] = []
+    for answer in answers:
+        if "about" in answer:
+            cases.append([])
+        if not cases:
+            raise InvalidInputError("The raw answers say nothing about their cases: an earlier version wrote them.")
+        cases[-1].append(answer)
+    return cases
+
+
+def scored_again(cases: Iterable[Sequence[RawAnswer]]) -> Measurement:
+    """The measurement of one group of edits, with its raw answers scored again.
+
+    Teacher-forced accuracy is taken from each answer: the tokens that it was computed from are not written.
+    """
+    scores: list[tuple[AskedProbe, ProbeScore]] = []
+    left_out: list[AskedProbe] = []
+    fired: list[tuple[AskedProbe, tuple[Fired, ...]]] = []
+    for answers in cases:
+        first, about = answers[0], answers[0]["about"]
+        question = Question(first["prompt"], first["image"], about["subject"], about["relation"])
+        kind, *tags = about["kinds"]
+        case = EditCase(first["case"], Edit(question, first["expected"]), (), kind, None, tuple(tags))
+        left_out += [AskedProbe(case, Probe(name, question), 0) for name in about["left_out"]]
+        for place, answer in enumerate(answers, -1):
+            item = AskedProbe(case, Probe(answer["probe"], Question(answer["prompt"], answer["image"])), place)
+            own = [] if answer["unedited"] is None else [answer["unedited"]]
+            given = (answer["probe"], kind, answer["expected"], answer["answer"], answer["teacher_forced"])
+            scores.append((item, ProbeScore.of(*given, (*about["labels"], *own), answer["cut"])))
+            if answer["fired"] is not None:
+                fired.append((item, tuple(Fired(**one) for one in answer["fired"])))
+    return Measurement(tuple(scores), tuple(left_out), tuple(fired))

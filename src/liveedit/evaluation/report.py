@@ -4,7 +4,7 @@ report.md    to read: figures, tables, where the rows come from
 table.md     the tables alone
 table.tex    the tables for a paper (needs the booktabs package)
 table.csv    one line per row, unrounded
-rows.json    {"rows": rows}, as the bench returned them
+rows.json    {"rows": rows, as the bench returned them, "report": what the report was made with}
 *.png        the figures, if matplotlib is installed
 """
 
@@ -13,8 +13,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from ..errors import InvalidInputError
 from ..files import write_text
@@ -41,6 +43,10 @@ _QUANTITIES = (
 _SCORES = ("teacher_forced", "exact_match", "contains", "f1", "broken", "count", "left_out")
 
 
+BENCH: Final = "bench"
+"""What rows.json says that it is the report of."""
+
+
 def write_report(
     rows: Sequence[Row], folder: str | Path, *, title: str = "Lifelong editing", published: bool = False
 ) -> Path:
@@ -49,24 +55,37 @@ def write_report(
     Without matplotlib the report has no figures, and says so. published: add the paper's values, in a table of
     their own. Raises `InvalidInputError` for rows that cannot be reported; nothing is written then.
     """
-    lines = lines_of(rows)
-    tables = _tables(lines, title)
-    files = {
-        "rows.json": _json(rows),
-        "table.csv": rows_csv(rows, metric_names(lines)),
-        "table.md": "\n".join(table.markdown() for table in tables),
-        "table.tex": "% Needs \\usepackage{booktabs}.\n" + "\n".join(table.latex() for table in tables),
-    }
-    folder = Path(folder)
+    lines, folder = lines_of(rows), Path(folder)
+    files = {"rows.json": _json(rows, {"of": BENCH, "title": title, "published": published})}
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"# {markdown_text(title)}", *_figures(lines, folder), *(table.markdown() for table in tables)]
-    if published:
-        parts.append(published_table({line.edits for line in lines}).markdown())
-    parts.append(provenance_markdown(lines))
-    files["report.md"] = "\n\n".join(part.rstrip() for part in parts) + "\n"
+    files |= report_texts(rows, title, published, _figures(lines, folder))
     for name, text in files.items():
         write_text(folder / name, text)
     return folder / "report.md"
+
+
+def report_texts(rows: Sequence[Row], title: str, published: bool, figures: Sequence[str] = ()) -> dict[str, str]:
+    """The files of the report that are made of rows, by name. figures: their Markdown, for report.md."""
+    lines = lines_of(rows)
+    tables = _tables(lines, title)
+    parts = [f"# {markdown_text(title)}", *figures, *(table.markdown() for table in tables)]
+    if published:
+        parts.append(published_table({line.edits for line in lines}).markdown())
+    parts.append(provenance_markdown(lines))
+    return {"table.csv": rows_csv(rows, metric_names(lines)), **table_texts(tables), "report.md": joined(parts)}
+
+
+def table_texts(tables: Sequence[Table]) -> dict[str, str]:
+    """The files with the tables alone, by name."""
+    return {
+        "table.md": "\n".join(table.markdown() for table in tables),
+        "table.tex": "% Needs \\usepackage{booktabs}.\n" + "\n".join(table.latex() for table in tables),
+    }
+
+
+def joined(parts: Iterable[str]) -> str:
+    """The parts of a Markdown document; empty ones are left out."""
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
 def render(rows: Sequence[Row], *, title: str = "Lifelong editing") -> Table:
@@ -93,9 +112,9 @@ def _figures(lines: Sequence[Line], folder: Path) -> list[str]:
         return [f"No figures: {error}"]
 
 
-def _json(rows: Sequence[Row]) -> str:
+def _json(rows: Sequence[Row], report: Row) -> str:
     try:
-        return json.dumps({"rows": list(rows)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps({"rows": list(rows), "report": report}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"The rows cannot be written as JSON ({error}). Give plain numbers, texts, lists and mappings, "
@@ -123,7 +142,7 @@ def rows_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 
 def provenance_markdown(lines: Sequence[Line]) -> str:
-    """Which code, backbone and data the rows come from."""
+    """Which code, backbone, data, packages and commands the rows come from."""
     origins: dict[str, list[str]] = {}
     mixed: list[str] = []
     for line in lines:
@@ -134,6 +153,8 @@ def provenance_markdown(lines: Sequence[Line]) -> str:
         if len({record.get("backbone_digest") for record in records}) > 1:
             mixed.append(f"- The seeds of {line.label} at {line.edits:,} edits ran on different backbone weights.")
     items = [f"- {origin}: {_some(who)}" for origin, who in origins.items()]
+    ways = Counter(how for line in lines for row in line.rows for how in _how(row.get("provenance") or {}))
+    items += [f"- {how}: {_counted(count, 'row')}" for how, count in ways.items()]
     complete = sum(row["status"] == COMPLETE for line in lines for row in line.rows)
     count = sum(line.seeds for line in lines)
     lead = f"{count} rows, {complete} of them complete. Each row's configuration is in rows.json."
@@ -150,6 +171,19 @@ def _origin(record: Row) -> str:
         for what, key in (("backbone", "backbone_digest"), ("data", "data_digest"))
     )
     return markdown_text(", ".join((code, *digests)))
+
+
+def _how(record: Row) -> Iterator[str]:
+    """The packages and the machine of a row, and its command, as far as they are recorded."""
+    if versions := record.get("versions"):
+        named = ", ".join(f"{name} {version}" for name, version in versions.items())
+        yield markdown_text(f"{named}, on {record['device']} with {_counted(record['threads'], 'thread')}")
+    if command := record.get("command"):
+        yield f"`{command}`"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _some(who: Sequence[str], shown: int = 3) -> str:

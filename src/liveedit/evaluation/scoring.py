@@ -70,6 +70,7 @@ class ProbeScore:
 
     `teacher_forced` is token accuracy in percent, or None if it was not measured; `f1` is in percent. The
     expected answer of a locality probe is the unedited model's own answer. `broken`: see `answers.is_broken`.
+    `was_cut`: the answer would have gone on after its length limit, so that it is no exact match.
     """
 
     probe: ProbeName
@@ -81,6 +82,7 @@ class ProbeScore:
     contains: bool
     f1: float
     broken: bool
+    was_cut: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("teacher_forced", self.teacher_forced), ("f1", self.f1)):
@@ -96,6 +98,7 @@ class ProbeScore:
         answer: str,
         teacher_forced: float | None,
         acceptable: Iterable[str] = (),
+        was_cut: bool = False,
     ) -> Self:
         """Score the freely generated `answer` against `expected`.
 
@@ -107,10 +110,11 @@ class ProbeScore:
             expected=expected,
             answer=answer,
             teacher_forced=teacher_forced,
-            exact=same_answer(answer, expected),
+            exact=same_answer(answer, expected) and not was_cut,
             contains=contains(answer, expected),
             f1=token_f1(answer, expected),
             broken=is_broken(answer, (expected, *acceptable)),
+            was_cut=was_cut,
         )
 
 

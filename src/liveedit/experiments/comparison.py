@@ -59,7 +59,7 @@ def comparison(
         for label, name in named
     ]
     _refuse_stray(folders, chosen, labels)
-    return Experiment(table.name, tuple(in_stages(runs)), partial(summarize, table, labels))
+    return Experiment(table.name, tuple(in_stages(runs)), partial(summarize, table, labels), {"labels": labels})
 
 
 def default_editors() -> tuple[str, ...]:

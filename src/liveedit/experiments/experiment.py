@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..progress import TaskProgress, no_task_progress
 from .jobs import Ended, Job, Outcome, Row, Workers, run_jobs
@@ -16,11 +17,15 @@ Summarize = Callable[[Sequence[Row], Sequence[tuple[str, str]]], Findings]
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure of a paper: its jobs, and the function that makes its findings from their rows."""
+    """A table or figure of a paper: its jobs, and the function that makes its findings from their rows.
+
+    about: what `summarize` depends on besides rows, as JSON, so that the report can be verified.
+    """
 
     name: str
     jobs: tuple[Job, ...]
     summarize: Summarize
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,4 +53,5 @@ def run_experiment(
     failed = tuple(outcome for outcome in outcomes if outcome.done is None)
     findings = experiment.summarize(rows, [(outcome.job.title, outcome.error) for outcome in failed])
     measured = sum(outcome.done is not None and not outcome.done.kept for outcome in outcomes)
-    return ExperimentResult(findings, write_findings(findings, out), failed, measured)
+    report_file = write_findings(findings, out, {"of": experiment.name, **experiment.about})
+    return ExperimentResult(findings, report_file, failed, measured)

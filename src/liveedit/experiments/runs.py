@@ -12,7 +12,8 @@ from typing import Any
 from ..backbones import Backbone, load_backbone
 from ..datasets.sources import NamedData, open_data
 from ..editors import Editor, editor_class
-from ..evaluation.bench import Bench, BenchConfig, backbone_name, make_provenance
+from ..evaluation.bench import Bench, BenchConfig, backbone_name
+from ..evaluation.provenance import make_provenance
 from ..progress import TaskProgress
 from .jobs import Done
 
@@ -42,7 +43,8 @@ class BenchOptions:
     """Options of the bench that all runs of an experiment share.
 
     cases: the least number of cases to open, so that all runs use the same data. load: further arguments of
-    `load_backbone`. distinct_subjects: see `open_data`. The others are those of `BenchConfig`.
+    `load_backbone`. distinct_subjects: see `open_data`. command: see `Provenance`. The others are those of
+    `BenchConfig`.
     """
 
     cases: int
@@ -53,6 +55,7 @@ class BenchOptions:
     load: tuple[tuple[str, Any], ...] = ()
     passages: bool = False
     distinct_subjects: bool = False
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def measure_run(run: Run, editor: EditorChoice, report: TaskProgress) -> Done:
         passages=run.options.passages,
     )
     folder = run.out / "runs" / slug(f"{name}-{found.name}")
-    provenance = make_provenance(backbone.digest(), found.files, found.selection)
+    provenance = make_provenance(backbone, found.files, found.selection, run.options.command)
     bench = Bench(backbone, found.cases, config, folder, provenance, noted)
     try:
         rows = bench.run([(run.editor.label, editor.make)])

@@ -27,19 +27,26 @@ FIRST_BLOCK_BYTES: Final = 8 * 2**20
 LARGEST_BLOCK_BYTES: Final = 64 * 2**20
 """Every other block has as many rows as all before it, but at most this size. It bounds the unused memory."""
 
+LARGEST_FILE_BYTES: Final = 2**30
+"""The same for blocks in files, of which each keeps a file open."""
+
 _ZEROS: Final = bytes(2**20)
 
 
 Group = tuple[int, Tensor, Tensor]
 
+Products = tuple[Tensor, Tensor]
+"""Products of queries with the vectors of a block, (batch, rows), and how far they may be off, beside rounding."""
+
 
 class BlockLayout:
     """The blocks of a repository: 1024, 1024, 2048, ... rows, each up to a size in bytes."""
 
-    def __init__(self, row_bytes: int):
+    def __init__(self, row_bytes: int, largest: int | None = None):
+        """largest: of a block, in bytes; by default `LARGEST_BLOCK_BYTES`."""
         row_bytes = max(1, row_bytes)
         self._first = max(1, min(FIRST_ROWS, FIRST_BLOCK_BYTES // row_bytes))
-        self._most = max(self._first, LARGEST_BLOCK_BYTES // row_bytes)
+        self._most = max(self._first, (largest or LARGEST_BLOCK_BYTES) // row_bytes)
         self.starts: list[int] = []
         """The first row of each block."""
         self.rows = 0
@@ -115,6 +122,11 @@ class Column:
             if start < rows:
                 yield block[: rows - start]
 
+    def products(self, queries: Tensor, rows: int) -> Iterator[Products]:
+        """Products of queries, (batch, width), with the first rows of a column of vectors, block by block."""
+        for part in self.parts(rows):
+            yield queries @ part.T, queries.new_zeros(1, 1)
+
     def at(self, places: list[tuple[int, int]]) -> Tensor:
         """Copies of the rows at these (block, index) pairs: (wanted, *shape), on the column's device."""
         return torch.stack([self._blocks[block][place] for block, place in places])
@@ -150,14 +162,14 @@ class MappedColumn(Column):
         """Set one row and release its pages, so that writing many rows takes no memory of the process."""
         super().write(row, values)
         block, place = self._layout.place_of(row)
-        self._release_pages(self._maps[block], place)
+        self._release_pages(block, place, place + 1)
 
-    def _release_pages(self, mapped: np.memmap, place: int) -> None:
-        pages: mmap.mmap = mapped._mmap  # pyright: ignore[reportAttributeAccessIssue]
+    def _release_pages(self, block: int, first: int, end: int) -> None:
+        pages: mmap.mmap = self._maps[block]._mmap  # pyright: ignore[reportAttributeAccessIssue]
         if hasattr(pages, "madvise") and hasattr(mmap, "MADV_DONTNEED"):  # Not on Windows.
-            start = place * self._row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+            start = first * self._row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
             # Only this process's view of the shared mapping is dropped; the page cache keeps the data.
-            pages.madvise(mmap.MADV_DONTNEED, start, (place + 1) * self._row_bytes - start)
+            pages.madvise(mmap.MADV_DONTNEED, start, end * self._row_bytes - start)
 
     def _new_block(self, shape: tuple[int, ...]) -> Tensor:
         size = 4 * math.prod(shape)

@@ -11,7 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import InvalidInputError, NotFoundError
-from .blocks import ExpertsOn
+from . import blocks
+from .blocks import ExpertsOn, Products
+from .coarse import CoarseColumn
 from .expert import LowRankExpert
 from .rows import Rows
 
@@ -24,12 +26,13 @@ FEATURES: Final = ("visual_feature", "prompt_feature", "query_feature")
 class ExpertRepository:
     """The repository `{(U, V, phi_hat, psi_hat)}` of the LiveEdit paper, section 4.1, in blocks of rows.
 
-    Adding an edit writes its own row and copies no other. Experts may have different ranks. The features, by which
-    experts are found, are on the device.
-    experts_on: where u and v are. On the "host" they are in unnamed memory-mapped files in `folder` (by default the
-    system's temporary folder), and the experts that fire are copied to the device, bit for bit. Removing an expert
-    moves the last row into the freed one, so the order of rows is arbitrary; experts are therefore mixed in the order
-    of their digests.
+    Adding an edit writes its own row and copies no other. Experts may have different ranks. Removing an expert moves
+    the last row into the freed one, so the order of rows is arbitrary; experts are therefore mixed in the order of
+    their digests.
+    experts_on: where experts are. On the "host" they are in unnamed memory-mapped files in `folder` (by default the
+    system's temporary folder), and what a query needs is copied to the device, bit for bit. The visual features, with
+    which every query is compared, then have 8-bit copies in memory (`CoarseColumn`); on a device with memory of its own
+    they stay there as they are.
 
     Raises `StoreError` if a file on the host cannot be created.
     """
@@ -110,8 +113,8 @@ class ExpertRepository:
         features = {name: tensors[name] for name in FEATURES}
         matrices = {name: tensors[name] for name in ("u", "v")}
         length = float(expert.visual_feature.detach().double().norm())
-        keys = Rows(features, expert.store_bytes, self.device) if self._features is None else self._features
-        shelf = self._matrices[rank] if rank in self._matrices else self._new_matrices(rank, expert)
+        keys = self._new_rows(features, expert) if self._features is None else self._features
+        shelf = self._matrices[rank] if rank in self._matrices else self._new_rows(matrices, expert)
         place = shelf.append(matrices)
         try:
             row = keys.append(features)
@@ -173,10 +176,18 @@ class ExpertRepository:
         """
         return self._keys.parts(name, largest)
 
+    def products(self, queries: Float[Tensor, "batch feature"]) -> Iterator[Products]:
+        """Products of queries with the visual features of all experts, block by block, in the order of their rows.
+
+        Each comes with bounds on its error, beside that of rounding: 0 where the features themselves were read.
+        """
+        return self._keys.products("visual_feature", queries)
+
     def gather(self, rows: Int64[Tensor, "*wanted"] | Sequence[int], *names: Feature) -> list[Float[Tensor, "*part"]]:
         """Copies of features of the experts in these rows, on the device: (*shape of rows, ...) each."""
         wanted = _on_cpu(rows)
-        return [part.unflatten(0, wanted.shape) for part in self._keys.gather(wanted.flatten(), *names)]
+        found = self._keys.gather(wanted.flatten(), *names)
+        return [part.to(self.device).unflatten(0, wanted.shape) for part in found]
 
     def gather_matrices(
         self, rows: Int64[Tensor, "*wanted"] | Sequence[int]
@@ -226,9 +237,19 @@ class ExpertRepository:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _new_matrices(self, rank: int, expert: LowRankExpert) -> Rows:
-        place: ExpertsOn = "host" if self.experts_on == "host" else "device"
-        return Rows({"u": expert.u, "v": expert.v}, expert.store_bytes, self.device, place, self._folder)
+    def _new_rows(self, example: Mapping[str, Tensor], expert: LowRankExpert) -> Rows:
+        largest = blocks.LARGEST_FILE_BYTES if self.experts_on == "host" else blocks.LARGEST_BLOCK_BYTES
+        return Rows(example, blocks.BlockLayout(expert.store_bytes, largest), self._new_column)
+
+    def _new_column(self, name: str, layout: blocks.BlockLayout, shape: Sequence[int]) -> blocks.Column:
+        if self.experts_on == "device":
+            return blocks.Column(layout, shape, self.device)
+        if name != "visual_feature":
+            return blocks.MappedColumn(layout, shape, self._folder)
+        if self.device.type == "cpu":
+            return CoarseColumn(layout, shape, self._folder)
+        # Devices with memory of their own compare a million of these in a few milliseconds.
+        return blocks.Column(layout, shape, self.device)
 
     def _row(self, edit_id: str) -> int:
         if edit_id not in self._rows:
@@ -253,7 +274,7 @@ class ExpertRepository:
     def _whole(self, name: Feature) -> Tensor:
         keys = self._keys
         none = torch.empty((0, *keys.shapes[name]), device=self.device)
-        return torch.cat([none, *keys.parts(name)])
+        return torch.cat([none, *(part.to(self.device) for part in keys.parts(name))])
 
     def _check_shapes(self, expert: LowRankExpert) -> None:
         if self._features is None:

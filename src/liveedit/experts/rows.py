@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from .blocks import BlockLayout, Column, ExpertsOn, MappedColumn
+from .blocks import BlockLayout, Column, Products
 
 _COPIED_ONE_BY_ONE: Final = 128
 """Up to this many rows are copied one by one. For more, grouping them by block first costs less."""
@@ -18,27 +17,17 @@ _ROWS_PER_COPY: Final = 256
 """Few enough that rows copied twice stay in the processor's cache."""
 
 
+NewColumn = Callable[[str, BlockLayout, Sequence[int]], Column]
+"""Makes an empty column of a name and a shape."""
+
+
 class Rows:
-    """Named columns, (rows, *shape) each, that grow together.
+    """Named columns, (rows, *shape) each, that grow together."""
 
-    example: the tensors of one row, which give the shapes. row_bytes: size that the blocks are planned for.
-    """
-
-    def __init__(
-        self,
-        example: Mapping[str, Tensor],
-        row_bytes: int,
-        device: torch.device,
-        place: ExpertsOn = "device",
-        folder: Path | None = None,
-    ):
-        self._layout = BlockLayout(row_bytes)
-        self._columns: dict[str, Column] = {
-            name: MappedColumn(self._layout, tensor.shape, folder)
-            if place == "host"
-            else Column(self._layout, tensor.shape, device)
-            for name, tensor in example.items()
-        }
+    def __init__(self, example: Mapping[str, Tensor], layout: BlockLayout, new_column: NewColumn):
+        """example: the tensors of one row, which give names and shapes."""
+        self._layout = layout
+        self._columns = {name: new_column(name, layout, tensor.shape) for name, tensor in example.items()}
         self._count = 0
 
     def __len__(self) -> int:
@@ -88,6 +77,10 @@ class Rows:
         """A column as views of at most `largest` rows, valid until the next change."""
         for part in self._columns[name].parts(self._count):
             yield from part.split(largest or len(part))
+
+    def products(self, name: str, queries: Tensor) -> Iterator[Products]:
+        """Products of queries, (batch, width), with a column of vectors, block by block, and bounds on their errors."""
+        return self._columns[name].products(queries, self._count)
 
     def gather(self, rows: Tensor, *names: str) -> list[Tensor]:
         """Copies of these rows of columns, where the columns are: (wanted, *shape) each.

@@ -11,14 +11,13 @@ from typing import Final
 from PIL import Image
 
 from ..errors import ImageError
-from ..images import open_image
+from ..images import check_sides, open_image
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """The formats that are decoded. Pillow reads dozens of others, some of them rarely reviewed."""
 
 MOST_ELONGATED: Final = 32
-"""Greatest ratio of the sides. Image processors enlarge the shorter side to their own size, so a line of pixels would
-take all memory."""
+"""Greatest ratio of the sides, lower than elsewhere: several long images may wait at once."""
 
 _SMALL_CHARACTERS, _SMALL_PIXELS = 2**17, 2**16
 """Below both limits, decoding takes less time than switching to another thread."""
@@ -73,11 +72,7 @@ def image_from(data: bytes, max_pixels: int) -> Image.Image:
     or is longer than 32 times its shorter side.
     """
     image = open_image(data, max_pixels=max_pixels, formats=FORMATS)
-    if max(image.size) > MOST_ELONGATED * min(image.size):
-        raise ImageError(
-            f"The image is {image.width:,} x {image.height:,} pixels; its longer side may be at most "
-            f"{MOST_ELONGATED} times the shorter one. Crop it."
-        )
+    check_sides(image, MOST_ELONGATED)
     return image
 
 

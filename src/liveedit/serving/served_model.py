@@ -14,6 +14,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..answering import Answering, Generated
 from ..answers import Answer, Fired, above_threshold
+from ..backbones.positions import answer_room
 from ..edited.model import EditedModel, Receipt
 from ..edited.recheck import CheckedEdit
 from ..editors.base import Editor
@@ -203,9 +204,18 @@ class ServedModel:
         inputs = answering.encode([Question(request.prompt, request.image) for request in requests])
         lengths = inputs.attention_mask.sum(1).tolist()
         rows = self._rows(answering.editor, requests, lengths, deadline)
+        longest = max(row.params.new_tokens for row in rows)
+        if len(rows) > 1 and self.model.backbone.answer_room(inputs, longest) < longest:
+            # The positions that the longest question leaves would cut the answers to the others.
+            alone = [self._decode(answering, [request], deadline) for request in requests]
+            return (
+                [row[0] for row, _, _ in alone],
+                [one[0] for _, one, _ in alone],
+                [length[0] for _, _, length in alone],
+            )
         generated = answering.generate(
             inputs,
-            max(row.params.new_tokens for row in rows),
+            longest,
             logits_processor=LogitsProcessorList([SamplingProcessor(rows)]),
             stopping_criteria=StoppingCriteriaList([RowStoppingCriteria(rows)]),
         )
@@ -233,15 +243,7 @@ class ServedModel:
 
     def _fitting(self, params: SamplingParams, length: int) -> SamplingParams:
         """The parameters, with the length limited to the positions that the model has left."""
-        positions: int | None = getattr(self.model.backbone.decoder.config, "max_position_embeddings", None)
-        if positions is None or length + params.new_tokens <= positions:
-            return params
-        if length >= positions:
-            raise InvalidInputError(
-                f"The question takes {length} tokens and the model has {positions} positions, so none is left for an "
-                "answer. Shorten the question."
-            )
-        return replace(params, new_tokens=positions - length)
+        return replace(params, new_tokens=answer_room(self.model.backbone.positions, length, params.new_tokens))
 
     # -- editing -----------------------------------------------------------------------------------------
 

@@ -241,6 +241,6 @@ class EditorContract:
         """Under bfloat16 autocast logits are finite and generation works."""
         editor.edit(edits)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            asked = editor.backbone.encode([edit.question for _, edit in edits])
+            asked = editor.backbone.encode([edit.question for _, edit in edits], padding="left")
             assert torch.isfinite(editor.backbone.logits(asked)).all()
             assert len(editor.backbone.generate(asked, max_new_tokens=3)) == len(edits)

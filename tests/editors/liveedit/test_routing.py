@@ -54,8 +54,10 @@ def experts_of(count: int, seed: int = 0) -> dict[str, LowRankExpert]:
     }
 
 
-def repository_of(experts: dict[str, LowRankExpert], order: Sequence[str] | None = None) -> ExpertRepository:
-    repository = ExpertRepository()
+def repository_of(
+    experts: dict[str, LowRankExpert], order: Sequence[str] | None = None, experts_on: ExpertsOn = "device"
+) -> ExpertRepository:
+    repository = ExpertRepository(experts_on=experts_on)
     for name in order or experts:
         repository.add(name, experts[name])
     return repository
@@ -267,11 +269,15 @@ def near_ties(query: QueryFeatures, count: int) -> dict[str, LowRankExpert]:
     return found
 
 
+@pytest.mark.parametrize("experts_on", ["device", "host"])
 @pytest.mark.parametrize("first_rows", [1, 5, 64, 1024])
-def test_who_passes_by_a_hair_passes_wherever_it_lies(first_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products with many keys at once round by how many there are: that must not decide."""
+def test_who_passes_by_a_hair_passes_wherever_it_lies(
+    first_rows: int, experts_on: ExpertsOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products with many keys at once round by how many there are, and 8-bit copies are rougher: neither may decide."""
     monkeypatch.setattr(blocks, "FIRST_ROWS", first_rows)
-    monkeypatch.setattr(blocks, "LARGEST_BLOCK_BYTES", 1)
+    for largest in ("LARGEST_BLOCK_BYTES", "LARGEST_FILE_BYTES"):
+        monkeypatch.setattr(blocks, largest, 1)
     generator = torch.Generator().manual_seed(5)
     query = QueryFeatures(*(torch.randn(1, 192, generator=generator) for _ in range(3)))
     experts = near_ties(query, 150)
@@ -284,7 +290,7 @@ def test_who_passes_by_a_hair_passes_wherever_it_lies(first_rows: int, monkeypat
     by_product = plain > (query.visual[0] * query.sentinel[0]).sum()
     assert by_product.tolist() != list(exact.values()), "rounding decides nothing here: the test is vacuous"
     for order in (list(experts), list(experts)[::-1]):
-        repository = repository_of(experts, order)
+        repository = repository_of(experts, order, experts_on)
         passed = hard_routed(query, EVERY[:1], repository)[0].tolist()
         assert dict(zip(repository.ids, passed, strict=True)) == exact
 
@@ -310,10 +316,9 @@ def test_blocks_and_where_they_lie_do_not_change_a_bit(
     experts, query, modules = experts_of(600), query_of(), modules_of(top_experts=40)
     first = routed(modules, query, EVERY, repository_of(experts))
     monkeypatch.setattr(blocks, "FIRST_ROWS", first_rows)
-    monkeypatch.setattr(blocks, "LARGEST_BLOCK_BYTES", 1)
-    other = ExpertRepository(experts_on=experts_on)
-    for name in list(experts)[::-1]:
-        other.add(name, experts[name])
+    for largest in ("LARGEST_BLOCK_BYTES", "LARGEST_FILE_BYTES"):
+        monkeypatch.setattr(blocks, largest, 1)
+    other = repository_of(experts, list(experts)[::-1], experts_on)
     assert bits(first) == bits(routed(modules, query, EVERY, other))
 
 

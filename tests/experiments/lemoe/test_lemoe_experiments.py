@@ -145,7 +145,7 @@ def test_figure_2_tells_what_is_forgotten(tmp_path: Path) -> None:
         *(row("conventional", "immediate", 90), row("conventional", "final", 40)),
         *(row("kv_anchor", "immediate", 95), row("kv_anchor", "final", 94, diagonal_mass=1.0)),
     ]
-    found = lemoe._summarize_2(rows, [])
+    found = lemoe.summarize_2(rows, [])
     assert (
         "conventional: reliability teacher-forced token accuracy 90.0 immediately and 40.0 finally" in found.summary[0]
     )
@@ -160,7 +160,7 @@ def test_figure_2_tells_what_is_forgotten(tmp_path: Path) -> None:
     assert plot.path.read_bytes().startswith(b"\x89PNG")
     for kept in rows:  # Runs that an earlier version kept have no broken answers counted.
         del kept["batches"]["broken"], kept["metrics"]["reliability"]["broken"]
-    found = lemoe._summarize_2(rows, [])
+    found = lemoe.summarize_2(rows, [])
     assert found.tables[2].rows[0][3:] == ("3", "90.0 / 90.0 / –", "40.0 / 40.0 / –")
     assert len(found.drawings[0](tmp_path)) == 1
 
@@ -173,7 +173,7 @@ def test_figure_3_tells_the_spread_over_orders(tmp_path: Path) -> None:
         return row("kv_anchor", "final", reliability, order, label=label, shuffled=share, within_similarity=within)
 
     rows = [final(1.0, 50, 0, 0.1), final(1.0, 60, 1, 0.2), final(1.0, 70, 2, 0.3), final(0.0, 80, 0, 0.4)]
-    found = lemoe._summarize_3([*rows, {**rows[0], "when": "immediate"}], [])
+    found = lemoe.summarize_3([*rows, {**rows[0], "when": "immediate"}], [])
     assert "random orders 60.0 (50.0 to 70.0 over 3, standard deviation 10.0); planned order 80.0" in found.summary[0]
     assert "correlate by +1.00" in found.summary[1]
     assert "exact match: reliability in random orders 55.0 (45.0 to 65.0" in found.summary[2]

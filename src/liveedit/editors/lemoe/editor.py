@@ -125,6 +125,7 @@ class Lemoe(Editor):
             self._load_routing(kept)
             raise
         self.experts.append(expert)
+        self._hook.edits_changed()
         self.edits_of.append([edit_id for edit_id, _ in edits])
         processing = self.route_of(questions) if self._keys_off or not self.config.force_new_expert else None
         self.processed_by |= dict(zip(self.edits_of[-1], processing or [number] * len(edits), strict=True))
@@ -199,6 +200,7 @@ class Lemoe(Editor):
         (number,) = alone[-1:]
         self._router().remove(number)
         del self.experts[number], self.edits_of[number]
+        self._hook.edits_changed()
         self.processed_by = {
             other: expert - (expert > number) for other, expert in self.processed_by.items() if expert != number
         }
@@ -206,6 +208,7 @@ class Lemoe(Editor):
     def reset(self) -> None:
         """Undo every edit."""
         self.experts.clear()
+        self._hook.edits_changed()
         self.edits_of.clear()
         self.processed_by.clear()
         self.gate = TokenGate(self.config, self.backbone.width, self.device)

@@ -63,6 +63,15 @@ class ExpertHook(PrefillHook):
             self._recording = False
             self.query_embedding = self._pending = None
 
+    @property
+    def _decision(self) -> tuple[Route | None, int]:
+        """The route of the questions, and how many they are."""
+        return self.route, self._rows
+
+    @_decision.setter
+    def _decision(self, decision: tuple[Route | None, int] | None) -> None:
+        self.route, self._rows = decision or (None, self._rows)
+
     def _prefill_starts(self, ids: Tensor | None, keywords: Mapping[str, Any]) -> None:
         tokens_of, self._now.tokens_of = self._now.tokens_of, None
         self.route = self._question = self.query_embedding = self._pending = None

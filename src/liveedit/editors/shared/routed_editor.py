@@ -72,14 +72,17 @@ class RoutedEditor(ExpertEditor[LowRankExpert]):
     def add(self, edit_id: str, expert: LowRankExpert) -> None:
         """Make an expert active."""
         self.repository.add(edit_id, expert)
+        self._hook.edits_changed()
 
     def number(self, numbers: Mapping[str, int]) -> None:
         """Number active edits in the order in which they were made. Raises `NotFoundError`."""
         self.repository.number(numbers)
+        self._hook.edits_changed()
 
     def undo(self, edit_id: str) -> None:
         """Undo one edit: the model is as if it had never been made. Raises `NotFoundError`."""
         self.repository.remove(edit_id)
+        self._hook.edits_changed()
 
     def get(self, edit_id: str) -> LowRankExpert:
         """The expert of an active edit. Raises `NotFoundError`."""
@@ -113,6 +116,7 @@ class RoutedEditor(ExpertEditor[LowRankExpert]):
     def reset(self) -> None:
         """Undo every edit."""
         self.repository.clear()
+        self._hook.edits_changed()
 
     def detach(self) -> None:
         """Remove hooks and edits from the backbone."""

@@ -232,15 +232,20 @@ def hard_routed(
 ) -> Bool[Tensor, "batch experts"]:
     """Which experts are more similar to the query than the sentinel is (equation 5).
 
-    How a matrix product rounds depends on its size. An expert that is so near to the sentinel that rounding could
-    decide is therefore compared alone, in double precision: which experts pass does not depend on their place in the
-    repository. The scale of the similarities is left out: it is positive and does not change the order.
+    How a matrix product rounds depends on its size, and products with 8-bit copies of features are estimates. An
+    expert that is so near to the sentinel that this could decide is therefore compared alone, in double precision:
+    which experts pass does not depend on their place in the repository, nor on where it keeps them. The scale of the
+    similarities is left out: it is positive and does not change the order.
     """
-    products = torch.cat([query.visual @ part.T for part in repository.parts("visual_feature")], 1)
-    sentinel = torch.where(reachable, (query.visual * query.sentinel).sum(-1), torch.inf)
-    rounding = _rounding(query, repository.longest_visual_feature, products.dtype)
-    passed = products > (sentinel + rounding)[:, None]
-    in_doubt = ((products >= (sentinel - rounding)[:, None]) ^ passed).nonzero()
+    sentinel = torch.where(reachable, (query.visual * query.sentinel).sum(-1), torch.inf)[:, None]
+    passing, doubtful = [], []
+    # Not in the lower precision of a caller: fewer experts are in doubt.
+    with torch.autocast(query.visual.device.type, enabled=False):
+        for products, error in repository.products(query.visual):
+            margin = _rounding(query, repository.longest_visual_feature, products.dtype)[:, None] + error
+            passing.append(products > sentinel + margin)
+            doubtful.append((products >= sentinel - margin) ^ passing[-1])
+    passed, in_doubt = torch.cat(passing, 1), torch.cat(doubtful, 1).nonzero()
     for pairs in in_doubt.split(_PAIRS_AT_ONCE) if len(in_doubt) else ():
         row, expert = pairs.unbind(1)
         (edit,) = repository.gather(expert, "visual_feature")

@@ -17,7 +17,7 @@ from .routing import ExpertForm, Routing, changed_tokens, expert_residual
 Router = Callable[[HiddenTokens], Routing | None]
 
 
-class _Decision(threading.local):
+class _LastBatch(threading.local):
     """Routing of the last batch of this thread, and how long it took."""
 
     routing: Routing | None = None
@@ -33,26 +33,35 @@ class RoutingHook(PrefillHook):
 
     def __init__(self, backbone: Backbone, layer: int, form: ExpertForm, router: Router, experts: Sized):
         self.form, self.router = form, router
-        self._decision = _Decision()
+        self._last = _LastBatch()
         super().__init__(backbone, layer, experts)
 
     @property
     def routing(self) -> Routing | None:
         """The decision for the last batch of this thread; None if no expert passed."""
-        return self._decision.routing
+        return self._last.routing
 
     @property
     def routing_seconds(self) -> float:
         """How long the last batch of this thread took to route."""
-        return self._decision.seconds
+        return self._last.seconds
 
     def remove(self) -> None:
         """Remove the hooks and forget the last decision. Safe to call twice."""
         super().remove()
-        self._decision = _Decision()
+        self._last = _LastBatch()
+
+    @property
+    def _decision(self) -> Routing | None:
+        """The routing of the prompts."""
+        return self._last.routing
+
+    @_decision.setter
+    def _decision(self, decision: Routing | None) -> None:
+        self._last.routing = decision
 
     def _prefill_starts(self, ids: Tensor | None, keywords: Mapping[str, Any]) -> None:
-        self._decision.routing = None
+        self._last.routing = None
 
     @not_compiled
     def _after_layer(self, layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
@@ -64,8 +73,8 @@ class RoutingHook(PrefillHook):
         if self._now.tokens_of is not None and len(self._experts):
             tokens = HiddenTokens.of(self._now.tokens_of(*hidden_states.shape[:2]), hidden_states)
             started = time.perf_counter()
-            self._decision.routing = self.router(tokens)
-            self._decision.seconds = time.perf_counter() - started
+            self._last.routing = self.router(tokens)
+            self._last.seconds = time.perf_counter() - started
         if self.routing is None:
             return None
         changed = self._add_residual(self.routing, hidden_states, tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TextIO, get_args
@@ -19,18 +19,19 @@ from ...editors.base import Editor, ExpertEditor
 from ...errors import ConfigError
 from ...files import write_json
 from ...progress import TaskProgress, no_task_progress, progress_of
-from ...samples import EditCase
-from ..bench import Provenance
+from ...samples import EditCase, Question
 from ..protocol import cost
+from ..provenance import Provenance, Row, Stopwatch, file_digest, sealed
 from .questions import OWN_PROMPT, Asked, Group, contradictions, long_answers, near_wording_questions
-
-Row = dict[str, Any]
 
 Verdict = Literal["edit", "other_edit", "unedited", "other_label", "broken"]
 """Whose answer an answer is: that of the edit, of an edit that contradicts it, of the unedited model, of another label
 of its case, or of none of these."""
 
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
+
+ROBUSTNESS: Final = "robustness"
+"""What rows.json says that it is the report of."""
 
 NO_WEIGHTS: Final = "it has no weights to scale: nothing was measured with smaller weights"
 
@@ -72,6 +73,11 @@ def verdict_of(answer: str, asked: Asked, unedited: str) -> Verdict:
     return "broken"
 
 
+def answers_file(folder: Path, editor: str, edits: int, seed: int) -> Path:
+    """Where the raw answers of a row are."""
+    return folder / "answers" / f"{editor}-{edits}-seed{seed}.jsonl"
+
+
 @dataclass(frozen=True)
 class _Plan:
     """The groups of one seed, and the unedited model's answers to the questions of each."""
@@ -97,6 +103,8 @@ class Robustness:
         provenance: Provenance,
         report: TaskProgress = no_task_progress,
     ):
+        """Raises `ConfigError` for more edits than cases, `InvalidInputError` if the backbone has an edited model."""
+        backbone.claim.check_free()
         if config.edits > len(cases):
             raise ConfigError(
                 f"{config.edits} edits were requested and the data holds {len(cases)}. Request fewer, or give more "
@@ -114,7 +122,7 @@ class Robustness:
             for name, make in editors:
                 with make(self.backbone) as editor:
                     rows.append(self._measure(name, editor, plan))
-                write_json(self.folder / "rows.json", {"rows": rows})
+                write_json(self.folder / "rows.json", {"rows": rows, "report": {"of": ROBUSTNESS}})
         return rows
 
     # -- before the edits ----------------------------------------------------------------------------------
@@ -156,10 +164,10 @@ class Robustness:
     # -- one editor ----------------------------------------------------------------------------------------
 
     def _measure(self, name: str, editor: Editor, plan: _Plan) -> Row:
-        config, tally, notes = self.config, _Tally(), []
+        config, tally, notes, watch = self.config, _Tally(), [], Stopwatch()
         costs: dict[str, dict[str, Any]] = {}
         label = f"{name}, seed {plan.seed}"
-        file = self.folder / "answers" / f"{name}-{config.edits}-seed{plan.seed}.jsonl"
+        file = answers_file(self.folder, name, config.edits, plan.seed)
         with file.open("w", encoding="utf-8") as raw:
             for group, unedited in zip(plan.groups, plan.unedited, strict=True):
                 editor.reset()
@@ -172,17 +180,21 @@ class Robustness:
                     notes += self._ask_scaled(editor, group, unedited, tally, raw, label)
             editor.reset()
         settings = {"editor": editor.configuration(), "editor_digest": editor.digest(), "seed": plan.seed}
-        return {
-            "editor": name,
-            "backbone": config.backbone,
-            "data": config.data,
-            "edits": config.edits,
-            "seed": plan.seed,
-            **tally.to_dict(),
-            "costs": costs,
-            "notes": notes,
-            "provenance": {**vars(self.provenance), "config": {**config.model_dump(mode="json"), **settings}},
-        }
+        return sealed(
+            {
+                "editor": name,
+                "backbone": config.backbone,
+                "data": config.data,
+                "edits": config.edits,
+                "seed": plan.seed,
+                **tally.to_dict(),
+                "costs": costs,
+                "notes": notes,
+                "seconds": watch.seconds,
+                "answers_digest": file_digest(file),
+                "provenance": self.provenance.of_row({**config.model_dump(mode="json"), **settings}, watch.started),
+            }
+        )
 
     def _costs(self, group: Group, costs: dict[str, Any], earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Costs of a group's edits, with the length of their answers and the time relative to an edit in sequence."""
@@ -223,7 +235,7 @@ class Robustness:
         )
         for asked, before, answer in zip(group.asked, unedited, answers, strict=True):
             verdict = verdict_of(answer.text, asked, before)
-            tally.add(asked, verdict)
+            tally.add(asked.kind, asked.rule, verdict)
             row = {
                 "kind": asked.kind,
                 "rule": asked.rule,
@@ -231,6 +243,7 @@ class Robustness:
                 "prompt": asked.question.prompt,
                 "image": None if asked.question.image is None else str(asked.question.image),
                 "expected": before if asked.stays else asked.answer,
+                "about": {"answer": asked.answer, "others": asked.others, "labels": asked.labels, "stays": asked.stays},
                 "unedited": before,
                 "answer": answer.text,
                 "verdict": verdict,
@@ -241,14 +254,26 @@ class Robustness:
             raw.flush()
 
 
+def scored_again(answers: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], list[Verdict]]:
+    """The counts that the row of these raw answers must have, and the verdict on each."""
+    tally, verdicts = _Tally(), []
+    for one in answers:
+        about = one["about"]
+        given = (about["answer"], tuple(about["others"]), tuple(about["labels"]), about["stays"])
+        asked = Asked(one["kind"], one["rule"], one["case"], Question(one["prompt"]), *given)
+        verdicts.append(verdict_of(one["answer"], asked, one["unedited"]))
+        tally.add(asked.kind, asked.rule, verdicts[-1])
+    return tally.to_dict(), verdicts
+
+
 class _Tally:
     """Counts verdicts by kind and rule."""
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[str, Counter[Verdict]]] = {}
 
-    def add(self, asked: Asked, verdict: Verdict) -> None:
-        self._counts.setdefault(asked.kind, {}).setdefault(asked.rule, Counter())[verdict] += 1
+    def add(self, kind: str, rule: str, verdict: Verdict) -> None:
+        self._counts.setdefault(kind, {}).setdefault(rule, Counter())[verdict] += 1
 
     def to_dict(self) -> dict[str, Any]:
         """Counts by kind, and by kind and rule."""

@@ -36,9 +36,13 @@ _NOTES: Final = (
 
 def write_robustness_report(rows: Sequence[Row], folder: Path) -> Path:
     """Write the tables of these rows, also by rule, as Markdown and return the path of report.md."""
-    tables = (*robustness_tables(rows), rule_table(rows))
-    write_text(folder / "report.md", "\n".join(table.markdown() for table in tables))
+    write_text(folder / "report.md", robustness_text(rows))
     return folder / "report.md"
+
+
+def robustness_text(rows: Sequence[Row]) -> str:
+    """The tables of these rows, also by rule, as Markdown."""
+    return "\n".join(table.markdown() for table in (*robustness_tables(rows), rule_table(rows)))
 
 
 def robustness_tables(rows: Sequence[Row]) -> list[Table]:

@@ -28,6 +28,9 @@ ROUTINGS: Final = ("conventional", "kv_anchor")
 SHARES: Final = (0.0, 0.25, 0.5, 0.75)
 """Shares of the planned order that are shuffled, between none and all; the paper's orders are not known."""
 
+FIGURE_2: Final = "lemoe-figure2"
+FIGURE_3: Final = "lemoe-figure3"
+
 _TITLE_2: Final = "Immediate and final evaluation, and routing consistency (LEMoE paper, figure 2)"
 _TITLE_3: Final = "The order of edits (LEMoE paper, figure 3)"
 _SOURCE: Final = (
@@ -58,7 +61,7 @@ def figure_2(
         for name in backbones
         for routing in ROUTINGS
     ]
-    return Experiment("lemoe-figure2", tuple(jobs), _summarize_2)
+    return Experiment(FIGURE_2, tuple(jobs), summarize_2)
 
 
 def figure_3(
@@ -85,7 +88,7 @@ def figure_3(
         for share, count in ((1.0, orders), *((share, 1) for share in SHARES))
         for order in range(count)
     ]
-    return Experiment("lemoe-figure3", tuple(jobs), _summarize_3)
+    return Experiment(FIGURE_3, tuple(jobs), summarize_3)
 
 
 def _settings(given: Settings | None, routing: str) -> tuple[tuple[str, Any], ...]:
@@ -113,7 +116,8 @@ def _named(share: float) -> str:
 # -- figure 2 --------------------------------------------------------------------------------------------
 
 
-def _summarize_2(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+def summarize_2(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+    """What conventional routing forgets, and which expert an edit finds again."""
     if not rows:
         return Findings(_TITLE_2, (), (), ("Nothing could be measured.",), failed=failed)
     lines = in_order(lines_of(rows), [f"{routing}, {when}" for routing in ROUTINGS for when in _WHEN])
@@ -122,7 +126,7 @@ def _summarize_2(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Find
         rows=rows,
         tables=[main_table(lines, _TITLE_2), _consistency_table(rows), _batch_table(rows)],
         summary=[*_each(rows, _forgetting), _SOURCE],
-        drawings=(partial(_draw, rows, "lemoe-figure2", draw_forgetting, _TITLE_2),),
+        drawings=(partial(_draw, rows, FIGURE_2, draw_forgetting, _TITLE_2),),
         failed=failed,
     )
 
@@ -180,7 +184,8 @@ def _batch_table(rows: Sequence[Row]) -> Table:
 # -- figure 3 --------------------------------------------------------------------------------------------
 
 
-def _summarize_3(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+def summarize_3(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+    """The spread over orders of edits, and the similarity of edits within batches."""
     if not rows:
         return Findings(_TITLE_3, (), (), ("Nothing could be measured.",), failed=failed)
     final = [row for row in rows if row["when"] == FINAL]
@@ -193,7 +198,7 @@ def _summarize_3(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Find
         rows=rows,
         tables=[main_table(lines, f"{_TITLE_3}: asked after all edits"), _similarity_table(final)],
         summary=[*_each(final, _orders), _SOURCE],
-        drawings=(partial(_draw, final, "lemoe-figure3", draw_orders, _TITLE_3),),
+        drawings=(partial(_draw, final, FIGURE_3, draw_orders, _TITLE_3),),
         failed=failed,
     )
 

@@ -16,16 +16,18 @@ from torch import Tensor
 from ...backbones import Backbone
 from ...editors.lemoe import Lemoe, LemoeConfig
 from ...editors.lemoe.planning import plan_batches
-from ...evaluation.bench import backbone_name, make_provenance
+from ...evaluation.bench import backbone_name
 from ...evaluation.lines import COMPLETE
 from ...evaluation.protocol import (
     Measurement,
     UneditedAnswers,
     answer_limit,
+    answers_file,
     measure,
     probes_of,
     summarize_measurements,
 )
+from ...evaluation.provenance import Stopwatch, file_digest, make_provenance, sealed
 from ...evaluation.scoring import REPORTED
 from ...files import write_json, written_atomically
 from ...progress import TaskProgress
@@ -79,24 +81,29 @@ class LemoeRun:
         """Two rows, asked immediately and finally; read if they exist with the same settings and digests."""
         found = opened_data(self.data, self.options.cases, self.options.distinct_subjects)
         backbone = loaded_backbone(self.backbone, self.options.load)
-        provenance = make_provenance(backbone.digest(), found.files, found.selection)
+        provenance = make_provenance(backbone, found.files, found.selection, self.options.command)
         limit = self.options.max_new_tokens or answer_limit(backbone, found.cases)
         with Lemoe(backbone, LemoeConfig.model_validate({**dict(self.settings), "order": "given"})) as editor:
             config = {
                 **{"editor": editor.configuration(), "edits": self.edits, "seed": self.seed},
                 **{"shuffled": self.shuffled, "order": self.order, "max_new_tokens": limit},
             }
-            origin = {**vars(provenance), "config": json.loads(json.dumps(config))}
-            file = self._file(config)
+            file = self._file(config)  # Its name has a digest of the settings.
             kept = _read(file)
-            same = ("config", "backbone_digest", "data_digest")
-            if kept is not None and all(kept[0]["provenance"][key] == origin[key] for key in same):
-                return Done(tuple({**row, "label": self.label} for row in kept), kept=True)
+            if kept is not None and provenance.same_inputs(kept[0]["provenance"]):
+                return Done(tuple(kept), kept=True)
+            watch = Stopwatch()
             named = {"backbone": backbone_name(self.backbone), "data": found.name, "edits": self.edits}
             order = np.random.default_rng([self.seed, 77]).permutation(len(found.cases))  # The same as in the bench.
             cases = _without_edited_locality([found.cases[index] for index in order[: self.edits]])
-            common = {**named, "status": COMPLETE, "provenance": origin, "label": self.label, "order": self.order}
-            rows = [{**common, **row} for row in self._measure(backbone, editor, cases, limit, file, report)]
+            measured = self._measure(backbone, editor, cases, limit, file, report)
+            common = {
+                **{**named, "status": COMPLETE, "label": self.label, "order": self.order},
+                "seconds": watch.seconds,
+                "answers_digest": file_digest(answers_file(file)),
+                "provenance": provenance.of_row({**config, "editor_digest": editor.digest()}, watch.started),
+            }
+            rows = [sealed({**common, **row}) for row in measured]
             write_json(file, rows)
             return Done(tuple(rows), kept=False)
 
@@ -109,8 +116,7 @@ class LemoeRun:
         unedited.ask(probes_of(ordered)[0])
         by_id = {case.id: case for case in ordered}
         immediate: list[Measurement] = []
-        answers = file.with_suffix(".answers.jsonl")
-        with written_atomically(answers) as temporary, temporary.open("w", encoding="utf-8") as raw:
+        with written_atomically(answers_file(file)) as temporary, temporary.open("w", encoding="utf-8") as raw:
 
             def made(done: int, total: int) -> None:
                 report(f"editing: {self.title}", done, total)
@@ -134,7 +140,7 @@ class LemoeRun:
             "between_similarity": _number(between),
         }
         return [
-            {**shared, **_row(self.label, self._seed(), when, found)}
+            {**shared, "editor": f"{self.label}, {when}", "seed": self._seed(), "when": when, **scores_of(found)}
             for when, found in ((IMMEDIATE, immediate), (FINAL, final))
         ]
 
@@ -156,19 +162,15 @@ class LemoeRun:
         return self.out / "runs" / slug(backbone_name(self.backbone)) / f"{slug(self.label)}-{digest}.json"
 
 
-def _row(label: str, seed: int, when: str, found: Sequence[Measurement]) -> dict[str, Any]:
-    """A row as of the bench, with the reliability of each batch."""
+def scores_of(found: Sequence[Measurement]) -> dict[str, Any]:
+    """Metrics over all batches, as of the bench, and the reliability of each."""
     batches: dict[str, list[float | None]] = {score: [] for score, _ in REPORTED}
     for measurement in found:
         metrics = summarize_measurements([measurement])["metrics"]["reliability"]
         for score in batches:
             batches[score].append(metrics[score])
-    summary = summarize_measurements(found)
     counts = [sum(item.probe.name == "reliability" for item, _ in measurement.scores) for measurement in found]
-    return {
-        **{"editor": f"{label}, {when}", "seed": seed, "when": when, "metrics": summary["metrics"]},
-        **{"batches": batches, "batch_sizes": counts},
-    }
+    return {"metrics": summarize_measurements(found)["metrics"], "batches": batches, "batch_sizes": counts}
 
 
 def _without_edited_locality(cases: Sequence[EditCase]) -> list[EditCase]:

@@ -22,6 +22,7 @@ from ..report.report import Findings
 from ..runs import BenchOptions, EditorChoice, TimedRun
 from .figures import BACKBONES, checked_settings
 
+NAME: Final = "lemoe-tables"
 TITLE: Final = "LEMoE and the editors that need no training, on language models"
 EDITS: Final = (1, 10, 100, 1000)
 PASSAGE_EDITS: Final = 600
@@ -89,7 +90,7 @@ def tables(
         for editor in _choices(names, changed, edits)
     ]
     labels = [label for name in names for label in ((name, SEQUENCE) if name == Lemoe.name else (name,))]
-    return Experiment("lemoe-tables", tuple(jobs), partial(_summarize, labels))
+    return Experiment(NAME, tuple(jobs), partial(summarize, labels), {"labels": labels})
 
 
 def _choices(names: Sequence[str], settings: tuple[tuple[str, Any], ...], edits: int) -> list[EditorChoice]:
@@ -101,7 +102,8 @@ def _choices(names: Sequence[str], settings: tuple[tuple[str, Any], ...], edits:
     return chosen
 
 
-def _summarize(labels: Sequence[str], rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+def summarize(labels: Sequence[str], rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:
+    """LEMoE's figures after the most edits, and the tables."""
     if not rows:
         return Findings(TITLE, (), (), ("Nothing could be measured.",), failed=failed)
     lines = in_order(lines_of(rows), labels)

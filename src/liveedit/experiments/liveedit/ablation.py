@@ -23,6 +23,7 @@ from ..report.tables import harder_table, paper_table
 from ..runs import BenchOptions, EditorChoice, Run
 from .trained_runs import TrainedRun, Training
 
+NAME: Final = "table2"
 TITLE: Final = "Ablation of LiveEdit (LiveEdit paper, table 2)"
 
 
@@ -97,7 +98,7 @@ def ablation(
         return TrainedRun(**vars(plain), settings=setting.settings, training=how)
 
     jobs = tuple(run(setting, stage) for stage, setting in enumerate(chosen))
-    return Experiment("table2", jobs, partial(summarize, how))
+    return Experiment(NAME, jobs, partial(summarize, how), {"training": how.summarized})
 
 
 def summarize(training: Training, rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findings:

@@ -100,7 +100,8 @@ def sweep(
     # The middle of the grid runs first: it shows early whether the others are worth the time.
     middle = len(runs) // 2
     jobs = sorted(range(len(runs)), key=lambda place: abs(place - middle))
-    return Experiment(figure.name, tuple(runs[place] for place in jobs), partial(summarize, figure, how))
+    ordered = tuple(runs[place] for place in jobs)
+    return Experiment(figure.name, ordered, partial(summarize, figure, how), {"training": how.summarized})
 
 
 def layers_of(backbone: Backbone) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from ...datasets.world.kept import kept_world
 from ...editors.liveedit import LiveEdit
 from ...editors.trained import Form, TrainingSetup, train_editor, training_setup
 from ...errors import ConfigError, DatasetError
+from ...evaluation.provenance import sealed
 from ...files import cache_folder, write_json
 from ...progress import Progress, TaskProgress, no_progress
 from ...training.trainer import StageConfig, TrainingConfig, usual_validation
@@ -72,6 +73,11 @@ class Training:
         """For JSON."""
         return {**vars(self), "stages": [stage.model_dump() for stage in self.stages]}
 
+    @property
+    def summarized(self) -> dict[str, Any]:
+        """The fields that reports name."""
+        return {"form": self.form, "steps_share": self.steps_share}
+
 
 @dataclass(frozen=True)
 class TrainedRun(Run):
@@ -90,7 +96,7 @@ class TrainedRun(Run):
         note, trained_now = self._train(report)
         source = str(self._folder() / "editor")
         done = measure_run(self, EditorChoice(self.editor.label, self.editor.name, source), report)
-        rows = tuple({**row, "settings": dict(self.settings), "training": note} for row in done.rows)
+        rows = tuple(sealed({**row, "settings": dict(self.settings), "training": note}) for row in done.rows)
         return Done(rows, done.kept and not trained_now)
 
     def _train(self, report: TaskProgress) -> tuple[dict[str, Any], bool]:

@@ -4,7 +4,7 @@ report.md    to read: the verdict or findings, figures, tables, published values
 table.md     the tables alone
 table.tex    the tables for a paper (needs the booktabs package)
 table.csv    one line per row, unrounded
-rows.json    {"rows": rows, and further results of the experiment}
+rows.json    {"rows": rows, further results of the experiment, "report": what the report was made with}
 *.png        the figures, if matplotlib is installed
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from ...evaluation.lines import Row, lines_of, metric_names
 from ...evaluation.plotting import Plot, PlotsUnavailableError, plots_markdown
-from ...evaluation.report import provenance_markdown, rows_csv
+from ...evaluation.report import joined, provenance_markdown, rows_csv, table_texts
 from ...evaluation.table import Table, markdown_text
 from ...files import write_text
 
@@ -47,35 +47,42 @@ class Findings:
     bench_rows: bool = True
 
 
-def write_findings(findings: Findings, folder: Path) -> Path:
-    """Write the report into `folder` and return the path of its report.md; without matplotlib it has no figures."""
+def write_findings(findings: Findings, folder: Path, report: Mapping[str, Any] | None = None) -> Path:
+    """Write the report into `folder` and return the path of its report.md; without matplotlib it has no figures.
+
+    report: which experiment it is of, and with which arguments its findings are made from the rows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = findings.rows
-    lines = lines_of(rows) if findings.bench_rows and rows else ()
+    found = {"rows": list(findings.rows), **further_results(findings), "report": report}
     files = {
-        "rows.json": _rows_json(findings),
-        "table.csv": rows_csv(rows, metric_names(lines)) if lines else _flat_csv(rows),
-        "table.md": "\n".join(table.markdown() for table in findings.tables),
-        "table.tex": "% Needs \\usepackage{booktabs}.\n" + "\n".join(table.latex() for table in findings.tables),
+        "rows.json": json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        **findings_texts(findings, _figures(findings.drawings, folder)),
     }
-    parts = [
-        f"# {markdown_text(findings.title)}",
-        *map(markdown_text, findings.summary),
-        _failed(findings.failed),
-        *_figures(findings.drawings, folder),
-        *(table.markdown() for table in (*findings.tables, *findings.published)),
-        provenance_markdown(lines) if lines else "",
-    ]
-    files["report.md"] = "\n\n".join(part.rstrip() for part in parts if part) + "\n"
     for name, text in files.items():
         write_text(folder / name, text)
     return folder / "report.md"
 
 
-def _rows_json(findings: Findings) -> str:
+def findings_texts(findings: Findings, figures: Sequence[str] = ()) -> dict[str, str]:
+    """The files of the report that are made of rows, by name. figures: their Markdown, for report.md."""
+    rows = findings.rows
+    lines = lines_of(rows) if findings.bench_rows and rows else ()
+    parts = [
+        f"# {markdown_text(findings.title)}",
+        *map(markdown_text, findings.summary),
+        _failed(findings.failed),
+        *figures,
+        *(table.markdown() for table in (*findings.tables, *findings.published)),
+        provenance_markdown(lines) if lines else "",
+    ]
+    table = rows_csv(rows, metric_names(lines)) if lines else _flat_csv(rows)
+    return {"table.csv": table, **table_texts(findings.tables), "report.md": joined(parts)}
+
+
+def further_results(findings: Findings) -> dict[str, Any]:
+    """What rows.json has besides rows: further results, and what failed."""
     failed = [{"job": job, "error": error} for job, error in findings.failed]
-    found = {"rows": list(findings.rows), **(findings.extra or {}), "failed": failed}
-    return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return {**(findings.extra or {}), "failed": failed}
 
 
 def _failed(failed: Sequence[tuple[str, str]]) -> str:
