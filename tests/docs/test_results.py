@@ -89,7 +89,7 @@ def average(line: Line) -> str:
             ],
         ),
         (
-            "The paper's exact form",
+            "The paper's form",
             "paper-form",
             [("tiny-llava", name) for name in ("paper", "liveedit", "none")],
         ),
