@@ -146,9 +146,6 @@ def _csv_rows(text: str) -> Iterator[RawRow]:
     except csv.Error as error:
         advice = "Quote cells with commas, quotes or line breaks, and double the quotes in them."
         yield RawRow(index, None, line, f"cannot be read, nor can the lines after it ({error}). {advice}")
-        return
-    if names is None:
-        yield RawRow(None, problem="is empty. Give a line with the names of the columns, and a line for each row.")
 
 
 def _csv_row(index: int, line: int, names: list[str], cells: list[str]) -> RawRow:
