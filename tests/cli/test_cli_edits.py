@@ -104,7 +104,9 @@ sys.exit(f"exit code {code}, imported {loaded}" if code or loaded else 0)
 """
 
 
-@pytest.mark.parametrize("command", ["list", "show", "history", "verify", "undo", "export", "export-rows", "import", "diff"])
+@pytest.mark.parametrize(
+    "command", ["list", "show", "history", "verify", "undo", "export", "export-rows", "import", "diff"]
+)
 def test_commands_on_stored_edits_import_neither_torch_nor_transformers(
     answer_of: Answer, file: Path, tmp_path: Path, command: str
 ) -> None:

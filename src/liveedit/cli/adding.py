@@ -77,7 +77,7 @@ def add_edits(
         results = _followed(found.rejected, found, rejects)
     else:
         with resumable("it"), loaded_model(backbone, keep_images=keep_image, json=json, **options) as model:
-            results = _followed(make_edits(model, found.rows, **given), found, rejects)
+            results = _followed(make_edits(model, found, **given), found, rejects)
     _print_results(results, found, rejects, json)
     if any(result.outcome == "rejected" for result in results):
         raise typer.Exit(1)
@@ -106,21 +106,20 @@ def _print_results(results: list[RowResult], file: RowFile, rejects: Path, json:
     counts = Counter(result.outcome for result in results)
     rejected = [result for result in results if result.outcome == "rejected"]
     if json:
-        done = {outcome: counts[outcome] for outcome in ("made", "there", "purged")}
+        done = {outcome: counts[outcome] for outcome in ("made", "there", "inactive")}
         listed = {"rejected": list(map(_as_reject, rejected)), "rejects": str(rejects) if rejected else None}
         print_json({"rows": len(results), **done, **listed, "unused": file.unused})
         return
     if file.unused:
         listed = ", ".join(f"{what} ({count:,})" for what, count in file.unused.items())
         note(f"Edits do not hold these, which were not used (number of rows): {listed}.")
-    purged = f"{counts['purged']:,} purged since, " if counts["purged"] else ""
-    made, there = counted(counts["made"], "edit"), f"{counts['there']:,}"
-    done = f"{made} made, {there} there already, {purged}{counts['rejected']:,} rejected"
-    console().print(Text(f"{counted(len(results), 'row')}: {done}."))
-    for result in rejected[:SHOWN_ROWS]:
-        console().print(Text(f"- {result.place}: {result.reason}"))
+    inactive = f"{counts['inactive']:,} undone, superseded or purged since, " if counts["inactive"] else ""
+    done = f"{counted(counts['made'], 'edit')} made, {counts['there']:,} there already, {inactive}"
+    console().print(Text(f"{counted(len(results), 'row')}: {done}{counts['rejected']:,} rejected."))
+    lines = [f"- {result.place}: {result.reason}" for result in rejected[:SHOWN_ROWS]]
+    if len(rejected) > SHOWN_ROWS:
+        lines.append(f"- and {len(rejected) - SHOWN_ROWS:,} more")
     if rejected:
-        more = f"- and {len(rejected) - SHOWN_ROWS:,} more. " if len(rejected) > SHOWN_ROWS else ""
-        console().print(
-            Text(f"{more}All rejected rows are in {rejects}. Correct them, and run the same command again.")
-        )
+        lines.append(f"All rejected rows are in {rejects}. Correct them, and run the same command again.")
+    for line in lines:
+        console().print(Text(line))

@@ -313,10 +313,7 @@ class EditedModel:
         if self._at is not None:
             return Changes(self._revision, (), ())
         found = self.store.changes_since(self._revision)
-        if not found:  # Before many edits in a row, each of which would look at all ids.
-            self._revision = found.revision
-            return found
-        known = set(self.editor.ids)
+        known = set(self.editor.ids) if found else set()  # Of many edits in a row, none looks at all ids.
         missing = [edit_id for edit_id in found.added if edit_id not in known]
         experts = [(edit_id, self._expert(edit_id, data)) for edit_id, data in self.store.experts(missing)]
         for edit_id in known.intersection(found.removed):

@@ -1,8 +1,9 @@
 """The edits of a file, one for each row: every row is carried out once, also if the process is killed in between.
 
-A row is recognised by its prompt, its answer and the bytes of its image, and by how many such rows came before it in
-the file. The store remembers this for good, in the transaction that stores the edit: after a crash, a row has its edit
-and is known, or has none and is not. Rejected rows are not remembered, and are tried again the next time.
+A row is recognised by the name of its file, its id if it has one, its prompt, its answer and the bytes of its image,
+and by how many such rows came before it. The store remembers this for good, in the transaction that stores the edit:
+after a crash, a row has its edit and is known, or has none and is not. Rejected rows are not remembered, and are tried
+again the next time.
 
 A row whose question has an active edit with the same answer makes none: the store remembers that edit as the row's.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,10 +33,11 @@ _HELD = ("text_generality", *LOCALITY)
 
 @dataclass(frozen=True, slots=True)
 class EditRow:
-    """A row that asks for an edit. place: such as "line 3". author, note: as the row gives them."""
+    """A row that asks for an edit. id, author, note: as the row gives them. place, line: as for `RowResult`."""
 
     place: str
     line: int | None
+    id: str | None
     case: EditCase
     author: str | None = None
     note: str | None = None
@@ -45,12 +47,12 @@ class EditRow:
 class RowResult:
     """What became of a row.
 
-    outcome: its edit was made now ("made"), was there already ("there"), was there and has been purged since
-    ("purged"), or none was made, for the `reason` ("rejected"). place: such as "line 3", or "the file". line: counted
-    from 1; None in a JSON list. id: the row's, or the name that it gets by its place; None if it cannot be read.
+    outcome: its edit was made now ("made"); was there already ("there"); was there and has been undone, superseded or
+    purged since, and is not made again ("inactive"); or none was made, for the `reason` ("rejected"). place: such as
+    "line 3", or "the file". line: counted from 1; None in a JSON list. id: the row's.
     """
 
-    outcome: Literal["made", "there", "purged", "rejected"]
+    outcome: Literal["made", "there", "inactive", "rejected"]
     place: str
     line: int | None
     id: str | None
@@ -60,8 +62,11 @@ class RowResult:
 
 @dataclass(frozen=True)
 class RowFile:
-    """What a file asks for. unused: what its rows have and edits do not hold, with the number of such rows."""
+    """What a file asks for. name: the file's, without its folder. rows: in the order of the file, also those that
+    cannot be read. unused: what rows have and edits do not hold, with the number of such rows.
+    """
 
+    name: str
     rows: tuple[EditRow | RowResult, ...]
     unused: dict[str, int]
 
@@ -75,7 +80,7 @@ class RowFile:
 
 
 def read_rows(format: Reader, file: str | Path, images: str | Path | None = None) -> RowFile:
-    """The rows of a file in their order, also those that cannot be read. No image is opened.
+    """The rows of a file. No image is opened.
 
     images: the folder of the images, by default that of the file. Raises `DatasetError` if the file is missing or is
     not text.
@@ -84,17 +89,16 @@ def read_rows(format: Reader, file: str | Path, images: str | Path | None = None
     unused: Counter[str] = Counter()
     problems: list[RowError] = []
     for row, case in format.rows(file, images, problems.append):
-        author, note = row.optional_answer("author"), row.optional_answer("note")
+        author, note, given_id = (row.optional_answer(key) or None for key in ("author", "note", "id"))
         if case is None or row.problems:
-            reason = _reason(row.problems)
-            found.append(RowResult("rejected", row.place, row.line, row.optional_answer("id"), reason=reason))
+            found.append(RowResult("rejected", row.place, row.line, given_id, reason=_reason(row.problems)))
         else:
-            found.append(EditRow(row.place, row.line, case, author, note))
+            found.append(EditRow(row.place, row.line, given_id, case, author, note))
             unused.update(_unused(row, case))
     for problem in problems:
         if problem.row is None or problem.row >= len(found):  # The end of what can be read.
             found.append(RowResult("rejected", "the file", None, None, reason=problem.reason))
-    return RowFile(tuple(found), dict(unused))
+    return RowFile(Path(file).name, tuple(found), dict(unused))
 
 
 def _reason(problems: Iterable[RowError]) -> str:
@@ -118,38 +122,38 @@ def _unused(row: Row, case: EditCase) -> Iterator[str]:
 
 def make_edits(
     model: EditedModel,
-    rows: Sequence[EditRow | RowResult],
+    file: RowFile,
     *,
     probe_edits: int = 8,
     must_take: bool = True,
     author: str | None = None,
     note: str | None = None,
 ) -> Iterator[RowResult]:
-    """Make the edits of these rows one after the other, and yield what became of each.
+    """Make the edits of a file one after the other, and yield what became of each row.
 
-    All rows of a file have to be given, in its order. A row with an answer other than an active edit of its question
-    supersedes that edit. An edit that is refused, or that must take and does not, is a rejected row, and the next one
-    follows. probe_edits, must_take: as for `EditedModel.edit`. author, note: for rows that give none.
+    A row with an answer other than an active edit of its question supersedes that edit. An edit that is refused, or
+    that must take and does not, is a rejected row, and the next one follows. probe_edits, must_take: as for
+    `EditedModel.edit`. author, note: for rows that give none.
     """
     before: Counter[str] = Counter()
-    for row in rows:
+    for row in file.rows:
         if isinstance(row, RowResult):
             yield row
             continue
-        named = (row.place, row.line, row.case.id)
+        place = (row.place, row.line, row.id)
         signed = {"author": row.author or author, "note": row.note or note}
         try:
-            request = _request(row.case, before)
+            request = _request(file.name, row, before)
             there = _edit_there(model.store, row.case, request)
             if there is None:
                 receipt = _edit(model, row.case, request, probe_edits=probe_edits, must_take=must_take, **signed)
-                yield RowResult("there" if receipt.replayed else "made", *named, receipt.id)
+                yield RowResult("there" if receipt.replayed else "made", *place, receipt.id)
             else:
-                yield RowResult("there", *named, there.id)
+                yield RowResult("there" if there.is_active else "inactive", *place, there.id)
         except EditPurgedError:
-            yield RowResult("purged", *named)
+            yield RowResult("inactive", *place)
         except (InvalidInputError, EditDidNotTakeError, ConflictError) as error:
-            yield RowResult("rejected", *named, reason=str(error))
+            yield RowResult("rejected", *place, reason=str(error))
 
 
 def _edit(model: EditedModel, case: EditCase, request: ChangeRequest, **options: Any) -> Receipt:
@@ -164,10 +168,10 @@ def _edit(model: EditedModel, case: EditCase, request: ChangeRequest, **options:
     )
 
 
-def _request(case: EditCase, before: Counter[str]) -> ChangeRequest:
+def _request(file: str, row: EditRow, before: Counter[str]) -> ChangeRequest:
     """The request that a row is. before: how many rows with this content came before it."""
-    question = case.edit.question
-    content = json.dumps([question.prompt, case.edit.answer, _file_digest(question.image)])
+    question = row.case.edit.question
+    content = json.dumps([file, row.id, question.prompt, row.case.edit.answer, _file_digest(question.image)])
     before[content] += 1
     digest = hashlib.sha256(content.encode()).hexdigest()
     return ChangeRequest("rows", f"{digest}-{before[content]}", content.encode(), kept_changes=None)
@@ -188,9 +192,9 @@ def _file_digest(image: ImageSource | None) -> str | None:
 
 
 def _edit_there(store: EditStore, case: EditCase, request: ChangeRequest) -> StoredEdit | None:
-    """The edit that this row made before, or an active one that makes it needless."""
+    """The edit that this row made before, in its present state, or an active one that makes it needless."""
     if (made := store.made_by(request)) is not None:
-        return made
+        return store.get(made.id)
     image = case.edit.question.image
     digest = None if image is None else image_digest(open_image(image))
     active = store.same_question(digest, case.edit.question.prompt)
