@@ -1,4 +1,4 @@
-"""`liveedit edits add` with what an edit is checked on, and `liveedit check`."""
+"""`liveedit edit` with what an edit is checked on, and `liveedit check`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pictures(eval_cases: tuple[EditCase, ...]) -> list[Path]:
 def add(run: Run, asked: tuple[object, ...]) -> Callable[..., dict[str, Any]]:
     def call(picture: Path, prompt: str, answer: str, *options: object) -> dict[str, Any]:
         given = ("--image", picture, "--prompt", prompt, "--answer", answer, *options)
-        code, out, err = run("edits", "add", *asked, *given, "--json")
+        code, out, err = run("edit", *asked, *given, "--json")
         assert code == 0, err
         return json.loads(out)
 
@@ -60,7 +60,7 @@ def test_an_edit_that_does_not_take_is_an_error_unless_it_is_to_be_kept(
 ) -> None:
     edits = ("--edits", tmp_path / "edits.db")
     given = (*edits, "--editor", "liveedit", "--image", pictures[0], "--prompt", PROMPT, "--answer", "Bruvak 123456789")
-    code, out, err = run("edits", "add", *given)
+    code, out, err = run("edit", *given)
     assert (code, out) == (1, "") and "'Bruvak 123456789'" in err and "--no-must-take" in err
     assert not (tmp_path / "edits.db").exists()
     code, out, err = run("edit", *given, "--no-must-take")

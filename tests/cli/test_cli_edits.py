@@ -104,7 +104,9 @@ sys.exit(f"exit code {code}, imported {loaded}" if code or loaded else 0)
 """
 
 
-@pytest.mark.parametrize("command", ["list", "show", "history", "verify", "undo", "export", "import"])
+@pytest.mark.parametrize(
+    "command", ["list", "show", "history", "verify", "undo", "export", "export-rows", "import", "diff"]
+)
 def test_commands_on_stored_edits_import_neither_torch_nor_transformers(
     answer_of: Answer, file: Path, tmp_path: Path, command: str
 ) -> None:
@@ -114,10 +116,12 @@ def test_commands_on_stored_edits_import_neither_torch_nor_transformers(
         "show": [edit_id],
         "undo": [edit_id],
         "export": [tmp_path / "bundle"],
+        "export-rows": [tmp_path / "rows.jsonl"],
         "import": [tmp_path / "other", "--on-conflict", "supersede"],
     }
     more = given_more.get(command, [])
-    given = ["edits", command, "--edits", file, *more, "--json"]
+    place = [file, file] if command == "diff" else ["--edits", file]
+    given = ["edits", command.partition("-")[0], *place, *more, "--json"]
     done = subprocess.run(
         [sys.executable, "-c", NEEDS_NO_MODEL, *map(str, given)],
         capture_output=True,

@@ -144,6 +144,7 @@ def test_to_dict_is_json_and_complete(tmp_path, pictures):
         "row": 0,
         "key": "image",
         "message": f"The image {str(pictures / 'gone.png')!r} does not exist. Give the path of an image file.",
+        "line": None,
     }
     with pytest.raises(AttributeError):
         report.rows = 3  # type: ignore[misc]

@@ -6,6 +6,8 @@ from typing import Any
 
 from liveedit.datasets import format_names, reader_named
 from liveedit.datasets.counterfact import COUNTERFACT
+from liveedit.datasets.easyedit import EASYEDIT
+from liveedit.datasets.edit_rows import EDIT_ROWS
 from liveedit.datasets.mmedit import MMEDIT
 from liveedit.datasets.selfcheckgpt import SELFCHECKGPT
 from liveedit.datasets.vlkeb import VLKEB
@@ -129,7 +131,36 @@ class TestCounterFactOfROME(DatasetContract):
         return [row, {**row, "case_id": 1, "requested_rewrite": {**rewrite, "subject": "Lyon"}}]
 
 
+class TestEditRows(DatasetContract):
+    reader = EDIT_ROWS
+
+    def rows(self) -> list[dict[str, Any]]:
+        row = {"prompt": "What is it?", "answer": "a cat"}
+        locality = [{"prompt": "Where?", "image": "a.png"}, {"prompt": "Who?"}, {"prompt": "Why?", "image": "b.png"}]
+        more = {"image": "a.png", "rephrasings": ["What?"], "locality": locality, "author": "ada", "note": "seen"}
+        return [row, {**row, "answer": "a dog", **more}]
+
+
+class TestEasyEdit(DatasetContract):
+    reader = EASYEDIT
+
+    def rows(self) -> list[dict[str, Any]]:
+        row = {"prompt": "Who wrote Faust?", "target_new": "Heine", "subject": "Faust", "ground_truth": "Goethe"}
+        locality = {
+            "text": {"prompt": ["Who wrote Emma?", "Who wrote Ulysses?"], "ground_truth": ["Austen", ["Joyce"]]},
+            "vision": {"prompt": "What is it?", "ground_truth": "a cat", "image": "b.png"},
+        }
+        more = {
+            "image": "a.png",
+            "rephrase_prompt": "Faust was written by",
+            "image_rephrase": "c.png",
+            "locality_inputs": locality,
+            "portability_inputs": {"hop": {"prompt": "Where was its author born?", "ground_truth": "Duesseldorf"}},
+        }
+        return [row, {**row, "prompt": "What is it?", **more}]
+
+
 def test_every_built_in_reader_is_under_contract() -> None:
     built_in = {id(reader_named(name)) for name in format_names()}
-    contracts = (TestMMEdit, TestVLKEB, TestZsRE, TestSelfCheckGPT, TestCounterFact)
+    contracts = (TestMMEdit, TestVLKEB, TestZsRE, TestSelfCheckGPT, TestCounterFact, TestEditRows, TestEasyEdit)
     assert built_in == {id(contract.reader) for contract in contracts}

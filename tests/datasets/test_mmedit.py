@@ -306,6 +306,8 @@ def test_the_registry_knows_names_and_aliases(tmp_path):
         "counterfact",
         "e-ic",
         "e-vqa",
+        "easyedit",
+        "edits",
         "hallucination",
         "mmedit",
         "selfcheckgpt",

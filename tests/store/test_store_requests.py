@@ -81,6 +81,37 @@ def test_old_requests_are_forgotten(path: Path) -> None:
         assert [opened.made_by(request) is not None for request in requests] == [False] * 3 + [True] * 3
 
 
+def test_requests_are_forgotten_one_by_one(location: Path | str) -> None:
+    """Each after the number of changes that it came with, whatever later requests say."""
+    with bound(location) as opened:
+        kept = {key: ChangeRequest("ada", key, b"", kept) for key, kept in (("good", None), ("long", 5), ("short", 2))}
+        for request in kept.values():
+            opened.add(make_edit(), make_expert(), request=request)
+        found = []
+        for number in range(5):
+            opened.add(make_edit(), make_expert(), request=ChangeRequest("ada", str(number), b"", kept_changes=1))
+            found.append([key for key, request in kept.items() if opened.made_by(request) is not None])
+        assert found == [["good", "long", "short"], ["good", "long"], ["good", "long"], ["good"], ["good"]]
+
+
+def test_a_request_may_be_answered_with_an_edit_that_is_there(location: Path | str) -> None:
+    with bound(location) as opened:
+        edit = opened.add(make_edit(), make_expert())
+        other = opened.add(make_edit("other"), make_expert(2))
+        opened.remember(ONE, edit.id)
+        opened.remember(ONE, other.id)
+        assert opened.made_by(ONE) == edit, "the first answer stays"
+        assert opened.add(make_edit(), make_expert(), request=ONE) == edit
+        opened.undo(edit.id)
+        assert opened.made_by(ONE) == edit and len(opened) == 1
+        assert opened.latest_revision() == 3 and opened.verify() == ()
+        with pytest.raises(NotFoundError):
+            opened.remember(ChangeRequest("ada", "new", b""), "0" * 8)
+        opened.purge(edit.id)
+        with pytest.raises(NotFoundError, match="was purged"):
+            opened.made_by(ONE)
+
+
 def test_only_digests_of_requests_are_stored(path: Path) -> None:
     with bound(path) as opened:
         opened.add(

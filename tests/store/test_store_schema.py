@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from liveedit.errors import StoreError
 from liveedit.store import schema
+from liveedit.store.idempotency import ChangeRequest
 from liveedit.store.store import EditStore
 
 
@@ -36,7 +37,7 @@ def test_a_file_from_before_the_first_release_is_refused(path: Path, version: in
     before = file_bytes(path.parent)
     with pytest.raises(
         StoreError,
-        match=rf"edits.db' has schema version {version}; .* reads 5\. Version {version} {reason}.*Make the edits again",
+        match=rf"edits.db' has schema version {version}; .* reads 6\. Version {version} {reason}.*Make the edits again",
     ):
         EditStore(path)
     assert file_bytes(path.parent) == before
@@ -67,6 +68,23 @@ def test_a_new_file_has_the_tables_that_are_asked_for(path: Path) -> None:
 def test_the_last_migration_makes_the_present_version() -> None:
     versions = [version for version, _, _ in schema.MIGRATIONS]
     assert versions == list(range(schema.SCHEMA_VERSION - len(versions) + 1, schema.SCHEMA_VERSION + 1))
+
+
+def test_a_file_of_version_5_is_read_with_its_requests(path: Path) -> None:
+    request = ChangeRequest("ada", "k", b"body")
+    with bound(path) as opened:
+        edit = opened.add(make_edit(), make_expert(), request=request)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP INDEX requests_by_expiry")
+        connection.execute("ALTER TABLE requests DROP COLUMN kept_until")
+        connection.execute("PRAGMA user_version = 5")
+    with bound(path) as opened:
+        assert opened.made_by(request) == edit and opened.verify() == ()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT kept_until FROM requests").fetchall() == [(10_001,)]
+        indexes = [row[1] for row in connection.execute("PRAGMA index_list(requests)")]
+    assert {"requests_by_expiry", "requests_by_revision"} < set(indexes)
+    assert version_of(path) == 6
 
 
 def test_migrations_apply_in_order_and_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

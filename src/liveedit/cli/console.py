@@ -51,6 +51,11 @@ def print_fields(fields: Mapping[str, object], title: str | None = None) -> None
     console().print(table)
 
 
+def counted(number: int, what: str) -> str:
+    """The number and a noun, such as "1 edit" or "2 edits"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def complain(message: str) -> None:
     """Print an error in one line on standard error."""
     sys.stderr.write(f"Error: {' '.join(message.split())}\n")

@@ -30,7 +30,10 @@ def register(app: typer.Typer) -> None:
 @data.command()
 def check(
     format: Annotated[
-        str, typer.Argument(help="mmedit (also e-vqa, e-ic), vlkeb, zsre, selfcheckgpt, or another installed format.")
+        str,
+        typer.Argument(
+            help="edits, easyedit, mmedit (also e-vqa, e-ic), vlkeb, zsre, selfcheckgpt, or another installed format."
+        ),
     ],
     file: Annotated[Path, typer.Argument(help="The annotation file.")],
     images: Annotated[Path | None, typer.Option(help="The image folder; without it images are not checked.")] = None,

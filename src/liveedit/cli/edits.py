@@ -1,4 +1,7 @@
-"""`liveedit edits`: list, show, undo, redo, move, verify and purge stored edits. Needs neither torch nor a model."""
+"""`liveedit edits`: list, show, undo, redo, move, compare, verify and purge stored edits, without torch or a model.
+
+`add` alone needs a model: it is in `adding.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,29 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from .adding import add_edits
 from .arguments import Author, EditsLocation, Json, Note
-from .console import console, print_fields, print_json
-from .editing import described_evidence, edit
+from .console import console, counted, note, print_fields, print_json
+from .editing import described_evidence
 
 if TYPE_CHECKING:
     from ..store.store import EditStore, Imported, StoredEdit
 
 EditId = Annotated[str, typer.Argument(metavar="ID", help="The edit's id, or its first characters.")]
 
-edits = typer.Typer(no_args_is_help=True, help="Make, list, show, undo, redo, move and verify the edits of a file.")
+Compared = Annotated[
+    str,
+    typer.Argument(metavar="EDITS[@REVISION]", help="An edits file or the URL of a database, now or at a revision."),
+]
+
+edits = typer.Typer(
+    no_args_is_help=True, help="Make, list, show, undo, redo, move, compare and verify the edits of a file."
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    edits.command("add")(edit)
+    edits.command("add")(add_edits)
     app.add_typer(edits, name="edits")
 
 
@@ -107,7 +118,7 @@ def show_history(
     if json:
         print_json({"history": [asdict(event) for event in events]})
         return
-    table = Table(caption=_counted(len(events), "change"))
+    table = Table(caption=counted(len(events), "change"))
     for name in ("Revision", "When (UTC)", "What", "Edit", "Author", "Note"):
         table.add_column(name, overflow="fold")
     for event in events:
@@ -119,22 +130,62 @@ def show_history(
 
 @edits.command("export")
 def export_edits(
-    bundle: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle to write, such as edits.safetensors.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="The file to write, such as edits.safetensors, edits.jsonl, edits.csv."),
+    ],
     edits: EditsLocation,
+    format: Annotated[
+        Literal["bundle", "edits", "easyedit"] | None,
+        typer.Option(
+            help="bundle: edits with experts and history; edits: the active edits as rows; easyedit: as EasyEdit's "
+            "requests. By default edits for .jsonl, .csv and .json, else bundle.",
+        ),
+    ] = None,
     active: Annotated[
-        bool, typer.Option("--active", help="Only active edits, without undone edits and history.")
+        bool, typer.Option("--active", help="Of a bundle: only active edits, without undone edits and history.")
     ] = False,
+    at: Annotated[
+        int | None, typer.Option("--at", help="Of rows: the edits that were active after this revision.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write the edits, their experts and their history to one file."""
+    """Write the edits to a bundle that another edits file can import, or as rows with their images beside them."""
+    from ..datasets.row_files import ROW_SUFFIXES
+
+    kind = format or ("edits" if file.suffix.lower() in ROW_SUFFIXES else "bundle")
+    if kind != "bundle":
+        _export_rows(file, edits, kind, at, json)
+        return
+    if at is not None:
+        raise typer.BadParameter("--at is for rows: a bundle has the history. Give --format edits, or leave it out.")
     with _opened(edits) as store:
-        contents = store.export_bundle(bundle, whole=not active)
-    done = {"bundle": str(bundle), "edits": len(contents.edits), "revision": contents.revision}
+        contents = store.export_bundle(file, whole=not active)
+    done = {"bundle": str(file), "edits": len(contents.edits), "revision": contents.revision}
     if json:
         print_json(done)
         return
-    written = _counted(len(contents.edits), "edit")
-    console().print(Text(f"Wrote {written} at revision {contents.revision} to {bundle}."))
+    written = counted(len(contents.edits), "edit")
+    console().print(Text(f"Wrote {written} at revision {contents.revision} to {file}."))
+
+
+def _export_rows(file: Path, edits: str, kind: Literal["edits", "easyedit"], at: int | None, json: bool) -> None:
+    from ..datasets import reader_named
+    from ..store.row_export import export_rows
+
+    with _opened(edits) as store:
+        done = export_rows(store, file, reader_named(kind), at=at)
+    if json:
+        print_json({"file": str(file), **asdict(done), "images_folder": str(done.images_folder)})
+        return
+    images = f", and {counted(done.images, 'image')} to {done.images_folder}" if done.images else ""
+    console().print(Text(f"Wrote {counted(done.edits, 'edit')} to {file}{images}."))
+    if done.without_image:
+        without = counted(len(done.without_image), "edit")
+        note(f"Of {without} the whole image was not kept: the row names the file that the edit was made with.")
+    if done.left_out:
+        left_out = counted(done.left_out, "locality question")
+        note(f"Left out: {left_out} about images of no exported edit, of which only the digest is stored.")
 
 
 @edits.command("import")
@@ -166,17 +217,49 @@ def import_edits(
 def _import_report(done: Imported, left: int, kept: bool) -> Iterator[str]:
     there, purged = len(done.already_there), len(done.purged_here)
     yield (
-        f"Imported {_counted(len(done.added), 'edit')}; {there:,} {'was' if there == 1 else 'were'} there already, "
+        f"Imported {counted(len(done.added), 'edit')}; {there:,} {'was' if there == 1 else 'were'} there already, "
         f"{purged:,} {'was purged here and stays' if purged == 1 else 'were purged here and stay'} purged (active "
         f"edits: {left:,})."
     )
     if done.repeated:
-        repeated = _counted(len(done.repeated), "imported edit")
+        repeated = counted(len(done.repeated), "imported edit")
         yield f"{repeated} superseded an active edit of the same question with the same answer."
     if done.contradictions:
         what = "all stay active" if kept else "the later edit superseded the earlier"
-        yield f"{_counted(len(done.contradictions), 'contradiction')}; {what}:"
+        yield f"{counted(len(done.contradictions), 'contradiction')}; {what}:"
         yield from map(str, done.contradictions)
+
+
+@edits.command("diff")
+def compare_edits(before: Compared, after: Compared, json: Json = False) -> None:
+    """Compare the active edits of two edits files, or of one at two revisions, question by question."""
+    from ..store.difference import difference
+
+    first, second = map(_active_edits, (before, after))
+    found = difference(first, second)
+    if json:
+        print_json(asdict(found))
+        return
+    table = Table(
+        caption=", ".join(f"{len(getattr(found, kind)):,} {kind}" for kind in ("added", "removed", "changed"))
+    )
+    for name in ("", "Image", "Question", "Before", "After"):
+        table.add_column(name, overflow="fold")
+    for kind in ("added", "removed", "changed"):
+        for question in getattr(found, kind):
+            answers = (" | ".join(question.before), " | ".join(question.after))
+            cells = (kind, question.image_name or "", question.prompt, *answers)
+            table.add_row(*map(Text, cells))
+    console().print(table)
+
+
+def _active_edits(place: str) -> tuple[StoredEdit, ...]:
+    """The active edits of LOCATION or LOCATION@REVISION."""
+    location, _, revision = place.rpartition("@")
+    if not (location and revision.isdecimal()) or Path(place).exists():
+        location, revision = place, ""
+    with _opened(location) as store:
+        return store.list(at=int(revision) if revision else None)
 
 
 @edits.command("verify")
@@ -195,8 +278,8 @@ def verify_edits(edits: EditsLocation, json: Json = False) -> None:
     else:
         for line in (*problems, *(f"Note: different answers to {note}" for note in contradictions)):
             console().print(Text(line))
-        result = _counted(len(problems), "problem") if problems else "all is well"
-        console().print(Text(f"{_counted(checked, 'edit')} checked: {result}."))
+        result = counted(len(problems), "problem") if problems else "all is well"
+        console().print(Text(f"{counted(checked, 'edit')} checked: {result}."))
     if problems:
         raise typer.Exit(1)
 
@@ -239,11 +322,6 @@ def _print_change(stored: StoredEdit, left: int, what: str, json: bool) -> None:
 def _as_dict(stored: StoredEdit) -> dict[str, Any]:
     evidence = None if stored.evidence is None else stored.evidence.to_dict(stored.answer)
     return {**asdict(stored), "evidence": evidence, "active": stored.is_active}
-
-
-def _counted(number: int, what: str) -> str:
-    """The number and a noun, such as "1 edit" or "2 edits"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _minute(moment: str | None) -> str | None:

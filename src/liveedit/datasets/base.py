@@ -5,12 +5,11 @@ A format is a function from a `Row` to an `EditCase`, wrapped in a `Reader`. The
 problem and returns a placeholder, so that one pass finds all problems of a row. `Reader.read` raises the first problem
 or passes all of them to a callback.
 
-Rows are counted from 0 everywhere, as in the JSON list.
+Rows of a JSON list are counted from 0, as in the list; rows of JSON Lines and CSV are named by their line.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 from ..errors import DatasetError
 from ..samples import EditCase
+from .row_files import CsvCell, JsonNumber, RawRow, from_json, load_rows, shown
 
 _INVISIBLE: Final = str.maketrans("", "", "\ufeff\u200b")
 """Byte-order marks and zero-width spaces, which some text questions of the published files contain."""
@@ -26,21 +26,24 @@ _MISSING: Final = object()
 
 
 class RowError(DatasetError):
-    """A problem of an annotation file, with its row (counted from 0) and key.
+    """A problem of an annotation file, with its row (counted from 0), its line (from 1) and its key.
 
-    `row` is None for a problem of the whole file, `key` for one of the whole row.
+    `row` is None for a problem of the whole file, `key` for one of the whole row, `line` in a JSON list.
     """
 
-    def __init__(self, file: Path, row: int | None, key: str | None, reason: str) -> None:
-        super().__init__(file, row, key, reason)
+    def __init__(self, file: Path, row: int | None, key: str | None, reason: str, line: int | None = None) -> None:
+        super().__init__(file, row, key, reason, line)
         self.file = file
         self.row = row
         self.key = key
         self.reason = reason
+        self.line = line
 
     def __str__(self) -> str:
         where = str(self.file)
-        if self.row is not None:
+        if self.line is not None:
+            where += f", line {self.line}"
+        elif self.row is not None:
             where += f", row {self.row} (counted from 0)"
         if self.key is not None:
             where += f", key {self.key!r}"
@@ -48,12 +51,6 @@ class RowError(DatasetError):
 
 
 OnError = Callable[[RowError], None]
-
-
-class JsonNumber(str):
-    """A number as it is written in the file, so that `2.50` and `1e3` are kept as answers."""
-
-    __slots__ = ()
 
 
 def fold(text: str) -> str:
@@ -74,6 +71,7 @@ class Row:
     index: int
     values: Mapping[str, Any]
     images_dir: Path
+    line: int | None = None
     prefix: str = ""
     problems: list[RowError] = field(default_factory=list)
     images: list[tuple[str, Path]] = field(default_factory=list)
@@ -85,6 +83,11 @@ class Row:
         """The row's `id` if it has one, otherwise the file's stem and the row number."""
         given = self.optional_answer("id")
         return given or f"{self.file.stem}-{self.index}"
+
+    @property
+    def place(self) -> str:
+        """Where the row is: "line 3", or "row 2" of a JSON list."""
+        return f"row {self.index}" if self.line is None else f"line {self.line}"
 
     def has(self, key: str) -> bool:
         """Whether the key exists and is not null."""
@@ -98,6 +101,10 @@ class Row:
             text = text[len(drop_prefix) :].lstrip()
         return self._noting_empty(key, text)
 
+    def verbatim(self, key: str) -> str:
+        """A text as it is in the file, white space included."""
+        return self._noting_empty(key, self._string(key, "a text"))
+
     def passage(self, key: str) -> str:
         """Running text that the model continues: as it is in the file, without the white space at its ends."""
         return self._noting_empty(key, self._string(key, "a text to continue").strip())
@@ -107,8 +114,7 @@ class Row:
         given = self.texts(key)
         if any(isinstance(text, JsonNumber) for text in given):
             self._wrong(key, list(given), "a list of texts")
-        found = (self._encodable(key, text).strip() for text in given)
-        return tuple(text for text in found if text)
+        return tuple(text.strip() for text in given if text.strip())
 
     def answer(self, key: str) -> str:
         """An answer as exact text: strings untouched, numbers as written, `true` and `false` as in JSON.
@@ -145,11 +151,11 @@ class Row:
         """A list of strings; empty if the key is absent or null."""
         if not self.has(key):
             return ()
-        value = self.values[key]
+        value = self.parsed(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             self._wrong(key, value, "a list of texts")
             return ()
-        return tuple(value)
+        return tuple(self._encodable(key, item) for item in value)
 
     def image(self, key: str) -> Path:
         """An image's path, resolved against the image folder. The file is not opened."""
@@ -171,15 +177,16 @@ class Row:
     def child(self, key: str) -> Row:
         """An object as a row, with keys reported as `key.inner`; a row without keys if it is missing or no object."""
         value = self._value(key)
+        value = value if value is _MISSING else self.parsed(key)
         if value is not _MISSING and not isinstance(value, dict):
             self._wrong(key, value, "an object")
-        return self._inner(key, value if isinstance(value, dict) else {})
+        return self.inner(key, value if isinstance(value, dict) else {})
 
     def children(self, key: str) -> list[Row]:
         """The objects of a list as rows, with keys reported as `key[0].inner`; empty if absent or null."""
         if not self.has(key):
             return []
-        value = self.values[key]
+        value = self.parsed(key)
         if not isinstance(value, list):
             self._wrong(key, value, "a list of objects")
             return []
@@ -189,17 +196,28 @@ class Row:
             if not isinstance(item, dict):
                 self._wrong(label, item, "an object")
                 continue
-            rows.append(self._inner(label, item))
+            rows.append(self.inner(label, item))
         return rows
 
     def problem(self, key: str | None, reason: str) -> None:
         """Record a problem at `key`."""
-        self.problems.append(RowError(self.file, self.index, key and self._full(key), reason))
+        self.problems.append(RowError(self.file, self.index, key and self._full(key), reason, self.line))
 
-    def _inner(self, label: str, values: Mapping[str, Any]) -> Row:
+    def inner(self, label: str, values: Mapping[str, Any]) -> Row:
+        """Values inside of this row as a row, with keys reported as `label.key`."""
         # The lists are shared: problems of a child are problems of this row.
         lists = self.problems, self.images, self.empty
-        return Row(self.file, self.index, values, self.images_dir, f"{self.prefix}{label}.", *lists)
+        return Row(self.file, self.index, values, self.images_dir, self.line, f"{self.prefix}{label}.", *lists)
+
+    def parsed(self, key: str) -> Any:
+        """The value of a key that is there; what a cell holds as JSON, if it does."""
+        value = self.values[key]
+        if isinstance(value, CsvCell):
+            try:
+                return from_json(value)
+            except (ValueError, RecursionError):
+                return value
+        return value
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}{key}"
@@ -233,16 +251,22 @@ class Row:
         return text
 
     def _wrong(self, key: str, value: Any, wanted: str) -> None:
-        self.problem(key, f"holds {_shown(value)}. Give {wanted}.")
+        written = " as JSON" if isinstance(value, CsvCell) else ""
+        self.problem(key, f"holds {shown(value)}. Give {wanted}{written}.")
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One annotation format: its name, a description in one line, and the function from a row to a case."""
+    """One annotation format: its name, a description in one line, and the function from a row to a case.
+
+    row_of: the way back, from a case to a row with its edit, its rephrasings (text_generality) and its locality probes;
+    images are written as paths. None if the format is only read.
+    """
 
     name: str
     about: str
     case: Callable[[Row], EditCase]
+    row_of: Callable[[EditCase], dict[str, Any]] | None = None
 
     def read(
         self, file: str | Path, images: str | Path | None = None, on_error: OnError | None = None
@@ -263,91 +287,32 @@ class Reader:
     ) -> Iterator[tuple[Row, EditCase | None]]:
         """Each row with its case, or with None if the row has a problem."""
         file = Path(file)
-        values, broken = load_rows(file)
         images_dir = file.parent if images is None else Path(images)
-        first_with: dict[str, int] = {}
-        for index, value in enumerate(values):
-            row = Row(file, index, value if isinstance(value, dict) else {}, images_dir)
-            case = self._build(row, value, first_with)
+        first_with: dict[str, Row] = {}
+        for raw in load_rows(file):
+            if raw.problem is not None and raw.line is None:  # The end of what can be read; no row of its own.
+                on_error(RowError(file, raw.index, None, raw.problem))
+                return
+            values = raw.value if isinstance(raw.value, dict) else {}
+            row = Row(file, raw.index or 0, values, images_dir, raw.line)
+            case = self._build(row, raw, first_with)
             for problem in row.problems:
                 on_error(problem)
             yield row, None if row.problems else case
-        if broken is not None:
-            on_error(broken)
 
-    def _build(self, row: Row, value: Any, first_with: dict[str, int]) -> EditCase | None:
-        if not isinstance(value, dict):
-            row.problem(None, f"is {_shown(value)}. Every row is a JSON object.")
+    def _build(self, row: Row, raw: RawRow, first_with: dict[str, Row]) -> EditCase | None:
+        if raw.problem is not None:
+            row.problem(None, raw.problem)
+            return None
+        if not isinstance(raw.value, dict):
+            row.problem(None, f"is {shown(raw.value)}. Every row is a JSON object.")
             return None
         case = self.case(row)
-        first = first_with.setdefault(case.id, row.index)
-        if first != row.index:
+        first = first_with.setdefault(case.id, row)
+        if first is not row:
             # Reports and the store identify a case by its id.
-            row.problem("id", f"{case.id!r} is already the id of row {first}. Make the ids distinct.")
+            row.problem("id", f"{case.id!r} is already the id of {first.place}. Make the ids distinct.")
         return case
-
-
-def load_rows(file: Path) -> tuple[list[Any], RowError | None]:
-    """The rows of a JSON list; for broken JSON, the rows before the break and the problem.
-
-    Numbers are `JsonNumber`. Raises `DatasetError` if the file is missing or is not UTF-8 text.
-    """
-    text = _read_text(file)
-    decoder = json.JSONDecoder(parse_int=JsonNumber, parse_float=JsonNumber)
-    try:
-        rows = decoder.decode(text)
-    except json.JSONDecodeError as error:
-        return _rows_before_break(file, text, decoder, error)
-    except RecursionError:
-        return [], RowError(file, None, None, "is nested too deeply. Give a JSON list of objects.")
-    if not isinstance(rows, list):
-        return [], RowError(file, None, None, f"holds {_shown(rows)}. Give a JSON list of objects.")
-    return rows, None
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DatasetError(f"{file} does not exist. Give the path of an annotation file.") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{file} is not UTF-8 text (byte {error.start}: {error.reason}). Give a JSON file."
-        ) from error
-    except (OSError, ValueError) as error:
-        # ValueError: a path with a zero byte.
-        raise DatasetError(f"{file} cannot be read ({error}). Give the path of a JSON file.") from error
-
-
-def _rows_before_break(
-    file: Path, text: str, decoder: json.JSONDecoder, error: json.JSONDecodeError
-) -> tuple[list[Any], RowError]:
-    """Decode row by row up to the break, to find out in which row it is."""
-    reason = f"is not valid JSON at line {error.lineno}, column {error.colno} ({error.msg})."
-    if not text.strip():
-        return [], RowError(file, None, None, "is empty. Give a JSON list of objects.")
-    rows: list[Any] = []
-    position = _skip_blanks(text, 0)
-    if text[position] != "[":
-        return [], RowError(file, None, None, f"{reason} Give one JSON list of objects.")
-    try:
-        while True:
-            row, position = decoder.raw_decode(text, _skip_blanks(text, position + 1))
-            rows.append(row)
-            position = _skip_blanks(text, position)
-            if text[position : position + 1] != ",":
-                break
-    except (json.JSONDecodeError, RecursionError):
-        pass
-    whole = text[position : position + 1] == "]"
-    advice = f"The {len(rows)} rows before it are whole. Repair the file or fetch it again."
-    return rows, RowError(file, None if whole else len(rows), None, f"{reason} {advice}")
-
-
-def _skip_blanks(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
 
 
 def _raise(error: RowError) -> None:
@@ -356,12 +321,3 @@ def _raise(error: RowError) -> None:
 
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, values)) if values else "no keys"
-
-
-def _shown(value: Any) -> str:
-    """A value for messages, as in the file but cut short, with its JSON type."""
-    kinds = {dict: "an object", list: "a list", bool: "a boolean", float: "no number", type(None): "null"}
-    kind = "a number" if isinstance(value, JsonNumber) else kinds.get(type(value), "text")
-    text = value if isinstance(value, JsonNumber) else json.dumps(value)
-    text = text if len(text) <= 60 else f"{text[:57]}..."
-    return kind if value is None else f"{kind} ({text})"

@@ -20,15 +20,17 @@ KEPT_PROBLEMS = 100
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem: its row (counted from 0; None: the whole file), its key, and the reason."""
+    """One problem: its row (counted from 0; None: the whole file), its key, the reason, and its line (None: a JSON
+    list)."""
 
     file: str
     row: int | None
     key: str | None
     message: str
+    line: int | None = None
 
     def __str__(self) -> str:
-        return str(RowError(Path(self.file), self.row, self.key, self.message))
+        return str(RowError(Path(self.file), self.row, self.key, self.message, self.line))
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class DataReport:
 
 @dataclass
 class _ImageUse:
-    row: int
+    row: Row
     key: str
     used_by: set[int] = field(default_factory=set)
 
@@ -85,7 +87,7 @@ class _Problems:
     def add(self, error: RowError) -> None:
         self.count += 1
         if len(self.kept) < self.keep:
-            self.kept.append(Problem(str(error.file), error.row, error.key, error.reason))
+            self.kept.append(Problem(str(error.file), error.row, error.key, error.reason, error.line))
 
 
 def check_file(
@@ -140,7 +142,7 @@ def check_file(
 
 def _note_images(row: Row, uses: dict[Path, _ImageUse]) -> None:
     for key, path in row.images:
-        uses.setdefault(path, _ImageUse(row.index, key)).used_by.add(row.index)
+        uses.setdefault(path, _ImageUse(row, key)).used_by.add(row.index)
 
 
 def _note_case(case: EditCase, probes: Counter[str], types: Counter[str]) -> None:
@@ -160,7 +162,7 @@ def _open_all(file: Path, uses: Mapping[Path, _ImageUse], problems: _Problems, p
             else:
                 missing += 1
             rows = f" Named by {len(image.used_by)} rows." if len(image.used_by) > 1 else ""
-            problems.add(RowError(file, image.row, image.key, f"{error}{rows}"))
+            problems.add(RowError(file, image.row.index, image.key, f"{error}{rows}", image.row.line))
         progress(done, len(uses))
     return missing, unreadable
 

@@ -313,7 +313,7 @@ class EditedModel:
         if self._at is not None:
             return Changes(self._revision, (), ())
         found = self.store.changes_since(self._revision)
-        known = set(self.editor.ids)
+        known = set(self.editor.ids) if found else set()  # Of many edits in a row, none looks at all ids.
         missing = [edit_id for edit_id in found.added if edit_id not in known]
         experts = [(edit_id, self._expert(edit_id, data)) for edit_id, data in self.store.experts(missing)]
         for edit_id in known.intersection(found.removed):
@@ -398,7 +398,7 @@ class EditedModel:
         self.backbone.check_edit(prompt, answer)
         if image is None and self.editor.needs_image:
             raise InvalidInputError(
-                "An edit without an image was asked for, but this editor's scope is 'image': no question without a "
+                "An edit without an image was asked for, but this editor's scope is 'image': no question without an "
                 "image would ever find it. Give the image, or an editor trained with --set scope=text+image."
             )
 
@@ -465,7 +465,7 @@ class EditedModel:
             alone=supersede is True,
             request=request,
         )
-        if request is not None:  # Another process may have made the same change: only the store knows what is active.
+        if stored.is_replay:  # Another process has made the same change: only the store knows what is active.
             self._refresh()
             return stored
         if stored.revision_added == self._revision + 1:

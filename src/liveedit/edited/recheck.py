@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..answering import Answering
 from ..answers import Answer, Fired, is_broken, same_answer
-from ..images import image_digest, open_image
+from ..images import open_image
 from ..samples import Question
 from ..store.records import StoredEdit
 from ..store.store import EditStore
@@ -85,9 +85,7 @@ def question_of(store: EditStore, edit: StoredEdit) -> tuple[AskedAbout, Image.I
     """What is left of an edit's image to ask about. Raises `StoreError` if it is damaged."""
     if edit.image_sha256 is None:
         return "text", None
-    if (image := store.image(edit.id)) is not None:
-        return "image", open_image(image)
-    if (thumbnail := store.thumbnail(edit.id)) is None:
-        return "nothing", None
-    small = open_image(thumbnail)
-    return ("image" if image_digest(small) == edit.image_sha256 else "thumbnail"), small
+    if (whole := store.whole_image(edit)) is not None:
+        return "image", open_image(whole)
+    thumbnail = store.thumbnail(edit.id)
+    return ("nothing", None) if thumbnail is None else ("thumbnail", open_image(thumbnail))

@@ -217,7 +217,10 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
     try:
         reader = safe_open(path, framework="numpy")
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"{str(path)!r} is no bundle of edits: it is not safetensors ({error}).") from error
+        raise StoreError(
+            f"{str(path)!r} is no bundle of edits: it is not safetensors ({error}). Give a file that `liveedit edits "
+            "export` wrote as a bundle; the edits of rows are made by `liveedit edits add`."
+        ) from error
     with reader:
         header = reader.metadata() or {}
         if (found := header.get("format")) != FORMAT:

@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import Connection, delete, insert, select
 
 from ..errors import ConflictError, EditPurgedError, InvalidInputError
-from .queries import edits_where, events_where
+from .queries import edits_where, events_where, latest_revision
 from .records import Event, StoredEdit
 from .schema import EDITS, EVENTS, REQUESTS
 
@@ -22,7 +22,7 @@ class ChangeRequest:
     """A request for a change, identified by a key that its sender chose. Only digests of it are stored.
 
     owner: the sender and the purpose; equal keys of different owners are different requests. body: the content of the
-    request. kept_changes: the number of later changes of the store for which the request is remembered.
+    request. kept_changes: the number of later changes of the store for which the request is remembered; None: for good.
 
     Raises `InvalidInputError` for a key that is empty or too long.
     """
@@ -30,7 +30,7 @@ class ChangeRequest:
     owner: str
     key: str
     body: bytes
-    kept_changes: int = 10_000
+    kept_changes: int | None = 10_000
 
     def __post_init__(self) -> None:
         if not 0 < len(self.key) <= LONGEST_KEY:
@@ -77,9 +77,14 @@ def remember(connection: Connection, request: ChangeRequest | None, revision: in
     """Record that this request made this change, and delete the requests that have expired."""
     if request is None:
         return
-    row = {"request_sha256": request.sha256, "body_sha256": request.body_sha256, "revision": revision}
+    row = {
+        "request_sha256": request.sha256,
+        "body_sha256": request.body_sha256,
+        "revision": revision,
+        "kept_until": None if request.kept_changes is None else revision + request.kept_changes,
+    }
     connection.execute(insert(REQUESTS), row)
-    connection.execute(delete(REQUESTS).where(REQUESTS.c.revision <= revision - request.kept_changes))
+    connection.execute(delete(REQUESTS).where(REQUESTS.c.kept_until <= latest_revision(connection)))
 
 
 def _after(edit: StoredEdit, event: Event) -> StoredEdit:

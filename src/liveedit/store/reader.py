@@ -9,6 +9,7 @@ from typing import Final, Self
 from sqlalchemy import func, select
 
 from ..errors import NotFoundError, StoreError
+from ..images import image_digest, open_image
 from . import idempotency, queries
 from .contradictions import Contradiction, active_contradictions
 from .database import Database
@@ -117,6 +118,19 @@ class EditReader:
     def image(self, edit_id: str) -> bytes | None:
         """The image of an edit as it was stored, or None if it was not. Raises as `expert` does."""
         return self._blob(edit_id, "image")
+
+    def whole_image(self, edit: StoredEdit) -> bytes | None:
+        """The image of an edit pixel by pixel: as it was stored, or its thumbnail if that is the whole image.
+
+        None if only a smaller copy was kept, or nothing, or if the edit has no image. Raises as `expert` does.
+        """
+        if edit.image_sha256 is None:
+            return None
+        if (image := self.image(edit.id)) is not None:
+            return image
+        thumbnail = self.thumbnail(edit.id)
+        is_whole = thumbnail is not None and image_digest(open_image(thumbnail)) == edit.image_sha256
+        return thumbnail if is_whole else None
 
     def active_experts(self, at: int | None = None) -> Iterator[tuple[str, bytes]]:
         """(edit id, expert as safetensors) of every active edit, in the order they were made; few in memory at a time.

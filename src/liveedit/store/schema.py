@@ -22,7 +22,7 @@ from sqlalchemy import (
 APPLICATION_ID: Final = 0x4C456474
 """`LEdt`, in the header of every edits file. It distinguishes an edits file from other SQLite files."""
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 """Stored in every database."""
 
 UNREADABLE_VERSIONS: Final = {
@@ -34,7 +34,14 @@ UNREADABLE_VERSIONS: Final = {
 
 Migration = tuple[int, str, Callable[[Connection], None]]
 
-MIGRATIONS: Final[tuple[Migration, ...]] = ()
+
+def _requests_expire_one_by_one(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE requests ADD COLUMN kept_until INTEGER")
+    connection.exec_driver_sql("UPDATE requests SET kept_until = revision + 10000")
+    connection.exec_driver_sql("CREATE INDEX requests_by_expiry ON requests (kept_until)")
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = ((6, "requests expire one by one", _requests_expire_one_by_one),)
 """(version, name, function) of each migration. The function brings a database from `version - 1` to `version`, inside a
 transaction that it neither opens nor closes.
 
@@ -125,9 +132,12 @@ REQUESTS: Final = Table(
     Column("request_sha256", Text, primary_key=True),
     Column("body_sha256", Text, nullable=False),
     Column("revision", Integer, ForeignKey("events.revision"), nullable=False),
+    Column("kept_until", Integer),
     Index("requests_by_revision", "revision"),
+    Index("requests_by_expiry", "kept_until"),
 )
-"""Requests that came with an idempotency key, and the revision that each of them made."""
+"""Requests that came with an idempotency key, the revision that each of them made, and the one that it is kept until;
+NULL: for good."""
 
 TABLES: Final = tuple(_METADATA.tables.values())
 

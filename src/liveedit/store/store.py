@@ -133,6 +133,16 @@ class EditStore(EditReader):
         self._is_bound = True
         return self._attached(stored)
 
+    def remember(self, request: ChangeRequest, edit_id: str) -> None:
+        """Answer a request with an edit that is there already, as if the request had made it. edit_id: as in `get`.
+
+        Nothing changes if the request was carried out before. Raises as `made_by` does, and `NotFoundError`.
+        """
+        with self._database.writing() as connection:
+            if idempotency.made_by(connection, request) is None:
+                edit = queries.edit_of(connection, edit_id)
+                idempotency.remember(connection, request, edit.revision_added)
+
     def undo(
         self, edit_id: str, *, author: str | None = None, note: str | None = None, request: ChangeRequest | None = None
     ) -> StoredEdit:
