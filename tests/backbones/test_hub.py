@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -65,12 +64,10 @@ def unreachable(resetting: ResettingServer, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_hub_that_resets_connections_is_asked_once(resetting: ResettingServer, tmp_path: Path) -> None:
-    """The whole command, as a person runs it: with retries it takes half a minute."""
+    """The whole command, as a person runs it."""
     environment = {**os.environ, "HF_ENDPOINT": resetting.url, "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "liveedit", "doctor", "--backbone", "someone/tiny-lava"]
-    started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert time.monotonic() - started < 20
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
