@@ -17,10 +17,11 @@ def unit_vectors(rows: int, width: int = 96, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def with_flags(vectors: Tensor) -> Tensor:
-    """As features of fitted experts: two components are 0 or 1, much larger than the others."""
+def with_flags(vectors: Tensor, last: float = 0.0) -> Tensor:
+    """As features of fitted experts: two components are 0 or 1, much larger than the others, and one is 0 in edits and
+    1 in queries."""
     flags = torch.arange(len(vectors))[:, None] % 2 == torch.arange(2)
-    return torch.cat([vectors, flags.float()], 1)
+    return torch.cat([vectors, flags.float(), torch.full((len(vectors), 1), last)], 1)
 
 
 def steep(rows: int) -> Tensor:
@@ -30,7 +31,7 @@ def steep(rows: int) -> Tensor:
 
 KINDS = {
     "unit vectors": (unit_vectors(200), unit_vectors(7, seed=1)),
-    "flags beside unit vectors": (with_flags(unit_vectors(200)), with_flags(unit_vectors(7, seed=1))),
+    "flags beside unit vectors": (with_flags(unit_vectors(200)), with_flags(unit_vectors(7, seed=1), 1.0)),
     "steep": (steep(200), steep(7)),
     "zeros": (torch.zeros(20, 5), torch.zeros(3, 5)),
     "two components": (torch.randn(20, 2), torch.randn(3, 2)),
@@ -74,6 +75,16 @@ def test_a_row_that_is_written_again_is_the_new_one() -> None:
     assert bounds[0, 5] > 10 * bounds[0, 6]
     others = torch.arange(len(vectors)) != 5
     assert torch.equal(found[:, others], before[0][:, others]) and torch.equal(bounds[:, others], before[1][:, others])
+
+
+def test_a_row_that_is_written_again_may_have_what_no_other_has() -> None:
+    vectors, queries = KINDS["flags beside unit vectors"]
+    block = CoarseBlock(vectors)
+    vectors = vectors.clone()
+    vectors[5, -1] = 1.0
+    block.write(slice(5, 6), vectors[5:6])
+    found, bounds = block.products(queries, len(vectors))
+    assert ((found - queries.double() @ vectors.double().T).abs() <= bounds + ROUNDING * 3).all()
 
 
 def test_only_the_first_rows_are_compared() -> None:

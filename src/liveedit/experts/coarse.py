@@ -32,9 +32,11 @@ class CoarseBlock:
     def __init__(self, vectors: Float[Tensor, "rows width"]):
         largest = vectors.abs().amax(0)
         self._wide = _wide_components(largest)
-        self._narrow = torch.ones_like(largest).index_fill_(0, self._wide, 0.0)
         scales = largest / _KEY_LEVELS
         self._scales = torch.where(scales > 0, scales, 1.0)
+        self._narrow = torch.ones_like(largest).index_fill_(0, self._wide, 0.0)
+        # What is 0 in every vector of the block must not decide how finely a query is stored.
+        self._compared = self._narrow * (largest > 0)
         self._keys: Int8[Tensor, "rows width"] = torch.empty(vectors.shape, dtype=torch.int8)
         self._whole = vectors.new_empty(len(vectors), len(self._wide))
         self._errors, self._lengths = vectors.new_empty(len(vectors)), vectors.new_empty(len(vectors))
@@ -42,7 +44,7 @@ class CoarseBlock:
 
     def write(self, rows: slice, vectors: Float[Tensor, "rows width"]) -> None:
         """Replace the copies of these rows."""
-        keys = (vectors * self._narrow / self._scales).round().clamp(-_KEY_LEVELS, _KEY_LEVELS)
+        keys = (vectors * self._compared / self._scales).round().clamp(-_KEY_LEVELS, _KEY_LEVELS)
         self._keys[rows] = keys.to(torch.int8)
         self._whole[rows] = vectors[:, self._wide]
         self._errors[rows] = ((vectors * self._narrow).double() - keys.double() * self._scales).norm(dim=1).float()
@@ -54,14 +56,15 @@ class CoarseBlock:
         With x = s k + e for a vector and q s = a p + r for a query, k and p in 8 bits, the product is computed as
         a (p . k), so that it is wrong by at most |q| |e| + |r| |k|. Rounding in float32 is not part of the bounds.
         """
-        narrow = queries * self._narrow
-        scaled = narrow * self._scales
+        scaled = queries * self._compared * self._scales
         steps = scaled.abs().amax(1, keepdim=True) / _QUERY_LEVELS
         steps = torch.where(steps > 0, steps, 1.0)
         levels = (scaled / steps).round()
         found = torch._int_mm(self._keys[:rows], levels.to(torch.int8).T).T * steps
         missing = (scaled.double() - levels.double() * steps).norm(dim=1, keepdim=True).float()
-        bounds = narrow.norm(dim=1, keepdim=True) * self._errors[:rows] + missing * self._lengths[:rows]
+        bounds = (queries * self._narrow).norm(dim=1, keepdim=True) * self._errors[:rows] + missing * self._lengths[
+            :rows
+        ]
         return found + queries[:, self._wide] @ self._whole[:rows].T, bounds
 
 
