@@ -5,10 +5,10 @@ of edits are made up: directions drawn at random, but for a share of `--near` th
 one of the questions as two texts must be to be compared token by token (cosine 0.45). In CounterFact 0.2 % of all
 pairs of edits are. Experts are those of answers of one token.
 
-`over_unedited`: processor time of asking `--questions` questions, one by one, up to 16 new tokens, beside N edits,
-over that with the editor paused; `batch_over_unedited`: in one batch. `memory_mb`: resident memory of the
-process, without pages of files; `file_pages_mb`: pages of files that are mapped at the moment, weights of the model
-among them, which the system can take back; `add_ms`: milliseconds of adding one expert.
+`over_unedited`: processor time of four questions, one by one, up to 16 new tokens, over that with the editor paused;
+`batch_over_unedited`: in one batch. `memory_mb`: resident memory of the process, without pages of files;
+`file_pages_mb`: pages of files that are mapped at the moment, weights of the model among them, which the system can
+take back; `add_ms`: milliseconds of adding one expert.
 
     python benchmarks/many_edits.py --backbone SmolLM2-135M-Instruct.Q4_1.gguf --counts 1000 10000 100000 1000000
 """
