@@ -2,8 +2,8 @@
 
 The editor is `fitted-experts` on a language model, its experts in memory-mapped files (`experts_on="host"`). Features
 of edits are made up: directions drawn at random, but for a share of `--near` that are as similar to the contents of
-one of the questions as two texts must be to be compared token by token (cosine 0.45). In CounterFact 0.2 % of all
-pairs of edits are. Experts are those of answers of one token.
+one of the questions as two texts must be to be compared token by token (cosine 0.45). Experts are those of answers of
+one token.
 
 `over_unedited`: processor time of four questions, one by one, up to 16 new tokens, over that with the editor paused;
 `batch_over_unedited`: in one batch. `memory_mb`: resident memory of the process, without pages of files;
@@ -30,7 +30,7 @@ from liveedit.editors import editor_class
 from liveedit.editors.shared.routed_editor import RoutedEditor
 from liveedit.experts import LowRankExpert
 from liveedit.samples import Question
-from timing import interleaved_seconds, median_ratio
+from timing import interleaved_seconds, median_ratio, status_bytes
 
 QUESTIONS = (
     "Who wrote the novel Middlemarch?",
@@ -67,12 +67,6 @@ class MadeUpExperts:
         prompt[: 8 * width] = prompt[: 8 * width].roll(width // 2)
         factors = torch.randn(2, 1, width, generator=generator)
         return LowRankExpert(factors[0], factors[1], visual, prompt, torch.cat([content, content]))
-
-
-def resident_mb(kind: str) -> int:
-    """Resident memory of this process: RssAnon, or RssFile for mapped pages of files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return round(int(next(line for line in lines if line.startswith(kind)).split()[1]) / 1024)
 
 
 def main() -> None:
@@ -118,8 +112,8 @@ def main() -> None:
                 "edits": count,
                 "over_unedited": round(median_ratio(seconds, "edited", "plain"), 3),
                 "batch_over_unedited": round(median_ratio(seconds, "edited batch", "plain batch"), 3),
-                "memory_mb": resident_mb("RssAnon"),
-                "file_pages_mb": resident_mb("RssFile"),
+                "memory_mb": round(status_bytes("RssAnon") / 2**20),
+                "file_pages_mb": round(status_bytes("RssFile") / 2**20),
                 "add_ms": round(1000 * adding, 3),
             }
             print(json.dumps(found), flush=True)

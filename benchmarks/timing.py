@@ -115,14 +115,15 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status_bytes("VmRSS")
+        before = status_bytes("VmRSS")
         call()
-        return max(0, _status_bytes("VmHWM") - before)
+        return max(0, status_bytes("VmHWM") - before)
     except (OSError, StopIteration):
         return None
 
 
-def _status_bytes(name: str) -> int:
+def status_bytes(name: str) -> int:
+    """A figure of this process in /proc, such as VmRSS."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 

@@ -12,7 +12,7 @@ from liveedit.evaluation.perplexity import answer_likelihoods
 from liveedit.evaluation.probing import choose_along
 from liveedit.samples import Probe, Question
 
-ANSWERS = ["red", "in the deep well behind the old mine", "four"]
+ANSWERS = ["red", "in the garden behind the old house", "four"]
 UNANSWERED = [Answer("", ())] * len(ANSWERS)
 """Free answers that spare no teacher forcing."""
 

@@ -248,7 +248,7 @@ class ExpertRepository:
             return blocks.MappedColumn(layout, shape, self._folder)
         if self.device.type == "cpu":
             return CoarseColumn(layout, shape, self._folder)
-        # Devices with memory of their own compare a million of these in a few milliseconds.
+        # Other devices have their own memory and compare the features as they are.
         return blocks.Column(layout, shape, self.device)
 
     def _row(self, edit_id: str) -> int:

@@ -142,7 +142,7 @@ def test_the_answer_has_no_say_in_routing(make_editor: EditorMaker, edits: Edits
     editor = make_editor(order="given", anchor=anchor)
     editor.edit(edits)
     questions = [edit.question for _, edit in edits]
-    for answers in (None, ["a"] * 4, ["the deep well behind the old mine"] * 4):
+    for answers in (None, ["a"] * 4, ["the garden behind the old house"] * 4):
         logits_of(editor.backbone, questions, answers)
         route = editor._hook.route
         assert route is not None
@@ -155,7 +155,7 @@ def test_labels_of_an_external_call_keep_the_answer_out_of_routing(
 ) -> None:
     editor = make_editor(order="given", anchor=anchor)
     editor.edit(edits)
-    inputs = editor.backbone.encode([edit.question for _, edit in edits], ["the deep well behind the old mine"] * 4)
+    inputs = editor.backbone.encode([edit.question for _, edit in edits], ["the garden behind the old house"] * 4)
     with torch.no_grad():
         through = editor.backbone.logits(inputs)
         labels = inputs.input_ids.masked_fill(~inputs.answer_mask, -100)

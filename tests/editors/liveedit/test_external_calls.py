@@ -14,7 +14,7 @@ from liveedit.editors.liveedit import LiveEdit
 from liveedit.errors import InvalidInputError
 from liveedit.samples import Question
 
-ANSWERS = ["red", "the deep well behind the old mine", "four"]
+ANSWERS = ["red", "the garden behind the old house", "four"]
 WARNING = "does not say where an answer begins"
 
 

@@ -13,7 +13,7 @@ from liveedit.backbones import Backbone, HiddenTokens, TokenBatch, TokenRole
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.samples import Question
 
-ANSWERS = ["red", "the deep well behind the old mine", "four"]
+ANSWERS = ["red", "the garden behind the old house", "four"]
 
 
 def add_forced(editor: LiveEdit, questions: list[Question]) -> None:
