@@ -67,7 +67,7 @@ class Backbone:
         self._transform: PromptTransform | None = None
         self.claim = Claim(name)
         # bitsandbytes rearranges quantized weights in the first forward pass, so that they are read before it.
-        self._digest = self.digest() if getattr(model, "is_quantized", False) else ""
+        self.known_digest = self.digest() if getattr(model, "is_quantized", False) else ""
 
     @property
     def current_inputs(self) -> TokenBatch | None:
@@ -159,7 +159,7 @@ class Backbone:
 
     def digest(self) -> str:
         """SHA-256 of the configuration and of a sample of each weight: a quick way to distinguish two models."""
-        return getattr(self, "_digest", "") or digest_of(self.model.config.to_json_string(), self.weights())
+        return getattr(self, "known_digest", "") or digest_of(self.model.config.to_json_string(), self.weights())
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ Quantization = Literal["8bit", "4bit"]
 DeviceMap = str | dict[str, int | str | torch.device]
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """Where a model is: a folder or hub name, and the GGUF file in the folder if that is what is loaded."""
 
     place: str
@@ -64,7 +64,7 @@ def load_backbone(
     """
     if device is not None and device_map is not None:
         raise BackboneError("Both device and device_map were given. Give one of them.")
-    source = _located(str(name), quantization)
+    source = located(str(name), quantization)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     spread = device_map is not None or quantization is not None
     options: dict[str, Any] = {"dtype": dtype or _default_precision(target, quantization)}
@@ -83,10 +83,10 @@ def load_backbone(
     return kind(str(name), model, processor)
 
 
-def _located(name: str, quantization: Quantization | None) -> _Source:
+def located(name: str, quantization: Quantization | None = None) -> Source:
     """Where the model of this name is. Raises `BackboneError` if it is nowhere."""
     if name in BUILT_IN + MADE_HERE:
-        return _Source(str(built_in_folder(name)))
+        return Source(str(built_in_folder(name)))
     file = gguf_file(name)
     if file is not None:
         if quantization is not None:
@@ -95,18 +95,18 @@ def _located(name: str, quantization: Quantization | None) -> _Source:
                 "out, or give a transformers checkpoint of this model."
             )
         check_gguf(file)
-        return _Source(str(file.parent), file)
+        return Source(str(file.parent), file)
     path = Path(name)
     if path.is_file():
         raise BackboneError(f"{name!r} is a file. Give the folder of a transformers checkpoint, or a GGUF file.")
     if path.exists():
-        return _Source(name)
+        return Source(name)
     if path.is_absolute() or name.startswith((".", "~")):
         raise BackboneError(f"There is no folder {name!r}. Give the folder of a transformers checkpoint.")
-    return _Source(hub_source(name))
+    return Source(hub_source(name))
 
 
-def _loaded(name: str, source: _Source, options: dict[str, Any]) -> tuple[type[Backbone], Any, Any]:
+def _loaded(name: str, source: Source, options: dict[str, Any]) -> tuple[type[Backbone], Any, Any]:
     """The class of its family, the model and its processor, as transformers loads them."""
     if source.gguf is not None:
         try:
@@ -116,14 +116,14 @@ def _loaded(name: str, source: _Source, options: dict[str, Any]) -> tuple[type[B
             raise
         except Exception as error:  # In a damaged file every value can be wrong, so that anything may fail.
             raise BackboneError(not_read(source.gguf, error)) from error
-    _import_towers(source.place)
-    kind = _kind(name, AutoConfig.from_pretrained(source.place))
+    import_towers(source.place)
+    kind = kind_of(name, AutoConfig.from_pretrained(source.place))
     auto = AutoModelForImageTextToText if kind.reads_images else AutoModelForCausalLM
     processor = kind.load_processor(source.place)
     return kind, auto.from_pretrained(source.place, **options), processor
 
 
-def _import_towers(source: str) -> None:
+def import_towers(source: str) -> None:
     """Import what registers the types of a checkpoint's parts with transformers, where a package provides it."""
     values, _ = PreTrainedConfig.get_config_dict(source)
     types = {part.get("model_type") for part in values.values() if isinstance(part, dict)}
@@ -132,9 +132,9 @@ def _import_towers(source: str) -> None:
             registry.load(registry.TOWERS, name)
 
 
-def _loaded_gguf(name: str, source: _Source, file: Path, options: dict[str, Any]) -> tuple[type[Backbone], Any, Any]:
+def _loaded_gguf(name: str, source: Source, file: Path, options: dict[str, Any]) -> tuple[type[Backbone], Any, Any]:
     config = AutoConfig.from_pretrained(source.place, gguf_file=str(file))
-    kind = _kind(name, config)
+    kind = kind_of(name, config)
     if not issubclass(kind, TextBackbone):
         raise BackboneError(
             f"{name} is of the type {config.model_type!r}, and of GGUF files only language models without images can "
@@ -152,7 +152,8 @@ def _loaded_gguf(name: str, source: _Source, file: Path, options: dict[str, Any]
     return kind, model, processor
 
 
-def _kind(name: str, config: Any) -> type[Backbone]:
+def kind_of(name: str, config: Any) -> type[Backbone]:
+    """The class of a model's family. Raises `BackboneError` if it cannot be edited."""
     model_type = config.model_type
     if getattr(config, "is_encoder_decoder", False) or getattr(
         config.get_text_config(decoder=True), "is_encoder_decoder", False

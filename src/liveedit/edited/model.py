@@ -22,7 +22,7 @@ from ..editors.base import ExpertEditor
 from ..errors import InvalidInputError, NotFoundError, OvertakenError
 from ..experts import Expert
 from ..experts.blocks import ExpertsOn
-from ..experts.expert import expert_from_bytes, expert_to_bytes
+from ..experts.expert import expert_to_bytes
 from ..images import image_digest, open_image
 from ..progress import Progress, no_progress, steps_reported
 from ..samples import Edit, ImageSource, Question
@@ -31,6 +31,7 @@ from ..store.idempotency import ChangeRequest
 from ..store.records import Changes, NewEdit, StoredEdit
 from ..store.store import EditStore
 from ..store.thumbnails import image_png, thumbnail_png
+from .following import FollowedEdits
 from .lock import ReadersWriterLock
 from .recheck import CheckedEdit, check_edits
 from .trial import Trial, TrialRun
@@ -119,7 +120,6 @@ class EditedModel:
         self.backbone, self.editor, self._at = backbone, editor, at
         self.answering = Answering(backbone, editor)
         self._keep_images = keep_images
-        self._revision = 0
         self._lock, self._is_closed = ReadersWriterLock(), False
         try:
             backbone.claim.take(editor)
@@ -136,10 +136,8 @@ class EditedModel:
                 raise InvalidInputError(f"Revision {at} was given without an edits file. Give `edits` as well.")
             self.store = EditStore(None) if store is None else store
             self.store.bind(backbone.digest(), editor.digest(), backbone=backbone.name, editor=editor.name)
-            self._revision = self.store.latest_revision() if at is None else at
-            for edit_id, data in self.store.active_experts(self._revision):
-                editor.add(edit_id, self._expert(edit_id, data))
-            editor.number(self.store.numbers(editor.ids))
+            self._followed = FollowedEdits(editor, self.store)
+            self._followed.load(at)
         except BaseException:
             self._leave()
             raise
@@ -311,23 +309,13 @@ class EditedModel:
 
     def _refresh(self) -> Changes:
         if self._at is not None:
-            return Changes(self._revision, (), ())
-        found = self.store.changes_since(self._revision)
-        known = set(self.editor.ids) if found else set()  # Of many edits in a row, none looks at all ids.
-        missing = [edit_id for edit_id in found.added if edit_id not in known]
-        experts = [(edit_id, self._expert(edit_id, data)) for edit_id, data in self.store.experts(missing)]
-        for edit_id in known.intersection(found.removed):
-            self.editor.undo(edit_id)
-        for edit_id, expert in experts:
-            self.editor.add(edit_id, expert)
-        self.editor.number(self.store.numbers([edit_id for edit_id, _ in experts]))
-        self._revision = found.revision
-        return found
+            return Changes(self._at, (), ())
+        return self._followed.refresh()
 
     @property
     def revision(self) -> int:
         """Store revision the active edits were loaded from; this process's later edits are active too."""
-        return self._revision
+        return self._followed.revision
 
     def edits(self) -> tuple[StoredEdit, ...]:
         """The active edits, oldest first."""
@@ -402,12 +390,6 @@ class EditedModel:
                 "image would ever find it. Give the image, or an editor trained with --set scope=text+image."
             )
 
-    def _expert(self, edit_id: str, data: bytes) -> Any:
-        try:
-            return expert_from_bytes(data, self.editor.expert_class)
-        except ValueError as error:
-            raise self.store.damage(edit_id, "expert", str(error)) from error
-
     def _made_by(self, request: ChangeRequest) -> StoredEdit | None:
         """The edit that this request has made before, active here too if it is active in the store."""
         with self._changing():
@@ -468,8 +450,8 @@ class EditedModel:
         if stored.is_replay:  # Another process has made the same change: only the store knows what is active.
             self._refresh()
             return stored
-        if stored.revision_added == self._revision + 1:
-            self._revision = stored.revision_added
+        if stored.revision_added == self.revision + 1:
+            self._followed.revision = stored.revision_added
         self.editor.add(stored.id, expert)
         self.editor.number({stored.id: stored.number})
         for other in superseded:

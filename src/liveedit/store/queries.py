@@ -127,19 +127,21 @@ def successor_of(connection: Connection, edit: StoredEdit) -> StoredEdit | None:
     return edit
 
 
-def changes_since(connection: Connection, revision: int) -> Changes:
-    """The edits that changed after this revision, by their present state."""
+def changes_since(connection: Connection, revision: int, until: int | None = None) -> Changes:
+    """The edits that changed after this revision, by their state now, or after the revision `until`."""
     check_revision(connection, revision)
+    until = latest_revision(connection) if until is None else until
+    check_revision(connection, until)
     changed = or_(INTERVALS.c.revision_added > revision, INTERVALS.c.revision_removed > revision)
     rows = connection.execute(
-        select(EDITS.c.id, EDITS.c.revision_removed)
+        select(EDITS.c.id, active(until).label("is_active"))
         .where(EDITS.c.number.in_(select(INTERVALS.c.edit_number).where(changed)))
         .order_by(EDITS.c.number)
     ).all()
     return Changes(
-        latest_revision(connection),
-        tuple(edit_id for edit_id, removed in rows if removed is None),
-        tuple(edit_id for edit_id, removed in rows if removed is not None),
+        until,
+        tuple(edit_id for edit_id, is_active in rows if is_active),
+        tuple(edit_id for edit_id, is_active in rows if not is_active),
     )
 
 

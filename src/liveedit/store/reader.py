@@ -165,13 +165,14 @@ class EditReader:
         with self._database.reading() as connection:
             return queries.latest_revision(connection)
 
-    def changes_since(self, revision: int) -> Changes:
+    def changes_since(self, revision: int, until: int | None = None) -> Changes:
         """The edits that a replica loaded at `revision` has to activate and deactivate.
 
-        Cheap if nothing changed. Raises `InvalidInputError` for a revision that does not exist.
+        until: the revision that the replica shall have then; by default the latest. Cheap if nothing changed. Raises
+        `InvalidInputError` for a revision that does not exist.
         """
         with self._database.reading() as connection:
-            return queries.changes_since(connection, revision)
+            return queries.changes_since(connection, revision, until)
 
     def history(self, edit_id: str | None = None) -> tuple[Event, ...]:
         """All changes of the edits, or of one edit, oldest first.

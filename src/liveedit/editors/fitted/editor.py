@@ -66,8 +66,10 @@ class FittedExperts(RoutedEditor):
         found = calibration or default_calibration(backbone, self.config, report_step)
         found = found.to(backbone.layer_device(layer))
         self._similarities = StateSimilarities(found, self.config, backbone.tokenizer.decode)
-        self._content_layer = KeptLayer(backbone, self.config.layer_of_content(backbone))
-        self._reading_layer = KeptLayer(backbone, self.config.layer_of_reading(backbone))
+        self._content_number = self.config.layer_of_content(backbone)
+        self._reading_number = self.config.layer_of_reading(backbone)
+        self._content_layer = KeptLayer(backbone, self._content_number)
+        self._reading_layer = KeptLayer(backbone, self._reading_number)
         self._attach(layer, FORM)
         self.combining = self.config.combining
         self.answer_confidence = self.config.answer_confidence
@@ -116,8 +118,8 @@ class FittedExperts(RoutedEditor):
         return {
             **self.config.model_dump(mode="json"),
             "layer": self.layer,
-            "content_layer": self.config.layer_of_content(self.backbone),
-            "reading_layer": self.config.layer_of_reading(self.backbone),
+            "content_layer": self._content_number,
+            "reading_layer": self._reading_number,
             "calibration": self.calibration.name,
         }
 
@@ -137,6 +139,11 @@ class FittedExperts(RoutedEditor):
     def feature_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of an expert's features."""
         return self._similarities.shapes(self.backbone.width)
+
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """The content layer, the reading layer and the edit layer."""
+        return tuple(sorted({self._content_number, self._reading_number, self.layer}))
 
     def query(self, tokens: HiddenTokens) -> QueryFeatures:
         """Features of the queries of this thread's last forward pass."""

@@ -61,6 +61,11 @@ class RoutedEditor(ExpertEditor[LowRankExpert]):
     def feature_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shapes of an expert's features by field name."""
 
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """The layers whose hidden states `query` reads, in ascending order; the last one is the edit layer."""
+        return (self.layer,)
+
     # -- editing -----------------------------------------------------------------------------------------
 
     def read(self, inputs: TokenBatch) -> HiddenTokens:
@@ -180,6 +185,16 @@ class RoutedEditor(ExpertEditor[LowRankExpert]):
     def reachable(self, tokens: HiddenTokens) -> Tensor:
         """(batch,) booleans: which queries are in the editor's scope. All of them here."""
         return torch.ones_like(tokens.has_image)
+
+    def route(self, tokens: TokenBatch, hidden_states: Mapping[int, Tensor]) -> Routing | None:
+        """The experts of queries whose hidden states another engine has computed; None if no expert passes.
+
+        The layers of the backbone compute nothing (`weightless_backbone`). hidden_states: (batch, tokens, width) by
+        layer, for `read_layers`.
+        """
+        for layer in self.read_layers[:-1]:
+            self.backbone.layers[layer](hidden_states[layer])  # Its hooks keep what `query` reads.
+        return self._route(HiddenTokens.of(tokens, hidden_states[self.layer]))
 
     @torch.no_grad()
     def _route(self, tokens: HiddenTokens) -> Routing | None:

@@ -1,0 +1,166 @@
+"""The plugin inside one of vLLM's workers: it reads hidden states, routes requests and adds their experts."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .repositories import Repository
+from .requests import EditedRequest, Span
+from .settings import Settings
+from .slots import ExpertSlots
+
+_REMEMBERED: Final = 10_000
+"""Ended requests whose fired edits can still be asked for."""
+
+_log = logging.getLogger("vllm.liveedit")
+
+
+class EditingWorker:
+    """Follows the requests of one model runner. Every rank has its own, and all come to the same decisions.
+
+    hidden states: with tensor parallelism they are whole at the end of each layer.
+    """
+
+    def __init__(self, settings: Settings, repositories: Mapping[str, Repository], device: torch.device):
+        self._settings, self.repositories = settings, repositories
+        self._slots = {
+            name: ExpertSlots(one.editor.form, one.editor.backbone.width, device) for name, one in repositories.items()
+        }
+        self.layers = sorted({layer for one in repositories.values() for layer in one.editor.read_layers})
+        """Layers whose output is read or changed."""
+        self._requests: dict[str, EditedRequest] = {}
+        self._ended: OrderedDict[str, EditedRequest] = OrderedDict()
+        self._spans: list[Span] = []
+
+    # -- steps -------------------------------------------------------------------------------------------
+
+    def before_step(self, revisions: Mapping[str, int], ended: Iterable[str]) -> None:
+        """Apply changes of edits, and forget requests that have ended. No step is in progress."""
+        for request_id in ended:
+            if (request := self._requests.pop(request_id, None)) is not None:
+                request.end()
+                self._remember(request_id, request)
+        for name, revision in revisions.items():
+            self.repositories[name].follow(revision)
+
+    def begin(self, rows: Iterable[tuple[str, int, Any]]) -> None:
+        """A forward pass begins. rows: id, number of tokens and state of each request, in the order of the batch."""
+        start = 0
+        for request_id, count, state in rows:
+            request = self._request(request_id, state)
+            if request is not None:
+                request.starts(state.num_computed_tokens)
+                self._spans.append(Span(request, start, start + count, state.num_computed_tokens))
+            start += count
+
+    def end(self) -> None:
+        """The forward pass has ended."""
+        self._spans = []
+
+    @torch.no_grad()
+    def after_layer(self, hidden_states: Tensor, residual: Tensor | None, layer: int) -> None:
+        """Read and change what a layer has computed, (tokens, width). Their sum is the layer's hidden state.
+
+        hidden_states is changed in place; residual: what vLLM adds to it later, None if it is added already.
+        """
+        changing: list[Span] = []
+        for span in self._spans:
+            editor = span.request.repository.editor
+            if not span.request.is_decided and layer in editor.read_layers:
+                self._read(span, hidden_states, residual, layer)
+            if layer == editor.layer and span.request.slot is not None:
+                changing.append(span)
+        if changing:
+            self._change(changing, hidden_states, residual)
+
+    def fired(self, request_id: str) -> dict[str, Any] | None:
+        """The edits that fired for a request, and their revision; None if it used no repository, or is unknown.
+
+        request_id: as clients know it; vLLM's own id begins with it.
+        """
+        for known in (self._requests, self._ended):
+            for name, request in reversed(known.items()):
+                if name == request_id or name.startswith(f"{request_id}-"):
+                    return request.to_dict() if request.is_decided else None
+        return None
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _request(self, request_id: str, state: Any) -> EditedRequest | None:
+        if request_id not in self._requests:
+            params = state.sampling_params
+            name = None if params is None else self._settings.repository_of(params.extra_args)
+            if name is None or state.prompt_token_ids is None:
+                return None
+            self._requests[request_id] = EditedRequest(
+                self.repositories[name], self._slots[name], tuple(state.prompt_token_ids)
+            )
+        return self._requests[request_id]
+
+    def _remember(self, request_id: str, request: EditedRequest) -> None:
+        self._ended[request_id] = request
+        if len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def _read(self, span: Span, hidden_states: Tensor, residual: Tensor | None, layer: int) -> None:
+        rows = slice(span.start, span.start + span.of_prompt)
+        span.request.keep(layer, _sum(hidden_states[rows], None if residual is None else residual[rows]))
+        if span.ends_prompt and layer == span.request.repository.editor.layer:
+            try:
+                span.request.decide()
+            except RuntimeError as error:
+                # The engine would stop for all requests if this were raised.
+                _log.error("A request is answered by the unedited model: %s.", error)
+                span.request.is_decided = True
+
+    def _change(self, spans: list[Span], hidden_states: Tensor, residual: Tensor | None) -> None:
+        alone = {id(span.request.slots): span.request.slots for span in spans}
+        for slots in alone.values():
+            own = [span for span in spans if span.request.slots is slots]
+            single = [span for span in own if span.stop - span.start == 1 and not span.of_prompt]
+            for span in own:
+                if span not in single:
+                    rows = span.changed_rows().to(hidden_states.device)
+                    states = _sum(hidden_states[rows], None if residual is None else residual[rows])
+                    added = slots.residual(states, span.request.slot or 0)
+                    hidden_states[rows] += added.to(hidden_states.dtype)
+            if single:
+                device = hidden_states.device
+                rows = torch.tensor([span.start for span in single], device=device)
+                numbers = torch.tensor([span.request.slot for span in single], device=device)
+                states = _sum(hidden_states[rows], None if residual is None else residual[rows])
+                hidden_states[rows] += slots.residual_of_each(states, numbers).to(hidden_states.dtype)
+
+
+def check_engine(config: Any, repositories: Mapping[str, Repository]) -> None:
+    """Raise `ConfigError` for what vLLM was told to do that edits cannot go along with. config: vLLM's VllmConfig."""
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise ConfigError("Edits need all layers in one process. Give tensor parallelism instead of pipeline stages.")
+    if config.speculative_config is not None:
+        raise ConfigError("Edits do not work with speculative decoding yet. Leave it out.")
+    if config.kv_transfer_config is not None:
+        raise ConfigError("Edits do not work with KV transfer: prompts would arrive without hidden states.")
+    mode = config.compilation_config.cudagraph_mode
+    if mode is not None and mode.has_full_cudagraphs():
+        raise ConfigError(
+            f"cudagraph_mode is {mode.name}: experts are found in plain Python between CUDA graphs. Give "
+            "--compilation-config '{\"cudagraph_mode\": \"PIECEWISE\"}'."
+        )
+    chunked = config.scheduler_config.enable_chunked_prefill
+    for name, repository in repositories.items():
+        if chunked and repository.editor.form.residual_tokens != "answer":
+            raise ConfigError(
+                f"The editor {repository.editor.name!r} of the repository {name!r} changes tokens of the prompt, which "
+                "chunked prefill would compute before the experts are found. Give --no-enable-chunked-prefill."
+            )
+
+
+def _sum(hidden_states: Tensor, residual: Tensor | None) -> Tensor:
+    return hidden_states if residual is None else hidden_states + residual
