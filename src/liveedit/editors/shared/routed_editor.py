@@ -192,7 +192,7 @@ class RoutedEditor(ExpertEditor[LowRankExpert]):
         The layers of the backbone compute nothing (`weightless_backbone`). hidden_states: (batch, tokens, width) by
         layer, for `read_layers`.
         """
-        for layer in self.read_layers[:-1]:
+        for layer in self.read_layers:
             self.backbone.layers[layer](hidden_states[layer])  # Its hooks keep what `query` reads.
         return self._route(HiddenTokens.of(tokens, hidden_states[self.layer]))
 

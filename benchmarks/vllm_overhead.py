@@ -1,0 +1,191 @@
+"""What edits cost inside vLLM: throughput and time to first token beside vLLM without the plugin, in one run.
+
+Two servers are started on the same model: `vllm serve` alone, and with the plugin and some number of edits. Clients
+stream answers; both servers answer the same questions in turns. Edits are made up: experts of a few real edits, with
+features turned at random, so that none fires for the questions; `--firing` makes so many of them real as well, for
+questions that are asked.
+
+`throughput`: answers per second over those of vLLM alone; `first_token`: its median time to the first token over that
+of vLLM alone; `unedited_...`: of requests that ask for the unedited model. Higher is better for throughput, lower for
+first tokens.
+
+    .vllm-env/bin/python benchmarks/vllm_overhead.py --model tiny-llava --edits 0 1000 10000 --clients 1 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import torch
+from torch.nn import functional as F
+
+from liveedit.backbones import BUILT_IN, Backbone, built_in_folder, load_backbone
+from liveedit.editors import default_editor, expert_editor_class
+from liveedit.editors.shared.routed_editor import RoutedEditor
+from liveedit.experts import LowRankExpert
+from liveedit.experts.expert import expert_to_bytes
+from liveedit.samples import Edit, Question
+from liveedit.store.store import EditStore, NewEdit
+from liveedit.testing import random_image
+
+TOKENS = 16
+_ROUTED = ("visual_feature", "prompt_feature", "query_feature")
+
+
+def questions(backbone: Backbone, count: int) -> list[Question]:
+    """Different questions, about different images if the model reads them."""
+    images = [random_image(seed) if backbone.reads_images else None for seed in range(count)]
+    return [Question(f"What is the name of number {place}?", image) for place, image in enumerate(images)]
+
+
+def fill(file: Path, backbone: Backbone, editor: RoutedEditor, asked: Sequence[Question], count: int, firing: int):
+    """A store of `count` edits: the first `firing` of them are real."""
+    real = [editor.make_expert(Edit(question, "Bruvak"))[0] for question in asked[: max(firing, min(count, 4))]]
+    generator = torch.Generator().manual_seed(0)
+    with EditStore(file) as store:
+        store.bind(backbone.digest(), editor.digest(), backbone=backbone.name, editor=editor.name)
+        for place in range(count):
+            expert = real[place] if place < firing else turned(real[place % len(real)], generator)
+            edit = NewEdit(f"made up {place}", "Bruvak", editor.name, 0.0, 0)
+            store.add(edit, expert_to_bytes(expert))
+
+
+def turned(expert: LowRankExpert, generator: torch.Generator) -> LowRankExpert:
+    """The expert with features of the same lengths in random directions."""
+    changed = {}
+    for name in _ROUTED:
+        feature = getattr(expert, name)
+        direction = F.normalize(torch.randn(feature.shape, generator=generator), dim=0)
+        changed[name] = direction * feature.norm()
+    return replace(expert, **changed)
+
+
+@contextmanager
+def server(folder: Path, name: str, config: dict[str, Any], chunked: bool) -> Iterator[str]:
+    """A server of vLLM; its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(folder), "--served-model-name", name]
+    command += ["--dtype", "float32", "--port", str(port), "--max-model-len", "512", "--max-num-seqs", "32"]
+    command += ["--max-num-batched-tokens", "2048", "--additional-config", json.dumps(config)]
+    command += [] if chunked else ["--no-enable-chunked-prefill"]
+    environment = {**os.environ, "VLLM_PLUGINS": "liveedit", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            until = time.monotonic() + 600
+            while time.monotonic() < until and process.poll() is None:
+                with suppress(httpx2.TransportError):
+                    if httpx2.get(f"{url}/health").status_code == 200:
+                        break
+                time.sleep(0.5)
+            else:
+                log.seek(0)
+                raise SystemExit(log.read().decode()[-4000:])
+            yield url
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+def ask(client: openai.OpenAI, name: str, question: Question, further: dict[str, Any]) -> float:
+    """Seconds to the first token of an answer, which is read to its end."""
+    content: list[Any] = [{"type": "text", "text": question.prompt}]
+    if question.image is not None:
+        content.insert(0, {"type": "image_url", "image_url": {"url": uri(question.image)}})
+    started, first = time.perf_counter(), 0.0
+    messages: list[Any] = [{"role": "user", "content": content}]
+    options = {"temperature": 0, "max_tokens": TOKENS, "stream": True, "extra_body": {"ignore_eos": True, **further}}
+    for chunk in client.chat.completions.create(model=name, messages=messages, **options):
+        if not first and chunk.choices and chunk.choices[0].delta.content:
+            first = time.perf_counter() - started
+    return first
+
+
+def uri(image: Any) -> str:
+    """An image as a data URI."""
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def measured(url: str, name: str, asked: Sequence[Question], clients: int, further: dict[str, Any]) -> tuple:
+    """Answers per second, and median seconds to the first token."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(clients) as pool:
+            firsts = list(pool.map(lambda question: ask(client, name, question, further), asked))
+        return len(asked) / (time.perf_counter() - started), statistics.median(firsts)
+
+
+def compare(urls: tuple[str, str], name: str, asked: Sequence[Question], clients: int, rounds: int) -> dict[str, float]:
+    """Medians over rounds of ratios to vLLM alone."""
+    ways = {"alone": (urls[0], {}), "": (urls[1], {}), "unedited_": (urls[1], {"vllm_xargs": {"liveedit": "none"}})}
+    found: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        result = {way: measured(url, name, asked, clients, further) for way, (url, further) in ways.items()}
+        if number:  # The first round warms up.
+            for way in ("", "unedited_"):
+                found.setdefault(f"{way}throughput", []).append(result[way][0] / result["alone"][0])
+                found.setdefault(f"{way}first_token", []).append(result[way][1] / result["alone"][1])
+    return {what: round(statistics.median(ratios), 3) for what, ratios in found.items()}
+
+
+def main() -> None:
+    """Prints a JSON line for each number of edits and of clients."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-llava", help="a built-in name, or a folder")
+    parser.add_argument("--editor", help="by default liveedit for tiny-llava, else the default editor")
+    parser.add_argument("--calibration", type=Path, help="folder for the calibration of fitted experts")
+    parser.add_argument("--edits", type=int, nargs="+", default=[0, 1_000, 10_000])
+    parser.add_argument("--firing", type=int, default=0)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    name = arguments.model
+    folder = built_in_folder(name) if name in BUILT_IN else Path(name)
+    backbone = load_backbone(name, device="cpu")
+    kind = expert_editor_class(arguments.editor or ("liveedit" if name == "tiny-llava" else default_editor(name)))
+    asked = questions(backbone, arguments.requests)
+    with tempfile.TemporaryDirectory() as work:
+        path = str(arguments.calibration or Path(work) / "calibration")
+        settings: dict[str, Any] = {"backbone": name, "editor": kind.name}
+        if kind.name == "fitted-experts":
+            kind.calibrate(backbone, Path(path), {})
+            settings["editor_path"] = path
+        editor: Any = kind.load(backbone, settings.get("editor_path"))
+        chunked = editor.form.residual_tokens == "answer"
+        for count in arguments.edits:
+            file = Path(work) / f"{count}.db"
+            fill(file, backbone, editor, asked, count, min(arguments.firing, count))
+            config = {"liveedit": {**settings, "edits": str(file)}}
+            with server(folder, name, {}, chunked) as alone, server(folder, name, config, chunked) as edited:
+                for clients in arguments.clients:
+                    row = compare((alone, edited), name, asked, clients, arguments.rounds)
+                    print(json.dumps({"edits": count, "clients": clients, **row}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
