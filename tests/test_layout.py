@@ -40,6 +40,7 @@ ROOMS = (
     "doctor",
     "demo",
     "serving",
+    "vllm",
     "cli",
     "__main__",
 )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from vllm_engines import EngineMaker
 
 from liveedit.backbones import built_in_folder

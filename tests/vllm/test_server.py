@@ -1,4 +1,4 @@
-"""`vllm serve` with the plugin, asked by the official `openai` client; edits are made by a `liveedit serve` beside it."""
+"""`vllm serve` with the plugin, asked by the `openai` client; a `liveedit serve` beside it makes the edits."""
 
 from __future__ import annotations
 

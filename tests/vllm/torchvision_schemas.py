@@ -17,7 +17,7 @@ class _BeforeTorchvision(MetaPathFinder):
             library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             torch._liveedit_torchvision = library  # Definitions last as long as their library.
-        return None
+        return
 
 
 sys.meta_path.insert(0, _BeforeTorchvision())

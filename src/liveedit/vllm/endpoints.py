@@ -22,7 +22,7 @@ _TIMEOUT: Final = httpx2.Timeout(600.0, connect=10.0)
 class EditEndpoints:
     """Hands requests to `/v1/edits` on to the `liveedit serve` that makes the edits of a repository.
 
-    `?repository=NAME` chooses one of several. A change is in force for every request that comes after its response, on
+    `?repository=NAME` chooses one of several. A change is seen by every request that comes after its response, on
     all replicas of vLLM with the same store.
     """
 

@@ -64,7 +64,7 @@ def _patch(kind: type[nn.Module]) -> None:
         number = getattr(self, _NUMBER, None)
         if number is not None:
             states, residual = output if isinstance(output, tuple) else (output, None)
-            torch.ops.liveedit.after_layer(states, residual, number)
+            torch.ops.liveedit.after_layer(states, residual, number)  # pyright: ignore[reportCallIssue]
         return output
 
     kind.forward = patched  # type: ignore[method-assign]

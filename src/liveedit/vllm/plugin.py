@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import ConfigError
+from ..errors import ConfigError, StoreError
 from ..store.store import EditStore
 from . import layer
 from .checkpoints import load_llava_weights
@@ -17,6 +18,8 @@ from .worker import EditingWorker, check_engine
 _WRAPPED: Final = "_liveedit_wrapped"
 _ATTRIBUTE: Final = "liveedit_worker"
 _REVISIONS: Final = "liveedit_revisions"
+
+_log = logging.getLogger("vllm.liveedit")
 
 
 def register() -> None:
@@ -93,7 +96,7 @@ def _schedule(original: Any, scheduler: Any, *arguments: Any, **keywords: Any) -
     """Tell all workers with each new request which revision of the edits is the latest, so that all have the same."""
     output = original(scheduler, *arguments, **keywords)
     if output.scheduled_new_reqs and (stores := _stores(scheduler)):
-        setattr(output, _REVISIONS, {name: store.latest_revision() for name, store in stores.items()})
+        setattr(output, _REVISIONS, _latest(stores))
     return output
 
 
@@ -103,6 +106,17 @@ def _stores(scheduler: Any) -> dict[str, EditStore]:
         named = {} if settings is None else settings.repositories
         scheduler.liveedit_stores = {name: EditStore(one.edits) for name, one in named.items()}
     return scheduler.liveedit_stores
+
+
+def _latest(stores: dict[str, EditStore]) -> dict[str, int]:
+    """Revisions by repository. One whose store does not answer keeps the edits that it has."""
+    found = {}
+    for name, store in stores.items():
+        try:
+            found[name] = store.latest_revision()
+        except StoreError:
+            _log.exception("The edits of the repository %r stay as they are: their store does not answer.", name)
+    return found
 
 
 # -- in the processes of the workers: hidden states -----------------------------------------------------------

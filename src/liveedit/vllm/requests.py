@@ -75,7 +75,7 @@ class EditedRequest:
 
 
 @dataclass(frozen=True)
-class Span:
+class ScheduledTokens:
     """The tokens of one request in a step: rows `start` to `stop` of the batch, from `position` of the request on."""
 
     request: EditedRequest

@@ -1,4 +1,4 @@
-"""What the plugin is told by vLLM's `--additional-config`."""
+"""What the plugin reads of `additional_config`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .repositories import Repository
-from .requests import EditedRequest, Span
+from .requests import EditedRequest, ScheduledTokens
 from .settings import Settings
 from .slots import ExpertSlots
 
@@ -37,7 +37,7 @@ class EditingWorker:
         """Layers whose output is read or changed."""
         self._requests: dict[str, EditedRequest] = {}
         self._ended: OrderedDict[str, EditedRequest] = OrderedDict()
-        self._spans: list[Span] = []
+        self._parts: list[ScheduledTokens] = []
 
     # -- steps -------------------------------------------------------------------------------------------
 
@@ -57,12 +57,12 @@ class EditingWorker:
             request = self._request(request_id, state)
             if request is not None:
                 request.starts(state.num_computed_tokens)
-                self._spans.append(Span(request, start, start + count, state.num_computed_tokens))
+                self._parts.append(ScheduledTokens(request, start, start + count, state.num_computed_tokens))
             start += count
 
     def end(self) -> None:
         """The forward pass has ended."""
-        self._spans = []
+        self._parts = []
 
     @torch.no_grad()
     def after_layer(self, hidden_states: Tensor, residual: Tensor | None, layer: int) -> None:
@@ -70,13 +70,13 @@ class EditingWorker:
 
         hidden_states is changed in place; residual: what vLLM adds to it later, None if it is added already.
         """
-        changing: list[Span] = []
-        for span in self._spans:
-            editor = span.request.repository.editor
-            if not span.request.is_decided and layer in editor.read_layers:
-                self._read(span, hidden_states, residual, layer)
-            if layer == editor.layer and span.request.slot is not None:
-                changing.append(span)
+        changing: list[ScheduledTokens] = []
+        for part in self._parts:
+            editor = part.request.repository.editor
+            if not part.request.is_decided and layer in editor.read_layers:
+                self._read(part, hidden_states, residual, layer)
+            if layer == editor.layer and part.request.slot is not None:
+                changing.append(part)
         if changing:
             self._change(changing, hidden_states, residual)
 
@@ -109,37 +109,37 @@ class EditingWorker:
         if len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
 
-    def _read(self, span: Span, hidden_states: Tensor, residual: Tensor | None, layer: int) -> None:
-        rows = slice(span.start, span.start + span.of_prompt)
-        span.request.keep(layer, _sum(hidden_states[rows], None if residual is None else residual[rows]))
-        if span.ends_prompt and layer == span.request.repository.editor.layer:
+    def _read(self, part: ScheduledTokens, hidden_states: Tensor, residual: Tensor | None, layer: int) -> None:
+        rows = slice(part.start, part.start + part.of_prompt)
+        part.request.keep(layer, _sum(hidden_states[rows], None if residual is None else residual[rows]))
+        if part.ends_prompt and layer == part.request.repository.editor.layer:
             try:
-                span.request.decide()
+                part.request.decide()
             except Exception:  # The engine would stop for all requests if it were raised.
                 _log.exception("A request is answered by the unedited model, because its edits could not be found.")
-                span.request.is_decided = True
+                part.request.is_decided = True
 
-    def _change(self, spans: list[Span], hidden_states: Tensor, residual: Tensor | None) -> None:
-        alone = {id(span.request.slots): span.request.slots for span in spans}
+    def _change(self, parts: list[ScheduledTokens], hidden_states: Tensor, residual: Tensor | None) -> None:
+        alone = {id(part.request.slots): part.request.slots for part in parts}
         for slots in alone.values():
-            own = [span for span in spans if span.request.slots is slots]
-            single = [span for span in own if span.stop - span.start == 1 and not span.of_prompt]
-            for span in own:
-                if span not in single:
-                    rows = span.changed_rows().to(hidden_states.device)
+            own = [part for part in parts if part.request.slots is slots]
+            single = [part for part in own if part.stop - part.start == 1 and not part.of_prompt]
+            for part in own:
+                if part not in single:
+                    rows = part.changed_rows().to(hidden_states.device)
                     states = _sum(hidden_states[rows], None if residual is None else residual[rows])
-                    added = slots.residual(states, span.request.slot or 0)
+                    added = slots.residual(states, part.request.slot or 0)
                     hidden_states[rows] += added.to(hidden_states.dtype)
             if single:
                 device = hidden_states.device
-                rows = torch.tensor([span.start for span in single], device=device)
-                numbers = torch.tensor([span.request.slot for span in single], device=device)
+                rows = torch.tensor([part.start for part in single], device=device)
+                numbers = torch.tensor([part.request.slot for part in single], device=device)
                 states = _sum(hidden_states[rows], None if residual is None else residual[rows])
                 hidden_states[rows] += slots.residual_of_each(states, numbers).to(hidden_states.dtype)
 
 
 def check_engine(config: Any, repositories: Mapping[str, Repository]) -> None:
-    """Raise `ConfigError` for what vLLM was told to do that edits cannot go along with. config: vLLM's VllmConfig."""
+    """Raise `ConfigError` if vLLM is configured to do what edits do not work with. config: vLLM's VllmConfig."""
     if config.parallel_config.pipeline_parallel_size > 1:
         raise ConfigError("Edits need all layers in one process. Give tensor parallelism instead of pipeline stages.")
     if config.speculative_config is not None:
