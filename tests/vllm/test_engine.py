@@ -92,7 +92,7 @@ def test_an_undone_edit_is_gone_from_the_next_request_on(both: Both) -> None:
 
 
 def test_an_unknown_repository_is_refused(both: Both) -> None:
-    with pytest.raises(ValueError, match="'elsewhere'.*There are default"):
+    with pytest.raises(ValueError, match=r"'elsewhere'.*There are default"):
         generate(both.engine, prompts(both.model.backbone, both.questions[:1]), extra_args={"liveedit": "elsewhere"})
 
 
