@@ -69,7 +69,7 @@ def said(answer: Any) -> str:
 def correct(server: VllmProcess, case: EditCase) -> str:
     """Make an edit through vLLM's own server; its id."""
     asked = case.edit.question
-    body = {"prompt": asked.prompt, "answer": case.edit.answer, "image": uri_of(asked.image)}
+    body = {"prompt": asked.prompt, "answer": case.edit.answer, "image": uri_of(asked.image), "must_take": False}
     made = server.http.post("/v1/edits", json=body)
     assert made.status_code == 201, made.text
     return made.json()["id"]
