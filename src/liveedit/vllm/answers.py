@@ -86,8 +86,10 @@ class _Answer:
             answer = json.loads(data)
         except ValueError:
             return data
-        if not isinstance(answer, dict) or not isinstance(answer.get("id"), str) or "choices" not in answer:
+        if not isinstance(answer, dict) or not isinstance(answer.get("id"), str) or not answer.get("choices"):
             return data
+        if answer.get("object") == "text_completion" and len(answer["choices"]) > 1:
+            return data  # They may answer several prompts, and have different edits.
         if (fired := await self._fired(answer["id"])) is None:
             return data
         return json.dumps({**answer, KEY: fired}, ensure_ascii=False).encode()

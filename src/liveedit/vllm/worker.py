@@ -83,11 +83,11 @@ class EditingWorker:
     def fired(self, request_id: str) -> dict[str, Any] | None:
         """The edits that fired for a request, and their revision; None if it used no repository, or is unknown.
 
-        request_id: as clients know it; vLLM's own id begins with it.
+        request_id: as clients know it. Several answers to one request have the same edits.
         """
         for known in (self._requests, self._ended):
             for name, request in reversed(known.items()):
-                if name == request_id or name.startswith(f"{request_id}-"):
+                if _is_of(name, request_id):
                     return request.to_dict() if request.is_decided else None
         return None
 
@@ -159,6 +159,16 @@ def check_engine(config: Any, repositories: Mapping[str, Repository]) -> None:
                 f"The editor {repository.editor.name!r} of the repository {name!r} changes tokens of the prompt, which "
                 "chunked prefill would compute before the experts are found. Give --no-enable-chunked-prefill."
             )
+
+
+def _is_of(name: str, request_id: str) -> bool:
+    """Whether vLLM's name of a request is for what a client knows by this id.
+
+    vLLM adds parts at the end, and a number in front of one of several answers.
+    """
+    number, separator, rest = name.partition("_")
+    own = rest if separator and number.isdigit() else name
+    return own == request_id or own.startswith(f"{request_id}-")
 
 
 def _sum(hidden_states: Tensor, residual: Tensor | None) -> Tensor:
