@@ -177,3 +177,15 @@ def test_preempted_requests_are_right(new_engine: EngineMaker, long_prompts: Lon
         alone = generate(engine, prompts(long.backbone, long.cases), tokens=64, ignore_eos=True)
         assert texts(outputs) == texts(alone) * 4
         assert [len(edits) for edits in fired(engine, outputs)] == [1, 0] * 4
+
+
+def test_two_ranks_come_to_the_same_decisions(both: Both, new_engine: EngineMaker, monkeypatch: Any) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|0")
+    questions = both.questions[:60]
+    settings = {"edits": str(both.model.store.location)}
+    with shut_down(new_engine("tiny-llava", settings, tensor_parallel_size=2)) as engine:
+        outputs = generate(engine, prompts(both.model.backbone, questions))
+        wanted, wanted_edits = both.ask(questions)
+        assert (texts(outputs), fired(engine, outputs)) == (wanted, wanted_edits)
+        ranks = [engine.collective_rpc("liveedit_fired", args=(output.request_id,)) for output in outputs]
+        assert all(len(found) == 2 and found[0] == found[1] for found in ranks)

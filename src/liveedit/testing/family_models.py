@@ -263,7 +263,9 @@ def save_qwen3_vl(folder: Path) -> None:
     rope = {**_QWEN_ROPE, "mrope_interleaved": True}
     config = Qwen3VLConfig(
         vision_config=Qwen3VLVisionConfig(**_qwen_vision(num_position_embeddings=64, deepstack_visual_indexes=[0])),
-        text_config=Qwen3VLTextConfig(head_dim=16, rope_parameters=rope, **_GROUPED, **_vocabulary(tokenizer)),
+        text_config=Qwen3VLTextConfig(
+            head_dim=WIDTH // HEADS, rope_parameters=rope, **_GROUPED, **_vocabulary(tokenizer)
+        ),
         **_qwen_ids(tokenizer),
     )
     _save(
@@ -306,7 +308,7 @@ def save_gemma3(folder: Path) -> None:
     config = Gemma3Config(
         vision_config=SiglipVisionConfig(image_size=64, patch_size=PATCH, vision_use_head=False, **_VISION),
         text_config=Gemma3TextConfig(
-            head_dim=16,
+            head_dim=WIDTH // HEADS,
             query_pre_attn_scalar=16,
             sliding_window=12,
             layer_types=["sliding_attention", "full_attention"] * 2,
