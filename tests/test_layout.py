@@ -25,6 +25,7 @@ ROOMS = (
     "files",
     "images",
     "registry",
+    "hub",
     "datasets",
     "experts",
     "backbones",

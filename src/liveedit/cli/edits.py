@@ -1,6 +1,6 @@
 """`liveedit edits`: list, show, undo, redo, move, compare, verify and purge stored edits, without torch or a model.
 
-`add` alone needs a model: it is in `adding.py`.
+`add` alone needs a model: it is in `adding.py`. `push` and `pull` need a hub: they are in `sharing.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .adding import add_edits
-from .arguments import Author, EditsLocation, Json, Note
+from .arguments import Author, EditsLocation, Json, Note, OnConflict
 from .console import console, counted, note, print_fields, print_json
 from .editing import described_evidence
+from .sharing import pull_edits, push_edits
 
 if TYPE_CHECKING:
     from ..store.store import EditStore, Imported, StoredEdit
@@ -37,6 +38,8 @@ edits = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     edits.command("add")(add_edits)
+    edits.command("push")(push_edits)
+    edits.command("pull")(pull_edits)
     app.add_typer(edits, name="edits")
 
 
@@ -192,16 +195,15 @@ def _export_rows(file: Path, edits: str, kind: Literal["edits", "easyedit"], at:
 def import_edits(
     bundle: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle that `edits export` wrote.")],
     edits: EditsLocation,
-    on_conflict: Annotated[
-        Literal["refuse", "supersede", "keep"],
-        typer.Option(
-            help="If an edit has another answer than an active edit of the same question: refuse imports nothing and "
-            "lists both; supersede replaces the active one until the imported one is undone; keep leaves both active.",
-        ),
-    ] = "refuse",
+    on_conflict: OnConflict = "refuse",
     json: Json = False,
 ) -> None:
     """Import the edits of a bundle: all of them or none. The edits file is created if it does not exist."""
+    import_bundle(bundle, edits, on_conflict, json)
+
+
+def import_bundle(bundle: Path, edits: str, on_conflict: Literal["refuse", "supersede", "keep"], json: bool) -> None:
+    """Import a bundle and print what became of its edits."""
     from ..store.store import EditStore
 
     with EditStore(edits) as store:
