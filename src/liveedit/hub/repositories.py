@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import (
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -83,12 +84,16 @@ def unreachable(error: Exception) -> str:
         return "HF_HUB_OFFLINE forbids to ask the hub"
     if isinstance(error, HfHubHTTPError):
         return f"the hub at {constants.ENDPOINT} answered with status {error.response.status_code}"
+    if isinstance(error, FileMetadataError):
+        return f"{constants.ENDPOINT} does not answer as a hub does (see HF_ENDPOINT)"
     return f"the hub at {constants.ENDPOINT} cannot be reached"
 
 
 def _problem(repository: str, error: Exception) -> str | None:
     """What is wrong and what to do; None for errors that have nothing to do with the hub."""
     hub = constants.ENDPOINT
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of an upload, which has its reason
+        error = error.__cause__
     if isinstance(error, GatedRepoError):
         return f"The repository {repository!r} is gated: ask for access on its page at {hub}, and log in."
     if isinstance(error, RepositoryNotFoundError):

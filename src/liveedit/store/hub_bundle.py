@@ -95,7 +95,7 @@ def _facts(contents: BundleContents) -> dict[str, object]:
     whole, small = (sum(kind in one for one in blobs) for kind in ("image", "thumbnail"))
     return {
         "active edits T": f"{len(active):,}",
-        "undone edits": f"{len(contents.edits) - len(active):,}",
+        "undone or purged edits": f"{len(contents.edits) - len(active):,}",
         "revision": contents.revision,
         "history": "whole" if contents.whole else "not included",
         "data": f"questions and answers of the edits; {whole:,} whole images, {small:,} thumbnails",
