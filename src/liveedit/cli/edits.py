@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,10 +17,10 @@ from .adding import add_edits
 from .arguments import Author, EditsLocation, Json, Note, OnConflict
 from .console import console, counted, note, print_fields, print_json
 from .editing import described_evidence
-from .sharing import pull_edits, push_edits
+from .sharing import import_bundle, pull_edits, push_edits
 
 if TYPE_CHECKING:
-    from ..store.store import EditStore, Imported, StoredEdit
+    from ..store.store import EditStore, StoredEdit
 
 EditId = Annotated[str, typer.Argument(metavar="ID", help="The edit's id, or its first characters.")]
 
@@ -200,36 +199,6 @@ def import_edits(
 ) -> None:
     """Import the edits of a bundle: all of them or none. The edits file is created if it does not exist."""
     import_bundle(bundle, edits, on_conflict, json)
-
-
-def import_bundle(bundle: Path, edits: str, on_conflict: Literal["refuse", "supersede", "keep"], json: bool) -> None:
-    """Import a bundle and print what became of its edits."""
-    from ..store.store import EditStore
-
-    with EditStore(edits) as store:
-        done = store.import_bundle(bundle, on_conflict=on_conflict)
-        left = len(store)
-    if json:
-        print_json({**asdict(done), "active_edits": left})
-        return
-    for line in _import_report(done, left, kept=on_conflict == "keep"):
-        console().print(Text(line))
-
-
-def _import_report(done: Imported, left: int, kept: bool) -> Iterator[str]:
-    there, purged = len(done.already_there), len(done.purged_here)
-    yield (
-        f"Imported {counted(len(done.added), 'edit')}; {there:,} {'was' if there == 1 else 'were'} there already, "
-        f"{purged:,} {'was purged here and stays' if purged == 1 else 'were purged here and stay'} purged (active "
-        f"edits: {left:,})."
-    )
-    if done.repeated:
-        repeated = counted(len(done.repeated), "imported edit")
-        yield f"{repeated} superseded an active edit of the same question with the same answer."
-    if done.contradictions:
-        what = "all stay active" if kept else "the later edit superseded the earlier"
-        yield f"{counted(len(done.contradictions), 'contradiction')}; {what}:"
-        yield from map(str, done.contradictions)
 
 
 @edits.command("diff")

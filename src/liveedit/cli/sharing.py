@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
@@ -12,6 +14,9 @@ from rich.text import Text
 from ..registry import DEFAULT_TRAINED_EDITOR
 from .arguments import BackboneName, EditsLocation, Json, LoadOptions, OnConflict, loading
 from .console import console, counted, load_quietly, print_json
+
+if TYPE_CHECKING:
+    from ..store.store import Imported
 
 Repository = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; created if it does not exist.")]
 License = Annotated[
@@ -103,9 +108,38 @@ def pull_edits(
 ) -> None:
     """Import the edits of a repository: all of them or none. The edits file is created if it does not exist."""
     from ..store.hub_bundle import HubBundle
-    from .edits import import_bundle
 
     import_bundle(HubBundle.from_pretrained(repository, revision=revision).path, edits, on_conflict, json)
+
+
+def import_bundle(bundle: Path, edits: str, on_conflict: Literal["refuse", "supersede", "keep"], json: bool) -> None:
+    """Import a bundle and print what became of its edits."""
+    from ..store.store import EditStore
+
+    with EditStore(edits) as store:
+        done = store.import_bundle(bundle, on_conflict=on_conflict)
+        left = len(store)
+    if json:
+        print_json({**asdict(done), "active_edits": left})
+        return
+    for line in _import_report(done, left, kept=on_conflict == "keep"):
+        console().print(Text(line))
+
+
+def _import_report(done: Imported, left: int, kept: bool) -> Iterator[str]:
+    there, purged = len(done.already_there), len(done.purged_here)
+    yield (
+        f"Imported {counted(len(done.added), 'edit')}; {there:,} {'was' if there == 1 else 'were'} there already, "
+        f"{purged:,} {'was purged here and stays' if purged == 1 else 'were purged here and stay'} purged (active "
+        f"edits: {left:,})."
+    )
+    if done.repeated:
+        repeated = counted(len(done.repeated), "imported edit")
+        yield f"{repeated} superseded an active edit of the same question with the same answer."
+    if done.contradictions:
+        what = "all stay active" if kept else "the later edit superseded the earlier"
+        yield f"{counted(len(done.contradictions), 'contradiction')}; {what}:"
+        yield from map(str, done.contradictions)
 
 
 def _print_pushed(done: dict[str, Any], what: str, public: bool, json: bool) -> None:

@@ -206,7 +206,7 @@ def test_store_bytes_are_those_of_the_tensors(editor: LiveEdit, questions: list[
 def test_saved_and_loaded_is_the_same_editor(editor: LiveEdit, questions: list[Question], tmp_path: Path) -> None:
     edit = Edit(questions[0], "red")
     (expert,) = editor.make_experts([edit])
-    editor.save_pretrained(tmp_path, torch.float32)
+    editor.save_pretrained(tmp_path)
     with LiveEdit.from_pretrained(tmp_path, editor.backbone) as loaded:
         assert loaded.config == editor.config
         assert loaded.digest() == editor.digest()
@@ -256,7 +256,7 @@ def test_ablated_editors_are_saved_and_loaded(
 ) -> None:
     edit = Edit(questions[0], "red")
     with LiveEdit.untrained(random_backbone, small_config(**changes)) as editor:
-        editor.save_pretrained(tmp_path, torch.float32)
+        editor.save_pretrained(tmp_path)
         (expert,) = editor.make_experts([edit])
         digest = editor.digest()
     with LiveEdit.from_pretrained(tmp_path, random_backbone) as loaded:
