@@ -214,11 +214,12 @@ def test_saved_and_loaded_is_the_same_editor(editor: LiveEdit, questions: list[Q
 
 
 def test_saving_in_half_precision_stays_close(editor: LiveEdit, questions: list[Question], tmp_path: Path) -> None:
+    (expert,) = editor.make_experts([Edit(questions[0], "red")])
+    editor.round_weights()
     editor.save_pretrained(tmp_path)
     assert (tmp_path / "editor.safetensors").stat().st_size < 2.2 * sum(
         parameter.numel() for parameter in editor.modules.parameters()
     )
-    (expert,) = editor.make_experts([Edit(questions[0], "red")])
     with LiveEdit.load(editor.backbone, str(tmp_path)) as loaded:
         (again,) = loaded.make_experts([Edit(questions[0], "red")])
     assert all(parameter.dtype == torch.float32 for parameter in loaded.modules.parameters())
