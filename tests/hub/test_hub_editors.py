@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from liveedit import EditedModel, LiveEdit, LiveEditRefine
 from liveedit.backbones import Backbone, load_backbone
+from liveedit.cli import main
 from liveedit.editors import editor_class, pretrained_editor_class
 from liveedit.editors.trained import trained_folder
 from liveedit.errors import BackboneError, CheckpointError, ConfigError, HubError
@@ -148,6 +150,47 @@ def test_the_card_has_all_that_is_known(hub: HubServer, random_backbone: Backbon
     ):
         assert line in card.text.splitlines(), line
     assert 'from_pretrained("owner/card", backbone)' in card.text
+
+
+def row(editor: str, digest: str, edits: int, seed: int, exact: float, status: str = "complete") -> dict[str, object]:
+    return {
+        **{"editor": editor, "backbone": "tiny-llava", "data": "world", "edits": edits, "seed": seed, "status": status},
+        "metrics": {"reliability": {"teacher_forced": 100.0, "exact_match": exact, "broken": 0.0, "count": 100}},
+        "provenance": {"config": {"editor_digest": digest}, "backbone_digest": "b" * 64},
+    }
+
+
+def test_the_command_pushes_figures_of_this_editor_only(
+    hub: HubServer, tiny_llava: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with LiveEdit.load(tiny_llava) as editor:
+        digest = editor.digest()
+    rows = [
+        *(row("liveedit", digest, 10, seed, exact) for seed, exact in ((0, 98.0), (1, 100.0))),
+        row("liveedit", digest, 100, 0, 97.0),
+        row("liveedit", digest, 1000, 0, 12.0, "interrupted"),
+        row("other", "0" * 64, 10, 0, 50.0),
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": rows}))
+    given = ["push-editor", NAME, "--backbone", "tiny-llava", "--load", "device=cpu", "--results", str(tmp_path)]
+    assert main([*given, "--license", "apache-2.0", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["editor_digest"] == digest and done["commit"].startswith(hub.url)
+    card = ModelCard(hub.files(NAME)["README.md"].decode())
+    measured = [line for line in card.text.splitlines() if line.startswith("| liveedit | world |")]
+    assert measured == [
+        f"| liveedit | world | {'b' * 12} | 10 | reliability | 100.0 | 99.0 | 0.0 | 2 |",
+        f"| liveedit | world | {'b' * 12} | 100 | reliability | 100.0 | 97.0 | 0.0 | 1 |",
+    ]
+    assert "| trained on | not recorded |" in card.text
+    for content, words in (
+        (json.dumps({"rows": rows[-1:]}), "None of the 1 rows"),
+        ("{}", "holds no rows of the bench"),
+    ):
+        (tmp_path / "rows.json").write_text(content)
+        before = len(hub.requests)
+        assert main(given) == 1
+        assert words in capsys.readouterr().err and len(hub.requests) == before, "nothing is pushed"
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------

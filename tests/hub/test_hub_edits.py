@@ -46,7 +46,7 @@ def file(tmp_path: Path) -> Path:
 def exported(file: Path, folder: Path, **options: bool) -> HubBundle:
     with EditStore(file) as store:
         store.export_bundle(folder / "bundle", **options)
-    return HubBundle(folder / "bundle")
+    return HubBundle(str(folder / "bundle"))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -58,6 +58,7 @@ def test_a_bundle_comes_back_bit_for_bit(hub: HubServer, file: Path, tmp_path: P
     bundle = exported(file, tmp_path)
     commit = bundle.push_to_hub(NAME, private=True)
     assert commit.startswith(f"{hub.url}/{NAME}/commit/") and hub.repositories[NAME].private
+    assert set(hub.files(NAME)) == {".gitattributes", "README.md", FILE}
     loaded = HubBundle.from_pretrained(NAME)
     assert loaded.path.read_bytes() == bundle.path.read_bytes() == hub.files(NAME)[FILE]
     with EditStore(file) as store, EditStore(tmp_path / "other.db") as other:

@@ -33,6 +33,10 @@ class HubBundle(ModelHubMixin):
     `EditStore.import_bundle` reads its `path`. Raises `StoreError` for a file that is no bundle, or damaged.
     """
 
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """The mixin's own would write the path on this machine into the repository."""
+        return object.__new__(cls)
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         with open_bundle(self.path) as bundle:
