@@ -8,6 +8,8 @@
 #   make editors train the other editors for the built-in backbones; resumes (about 10 minutes each on one core)
 #   make test-vllm the tests of edits inside vLLM, in an environment of their own, .vllm-env (several GB)
 #   make bench   the speed benchmarks and the standard lifelong bench; writes runs/bench/
+#   make wheels  both distributions, in dist/; tried in a clean environment with the README's example
+#   make containers  the steps of the CPU Dockerfile, one by one in a folder, without Docker
 #   make format  bring the code into its format
 #   make docs    the documentation as a site, in site/; nothing is loaded from the network
 #   make clean   remove what was built
@@ -29,7 +31,7 @@ BACKBONES ?= tiny-llava tiny-blip2 tiny-minigpt4
 TRAINED ?= mend serac lte recipe
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
-.PHONY: demo test test-all test-vllm vllm-env torture fuzz check editors bench docs format clean
+.PHONY: demo test test-all test-vllm vllm-env torture fuzz check editors bench docs wheels containers format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -68,6 +70,12 @@ bench: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+wheels: $(VENV)/.dev
+	PYTHON=$(BIN)/python .ci/wheels
+
+containers: $(VENV)/.made
+	$(BIN)/python containers/run_steps.py containers/Dockerfile
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -25,6 +25,7 @@ ROOMS = (
     "files",
     "images",
     "registry",
+    "hub",
     "datasets",
     "experts",
     "backbones",
@@ -46,7 +47,16 @@ ROOMS = (
 )
 """Every module and package of `liveedit`, from the lowest to the highest. A room imports only rooms before it."""
 
-SHARED_EDITOR_ROOMS = {"base", "trained", "training_estimate", "shared", "heat_map", "occlusion", "reference"}
+SHARED_EDITOR_ROOMS = {
+    "base",
+    "pretrained",
+    "trained",
+    "training_estimate",
+    "shared",
+    "heat_map",
+    "occlusion",
+    "reference",
+}
 """What in `editors` belongs to no method."""
 
 NAMING_EDITORS = (

@@ -13,6 +13,7 @@
     ├── StoreError         (RuntimeError)       an edits file that cannot be read or does not belong here
     ├── CheckpointError    (RuntimeError)       a saved editor or training state that cannot be used
     ├── EditDidNotTakeError (RuntimeError)      an edit that had to take and did not
+    ├── HubError           (RuntimeError)       a hub that cannot be reached, or does not give or take what was asked
     ├── ConflictError      (RuntimeError)       a request that contradicts what is already there
     │   └── OvertakenError                      another process changed the same edits first
     └── ServiceError       (RuntimeError)       a service that cannot take or finish a request now
@@ -73,6 +74,10 @@ class CheckpointError(LiveEditError, RuntimeError):
 
 class EditDidNotTakeError(LiveEditError, RuntimeError):
     """An edit that had to take: with it, the model does not give the requested answer. Nothing was stored."""
+
+
+class HubError(LiveEditError, RuntimeError):
+    """A hub that cannot be reached, a repository that it does not have, or a push that it does not accept."""
 
 
 class ConflictError(LiveEditError, RuntimeError):

@@ -412,7 +412,7 @@ def test_a_language_model_is_edited_asked_and_undone(tmp_path: Path) -> None:
     sizes = {"module_width": 32, "heads": 4, "rank": 2, "feature_parts": 2}
     config = LiveEditConfig.create(**{**LiveEdit.backbone_settings(backbone), **sizes})
     with LiveEdit.untrained(backbone, config) as editor:
-        editor.save_pretrained(tmp_path / "editor", torch.float32)
+        editor.save_pretrained(tmp_path / "editor")
     prompt, edits = "Who holds the office now?", tmp_path / "edits.db"
     with EditedModel.load(backbone, edits=edits, editor="liveedit", editor_path=tmp_path / "editor") as model:
         before = model.ask(None, prompt).text

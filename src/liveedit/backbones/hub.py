@@ -8,14 +8,13 @@ from huggingface_hub import constants, get_session, get_token, hf_hub_url, try_t
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
 from ..errors import BackboneError
+from ..hub.repositories import unreachable
 from ..registry import BUILT_IN, check_backbone_name, near_backbones
 
 _CONFIG = "config.json"
@@ -53,7 +52,7 @@ def hub_source(name: str) -> str:
     except Exception as error:  # The hub's client may be replaced, and each has its own errors of the network.
         if cached is None:
             raise BackboneError(
-                f"There is no folder {name!r}, and {_unreachable(error)}, so no model of this name can be downloaded; "
+                f"There is no folder {name!r}, and {unreachable(error)}, so no model of this name can be downloaded; "
                 f"none is in the local cache.{_advice(name)}"
             ) from error
     else:
@@ -86,14 +85,6 @@ def _cached_folder(name: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(file).parent if isinstance(file, str) else None
-
-
-def _unreachable(error: Exception) -> str:
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids to ask the hub"
-    if isinstance(error, HfHubHTTPError):
-        return f"the hub at {constants.ENDPOINT} answered with status {error.response.status_code}"
-    return f"the hub at {constants.ENDPOINT} cannot be reached"
 
 
 def _advice(name: str) -> str:

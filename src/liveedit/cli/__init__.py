@@ -26,6 +26,7 @@ from . import (
     pretraining,
     results,
     serving,
+    sharing,
     smol_llava,
     training,
 )
@@ -44,9 +45,11 @@ edits.register(app)
 data.register(app)
 doctor.register(app)
 pretraining.register(app)
+sharing.register(app)
 smol_llava.register(app)
 calibrating.register(app)
 training.register(app)
+sharing.register(app)
 measuring.register(app)
 conversion.register(app)
 paper.register(app)

@@ -89,7 +89,19 @@ EditorName = Annotated[
 ]
 EditorPath = Annotated[
     Path | None,
-    typer.Option("--editor-path", help="Folder of a trained editor, or of a calibration (liveedit calibrate)."),
+    typer.Option(
+        "--editor-path",
+        help="Folder of a trained editor, or of a calibration (liveedit calibrate), or a repository of a hub with "
+        "either: OWNER/NAME[@REVISION].",
+    ),
+]
+OnConflict = Annotated[
+    Literal["refuse", "supersede", "keep"],
+    typer.Option(
+        "--on-conflict",
+        help="If an edit has another answer than an active edit of the same question: refuse imports nothing and "
+        "lists both; supersede replaces the active one until the imported one is undone; keep leaves both active.",
+    ),
 ]
 ExpertsOn = Annotated[
     Literal["device", "host"],

@@ -1,11 +1,10 @@
 """`liveedit edits`: list, show, undo, redo, move, compare, verify and purge stored edits, without torch or a model.
 
-`add` alone needs a model: it is in `adding.py`.
+`add` alone needs a model: it is in `adding.py`. `push` and `pull` need a hub: they are in `sharing.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from .adding import add_edits
-from .arguments import Author, EditsLocation, Json, Note
+from .arguments import Author, EditsLocation, Json, Note, OnConflict
 from .console import console, counted, note, print_fields, print_json
 from .editing import described_evidence
+from .sharing import import_bundle, pull_edits, push_edits
 
 if TYPE_CHECKING:
-    from ..store.store import EditStore, Imported, StoredEdit
+    from ..store.store import EditStore, StoredEdit
 
 EditId = Annotated[str, typer.Argument(metavar="ID", help="The edit's id, or its first characters.")]
 
@@ -37,6 +37,8 @@ edits = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     edits.command("add")(add_edits)
+    edits.command("push")(push_edits)
+    edits.command("pull")(pull_edits)
     app.add_typer(edits, name="edits")
 
 
@@ -192,42 +194,11 @@ def _export_rows(file: Path, edits: str, kind: Literal["edits", "easyedit"], at:
 def import_edits(
     bundle: Annotated[Path, typer.Argument(metavar="FILE", help="The bundle that `edits export` wrote.")],
     edits: EditsLocation,
-    on_conflict: Annotated[
-        Literal["refuse", "supersede", "keep"],
-        typer.Option(
-            help="If an edit has another answer than an active edit of the same question: refuse imports nothing and "
-            "lists both; supersede replaces the active one until the imported one is undone; keep leaves both active.",
-        ),
-    ] = "refuse",
+    on_conflict: OnConflict = "refuse",
     json: Json = False,
 ) -> None:
     """Import the edits of a bundle: all of them or none. The edits file is created if it does not exist."""
-    from ..store.store import EditStore
-
-    with EditStore(edits) as store:
-        done = store.import_bundle(bundle, on_conflict=on_conflict)
-        left = len(store)
-    if json:
-        print_json({**asdict(done), "active_edits": left})
-        return
-    for line in _import_report(done, left, kept=on_conflict == "keep"):
-        console().print(Text(line))
-
-
-def _import_report(done: Imported, left: int, kept: bool) -> Iterator[str]:
-    there, purged = len(done.already_there), len(done.purged_here)
-    yield (
-        f"Imported {counted(len(done.added), 'edit')}; {there:,} {'was' if there == 1 else 'were'} there already, "
-        f"{purged:,} {'was purged here and stays' if purged == 1 else 'were purged here and stay'} purged (active "
-        f"edits: {left:,})."
-    )
-    if done.repeated:
-        repeated = counted(len(done.repeated), "imported edit")
-        yield f"{repeated} superseded an active edit of the same question with the same answer."
-    if done.contradictions:
-        what = "all stay active" if kept else "the later edit superseded the earlier"
-        yield f"{counted(len(done.contradictions), 'contradiction')}; {what}:"
-        yield from map(str, done.contradictions)
+    import_bundle(bundle, edits, on_conflict, json)
 
 
 @edits.command("diff")

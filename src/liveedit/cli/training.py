@@ -162,7 +162,7 @@ class _Training:
         plot: Path | None = None
         try:
             setup = self._setup(frozen, len(found))
-            trained = train_editor(setup, frozen, found, self.out, self.report, self.processes)
+            trained = train_editor(setup, frozen, found, self.out, self.report, self.processes, self.source.name)
         finally:
             if self.processes.is_first:
                 plot = _plot_curves(self.out)

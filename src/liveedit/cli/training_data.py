@@ -39,6 +39,12 @@ class TrainingData:
         _require_images(found)
         return found
 
+    @property
+    def name(self) -> str:
+        """What the data is called in an editor's card: without folders, which mean nothing elsewhere."""
+        data = Path(self.data).resolve().name if Path(self.data).is_dir() else self.data
+        return data if self.annotations is None else f"{data}:{self.annotations.name}"
+
     @contextmanager
     def sampled(self, report: TaskProgress) -> Iterator[tuple[Sequence[EditCase], int]]:
         """Yield cases for an estimate, and the number of cases of the training.

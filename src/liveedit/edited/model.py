@@ -163,8 +163,8 @@ class EditedModel:
         backbone: a built-in name, a folder, a GGUF file, or a hub name. edits: the edits file, created by the first
         edit if it does not exist, or the URL of a PostgreSQL database. at, keep_images, experts_on, experts_folder: as
         for the class. editor: an editor that makes one expert per edit; by default the one of the edits, or
-        `default_editor`. editor_path: the folder of a trained editor, or of a calibration. loading: further arguments
-        of `load_backbone` (device_map, quantization, offload_folder).
+        `default_editor`. editor_path: a trained editor or a calibration, by its folder or its name at a hub,
+        OWNER/NAME[@REVISION]. loading: more arguments of `load_backbone` (device_map, quantization, offload_folder).
 
         Raises `InvalidInputError` for an editor that makes no expert per edit, or a backbone that already has an edited
         model.

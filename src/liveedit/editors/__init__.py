@@ -9,18 +9,21 @@ from .. import registry
 from ..errors import ConfigError, ExtensionError, InvalidInputError
 from ..registry import DEFAULT_EDITOR, DEFAULT_TRAINED_EDITOR, EDITORS, UNTRAINED_EDITOR
 from .base import Editor, EditRecord, ExpertEditor
+from .pretrained import PretrainedEditor
 from .trained import TrainedEditor, has_trained_editor
 
 __all__ = [
     "EditRecord",
     "Editor",
     "ExpertEditor",
+    "PretrainedEditor",
     "TrainedEditor",
     "default_editor",
     "editor_class",
     "editor_names",
     "expert_editor_class",
     "expert_editor_names",
+    "pretrained_editor_class",
     "trained_editor_class",
 ]
 
@@ -75,4 +78,13 @@ def trained_editor_class(name: str) -> type[TrainedEditor]:
     if not issubclass(kind, TrainedEditor):
         trained = [other for other in editor_names() if issubclass(editor_class(other), TrainedEditor)]
         raise ConfigError(f"The editor {name!r} has nothing to train. Give one of {', '.join(trained)}.")
+    return kind
+
+
+def pretrained_editor_class(name: str) -> type[PretrainedEditor]:
+    """The editor of this name. Raises `ConfigError` if it has no files to share, `NotFoundError` if there is none."""
+    kind = editor_class(name)
+    if not issubclass(kind, PretrainedEditor):
+        shared = [other for other in editor_names() if issubclass(editor_class(other), PretrainedEditor)]
+        raise ConfigError(f"The editor {name!r} has no files to push. Give one of {', '.join(shared)}.")
     return kind

@@ -12,18 +12,20 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbones import BUILT_IN, Backbone, built_in_folder
 from ..backbones.hidden_states import HiddenStateCache
 from ..errors import BackboneError, CheckpointError, ConfigError, NotFoundError
 from ..files import cache_folder, write_json, write_text
+from ..hub.repositories import folder_of
 from ..progress import Progress, TaskProgress, no_progress, no_task_progress, progress_of
 from ..samples import EditCase
 from ..training.checkpoints import load_tensors, save_tensors
 from ..training.distributed import ALONE, Processes
 from ..training.trainer import StageConfig, Task, Trainer, TrainingConfig, check_cases
-from .base import Editor, checked_config
+from .base import checked_config
+from .pretrained import PretrainedEditor
 
 _FILE, _CONFIG = "editor.safetensors", "editor.json"
 
@@ -39,7 +41,7 @@ class PreparedTask(Task, Protocol):
         ...
 
 
-class TrainedEditor(Editor):
+class TrainedEditor(PretrainedEditor):
     """An editor whose `modules` are trained once for a backbone and then make every edit.
 
     A subclass gives `config_class`, `new_modules`, `default_stages` and `new_task`. It may give `backbone_settings`
@@ -66,6 +68,8 @@ class TrainedEditor(Editor):
         super().__init__(backbone)
         self.modules = modules.eval()
         self.config: Any = modules.config
+        self.origin: dict[str, Any] = {}
+        """What the modules were trained with: backbone, its digest, data, cases, validation. Saved with them."""
 
     # -- for subclasses ----------------------------------------------------------------------------------
 
@@ -166,7 +170,7 @@ class TrainedEditor(Editor):
         Raises `NotFoundError` if there is none.
         """
         named = cls.parts_of or cls.name
-        folder = Path(source) if source is not None else trained_folder(named, backbone.name)
+        folder = folder_of(source) if source is not None else trained_folder(named, backbone.name)
         if not (folder / _CONFIG).is_file():
             inside = folder / "editor"
             hint = f" There is one in {str(inside)!r}." if (inside / _CONFIG).is_file() else ""
@@ -174,17 +178,17 @@ class TrainedEditor(Editor):
                 f"There is no trained editor {named!r} for {backbone.name!r} in {str(folder)!r}.{hint} Train one "
                 f"with `{train_command(named, backbone.name)}` and give it with --editor-path DIR/editor."
             )
-        return cls.from_pretrained(folder, backbone)
+        return cls.from_folder(folder, backbone)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> Self:
+    def from_folder(cls, folder: Path, backbone: Backbone) -> Self:
         """Load what `save_pretrained` wrote.
 
         Raises `CheckpointError` for damaged files and for weights that do not fit the configuration, `BackboneError`
         if the editor was trained for another model.
         """
-        config = cls.new_config(backbone, **_read_json(Path(folder) / _CONFIG))
-        tensors, metadata = load_tensors(Path(folder) / _FILE)
+        config = cls.new_config(backbone, **_read_json(folder / _CONFIG))
+        tensors, metadata = load_tensors(folder / _FILE)
         meant, found = metadata.get("trained_for"), backbone.fingerprint
         if meant is not None and meant != found:
             others = [name for name in found if meant.get(name) != found[name]]
@@ -198,14 +202,36 @@ class TrainedEditor(Editor):
             modules.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         except RuntimeError as error:
             raise CheckpointError(f"{folder}: weights and configuration do not fit ({error}).") from error
-        return cls(backbone, modules)
+        editor = cls(backbone, modules)
+        editor.origin = metadata.get("origin", {})
+        return editor
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the weights as safetensors and the whole configuration as JSON."""
-        folder = Path(folder)
-        tensors = {name: tensor.to(dtype) for name, tensor in self.modules.state_dict().items()}
-        save_tensors(folder / _FILE, tensors, {"trained_for": self.backbone.fingerprint})
-        write_text(folder / _CONFIG, self.config.model_dump_json(indent=2) + "\n")
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights as safetensors, in float16 where it holds them, and the whole configuration as JSON."""
+        tensors = {name: _in_fewest_bytes(tensor) for name, tensor in self.modules.state_dict().items()}
+        note = {"trained_for": self.backbone.fingerprint, **({"origin": self.origin} if self.origin else {})}
+        save_tensors(save_directory / _FILE, tensors, note)
+        write_text(save_directory / _CONFIG, self.config.model_dump_json(indent=2) + "\n")
+
+    @torch.no_grad()
+    def round_weights(self) -> None:
+        """Round the weights to float16, in which trained editors are kept."""
+        for tensor in self.modules.state_dict().values():
+            tensor.copy_(tensor.half())
+
+    def facts(self) -> dict[str, object]:
+        """What it was trained with, as far as it is recorded, and the validation at the end of the training."""
+        known = self.origin
+        digest = known.get("backbone_digest")
+        return {
+            "trained on": _of_training(known),
+            "trained with the backbone digest": None if digest == self.backbone.digest() else digest,
+            **{
+                f"validation, {name.replace('_', ' ')}": f"{value:.1f} %"
+                for name, value in known.get("validation", {}).items()
+            },
+            "parameters": f"{sum(part.numel() for part in self.modules.parameters()):,}",
+        }
 
     def configuration(self) -> dict[str, Any]:
         """The whole configuration."""
@@ -290,11 +316,12 @@ def train_editor(
     folder: Path,
     report: TaskProgress = no_task_progress,
     processes: Processes = ALONE,
+    data: str | None = None,
 ) -> TrainingResult:
     """Train an editor into `folder`/editor; a later call with the same setup resumes an interrupted training.
 
-    Learning curves go to `folder`/curves.json. With several processes, each calls this; the first writes and reports,
-    and a resumed training may have another number of them.
+    data: what the cases are, for the editor's card. Learning curves go to `folder`/curves.json. With several processes,
+    each calls this; the first writes and reports, and a resumed training may have another number of them.
 
     Raises `CheckpointError` if the folder holds a training of another setup, `BackboneError` if the editor does not
     fit the backbone, `ConfigError` for too few cases or too small a batch.
@@ -308,6 +335,14 @@ def train_editor(
     validation = Trainer(folder, setup.training, task, report, processes).run(modules)
     if processes.is_first:
         with setup.kind(backbone, modules) as editor:
+            editor.round_weights()
+            editor.origin = {
+                "backbone": backbone.name,
+                "backbone_digest": backbone.digest(),
+                "data": data,
+                "cases": len(cases),
+                "validation": validation,
+            }
             editor.save_pretrained(folder / "editor")
     processes.wait()
     return TrainingResult(folder / "editor", sum(part.numel() for part in modules.parameters()), validation)
@@ -337,8 +372,21 @@ def trained_folder(editor: str, backbone: str) -> Path:
 
 def has_trained_editor(editor: str, backbone: str, source: str | Path | None = None) -> bool:
     """Whether there is a trained editor in `source`, by default the one of a built-in backbone."""
-    folder = trained_folder(editor, backbone) if source is None else Path(source)
+    folder = trained_folder(editor, backbone) if source is None else folder_of(source)
     return (folder / _CONFIG).is_file()
+
+
+def _in_fewest_bytes(tensor: Tensor) -> Tensor:
+    """The tensor in float16 if that changes no value."""
+    half = tensor.half()
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+
+
+def _of_training(origin: Mapping[str, Any]) -> str:
+    """The cases of a training, in words."""
+    if not origin:
+        return "not recorded"
+    return f"{origin['cases']:,} edits" + (f" of {origin['data']}" if origin["data"] else "")
 
 
 def train_command(editor: str, backbone: str) -> str:

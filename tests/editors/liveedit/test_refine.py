@@ -186,7 +186,7 @@ def test_an_edit_that_is_refined_reads_each_wording_once(
 def test_settings_change_how_answers_are_kept_whole(
     refining: LiveEditRefine, tmp_path: Path, tiny_llava: Backbone
 ) -> None:
-    refining.save_pretrained(tmp_path, torch.float32)
+    refining.save_pretrained(tmp_path)
     refining.detach()
     changed = {"combine": "sum", "weight_threshold": None, "answer_confidence": 0}
     with LiveEditRefine.configured(tiny_llava, changed, str(tmp_path)) as editor:

@@ -159,7 +159,7 @@ def test_kept_edits_answer_as_before_in_a_fresh_editor(editor: LearningToEdit, e
 
 
 def test_a_saved_editor_is_the_same_when_loaded(editor: LearningToEdit, tmp_path: Path) -> None:
-    editor.save_pretrained(tmp_path, torch.float32)
+    editor.save_pretrained(tmp_path)
     assert LearningToEdit.from_pretrained(tmp_path, editor.backbone).digest() == editor.digest()
 
 

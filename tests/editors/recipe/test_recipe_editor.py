@@ -120,7 +120,7 @@ def test_kept_edits_answer_the_same_elsewhere(editor: Recipe, edits: list[tuple[
     backbone, questions = editor.backbone, [edit.question for _, edit in edits]
     editor.edit(edits)
     lower_border(editor)
-    editor.save_pretrained(tmp_path / "editor", torch.float32)
+    editor.save_pretrained(tmp_path / "editor")
     state = editor.edited_state()
     expected = backbone.logits(backbone.encode(questions))
     editor.detach()

@@ -172,7 +172,7 @@ def test_kept_edits_answer_as_before_in_a_fresh_editor(editor: Serac, edits: lis
 
 
 def test_a_saved_editor_is_the_same_when_loaded(editor: Serac, edits: list[tuple[str, Edit]], tmp_path: Path) -> None:
-    editor.save_pretrained(tmp_path, torch.float32)
+    editor.save_pretrained(tmp_path)
     loaded = Serac.from_pretrained(tmp_path, editor.backbone)
     assert loaded.digest() == editor.digest()
     assert loaded.configuration() == editor.configuration()

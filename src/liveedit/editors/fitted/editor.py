@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ...backbones import Backbone, HiddenTokens, TokenBatch
 from ...experts import LowRankExpert
+from ...hub.repositories import folder_of
 from ...progress import Progress, no_progress, report_step
 from ...samples import Edit, ImageSource, Question
 from ..base import Neighbour, checked_config
+from ..pretrained import PretrainedEditor
 from ..shared.fitting import Fitting, Passage
 from ..shared.routed_editor import RoutedEditor
 from ..shared.routing import QueryFeatures
@@ -38,7 +40,7 @@ class _Form:
 FORM: Final = _Form()
 
 
-class FittedExperts(RoutedEditor):
+class FittedExperts(PretrainedEditor, RoutedEditor):
     """An editor for any backbone: no generator and no router is trained. Not part of a paper.
 
     Experts, repository and routing are LiveEdit's. What differs is where their parts come from:
@@ -88,10 +90,29 @@ class FittedExperts(RoutedEditor):
 
         Settings that a calibration depends on are those of the given calibration, and cannot differ from them.
         """
-        found = {} if source is None else calibrated_settings(source)
+        folder = None if source is None else folder_of(source)
+        found = {} if folder is None else calibrated_settings(folder)
         config = checked_config(FittedConfig, {**found, **settings}, cls.name)
-        calibration = Calibration.load(source, backbone, config) if source is not None else None
+        calibration = Calibration.load(folder, backbone, config) if folder is not None else None
         return cls(backbone, config, calibration)
+
+    @classmethod
+    def from_folder(cls, folder: Path, backbone: Backbone) -> Self:
+        """Create the editor with the calibration in a folder."""
+        return cls.configured(backbone, {}, str(folder))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the calibration."""
+        self.calibration.save(save_directory, self.backbone, self.config)
+
+    def facts(self) -> dict[str, object]:
+        """The calibration and its thresholds."""
+        image = self.calibration.image
+        return {
+            "calibration": self.calibration.name,
+            "text threshold": round(self.calibration.text.least_similarity, 4),
+            "image threshold": None if image is None else round(image.least_similarity, 4),
+        }
 
     @classmethod
     def calibrate(

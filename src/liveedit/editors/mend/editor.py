@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from ...backbones import Backbone
 from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
 from ...samples import Edit, EditCase
-from ...training.checkpoints import save_tensors
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
 from ..trained import TrainedEditor
@@ -92,14 +90,12 @@ class Mend(TrainedEditor):
         """The training task."""
         return MendTask(backbone, config, cases, store, processes)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    @torch.no_grad()
+    def round_weights(self) -> None:
         """As for every trained editor; statistics stay in float32, for gradients lie below what float16 holds."""
-        super().save_pretrained(folder, torch.float32)
-        tensors = {
-            name: tensor if name.startswith("statistics.") else tensor.to(dtype)
-            for name, tensor in self.modules.state_dict().items()
-        }
-        save_tensors(Path(folder) / "editor.safetensors", tensors, {"trained_for": self.backbone.fingerprint})
+        for name, tensor in self.modules.state_dict().items():
+            if not name.startswith("statistics."):
+                tensor.copy_(tensor.half())
 
     # -- editing -----------------------------------------------------------------------------------------
 
