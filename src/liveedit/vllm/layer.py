@@ -44,7 +44,8 @@ def attach(model: nn.Module, depth: int, layers: Sequence[int], worker: EditingW
 
 def decoder_layers(model: nn.Module, depth: int) -> nn.ModuleList:
     """The decoder layers of the language model. Raises `BackboneError` if they are not found."""
-    language: Any = model.get_language_model() if hasattr(model, "get_language_model") else model
+    part_of: Any = getattr(model, "get_language_model", None)
+    language: nn.Module = model if part_of is None else part_of()
     for name, part in language.named_modules():
         if isinstance(part, nn.ModuleList) and len(part) == depth and name.split(".")[-1] == "layers":
             return part
@@ -64,7 +65,7 @@ def _patch(kind: type[nn.Module]) -> None:
         number = getattr(self, _NUMBER, None)
         if number is not None:
             states, residual = output if isinstance(output, tuple) else (output, None)
-            torch.ops.liveedit.after_layer(states, residual, number)  # pyright: ignore[reportCallIssue]
+            torch.ops.liveedit.after_layer(states, residual, number)
         return output
 
     kind.forward = patched  # type: ignore[method-assign]
