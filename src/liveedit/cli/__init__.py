@@ -21,6 +21,7 @@ from . import (
     doctor,
     editing,
     edits,
+    general_ability,
     measuring,
     paper,
     pretraining,
@@ -48,6 +49,7 @@ smol_llava.register(app)
 calibrating.register(app)
 training.register(app)
 measuring.register(app)
+general_ability.register(app)
 conversion.register(app)
 paper.register(app)
 results.register(app)
