@@ -26,7 +26,9 @@ from .plotting import PlotsUnavailableError, plots_markdown
 from .published import published_table
 from .report_tables import (
     answer_type_table,
+    case_interval_table,
     cost_table,
+    ends_table,
     interval_table,
     main_table,
     passage_table,
@@ -98,6 +100,8 @@ def _tables(lines: Sequence[Line], title: str) -> list[Table]:
         main_table(lines, title),
         answer_type_table(lines),
         interval_table(lines),
+        case_interval_table(lines),
+        ends_table(lines),
         passage_table(lines),
         recurring_table(lines),
         cost_table(lines),

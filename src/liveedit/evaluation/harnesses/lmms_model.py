@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 from tqdm import tqdm
 
@@ -19,12 +18,6 @@ from ...errors import InvalidInputError
 from ...samples import Question
 from ..perplexity import AnswerLikelihood, answer_likelihoods, greedy_tokens
 from .requests import RequestCounts
-
-NAME: Final = "liveedit"
-"""The name of the model in lmms-eval's registry."""
-
-MANIFEST: Final = ModelManifest(NAME, simple_class_path=f"{__name__}.EditedLmms")
-"""What the entry point gives to lmms-eval."""
 
 _MARKERS: Final = ("<image>",)
 """What tasks write into a prompt where an image belongs. The backbone places the image itself."""

@@ -70,7 +70,7 @@ def changed_documents(folder: Path) -> dict[str, dict[str, int]]:
 def fall(before: Score, after: Score) -> float:
     """How much worse a score is after the edits, in the units of the metric."""
     change = after["value"] - before["value"]
-    return change if after["higher_is_better"] is False else -change
+    return change if after["higher_is_better"] is False else 0.0 - change  # No -0 where nothing changed.
 
 
 def is_within(before: Score, after: Score) -> bool | None:

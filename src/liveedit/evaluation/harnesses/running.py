@@ -99,7 +99,7 @@ def _lmms_eval(model: EditedModel, config: EvalConfig, include: Path | None) -> 
     from lmms_eval.models import get_model
     from lmms_eval.tasks import TaskManager
 
-    from .lmms_model import NAME
+    from .lmms_manifest import NAME
 
     manager = TaskManager(include_path=None if include is None else str(include), model_name=NAME)
     _check_tasks(config, manager.match_tasks(list(config.tasks)))
