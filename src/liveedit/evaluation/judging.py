@@ -197,8 +197,12 @@ class _Verdicts:
     def __init__(self, file: Path, judge: Judge):
         self._file, self._judge = file, judge
         self._replies: dict[_Asked, str] = {}
+        self._line_end = ""
+        """Ends a line that was cut off when a run was killed."""
         if file.is_file():
-            for line in file.read_text(encoding="utf-8").split("\n"):
+            lines = file.read_text(encoding="utf-8").split("\n")
+            self._line_end = "\n" * bool(lines[-1])
+            for line in lines:
                 self._read(line)
 
     def of(self, answers: Iterable[RawAnswer], workers: int) -> Iterator[int]:
@@ -209,6 +213,7 @@ class _Verdicts:
         yield sum(count for one, count in asked.items() if one in self._replies)
         missing = [one for one in asked if one not in self._replies]
         with ThreadPoolExecutor(workers) as pool, self._file.open("a", encoding="utf-8") as stream:
+            stream.write(self._line_end)
             replies = pool.map(lambda one: self._judge.ask(*one), missing)
             for one, reply in zip(missing, replies, strict=True):
                 self._replies[one] = reply

@@ -21,6 +21,7 @@ from liveedit.evaluation.harnesses.running import EvalConfig, HarnessResults, ha
 from liveedit.evaluation.provenance import Provenance
 from liveedit.experiments.verification import verify_folder
 from liveedit.samples import Edit, EditCase, Probe, Question
+from liveedit.store.store import EditStore
 
 PROVENANCE = Provenance("abc", False, "b" * 64, "d" * 64, device="cpu")
 CONFIG = EvalConfig(harness="lm-eval", tasks=("all", "lonely"))
@@ -58,8 +59,9 @@ def measured(tiny_llava: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(measuring, "harness_version", lambda name: "1.2")
 
     def measure() -> list[Any]:
-        with EditedModel(tiny_llava, InContext(tiny_llava)) as model:
-            model.edit(None, "Who?", "nobody", must_take=False, probe_edits=0)
+        with EditedModel(tiny_llava, InContext(tiny_llava), EditStore(tmp_path / "edits.db")) as model:
+            if not len(model):
+                model.edit(None, "Who?", "nobody", must_take=False, probe_edits=0)
             return [GeneralAbility(model, CONFIG, tmp_path, PROVENANCE, "tiny-llava").run(), asked]
 
     return measure
