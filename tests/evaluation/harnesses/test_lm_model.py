@@ -136,9 +136,8 @@ def test_each_row_of_a_batch_stops_at_its_own_string(tiny_llava: Backbone) -> No
     assert stops.lengths == [2, None]
 
 
-def test_tasks_run_before_and_after_edits(
-    run: Any, tmp_path: Path, eval_cases: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.timeout(600)
+def test_tasks_run_before_and_after_edits(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     rows = [
         {
@@ -157,7 +156,7 @@ def test_tasks_run_before_and_after_edits(
     edits = tmp_path / "edits.db"
     made = ("--prompt", EDITED, "--answer", ANSWER, "--no-must-take", "--probe-edits", 0)
     assert run("edit", "--edits", edits, "--editor", "ike", *made)[0] == 0
-    names = ("facts_choice", "facts_answer", "facts_text")
+    names = ("facts_choice", "facts_answer")
     given = ("--tasks", *names, "--include-path", tasks, "--out", tmp_path / "out")
     code, output, error = run("eval", "--edits", edits, "--editor", "ike", *given, "--json")
     assert code == 0, error
@@ -166,5 +165,3 @@ def test_tasks_run_before_and_after_edits(
     assert {name: task["documents"] for name, task in edited["tasks"].items()} == dict.fromkeys(names, 5)
     assert edited["tasks"]["facts_choice"]["scores"]["acc"]["stderr"] is not None
     assert run("results", "verify", tmp_path / "out")[0] == 0
-    code, _, error = run("eval", "--edits", edits, "--editor", "ike", "--tasks", "no_such", "--out", tmp_path / "o2")
-    assert code == 1 and "no task no_such" in error

@@ -31,9 +31,10 @@ def test_the_entry_point_gives_the_model(tiny_llava: Backbone, eval_cases: tuple
         lm = get_model("liveedit")(model, 2)
         lm.task_dict = {"t": {"test": [{"image": str(question.image)}]}}
         further = (lambda doc: [doc["image"]], 0, "t", "test")
+        about = {"task": "t", "doc_id": 0, "repeats": 1}
         asked = [
-            Instance("generate_until", (question.prompt, {"max_new_tokens": 8, "temperature": 0}, *further), 0, {}),
-            Instance("loglikelihood", (question.prompt, "red", *further), 0, {}),
+            Instance("generate_until", (question.prompt, {"max_new_tokens": 8, "temperature": 0}, *further), 0, about),
+            Instance("loglikelihood", (question.prompt, "red", *further), 0, about),
         ]
         assert lm.generate_until(asked[:1]) == [model.ask(question.image, question.prompt, 8).text]
         ((nats, _),) = lm.loglikelihood(asked[1:])

@@ -130,17 +130,19 @@ class EditedLM(HFLM):
     ) -> tuple[TokenBatch, list[int]]:
         """Contexts and continuations as the backbone takes them, and where each continuation starts, unpadded."""
         backbone = self.edited.backbone
-        prompts = list(contexts)
-        prepared = backbone.prepared([Question(self._text(context)) for context in contexts]) if contexts else ()
+        prompts, texts = list(contexts), [self._text(context) for context in contexts]
+        prepared = backbone.prepared([Question(text) for text in texts])
         for row, item in enumerate(prepared):
-            if item.question.prompt != self._text(contexts[row]):
+            if item.question.prompt != texts[row]:
                 prompts[row] = self.tok_encode(item.question.prompt)
         inputs = backbone.batch(prompts, continuations, padding, prepared)
         prefixes = [item.prefix_tokens for item in prepared] or [0] * len(prompts)
         return inputs, [prefix + len(prompt) for prefix, prompt in zip(prefixes, prompts, strict=True)]
 
     def _text(self, tokens: Tokens) -> str:
-        return self.tok_decode(tokens, skip_special_tokens=False)
+        """The text of a context, without the start token that encoding it again adds. Of a start alone, that."""
+        starts = len(tokens) > 1 and tokens[0] == self.tokenizer.bos_token_id
+        return self.tok_decode(tokens[1:] if starts else tokens, skip_special_tokens=False)
 
     # -- generating --------------------------------------------------------------------------------------
 

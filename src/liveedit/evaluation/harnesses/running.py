@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -80,8 +81,7 @@ def _lm_eval(model: EditedModel, config: EvalConfig, include: Path | None) -> Ha
 
     from .lm_model import EditedLM
 
-    manager = TaskManager(include_path=None if include is None else str(include))
-    _check_tasks(config, manager.match_tasks(list(config.tasks)))
+    manager = _manager(TaskManager, config, include)
     lm = EditedLM(model, config.batch)
     found = simple_evaluate(
         lm,
@@ -101,8 +101,7 @@ def _lmms_eval(model: EditedModel, config: EvalConfig, include: Path | None) -> 
 
     from .lmms_manifest import NAME
 
-    manager = TaskManager(include_path=None if include is None else str(include), model_name=NAME)
-    _check_tasks(config, manager.match_tasks(list(config.tasks)))
+    manager = _manager(partial(TaskManager, model_name=NAME), config, include)
     lm = get_model(NAME)(model, config.batch)  # By its entry point, as lmms-eval's own command finds it.
     found = simple_evaluate(
         lm, tasks=list(config.tasks), num_fewshot=config.few_shot, limit=config.limit, task_manager=manager
@@ -110,12 +109,20 @@ def _lmms_eval(model: EditedModel, config: EvalConfig, include: Path | None) -> 
     return _results(found, lm.counts.to_dict())
 
 
-def _check_tasks(config: EvalConfig, known: Sequence[str]) -> None:
-    if unknown := sorted(set(config.tasks) - set(known)):
+def _manager(make: Callable[..., Any], config: EvalConfig, include: Path | None) -> Any:
+    """The harness's index of tasks. A harness has thousands: they are read only if the folder lacks one."""
+    wanted = list(config.tasks)
+    if include is not None:
+        own = make(include_path=str(include), include_defaults=False)
+        if set(wanted) <= set(own.match_tasks(wanted)):
+            return own
+    manager = make(include_path=None if include is None else str(include))
+    if unknown := sorted(set(wanted) - set(manager.match_tasks(wanted))):
         raise NotFoundError(
             f"{config.harness} has no task {', '.join(unknown)}. See `{config.harness} ls tasks` (or --tasks list), "
             "or give the folder of your own tasks (--include-path)."
         )
+    return manager
 
 
 # -- results in one form -------------------------------------------------------------------------------------
