@@ -5,7 +5,7 @@ The questions are those that edits should leave alone, the locality probes of a 
 gives for them. For lm-eval, of N questions:
 
     NAME_choice    multiple choice: the answer, and the answers to three other questions     acc
-    NAME_answer    the answer by free generation, up to the end of the line                  exact_match
+    NAME_answer    free generation, up to the end of the line; the answer must be in it      contains
     NAME_text      how likely the answer is after the question                               perplexity, acc
 
 For lmms-eval, of questions with an image:
@@ -51,8 +51,7 @@ def write_tasks(
     tasks = _lm_tasks(slug, file) if harness == "lm-eval" else _lmms_tasks(slug, file)
     for task, text in tasks.items():
         write_text(folder / f"{task}.yaml", text)
-    if harness == "lmms-eval":
-        write_text(folder / f"{slug}_images.py", _READ_IMAGES)
+    write_text(folder / f"{slug}_documents.py", _FUNCTIONS)
     return tuple(tasks)
 
 
@@ -103,8 +102,6 @@ def _metrics(*names: str) -> list[str]:
         aggregation = "perplexity" if name == "perplexity" else "mean"
         better = str(name != "perplexity").lower()
         lines += [f"  - metric: {name}", f"    aggregation: {aggregation}", f"    higher_is_better: {better}"]
-        if name == "exact_match":
-            lines += ["    ignore_case: true", "    ignore_punctuation: true"]
     return lines
 
 
@@ -116,15 +113,11 @@ def _lm_tasks(slug: str, file: Path) -> dict[str, str]:
         text,
         "doc_to_target: answer",
         "generation_kwargs:",
-        '  until: ["\\n", "."]',
+        '  until: ["\\n"]',
         "  max_gen_toks: 16",
         "  do_sample: false",
-        "filter_list:",
-        "  - name: none",
-        "    filter:",
-        "      - function: remove_whitespace",
-        "      - function: take_first",
-        *_metrics("exact_match"),
+        f"process_results: !function {slug}_documents.contained",
+        *_metrics("contains"),
     ]
     likely = [
         "output_type: loglikelihood",
@@ -140,24 +133,25 @@ def _lmms_tasks(slug: str, file: Path) -> dict[str, str]:
     task = f"{slug}_answer"
     lines = [
         "output_type: generate_until",
-        f"doc_to_visual: !function {slug}_images.image_of",
-        f"doc_to_text: !function {slug}_images.question_of",
+        f"doc_to_visual: !function {slug}_documents.image_of",
+        f"doc_to_text: !function {slug}_documents.question_of",
         "doc_to_target: answer",
         "generation_kwargs:",
         "  max_new_tokens: 16",
         "  temperature: 0",
         "  do_sample: false",
-        f"process_results: !function {slug}_images.score",
-        *_metrics("exact_match")[:4],
+        f"process_results: !function {slug}_documents.same",
+        *_metrics("exact_match"),
     ]
     return {task: _yaml(task, file, lines)}
 
 
-_READ_IMAGES: Final = '''"""What lmms-eval takes of a document: its image, its question, and the score of an answer."""
+_FUNCTIONS: Final = '''"""What a harness takes of a document: its image, its question, and the score of an answer."""
 
 from PIL import Image
 
 from liveedit.answers import same_answer
+from liveedit.evaluation.scoring import contains
 
 
 def image_of(doc):
@@ -168,6 +162,10 @@ def question_of(doc, lmms_eval_specific_kwargs=None):
     return doc["question"]
 
 
-def score(doc, results):
+def same(doc, results):
     return {"exact_match": float(same_answer(results[0], doc["answer"]))}
+
+
+def contained(doc, results):
+    return {"contains": float(contains(results[0], doc["answer"]))}
 '''

@@ -40,7 +40,7 @@ class GeneralAbility:
         include: Path | None = None,
         note: Callable[[str], None] = lambda text: None,
     ):
-        """backbone: its name in the rows. include: a folder with further tasks. note: is told what is measured now."""
+        """backbone: its name in the rows. include: a folder with further tasks. note: called with what is measured."""
         self.model, self.config, self.folder, self.provenance = model, config, folder, provenance
         self.backbone, self.include, self.note = backbone, include, note
         self.version = harness_version(config.harness)
