@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lmms_eval.models.registry_v2 import ModelManifest
+from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 
 NAME: Final = "liveedit"
 """The name of the model in lmms-eval's registry."""

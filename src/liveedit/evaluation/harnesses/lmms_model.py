@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from lmms_eval.api.instance import Instance
-from lmms_eval.api.model import lmms
+from lmms_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
+from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from PIL import Image
 from tqdm import tqdm
 

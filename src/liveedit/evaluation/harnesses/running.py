@@ -76,8 +76,8 @@ def run_harness(model: EditedModel, config: EvalConfig, include: Path | None = N
 
 
 def _lm_eval(model: EditedModel, config: EvalConfig, include: Path | None) -> HarnessResults:
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
+    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     from .lm_model import EditedLM
 
@@ -95,9 +95,9 @@ def _lm_eval(model: EditedModel, config: EvalConfig, include: Path | None) -> Ha
 
 
 def _lmms_eval(model: EditedModel, config: EvalConfig, include: Path | None) -> HarnessResults:
-    from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.models import get_model
-    from lmms_eval.tasks import TaskManager
+    from lmms_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
+    from lmms_eval.models import get_model  # pyright: ignore[reportMissingImports]
+    from lmms_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     from .lmms_manifest import NAME
 
