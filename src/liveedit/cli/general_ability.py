@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -82,7 +84,9 @@ def evaluate(
         raise typer.BadParameter(f"--include-path {str(include_path)!r} is no folder. Give the folder of the tasks.")
     config = EvalConfig(harness=harness, tasks=tuple(dict.fromkeys(tasks)), **vars(options))
     chosen = {"edits": edits, "at": at, "editor": editor, "editor_path": editor_path, "experts_on": experts_on}
-    with resumable("the evaluation"), loaded_model(backbone, json=json, **chosen, **loading(load)) as model:
+    loaded = loaded_model(backbone, json=json, **chosen, **loading(load))
+    # Harnesses print what they do: standard output is for the result.
+    with resumable("the evaluation"), redirect_stdout(sys.stderr), loaded as model:
         rows = _measure(model, config, out, backbone, include_path, tasks_digest(include_path))
     report = write_ability_report(rows, out)
     if json:
