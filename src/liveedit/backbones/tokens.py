@@ -228,7 +228,7 @@ def batch_rows(
     image_token_id: int | None,
     prefix_id: int,
     prepared: Sequence[PreparedQuestion] = (),
-) -> list[tuple[list[int], list[int]]]:
+) -> list[tuple[list[int], list[TokenRole]]]:
     """Of each prompt with its answer, the token ids and their `TokenRole`s, not padded.
 
     prefix_id: in place of the tokens of a soft prompt. prepared: how each prompt reaches the model, if transformed.
