@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -24,6 +24,9 @@ NEW_TOKENS: Final = 32
 
 BATCH: Final = 16
 """Default number of questions asked at once."""
+
+AskAgain = Callable[["Answering", list[int]], Sequence[Answer]]
+"""Asks the unedited model for other answers, by their places."""
 
 
 class Answering:
@@ -68,11 +71,25 @@ class Answering:
             # The positions that the longest question leaves would cut the answers to the others.
             return [self.ask([question], max_new_tokens)[0] for question in questions]
         generated = self.generate(inputs, max_new_tokens)
+        return self.settled(
+            generated, lambda plain, places: plain.ask([questions[place] for place in places], max_new_tokens)
+        )
+
+    def settled(
+        self, generated: Sequence[Generated], ask_again: AskAgain, lengths: Sequence[int | None] | None = None
+    ) -> list[Answer]:
+        """The answers that are given: for those in doubt, the unedited model's to the same questions.
+
+        ask_again: asks them, by their places. lengths: how many tokens of each answer count, None for all of them; by
+        default those before the next turn of the chat.
+        """
         answers = [one.answer for one in generated]
-        doubtful = [place for place, one in enumerate(generated) if one.is_in_doubt(self._given_tokens(one.answer))]
+        if lengths is None:
+            lengths = [self._given_tokens(answer) for answer in answers]
+        doubtful = [place for place, one in enumerate(generated) if one.is_in_doubt(lengths[place])]
         if doubtful:
             with self.unedited() as plain:
-                instead = plain.ask([questions[place] for place in doubtful], max_new_tokens)
+                instead = ask_again(plain, doubtful)
             for place, answer in zip(doubtful, instead, strict=True):
                 answers[place] = replace(answer, fired=(), withheld=above_threshold(answers[place].fired))
         return answers

@@ -19,11 +19,11 @@ from ..samples import Question
 from .answer_tokens import following_tokens
 from .claim import Claim
 from .positions import answer_room, check_length
-from .prompt_transforms import PromptTransform, prefixes_embedded, substitutes, unchanged
+from .prompt_transforms import TransformedPrompts, prefixes_embedded, substitutes, unchanged
 from .question_images import opened_images, refusals_named
 from .split_forward import decoder_of, execution_device, finished_logits, layers_of, run_prefix, run_suffix
 from .text_checks import check_control_tokens, check_markers, image_markers
-from .tokens import TokenBatch, TokenRole, pad
+from .tokens import PreparedQuestion, TokenBatch, TokenRole, batch_rows, pad
 from .weights import digest_of, weights_of
 
 _NOT_OF_IMAGES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
@@ -35,7 +35,7 @@ class _CurrentInputs(threading.local):
     inputs: TokenBatch | None = None
 
 
-class Backbone:
+class Backbone(TransformedPrompts):
     """A frozen model. This class reads it and runs it, and never changes its weights.
 
     Layers are counted from 0. The hidden states at layer l are the output of decoder layer l, (batch, tokens, width).
@@ -64,7 +64,6 @@ class Backbone:
         self._current = _CurrentInputs()
         self._tokenizing = threading.RLock()
         """A tokenizer stores its padding between calls, so that only one thread may use it at a time."""
-        self._transform: PromptTransform | None = None
         self.claim = Claim(name)
         # bitsandbytes rearranges quantized weights in the first forward pass, so that they are read before it.
         self.known_digest = self.digest() if getattr(model, "is_quantized", False) else ""
@@ -192,19 +191,27 @@ class Backbone:
         text that is too long, or an image for a text-only model; `ImageError` for a bad image.
         """
         self._check_questions(questions, answers or (), padding)
-        prepared = () if self._transform is None else tuple(self._transform(questions))
+        prepared = self.prepared(questions)
         sources = prepared or tuple(unchanged(questions))
         texts, prompts, extras = self._tokenized([source.question for source in sources])
         endings = [[] for _ in texts] if answers is None else self._answer_ids(texts, answers)
-        prefixes = [source.prefix_tokens for source in sources]
-        parts = list(zip(prefixes, prompts, endings, strict=True))
-        rows = [[self.pad_token_id] * prefix + prompt + ending for prefix, prompt, ending in parts]
-        roles = [[TokenRole.PREFIX] * prefix + self._roles(prompt, ending) for prefix, prompt, ending in parts]
-        check_length(self.name, self.positions, max(len(row) for row in rows))
+        return self.batch(prompts, endings, padding, prepared, extras)
+
+    def batch(
+        self,
+        prompts: Sequence[list[int]],
+        answers: Sequence[list[int]],
+        padding: str = "right",
+        prepared: tuple[PreparedQuestion, ...] = (),
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> TokenBatch:
+        """Token ids of prompts, each followed by those of its answer, as one padded batch. Raises as `encode` does."""
+        rows = batch_rows(prompts, answers, self.image_token_id, self.pad_token_id, prepared)
+        check_length(self.name, self.positions, max(len(ids) for ids, _ in rows))
         inputs = TokenBatch(
-            roles=pad(roles, TokenRole.PADDING, padding),
-            input_ids=pad(rows, self.pad_token_id, padding),
-            extras=extras,
+            roles=pad([roles for _, roles in rows], TokenRole.PADDING, padding),
+            input_ids=pad([ids for ids, _ in rows], self.pad_token_id, padding),
+            extras=extras or {},
             prepared=prepared,
         )
         return self.complete(inputs).to(self.device)
@@ -323,38 +330,9 @@ class Backbone:
         """Tokens of each answer as `encode` puts them after its question, with the token that ends it."""
         return self._answer_ids([self.prompt_text(question) for question in questions], answers)
 
-    def _roles(self, prompt: list[int], ending: list[int]) -> list[int]:
-        roles = [TokenRole.IMAGE if token == self.image_token_id else TokenRole.PROMPT for token in prompt]
-        return [*roles, *[TokenRole.ANSWER] * len(ending)]
-
     def is_image(self, ids: Tensor) -> Tensor:
         """Which token ids stand for an image, as booleans of the same shape."""
         return torch.zeros_like(ids, dtype=torch.bool) if self.image_token_id is None else ids == self.image_token_id
-
-    @contextmanager
-    def transformed(self, transform: PromptTransform | None) -> Iterator[None]:
-        """Inside, questions reach the model through `transform`, or unchanged if it is None."""
-        before, self._transform = self._transform, transform
-        try:
-            yield
-        finally:
-            self._transform = before
-
-    def set_transform(self, transform: PromptTransform) -> None:
-        """From now on questions reach the model through `transform`, until `remove_transform`.
-
-        Only `encode` applies it. Raises `BackboneError` if another transform is set.
-        """
-        if self._transform is not None and self._transform != transform:
-            raise BackboneError(
-                f"Another editor already transforms the prompts of {self.name}. Detach it before attaching the next."
-            )
-        self._transform = transform
-
-    def remove_transform(self, transform: PromptTransform) -> None:
-        """Remove a transform. Nothing happens if it is not the one that is set."""
-        if self._transform == transform:
-            self._transform = None
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -440,7 +418,7 @@ class Backbone:
     ) -> list[tuple[str, tuple[int, ...] | None]]:
         """As `generate`, each answer with its tokens, padding after its end included; None if a substitute answered.
 
-        further: options of the model's own generate(), such as logits_processor and stopping_criteria.
+        further: options of the model's own generate(), such as logits_processor, stopping_criteria and do_sample.
         """
         inputs.check_generation()
         room = self.answer_room(inputs, max_new_tokens)
@@ -448,7 +426,7 @@ class Backbone:
             output = self.model_for(inputs).generate(
                 **inputs.model_inputs(),
                 max_new_tokens=room,
-                do_sample=False,
+                do_sample=bool(further.pop("do_sample", False)),
                 num_beams=beams,
                 num_return_sequences=sequences,
                 use_cache=use_cache,

@@ -8,11 +8,48 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..errors import BackboneError
 from ..samples import Question
 from .tokens import PreparedQuestion, SubstituteModel, TokenBatch
 
 PromptTransform = Callable[[Sequence[Question]], Sequence[PreparedQuestion]]
 """`Backbone.encode` calls it with the questions of a batch and encodes what it returns."""
+
+
+class TransformedPrompts:
+    """The part of a backbone that knows how questions reach the model."""
+
+    name: str
+    _transform: PromptTransform | None = None
+
+    def prepared(self, questions: Sequence[Question]) -> tuple[PreparedQuestion, ...]:
+        """How each question reaches the model; none if no prompt transform is set."""
+        return () if self._transform is None else tuple(self._transform(questions))
+
+    @contextmanager
+    def transformed(self, transform: PromptTransform | None) -> Iterator[None]:
+        """Inside, questions reach the model through `transform`, or unchanged if it is None."""
+        before, self._transform = self._transform, transform
+        try:
+            yield
+        finally:
+            self._transform = before
+
+    def set_transform(self, transform: PromptTransform) -> None:
+        """From now on questions reach the model through `transform`, until `remove_transform`.
+
+        Only `encode` applies it. Raises `BackboneError` if another transform is set.
+        """
+        if self._transform is not None and self._transform != transform:
+            raise BackboneError(
+                f"Another editor already transforms the prompts of {self.name}. Detach it before attaching the next."
+            )
+        self._transform = transform
+
+    def remove_transform(self, transform: PromptTransform) -> None:
+        """Remove a transform. Nothing happens if it is not the one that is set."""
+        if self._transform == transform:
+            self._transform = None
 
 
 def unchanged(questions: Sequence[Question]) -> list[PreparedQuestion]:

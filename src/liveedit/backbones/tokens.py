@@ -220,3 +220,26 @@ def pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Int[Tensor, "row
     fills = [[fill] * (longest - len(row)) for row in rows]
     padded = [[*gap, *row] if side == "left" else [*row, *gap] for row, gap in zip(rows, fills, strict=True)]
     return torch.tensor(padded)
+
+
+def batch_rows(
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    image_token_id: int | None,
+    prefix_id: int,
+    prepared: Sequence[PreparedQuestion] = (),
+) -> list[tuple[list[int], list[TokenRole]]]:
+    """Of each prompt with its answer, the token ids and their `TokenRole`s, not padded.
+
+    prefix_id: in place of the tokens of a soft prompt. prepared: how each prompt reaches the model, if transformed.
+    """
+    prefixes = [item.prefix_tokens for item in prepared] or [0] * len(prompts)
+    return [
+        (
+            [prefix_id] * prefix + prompt + answer,
+            [TokenRole.PREFIX] * prefix
+            + [TokenRole.IMAGE if token == image_token_id else TokenRole.PROMPT for token in prompt]
+            + [TokenRole.ANSWER] * len(answer),
+        )
+        for prefix, prompt, answer in zip(prefixes, prompts, answers, strict=True)
+    ]

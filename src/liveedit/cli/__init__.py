@@ -21,6 +21,7 @@ from . import (
     doctor,
     editing,
     edits,
+    general_ability,
     measuring,
     paper,
     pretraining,
@@ -51,6 +52,7 @@ calibrating.register(app)
 training.register(app)
 sharing.register(app)
 measuring.register(app)
+general_ability.register(app)
 conversion.register(app)
 paper.register(app)
 results.register(app)

@@ -17,6 +17,7 @@ from ..registry import check_backbone_name
 SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
     "bench": ("--set", "--edits", "--seeds", "--editor", "--editor-path"),
     "robustness": ("--set", "--seeds", "--editor", "--editor-path", "--lengths", "--factors"),
+    "eval": ("--tasks",),
     "train": ("--stage", "--set"),
     "paper": (
         "--edits",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -81,6 +81,13 @@ class BenchArguments:
         False
     )
     distinct_subjects: DistinctSubjects = False
+    protocol: Annotated[
+        Literal["lifelong", "wild"],
+        typer.Option(
+            help="lifelong, or wild: free answers end by themselves, not at the length of the data's; judge them with "
+            "`liveedit results judge`."
+        ),
+    ] = "lifelong"
 
 
 @with_options(BenchArguments)

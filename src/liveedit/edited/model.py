@@ -199,7 +199,7 @@ class EditedModel:
         self, questions: Sequence[tuple[ImageSource | None, str]], max_new_tokens: int = NEW_TOKENS
     ) -> list[Answer]:
         """Answers to several questions in one batch; the same as asked one by one."""
-        with self._asking():
+        with self.asking():
             return self.answering.ask([Question(prompt, image) for image, prompt in questions], max_new_tokens)
 
     # -- editing -----------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class EditedModel:
 
     def _checked(self, edits: Sequence[StoredEdit], batch: int) -> Iterator[CheckedEdit]:
         for start in range(0, len(edits), batch):
-            with self._asking():
+            with self.asking():
                 found = list(check_edits(self.answering, self.store, edits[start : start + batch], batch))
             yield from found
 
@@ -361,7 +361,7 @@ class EditedModel:
             raise InvalidInputError("This EditedModel was closed. Load the model again to ask or edit it.")
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def asking(self) -> Iterator[None]:
         """Inside, the edits stay as they are. Other threads may ask as well if the editor is thread-safe."""
         with self._lock.reading() if self.editor.thread_safe else self._lock.writing():
             self._check_open()

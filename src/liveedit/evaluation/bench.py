@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from ..errors import ConfigError
 from ..files import write_json, written_atomically
 from ..progress import Counter, TaskProgress, no_task_progress, progress_of
 from ..samples import EditCase, ProbeName
+from .by_order import edit_order
+from .case_intervals import case_intervals
 from .kept_edits import KeptEdits
 from .lines import COMPLETE
 from .perplexity import PassageScores
@@ -35,6 +37,11 @@ from .protocol import (
 from .provenance import Provenance, Row, Stopwatch, file_digest, sealed
 from .recurring import recurring_edits
 
+Protocol = Literal["lifelong", "wild"]
+
+NATURAL_STOP_TOKENS: Final = 256
+"""Length limit of free answers by the protocol "wild": far beyond any answer, so that the model ends them itself."""
+
 
 class BenchConfig(BaseModel):
     """What a bench run measures."""
@@ -43,6 +50,11 @@ class BenchConfig(BaseModel):
 
     backbone: str = Field(description="Name of the backbone.")
     data: str = Field(description="Name of the data.")
+    protocol: Protocol = Field(
+        default="lifelong",
+        description="lifelong: free answers are cut at what the longest answer of the data needs. wild: the model ends "
+        "them itself, as QAEdit's evaluation in the wild asks.",
+    )
     edits: tuple[int, ...] = Field(description="Numbers of edits T.")
     seeds: tuple[int, ...] = Field(default=(0,), description="Seeds: which edits, in which order.")
     few_edits_cases: int = Field(
@@ -101,7 +113,8 @@ class Bench:
                 f"{max(config.edits)} edits were requested and the data holds {len(cases)}. "
                 "Request fewer, or give more data."
             )
-        limit = config.max_new_tokens or answer_limit(backbone, cases)
+        longest = NATURAL_STOP_TOKENS if config.protocol == "wild" else answer_limit(backbone, cases)
+        limit = config.max_new_tokens or longest
         config = config.model_copy(update={"max_new_tokens": limit})
         self.backbone, self.cases, self.config, self.folder = backbone, tuple(cases), config, folder
         self.provenance, self.report = provenance, report
@@ -180,6 +193,8 @@ class Bench:
             "seed": seed,
             **summarize_measurements(measurements),
             "recurring": recurring_edits(measurements),
+            "intervals": case_intervals(measurements),
+            "order": edit_order(measurements),
             **cost(records),
             "seconds": watch.seconds,
             **({} if passages is None else passages.summary()),
@@ -212,6 +227,8 @@ class Bench:
         fields = {"few_edits_cases", "max_new_tokens", "mixed_precision", "passages"}
         if self.config.cross_modal:
             fields.add("cross_modal")
+        if self.config.protocol != "lifelong":
+            fields.add("protocol")
         return json.loads(json.dumps({**self.config.model_dump(mode="json", include=fields), **settings}))
 
     def _read(self, name: str, edits: int, settings: dict[str, Any]) -> Row | None:

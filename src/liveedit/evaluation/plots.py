@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -21,7 +21,7 @@ from .plotting import (
     set_title,
     style,
 )
-from .scoring import Spread
+from .scoring import REPORTED, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +45,7 @@ def write_plots(lines: Sequence[Line], folder: Path) -> tuple[Plot, ...]:
         drawings: tuple[tuple[str, Callable[[Sequence[Line], str], Figure | None], str], ...] = (
             ("metrics-by-edits", draw_metrics, f"Metrics against the number of edits: {where}"),
             ("reliability", draw_reliability, f"Reliability by answer type after {edits} edits: {where}"),
+            ("forgetting", draw_forgetting, f"Edits by their place, after {edits} edits: {where}"),
             (
                 "answer-types",
                 draw_heat_maps,
@@ -116,6 +117,49 @@ def _draw_editor(panel: Axes, lines: Sequence[Line], metric: str, place: int, sh
             panel.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
         places, means = [edits for edits, _ in cut], [found.mean for _, found in cut]
         panel.plot(places, means, "X", color=color, markersize=8, markerfacecolor=face)
+
+
+def draw_forgetting(lines: Sequence[Line], title: str) -> Figure | None:
+    """The forgetting curve: the figures of edits against their place in the sequence, after the last edit.
+
+    One line per editor; the curves of several seeds are averaged, and their spread is a band.
+    """
+    curves = {line.editor: _curves(line) for line in at_largest(lines)}
+    curves = {editor: found for editor, found in curves.items() if found}
+    if not curves:
+        return None
+    figure = new_figure(4.6)
+    panels = panels_of(figure, 1, len(REPORTED))
+    editors = sorted({line.editor for line in lines})
+    for panel, (score, name) in zip(panels, REPORTED, strict=True):
+        for editor, found in curves.items():
+            color, marker = style(editors.index(editor))
+            spreads = [_spread_at(found, place, score) for place in range(len(found[0]))]
+            known = [(found[0][place]["last"], one) for place, one in enumerate(spreads) if one is not None]
+            places, means = [place for place, _ in known], [one.mean for _, one in known]
+            panel.plot(places, means, color=color, marker=marker, markersize=5, linewidth=1.6)
+            stds = [one.std or 0.0 for _, one in known]
+            low = [max(0.0, mean - std) for mean, std in zip(means, stds, strict=True)]
+            high = [min(100.0, mean + std) for mean, std in zip(means, stds, strict=True)]
+            panel.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+        percent_axis(panel)
+        panel.set_title(name, fontsize=11)
+        panel.set_xlabel("Place in the sequence, the oldest first")
+    panels[0].set_ylabel("%")
+    set_title(figure, title)
+    bands = any(len(found) > 1 for found in curves.values())
+    _legend(figure, list(curves), [], incomplete=False, bands=bands, among=editors)
+    return figure
+
+
+def _curves(line: Line) -> list[list[Mapping[str, Any]]]:
+    """The curves of the seeds that have one; those of a line have the same places."""
+    return [row["order"]["curve"] for row in line.rows if row.get("order")]
+
+
+def _spread_at(curves: Sequence[Sequence[Mapping[str, Any]]], place: int, score: str) -> Spread | None:
+    values = [curve[place][score] for curve in curves if curve[place][score] is not None]
+    return Spread.of(values) if values else None
 
 
 def _scored(lines: Sequence[Line], metric: str, score: str) -> Iterator[tuple[Line, Spread]]:
@@ -228,13 +272,22 @@ def _number(found: Spread | None) -> str:
     return "–" if found is None else f"{found.mean:.1f}"
 
 
-def _legend(figure: Figure, editors: Sequence[str], scores: Sequence[str], *, incomplete: bool, bands: bool) -> None:
+def _legend(
+    figure: Figure,
+    editors: Sequence[str],
+    scores: Sequence[str],
+    *,
+    incomplete: bool,
+    bands: bool,
+    among: Sequence[str] | None = None,
+) -> None:
+    """among: all editors of the report, which decide the colours; by default `editors`."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = []
-    for place, editor in enumerate(editors):
-        color, marker = style(place)
+    for editor in editors:
+        color, marker = style((among or editors).index(editor))
         handles.append(Line2D([], [], color=color, marker=marker, label=plain(editor)))
     for score in scores:
         handles.append(Line2D([], [], color="#555555", linestyle=_STROKES[score], label=_SHORT[score]))

@@ -26,7 +26,9 @@ from .plotting import PlotsUnavailableError, plots_markdown
 from .published import published_table
 from .report_tables import (
     answer_type_table,
+    case_interval_table,
     cost_table,
+    ends_table,
     interval_table,
     main_table,
     passage_table,
@@ -98,6 +100,8 @@ def _tables(lines: Sequence[Line], title: str) -> list[Table]:
         main_table(lines, title),
         answer_type_table(lines),
         interval_table(lines),
+        case_interval_table(lines),
+        ends_table(lines),
         passage_table(lines),
         recurring_table(lines),
         cost_table(lines),
@@ -149,11 +153,11 @@ def provenance_markdown(lines: Sequence[Line]) -> str:
         records = [row.get("provenance") or {} for row in line.rows]
         for row, record in zip(line.rows, records, strict=True):
             who = f"{line.editor} at {line.edits:,} edits, seed {row['seed']}"
-            origins.setdefault(_origin(record), []).append(who)
+            origins.setdefault(origin(record), []).append(who)
         if len({record.get("backbone_digest") for record in records}) > 1:
             mixed.append(f"- The seeds of {line.label} at {line.edits:,} edits ran on different backbone weights.")
     items = [f"- {origin}: {_some(who)}" for origin, who in origins.items()]
-    ways = Counter(how for line in lines for row in line.rows for how in _how(row.get("provenance") or {}))
+    ways = Counter(how for line in lines for row in line.rows for how in ways_of(row.get("provenance") or {}))
     items += [f"- {how}: {_counted(count, 'row')}" for how, count in ways.items()]
     complete = sum(row["status"] == COMPLETE for line in lines for row in line.rows)
     count = sum(line.seeds for line in lines)
@@ -161,7 +165,8 @@ def provenance_markdown(lines: Sequence[Line]) -> str:
     return "\n".join(["## Provenance", "", lead, "", *items, *mixed])
 
 
-def _origin(record: Row) -> str:
+def origin(record: Row) -> str:
+    """The code, backbone and data of a row, as Markdown. record: its provenance."""
     sha = record.get("git_sha")
     dirty = record.get("dirty")
     tree = " (uncommitted changes: not recorded)" if dirty is None else " with uncommitted changes" * dirty
@@ -173,7 +178,7 @@ def _origin(record: Row) -> str:
     return markdown_text(", ".join((code, *digests)))
 
 
-def _how(record: Row) -> Iterator[str]:
+def ways_of(record: Row) -> Iterator[str]:
     """The packages and the machine of a row, and its command, as far as they are recorded."""
     if versions := record.get("versions"):
         named = ", ".join(f"{name} {version}" for name, version in versions.items())

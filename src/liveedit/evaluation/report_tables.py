@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,6 +87,58 @@ def interval_table(lines: Sequence[Line]) -> Table | None:
     )
     header = (*setting.header, *map(metric_label, names), "Seeds")
     return Table("Confidence intervals", header, tuple(rows), notes, setting.text_columns)
+
+
+def case_interval_table(lines: Sequence[Line]) -> Table | None:
+    """The 95 % confidence intervals over the cases of each run; None if no run has them."""
+    runs = [(line, row) for line in lines for row in line.rows if row.get("intervals")]
+    if not runs:
+        return None
+    names = [name for name in metric_names(lines) if any(name in row["intervals"] for _, row in runs)]
+    setting = SettingColumns.of(lines)
+    rows = [
+        (*setting.cells(line), str(row["seed"]), *(_ends(row["intervals"].get(name, {})) for name in names))
+        for line, row in runs
+    ]
+    notes = (
+        "Each cell: 95 % confidence interval of the mean over the cases of one run, teacher-forced / exact match / "
+        "broken answers, in %. Whole cases are drawn again, 1,000 times (bootstrap, percentiles): this is the spread "
+        "that other cases of the same kind would have, beside that over seeds.",
+        *setting.notes,
+    )
+    header = (*setting.header, "Seed", *map(metric_label, names))
+    return Table("Confidence intervals over cases", header, tuple(rows), notes, setting.text_columns)
+
+
+def ends_table(lines: Sequence[Line]) -> Table | None:
+    """The first edits of the sequence against the last; None if no run is long enough."""
+    runs = [(line, row) for line in lines for row in line.rows if row.get("order")]
+    if not runs:
+        return None
+    setting = SettingColumns.of(lines)
+    rows = []
+    for line, row in runs:
+        first, last = row["order"]["first_edits"], row["order"]["last_edits"]
+        change = last["exact_match"] - first["exact_match"]
+        count = f"{first['last'] - first['first'] + 1:,}"
+        rows.append((*setting.cells(line), str(row["seed"]), count, _place(first), _place(last), f"{change:+.1f}"))
+    notes = (
+        "Asked after the last edit: the edits' own questions, teacher-forced / exact match / broken answers, in %. "
+        "Difference: exact match of the last edits minus that of the first; an editor that forgets has a large one.",
+        *setting.notes,
+    )
+    header = (*setting.header, "Seed", "At each end", "First edits", "Last edits", "Difference")
+    return Table("First and last edits", header, tuple(rows), notes, setting.text_columns)
+
+
+def _ends(scores: Mapping[str, Sequence[float]]) -> str:
+    ends = (scores.get(score) for score, _ in REPORTED)
+    return joined_figures(MISSING if found is None else f"[{found[0]:.1f}, {found[1]:.1f}]" for found in ends)
+
+
+def _place(stretch: Mapping[str, float | None]) -> str:
+    values = (stretch[score] for score, _ in REPORTED)
+    return joined_figures(MISSING if value is None else f"{value:.1f}" for value in values)
 
 
 _QUANTITIES: Final[tuple[tuple[str, str, str | None], ...]] = (

@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ..progress import Progress, no_progress
+from .by_order import edit_order
+from .case_intervals import case_intervals
+from .harnesses import measuring as harness_rows
+from .harnesses.report import ability_text, changed_documents
 from .lines import Row
 from .protocol import Measurement, RawAnswer, answers_file, raw_cases, scored_again, summarize_measurements
 from .provenance import PACKAGES, ROW_DIGEST, file_digest, sealed
@@ -93,7 +97,10 @@ def bench_again(rows: Sequence[Row], answers: Sequence[RawAnswer]) -> tuple[Sequ
     (row,) = rows
     cases, size = raw_cases(answers), row["edits"]
     groups = [scored_again(cases[start : start + size]) for start in range(0, len(cases), size)]
-    return [{**summarize_measurements(groups), "recurring": recurring_edits(groups)}], scores_again(groups)
+    # Rows of earlier versions have no figures by case and by place.
+    further = {"intervals": case_intervals, "order": edit_order}
+    added = {name: figures(groups) for name, figures in further.items() if name in row}
+    return [{**summarize_measurements(groups), "recurring": recurring_edits(groups), **added}], scores_again(groups)
 
 
 def scores_again(measurements: Iterable[Measurement]) -> list[Row]:
@@ -111,6 +118,36 @@ def verify_robustness(found: Verification, content: Mapping[str, Any]) -> None:
         found.progress(done, len(rows))
     _note_origins(found, rows)
     text = made(found, lambda: robustness_text(rows))
+    check_texts(found, {} if text is None else {REPORT: text})
+
+
+def verify_general_ability(found: Verification, content: Mapping[str, Any]) -> None:
+    """Verify a folder of the general ability measurement. content: that of its rows.json.
+
+    The scores of a task are the harness's own. What is compared with its samples is which documents are scored
+    otherwise.
+    """
+    rows, file = content["rows"], found.folder / ROWS
+    for done, row in enumerate(rows, 1):
+        found.rows += 1
+        _check_digest(found, file, row)
+        kept = harness_rows.row_file(found.folder, row["column"])
+        one = made(found, lambda kept=kept: json.loads(kept.read_text(encoding="utf-8")), kept)
+        for text in differences(row, one or {}):
+            found.disagree(file, f"{row['column']}, by {found.name(kept)}: {text}")
+        samples = harness_rows.samples_file(found.folder, row["column"])
+        if not samples.is_file():
+            found.skip(samples, "is missing")
+        elif file_digest(samples) != row["samples_digest"]:
+            found.disagree(samples, f"was changed after it was written: {ROWS} has another digest of it")
+        else:
+            found.answers += len(harness_rows.read_samples(found.folder, row["column"]))
+        found.progress(done, len(rows))
+    changed = made(found, lambda: changed_documents(found.folder))
+    for text in differences(content["changed"], changed or {}):
+        found.disagree(file, f"changed, by the samples: {text}")
+    _note_origins(found, rows)
+    text = made(found, lambda: ability_text(rows, content["changed"]))
     check_texts(found, {} if text is None else {REPORT: text})
 
 

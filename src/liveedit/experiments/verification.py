@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError, NotFoundError
+from ..evaluation.harnesses.measuring import GENERAL_ABILITY
 from ..evaluation.protocol import RawAnswer, raw_cases, scored_again
 from ..evaluation.report import BENCH
 from ..evaluation.robustness.measuring import ROBUSTNESS
@@ -23,6 +24,7 @@ from ..evaluation.verification import (
     made,
     scores_again,
     verify_bench,
+    verify_general_ability,
     verify_robustness,
 )
 from ..progress import Progress, no_progress
@@ -54,7 +56,8 @@ def verify_folder(folder: Path, progress: Progress = no_progress) -> Verificatio
             "wrote it, run the same command again: it reads the rows that are there, and writes the report anew."
         ) from error
     found = Verification(folder, progress)
-    verify = {BENCH: verify_bench, ROBUSTNESS: verify_robustness}.get(name, _verify_experiment)
+    known = {BENCH: verify_bench, ROBUSTNESS: verify_robustness, GENERAL_ABILITY: verify_general_ability}
+    verify = known.get(name, _verify_experiment)
     verify(found, content)
     return found
 
