@@ -180,7 +180,7 @@ class FakeModel:
     def __len__(self) -> int:
         return len(self.stored)
 
-    def page(self, state: str, *, newest_first: bool, after: str | None, limit: int) -> EditPage:
+    def page(self, state: str, *, newest_first: bool, after: str | None, limit: int, search: str | None) -> EditPage:
         return EditPage(tuple(self.stored.values())[:limit], frozenset(), False)
 
     def one(self, edit_id: str) -> EditPage:

@@ -29,7 +29,7 @@ class CheckedModel(FakeModel):
         super().__init__()
         self.slices = threading.Semaphore(0)
 
-    def page(self, state: str, newest_first: bool, after: str | None, limit: int) -> EditPage:
+    def page(self, state: str, newest_first: bool, after: str | None, limit: int, search: str | None) -> EditPage:
         edits = sorted(self.stored.values(), key=lambda edit: edit.number, reverse=newest_first)
         begin = 0 if after is None else [edit.id for edit in edits].index(after) + 1
         return EditPage(tuple(edits[begin : begin + limit]), frozenset(), len(edits) > begin + limit)

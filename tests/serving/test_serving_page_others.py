@@ -39,10 +39,11 @@ class LongList(FakeModel):
         self.made_edit(Correction("Who is this?", name))
         return name
 
-    def page(self, state: str, newest_first: bool, after: str | None, limit: int) -> EditPage:
+    def page(self, state: str, newest_first: bool, after: str | None, limit: int, search: str | None) -> EditPage:
         self.listed += 1
         edits = sorted([*self.stored.values(), *self.undone.values()], key=lambda edit: -edit.number)
         edits = [edit for edit in edits if after is None or edit.id < after]
+        edits = [edit for edit in edits if search is None or search.lower() in edit.answer.lower()]
         return EditPage(tuple(edits[:limit]), frozenset(), len(edits) > limit)
 
 
@@ -93,6 +94,24 @@ def test_an_answer_tells_of_corrections_that_the_list_has_not(visitor: Visitor, 
     assert not visitor.sees("#stale")
     visitor.click(".fired-edit .fired-name")
     assert visitor.script("return document.querySelector(':target').id") == f"edit-{made}"
+
+
+def test_a_search_shows_what_it_finds_and_follows_others(driver: Any) -> None:
+    model = LongList(25)
+    with listening(*fake_app(model)) as (url, _):
+        visitor = Visitor(driver, f"{url}/")
+        with visitor.in_a_hurry():
+            visitor.open()
+        visitor.until(lambda: visitor.count("#history-list .edit") == 20)
+        visitor.write("#search", "name 2")
+        visitor.until(lambda: visitor.count("#history-list .edit") == 7)  # 2, and 20 to 25.
+        assert not visitor.sees("#older")
+        model.add()
+        visitor.until(lambda: visitor.count("#history-list .edit") == 8)
+        visitor.write("#search", "nobody")
+        visitor.until(lambda: "No correction has this text." in visitor.text("#history-empty"))
+        visitor.write("#search", "")
+        visitor.until(lambda: visitor.count("#history-list .edit") == 20)
 
 
 def test_nobody_who_reads_or_points_is_disturbed(driver: Any) -> None:

@@ -66,7 +66,7 @@ def test_the_page_asks_for_the_key_that_the_server_asks_for(driver: Any, tmp_pat
 class ListedModel(FakeModel):
     """One whose edits are listed in pages, as the page asks for them: newest first."""
 
-    def page(self, state: str, *, newest_first: bool, after: str | None, limit: int) -> EditPage:
+    def page(self, state: str, *, newest_first: bool, after: str | None, limit: int, search: str | None) -> EditPage:
         assert newest_first
         known = {"active": self.stored, "undone": self.undone, "all": {**self.stored, **self.undone}}[state]
         edits = sorted(known.values(), key=lambda edit: -edit.number)

@@ -95,6 +95,24 @@ def test_edits_are_listed_by_state_and_order(client: TestClient, store: EditStor
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, next(iter(wrong)))
 
 
+def test_a_search_finds_prompt_answer_author_and_note(
+    client: TestClient, store: EditStore, add: Callable[..., str]
+) -> None:
+    red, blue = add("Dark red", author="Ada", note="ticket 100%_sure"), add("blue", author="Bo")
+    undone = add("reddish")
+    store.undo(undone)
+    assert ids(client, search="RED") == [red]
+    assert ids(client, search="red", state="all", order="desc") == [undone, red]
+    assert ids(client, search="what?") == [red, blue]
+    assert ids(client, search="ada") == ids(client, search="00%_s") == [red]
+    assert ids(client, search="%") == [red], "a percent sign is no wildcard"
+    assert ids(client, search="green") == []
+    assert ids(client, search="") == [red, blue]
+    page = client.get("/v1/edits", params={"search": "what", "limit": 1}).json()
+    assert page["has_more"] and ids(client, search="what", limit=1, after=page["last_id"]) == [blue]
+    assert client.get("/v1/edits", params={"search": "x" * 201}).status_code == 400
+
+
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_pages_follow_each_other_though_edits_leave_between(
     client: TestClient, store: EditStore, add: Callable[..., str], order: str

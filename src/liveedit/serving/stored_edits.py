@@ -26,6 +26,10 @@ EditId = Annotated[str, Path(description="The whole id of an edit.", json_schema
 After = Annotated[
     str | None, Query(description="The id of an edit: the page starts after it.", json_schema_extra=ID_SCHEMA)
 ]
+Search = Annotated[
+    str | None,
+    Query(max_length=200, description="Only edits with this text in their prompt, answer, author or note."),
+]
 
 _ID = re.compile(ID_SCHEMA["pattern"].strip("^$"))
 _CACHED: Final = {"Cache-Control": "private, max-age=3600"}
@@ -152,9 +156,10 @@ def stored_edits_router(service: Service) -> APIRouter:
         order: Annotated[Literal["asc", "desc"], Query(description="Oldest or newest first.")] = "asc",
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
         after: After = None,
+        search: Search = None,
     ) -> EditList:
-        """List the edits page by page. A page costs the same however many edits there are."""
-        return _listed(await service.read(lambda store: page_of(store, state, order, after, limit)))
+        """List the edits page by page. Without a search, a page costs the same however many edits there are."""
+        return _listed(await service.read(lambda store: page_of(store, state, order, after, limit, search)))
 
     @router.get("/v1/edits/{edit_id}")
     async def get_edit(edit_id: EditId) -> EditDetail:
@@ -183,10 +188,17 @@ def stored_edits_router(service: Service) -> APIRouter:
     return router
 
 
-def page_of(store: EditStore, state: State, order: Literal["asc", "desc"], after: str | None, limit: int) -> EditPage:
+def page_of(
+    store: EditStore,
+    state: State,
+    order: Literal["asc", "desc"],
+    after: str | None,
+    limit: int,
+    search: str | None = None,
+) -> EditPage:
     """A page of edits. Raises `NotFoundError` if `after` is not the whole id of an edit."""
     after = None if after is None else _checked_id(after)
-    return store.page(state, newest_first=order == "desc", after=after, limit=limit)
+    return store.page(state, newest_first=order == "desc", after=after, limit=limit, search=search)
 
 
 def edit_page(store: EditStore, edit_id: str) -> EditPage:

@@ -192,18 +192,30 @@ def resolve(connection: Connection, given: str) -> str:
     raise NotFoundError(f"There is no edit {given!r}. {_suggestion(connection, prefix)}")
 
 
+_SEARCHED: Final = (EDITS.c.prompt, EDITS.c.answer, EDITS.c.author, EDITS.c.note)
+
+
 def page_of(
-    connection: Connection, state: State = "active", *, newest_first: bool = False, after: str | None, limit: int
+    connection: Connection,
+    state: State = "active",
+    *,
+    newest_first: bool = False,
+    after: str | None,
+    limit: int,
+    search: str | None = None,
 ) -> EditPage:
     """At most `limit` edits after the one with the full id `after`, which may be in any state.
 
-    Only the rows that are shown are read, whatever the size of the store: each state has its index. Raises
+    Only the rows that are shown are read, whatever the size of the store: each state has its index. With `search`, rows
+    are read until as many are found that have this text in their prompt, answer, author or note. Raises
     `NotFoundError` for an unknown id, `InvalidInputError` for a limit outside 1 to `LARGEST_PAGE`.
     """
     if not 1 <= limit <= LARGEST_PAGE:
         raise InvalidInputError(f"A page of {limit} edits was asked for; 1 to {LARGEST_PAGE} are shown at once.")
     number = EDITS.c.number
     statement = select(*_EDIT_COLUMNS).where(_IN_STATE[state])
+    if search:
+        statement = statement.where(or_(*(column.icontains(search, autoescape=True) for column in _SEARCHED)))
     if after is not None:
         found_numbers = numbers_of(connection, [after])
         if after not in found_numbers:

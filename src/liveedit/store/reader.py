@@ -86,14 +86,23 @@ class EditReader:
             return tuple(map(self._attached, queries.same_question(connection, image_sha256, prompt)))
 
     def page(
-        self, state: State = "active", *, newest_first: bool = False, after: str | None = None, limit: int = 100
+        self,
+        state: State = "active",
+        *,
+        newest_first: bool = False,
+        after: str | None = None,
+        limit: int = 100,
+        search: str | None = None,
     ) -> EditPage:
         """At most `limit` edits after the one with the full id `after`, in the order they were made or in reverse.
 
-        Only the rows that are shown are read. Raises as `queries.page_of` does.
+        search: only those with this text in their prompt, answer, author or note, in upper or lower case. Without it,
+        only the rows that are shown are read. Raises as `queries.page_of` does.
         """
         with self._database.reading() as connection:
-            page = queries.page_of(connection, state, newest_first=newest_first, after=after, limit=limit)
+            page = queries.page_of(
+                connection, state, newest_first=newest_first, after=after, limit=limit, search=search
+            )
         for edit in page.edits:
             self._attached(edit)
         return page

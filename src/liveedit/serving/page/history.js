@@ -9,6 +9,7 @@ import { arrange, keepingPlace, Watch } from "./watch.js";
 
 const PAGE = 20;
 const MOST = 100; // The most that the server lists at once.
+const TYPING = 250; // Milliseconds without a key after which a search begins.
 const HAPPENED = {
   edit: "made",
   undo: "undone",
@@ -34,7 +35,7 @@ export class History {
   constructor({ onChange, onOthers }) {
     this.onChange = onChange;
     this.onOthers = onOthers;
-    this.shown = []; // The edits in the list, and the state that was listed.
+    this.shown = []; // The edits in the list, and what was listed.
     this.shownState = null;
     this.items = new Map(); // The item of each id, and the JSON that it was made from.
     this.revision = null;
@@ -49,6 +50,11 @@ export class History {
     byId("older").addEventListener("click", () => whileBusy(byId("older"), "Loading …", () => this.load(false)));
     for (const choice of document.querySelectorAll("[name=state]"))
       choice.addEventListener("change", () => this.refresh());
+    let typing;
+    byId("search").addEventListener("input", () => {
+      clearTimeout(typing);
+      typing = setTimeout(() => this.refresh(), TYPING);
+    });
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden && this.opened) this.refresh();
     });
@@ -58,9 +64,19 @@ export class History {
     return document.querySelector("[name=state]:checked").value;
   }
 
+  get search() {
+    return byId("search").value.trim();
+  }
+
+  /** What is listed: the state, and the text that is searched for. */
+  query(limit) {
+    const query = { state: this.state, order: "desc", limit };
+    return this.search ? { ...query, search: this.search } : query;
+  }
+
   /** The number of active corrections, or null if the list does not show all of them. */
   activeCount() {
-    if (this.state === "undone" || !byId("older").hidden) return null;
+    if (this.state === "undone" || this.search || !byId("older").hidden) return null;
     return this.shown.filter((card) => card.active).length;
   }
 
@@ -80,19 +96,19 @@ export class History {
   async fetch(anew, limit) {
     this.opened = true;
     const turn = ++this.refreshed;
-    const state = this.state;
-    const query = { state, order: "desc", limit };
+    const query = this.query(limit);
+    const listed = listedBy(query);
     if (!anew && this.shown.length) query.after = this.shown.at(-1).id;
     try {
       const page = await listEdits(query);
       if (turn !== this.refreshed) return undefined;
       this.reached();
-      return this.show(anew ? page.data : this.shown.concat(page.data), page.has_more, state);
+      return this.show(anew ? page.data : this.shown.concat(page.data), page.has_more, listed);
     } catch (error) {
       if (turn !== this.refreshed) return undefined;
       this.failed = true;
       this.mayEdit = error.status !== 403 && error.status !== 401;
-      if (!this.mayEdit) this.show([], false, state);
+      if (!this.mayEdit) this.show([], false, listed);
       if (error.status === 403)
         error.message = "This key may only ask. To correct, and to see the corrections, give a key with the role “edit”.";
       showProblem(byId("history-problem"), error, () => this.load(anew));
@@ -109,11 +125,12 @@ export class History {
 
   /** Look for changes by others among the newest. Returns whether the server was asked. */
   async look() {
-    const { state, refreshed: turn } = this;
+    const { refreshed: turn } = this;
+    const query = this.query(PAGE);
     if (!this.opened || !this.mayEdit || this.busy) return false;
     let page;
     try {
-      page = await listEdits({ state, order: "desc", limit: PAGE }, { unasked: true });
+      page = await listEdits(query, { unasked: true });
     } catch (error) {
       if (error.status !== 401 && error.status !== 403) throw error;
       this.opened = false; // Do not ask for a key in the background.
@@ -123,7 +140,7 @@ export class History {
     this.reached();
     const cards = withNewest(this.shown, page);
     const hasMore = page.has_more && !byId("older").hidden;
-    const changed = cards === null ? await this.refresh() : this.show(cards, hasMore, state);
+    const changed = cards === null ? await this.refresh() : this.show(cards, hasMore, listedBy(query));
     if (changed?.length) this.onOthers(changed);
     return true;
   }
@@ -172,10 +189,10 @@ export class History {
   // -- rendering
 
   /** Show these edits and leave unchanged items as they are. Returns the ids of those that have changed. */
-  show(cards, hasMore, state) {
+  show(cards, hasMore, listed) {
     remember(...cards);
-    const changed = state === this.shownState ? changes(this.shown, cards, hasMore) : [];
-    this.shownState = state;
+    const changed = listed === this.shownState ? changes(this.shown, cards, hasMore) : [];
+    this.shownState = listed;
     if (changed.length) this.check.outdate();
     const before = this.items;
     this.items = new Map(cards.map((card) => [card.id, this.itemOf(card, before.get(card.id))]));
@@ -186,13 +203,17 @@ export class History {
     for (const time of list.querySelectorAll("time")) time.textContent = inWords(time.dateTime);
     this.shown = cards;
     byId("older").hidden = !hasMore;
-    byId("check").hidden = !this.mayEdit || (!cards.length && state !== "undone");
+    byId("check").hidden = !this.mayEdit || (!cards.length && this.state !== "undone");
     const empty = byId("history-empty");
     empty.hidden = cards.length > 0;
-    empty.textContent =
-      state === "undone" ? "No correction is undone." : this.mayEdit ? "None yet. Ask something, and correct the answer." : "";
+    empty.textContent = this.mayEdit ? this.whyEmpty : "";
     if (isChanged) this.check.mark();
     return changed;
+  }
+
+  get whyEmpty() {
+    if (this.search) return "No correction has this text.";
+    return this.state === "undone" ? "No correction is undone." : "None yet. Ask something, and correct the answer.";
   }
 
   itemOf(card, known) {
@@ -244,6 +265,9 @@ export class History {
     return press;
   }
 }
+
+/** What a list shows, to tell whether two show the same. */
+const listedBy = ({ state, search = "" }) => `${state} ${search}`;
 
 /** The shown edits with the newest ones updated; null if the new page does not overlap them. */
 function withNewest(shown, { data, has_more: hasMore }) {
