@@ -10,6 +10,11 @@ of vLLM alone; `unedited_...`: of requests that ask for the unedited model. High
 first tokens.
 
     .vllm-env/bin/python benchmarks/vllm_overhead.py --model tiny-llava --edits 0 1000 10000 --clients 1 16
+
+On a GPU, with a model in a folder:
+
+    VLLM_USE_V2_MODEL_RUNNER=0 python benchmarks/vllm_overhead.py --model llava-1.5-7b-hf --dtype bfloat16 \\
+        --calibration calibration --vllm='--compilation-config={"cudagraph_mode": "PIECEWISE"}'
 """
 
 from __future__ import annotations
@@ -82,15 +87,15 @@ def turned(expert: LowRankExpert, generator: torch.Generator) -> LowRankExpert:
 
 
 @contextmanager
-def server(folder: Path, name: str, config: dict[str, Any], chunked: bool) -> Iterator[str]:
+def server(folder: Path, name: str, config: dict[str, Any], options: Sequence[str]) -> Iterator[str]:
     """A server of vLLM; its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "vllm"), "serve", str(folder), "--served-model-name", name]
-    command += ["--dtype", "float32", "--port", str(port), "--max-model-len", "512", "--max-num-seqs", "32"]
+    command += ["--port", str(port), "--max-model-len", "512", "--max-num-seqs", "32"]
     command += ["--max-num-batched-tokens", "2048", "--additional-config", json.dumps(config)]
-    command += [] if chunked else ["--no-enable-chunked-prefill"]
+    command += options
     environment = {**os.environ, "VLLM_PLUGINS": "liveedit", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -160,6 +165,8 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-llava", help="a built-in name, or a folder")
     parser.add_argument("--editor", help="by default liveedit for tiny-llava, else the default editor")
     parser.add_argument("--calibration", type=Path, help="folder for the calibration of fitted experts")
+    parser.add_argument("--dtype", default="float32", help="of vLLM")
+    parser.add_argument("--vllm", action="append", default=[], help="an option of vllm serve, for both servers")
     parser.add_argument("--edits", type=int, nargs="+", default=[0, 1_000, 10_000])
     parser.add_argument("--firing", type=int, default=0)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
@@ -178,12 +185,14 @@ def main() -> None:
             kind.calibrate(backbone, Path(path), {})
             settings["editor_path"] = path
         editor: Any = kind.load(backbone, settings.get("editor_path"))
-        chunked = editor.form.residual_tokens == "answer"
+        options = [f"--dtype={arguments.dtype}", *arguments.vllm]
+        if editor.form.residual_tokens != "answer":
+            options.append("--no-enable-chunked-prefill")
         for count in arguments.edits:
             file = Path(work) / f"{count}.db"
             fill(file, backbone, editor, asked, count, min(arguments.firing, count))
             config = {"liveedit": {**settings, "edits": str(file)}}
-            with server(folder, name, {}, chunked) as alone, server(folder, name, config, chunked) as edited:
+            with server(folder, name, {}, options) as alone, server(folder, name, config, options) as edited:
                 for clients in arguments.clients:
                     row = compare((alone, edited), name, asked, clients, arguments.rounds)
                     print(json.dumps({"edits": count, "clients": clients, **row}), flush=True)
