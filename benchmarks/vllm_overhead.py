@@ -2,7 +2,7 @@
 
 Two servers are started on the same model: `vllm serve` alone, and with the plugin and some number of edits. Clients
 stream answers; both servers answer the same questions in turns. Edits are made up: experts of a few real edits, with
-features turned at random, so that none fires for the questions; `--firing` makes so many of them real as well, for
+features turned at random, unlike those of the questions; `--firing` makes so many of them real as well, for
 questions that are asked.
 
 `throughput`: answers per second over those of vLLM alone; `first_token`: its median time to the first token over that
