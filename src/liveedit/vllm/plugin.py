@@ -27,6 +27,9 @@ def register() -> None:
     from vllm.config import CompilationConfig  # pyright: ignore[reportMissingImports]
     from vllm.v1.core.sched.scheduler import Scheduler  # pyright: ignore[reportMissingImports]
     from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore[reportMissingImports]
+    from vllm.v1.worker.gpu.model_runner import (  # pyright: ignore[reportMissingImports]
+        GPUModelRunner as SecondModelRunner,
+    )
     from vllm.v1.worker.worker_base import WorkerBase  # pyright: ignore[reportMissingImports]
 
     if layer.OPERATION not in CompilationConfig._attention_ops:
@@ -37,6 +40,7 @@ def register() -> None:
     for runner in _runners():
         if "load_model" in vars(runner):
             _wrap(runner, "load_model", _load_model)
+    _wrap(SecondModelRunner, "load_model", _refuse_model)
     first = _runners()[0]
     _wrap(first, "execute_model", _execute_model)
     _wrap(first, "_model_forward", _model_forward)
@@ -138,6 +142,13 @@ def _load_model(original: Any, runner: Any, *arguments: Any, **keywords: Any) ->
         layer.attach(runner.model, depth, worker.layers, worker)
         setattr(runner, _ATTRIBUTE, worker)
     return result
+
+
+def _refuse_model(original: Any, runner: Any, *arguments: Any, **keywords: Any) -> Any:
+    """vLLM's second model runner keeps requests in another way, and would leave edits out without a word."""
+    if Settings.of(runner.vllm_config.additional_config) is not None:
+        raise ConfigError("Edits do not work with vLLM's second model runner yet. Set VLLM_USE_V2_MODEL_RUNNER=0.")
+    return original(runner, *arguments, **keywords)
 
 
 def _execute_model(original: Any, runner: Any, scheduled: Any, *arguments: Any, **keywords: Any) -> Any:
