@@ -21,7 +21,11 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize(
     "name",
-    ["edit_and_undo", "write_an_editor", pytest.param("train_an_editor", marks=pytest.mark.slow)],
+    [
+        "edit_and_undo",
+        "write_an_editor",
+        pytest.param("train_an_editor", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+    ],
 )
 def test_a_notebook_runs(name: str, tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
