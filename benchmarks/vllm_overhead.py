@@ -1,9 +1,8 @@
 """What edits cost inside vLLM: throughput and time to first token beside vLLM without the plugin, in one run.
 
 Two servers are started on the same model: `vllm serve` alone, and with the plugin and some number of edits. Clients
-stream answers; both servers answer the same questions in turns. Edits are made up: experts of a few real edits, with
-features turned at random, unlike those of the questions; `--firing` makes so many of them real as well, for
-questions that are asked.
+stream answers; both servers answer the same questions in turns. Edits are made up: they have the experts of a few real
+edits, and features in random directions. `--firing N` makes N real edits of the questions that are asked.
 
 `throughput`: answers per second over those of vLLM alone; `first_token`: its median time to the first token over that
 of vLLM alone; `unedited_...`: of requests that ask for the unedited model. Higher is better for throughput, lower for

@@ -1,4 +1,4 @@
-"""What the plugin is told, and what it says about mistakes. vLLM itself is not needed."""
+"""The settings of the vLLM plugin, and the errors for wrong ones. vLLM itself is not needed."""
 
 from __future__ import annotations
 
