@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from huggingface_hub import ModelCard, ModelHubMixin, constants
+from huggingface_hub import ModelCard, constants
 
 from ..backbones import Backbone
 from ..errors import CheckpointError
 from ..hub.cards import Score, card
-from ..hub.repositories import check_token, folder_of, hub_errors
+from ..hub.pushing import Pushable
+from ..hub.repositories import folder_of
 from .base import Editor
 
 _USAGE: Final = """```python
@@ -25,7 +26,7 @@ editor = editor_class("{editor}").from_pretrained("{repository}", backbone)
 The commands take it as `--editor {editor} --editor-path {repository}`."""
 
 
-class PretrainedEditor(Editor, ModelHubMixin):
+class PretrainedEditor(Editor, Pushable):
     """An editor with files: trained modules, or a calibration.
 
     `save_pretrained` writes them without loss, with a model card. `push_to_hub` does the same into a repository, and
@@ -75,17 +76,6 @@ class PretrainedEditor(Editor, ModelHubMixin):
         if (Path(save_directory) / constants.CONFIG_NAME).exists():
             raise CheckpointError(f"The folder {str(save_directory)!r} holds a model. Give the editor another.")
         return super().save_pretrained(save_directory, **options)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Save into a repository, which is created if it does not exist. Returns the address of the commit.
-
-        options: of `ModelHubMixin.push_to_hub` (private, branch, commit_message, token); `model_card_kwargs` are the
-        arguments of `generate_model_card`. Raises `HubError`.
-        """
-        check_token(options.get("token"))
-        named = {"repo_id": repo_id, **(options.pop("model_card_kwargs", None) or {})}
-        with hub_errors(repo_id):
-            return super().push_to_hub(repo_id, model_card_kwargs=named, **options)
 
     def generate_model_card(
         self, repo_id: str = "OWNER/NAME", license: str | None = None, scores: Sequence[Score] = ()

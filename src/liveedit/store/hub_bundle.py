@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
-from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub import ModelCard
 
 from ..answers import same_answer
 from ..errors import HubError
 from ..hub.cards import card
-from ..hub.repositories import check_token, folder_of, hub_errors
+from ..hub.pushing import Pushable
+from ..hub.repositories import folder_of
 from .bundle import BundleContents, open_bundle
 from .records import StoredEdit
 
@@ -27,7 +28,7 @@ liveedit ask --backbone {backbone} --edits edits.db --prompt TEXT
 The edits work with the backbone and the editor of the digests above, and with no other."""
 
 
-class HubBundle(ModelHubMixin):
+class HubBundle(Pushable):
     """A bundle that `EditStore.export_bundle` wrote, as a repository of a hub has it: the file, unchanged, and a card.
 
     `EditStore.import_bundle` reads its `path`. Raises `StoreError` for a file that is no bundle, or damaged.
@@ -56,17 +57,6 @@ class HubBundle(ModelHubMixin):
         if not file.is_file():
             raise HubError(f"{str(source)!r} holds no {FILE}, so it has no edits. `liveedit edits push` writes one.")
         return cls(file)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Save into a repository, which is created if it does not exist. Returns the address of the commit.
-
-        options: of `ModelHubMixin.push_to_hub` (private, branch, commit_message, token); `model_card_kwargs` are the
-        arguments of `generate_model_card`. Raises `HubError`.
-        """
-        check_token(options.get("token"))
-        named = {"repo_id": repo_id, **(options.pop("model_card_kwargs", None) or {})}
-        with hub_errors(repo_id):
-            return super().push_to_hub(repo_id, model_card_kwargs=named, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         shutil.copyfile(self.path, save_directory / FILE)
