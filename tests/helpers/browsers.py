@@ -1,73 +1,28 @@
-"""A real Chromium without a window, which reaches this machine alone, and a person who looks at the page in it."""
+"""A person who looks at the page in a real browser without a window."""
 
 from __future__ import annotations
 
-import base64
 import io
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from browsing.browser import Browser
+from browsing.chromium import Chromium
+from browsing.firefox import Firefox
+from browsing.webkit import WebKit
 from PIL import Image
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
+BROWSERS: Final[dict[str, type[Browser]]] = {"chromium": Chromium, "firefox": Firefox, "webkit": WebKit}
 PATIENCE_S = 30.0
 DESKTOP, PHONE = (1280, 860), (360, 740)
 
-_OPTIONS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-default-apps",
-    "--disable-extensions",
-    "--force-color-profile=srgb",
-    "--hide-scrollbars",
-    # Whatever is not this machine has no address here.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
-)
-
 
 def why_no_browser() -> str | None:
-    """Why there is no browser to test with, or None where there is one."""
-    if CHROMIUM is None or DRIVER is None:
-        return "Chromium and its driver are not installed (apt-get install chromium chromium-driver)"
-    if find_spec("selenium") is None:
-        return "selenium is not installed (pip install 'liveedit[dev]')"
-    return None
-
-
-@contextmanager
-def running_browser(folder: Path) -> Iterator[Any]:
-    """A browser with a new profile in this folder; it ends with the block."""
-    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-    assert CHROMIUM is not None and DRIVER is not None
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    for option in (*_OPTIONS, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # By its path, so that Selenium looks for no driver elsewhere; and no proxy between the two.
-    service = ChromeService(
-        DRIVER, log_output=str(folder / "driver.log"), env={**os.environ, "NO_PROXY": "127.0.0.1,localhost"}
-    )
-    driver = Chrome(options, service)
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    """Why there is no browser to test with, or None if there is one."""
+    reasons = [kind.why_not() for kind in BROWSERS.values()]
+    return None if None in reasons else "; ".join(reason for reason in reasons if reason is not None)
 
 
 class Visitor:
@@ -76,27 +31,24 @@ class Visitor:
     screenshots: a folder that `shot` writes to; None for no images.
     """
 
-    def __init__(self, driver: Any, url: str, screenshots: Path | None = None):
-        self.driver, self.url, self.screenshots = driver, url, screenshots
+    def __init__(self, browser: Browser, url: str, screenshots: Path | None = None):
+        self.browser, self.url, self.screenshots = browser, url, screenshots
+        self.driver: Any = browser.driver
+        self.has_opened = False
+        """Whether the page was opened: a browser may lack what that takes."""
 
     def open(self, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> None:
         """The page as at a first visit, on a screen of this many CSS pixels."""
-        self.resize(size)
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.command("Emulation.setEmulatedMedia", features=scheme)
+        self.browser.resize(size)
+        self.browser.set_colours(dark=dark)
         self.driver.get(self.url)
         self.driver.execute_script("sessionStorage.clear()")
         self.complaints()
         self.requested()
         self.driver.get(self.url)
+        self.browser.opened()
+        self.has_opened = True
         self.until(lambda: self.find("#version").text != "LiveEdit")
-
-    def resize(self, size: tuple[int, int]) -> None:
-        mobile = size[0] < 600
-        self.command(
-            "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=mobile
-        )
-        self.command("Emulation.setTouchEmulationEnabled", enabled=mobile)
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -134,9 +86,6 @@ class Visitor:
 
     def script(self, text: str, *arguments: Any) -> Any:
         return self.driver.execute_script(text, *arguments)
-
-    def command(self, name: str, **parameters: Any) -> Any:
-        return self.driver.execute_cdp_cmd(name, parameters)
 
     # -- doing -------------------------------------------------------------------------------------------
 
@@ -187,11 +136,8 @@ class Visitor:
         source = """const wait = window.setTimeout;
             window.waits = [];
             window.setTimeout = (run, ms, ...given) => (window.waits.push(ms), wait(run, ms / 10, ...given));"""
-        added = self.command("Page.addScriptToEvaluateOnNewDocument", source=source)
-        try:
+        with self.browser.runs_first(source):
             yield
-        finally:
-            self.command("Page.removeScriptToEvaluateOnNewDocument", **added)
 
     def count(self, selector: str) -> int:
         return len(self.all(selector))
@@ -200,23 +146,16 @@ class Visitor:
         """An image of the screen, or of the whole page, if images are wanted."""
         if self.screenshots is None:
             return
-        width, full = self.script("return [innerWidth, document.documentElement.scrollHeight]")
-        clip = {"x": 0, "y": 0, "width": width, "height": full, "scale": 1}
-        further = {"clip": clip, "captureBeyondViewport": True} if whole else {}
-        found = self.command("Page.captureScreenshot", format="png", **further)
         self.screenshots.mkdir(parents=True, exist_ok=True)
-        with Image.open(io.BytesIO(base64.b64decode(found["data"]))) as image:
+        with Image.open(io.BytesIO(self.browser.screenshot(whole=whole))) as image:
             image.convert("RGB").save(self.screenshots / f"{name}.png", optimize=True)
 
     # -- what went on ------------------------------------------------------------------------------------
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the console since the last call, and what was blocked."""
-        return [line["message"] for line in self.driver.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+        return self.browser.complaints()
 
     def requested(self) -> set[str]:
         """Every address that was asked for over a network since the last call."""
-        messages = (json.loads(line["message"])["message"] for line in self.driver.get_log("performance"))
-        sent = (each["params"] for each in messages if each["method"] == "Network.requestWillBeSent")
-        found = {each["request"]["url"] for each in sent}
-        return {url for url in found if url.partition(":")[0] not in ("data", "blob", "chrome", "chrome-untrusted")}
+        return self.browser.requested()

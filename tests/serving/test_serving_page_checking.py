@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from browsers import Visitor, why_no_browser
+from browsers import Visitor
+from browsing.browser import Browser
 from serving_fakes import FakeModel, fake_app, listening
 
 from liveedit.answers import Fired
@@ -18,8 +19,7 @@ from liveedit.edited.recheck import CheckedEdit
 from liveedit.serving.page_files import QUESTIONS
 from liveedit.store.records import EditPage, StoredEdit
 
-_REASON = why_no_browser()
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]
+pytestmark = pytest.mark.browser
 
 
 class CheckedModel(FakeModel):
@@ -44,12 +44,12 @@ class CheckedModel(FakeModel):
         return CheckedEdit(edit.id, edit.prompt, edit.answer, said, "nothing" if said is None else "thumbnail", fired)
 
 
-def test_all_are_checked_slice_by_slice_and_marked(driver: Any) -> None:
+def test_all_are_checked_slice_by_slice_and_marked(browser: Browser) -> None:
     model = CheckedModel()
     with listening(*fake_app(model)) as (url, _):
         for number in range(1, 26):
             httpx2.post(f"{url}/v1/edits", json={"prompt": "Who is this?", "answer": f"Name {number}"})
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         visitor.open()
         visitor.click("#check-button")
         model.slices.release()
@@ -77,12 +77,12 @@ def test_all_are_checked_slice_by_slice_and_marked(driver: Any) -> None:
         assert visitor.complaints() == []
 
 
-def test_a_check_may_be_stopped_and_goes_on_after_a_refusal(driver: Any) -> None:
+def test_a_check_may_be_stopped_and_goes_on_after_a_refusal(browser: Browser) -> None:
     model = CheckedModel()
     with listening(*fake_app(model)) as (url, _):
         for number in range(1, 13):
             httpx2.post(f"{url}/v1/edits", json={"prompt": "Who is this?", "answer": f"Name {number}"})
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         visitor.open()
         visitor.click("#check-button")
         model.slices.release()

@@ -6,11 +6,11 @@ import base64
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
-from browsers import PHONE, Visitor, why_no_browser
+from browsers import PHONE, Visitor
+from browsing.browser import Browser
 from serving_fakes import FakeModel, fake_app, listening
 
 from liveedit.serving.api_keys import KeyFile
@@ -18,8 +18,7 @@ from liveedit.serving.page_files import EXAMPLES, QUESTIONS, example_png
 from liveedit.serving.served_model import Correction
 from liveedit.store.records import EditPage
 
-_REASON = why_no_browser()
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]
+pytestmark = pytest.mark.browser
 
 PLACE = """const seen = document.elementFromPoint(arguments[0], innerHeight / 2).closest("li");
     return [seen.dataset.id, Math.round(seen.getBoundingClientRect().top)];"""
@@ -80,7 +79,8 @@ def test_what_others_do_appears_and_the_focus_stays(visitor: Visitor, page_serve
     visitor.script("document.querySelector(arguments[0]).focus()", f"#edit-{made} .edit-actions button")
     httpx2.post(f"{page_server}/v1/edits/{made}/undo")
     visitor.until(lambda: visitor.focused()["text"] == "Redo" and "undone" in visitor.text(f"#edit-{made}"))
-    assert visitor.sees(f"#edit-{made} .events") and visitor.sees("#stale")
+    visitor.until(lambda: visitor.sees(f"#edit-{made} .events"))
+    assert visitor.sees("#stale")
 
 
 def test_an_answer_tells_of_corrections_that_the_list_has_not(visitor: Visitor, page_server: str) -> None:
@@ -96,10 +96,10 @@ def test_an_answer_tells_of_corrections_that_the_list_has_not(visitor: Visitor, 
     assert visitor.script("return document.querySelector(':target').id") == f"edit-{made}"
 
 
-def test_a_search_shows_what_it_finds_and_follows_others(driver: Any) -> None:
+def test_a_search_shows_what_it_finds_and_follows_others(browser: Browser) -> None:
     model = LongList(25)
     with listening(*fake_app(model)) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         with visitor.in_a_hurry():
             visitor.open()
         visitor.until(lambda: visitor.count("#history-list .edit") == 20)
@@ -114,12 +114,12 @@ def test_a_search_shows_what_it_finds_and_follows_others(driver: Any) -> None:
         visitor.until(lambda: visitor.count("#history-list .edit") == 20)
 
 
-def test_nobody_who_reads_or_points_is_disturbed(driver: Any) -> None:
+def test_nobody_who_reads_or_points_is_disturbed(browser: Browser) -> None:
     from selenium.webdriver import ActionChains
 
     model = LongList(25)
     with listening(*fake_app(model)) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         for size, middle in ((None, 1000), (PHONE, 150)):
             with visitor.in_a_hurry():
                 visitor.open(*[size] if size else [])
@@ -144,17 +144,17 @@ def test_nobody_who_reads_or_points_is_disturbed(driver: Any) -> None:
         name = model.add()
         asked = model.listed
         while time.monotonic() < pointing:
-            ActionChains(driver).move_to_element(item).move_by_offset(1, 1).perform()
+            ActionChains(browser.driver).move_to_element(item).move_by_offset(1, 1).perform()
             assert name not in visitor.text("#history-list")
         assert model.listed > asked
         visitor.until(lambda: name in visitor.text("#history-list"))
         assert visitor.complaints() == []
 
 
-def test_a_server_that_is_away_is_waited_for_more_and_more_rarely(driver: Any) -> None:
+def test_a_server_that_is_away_is_waited_for_more_and_more_rarely(browser: Browser) -> None:
     model = LongList(1)
     with listening(*fake_app(model)) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         with visitor.in_a_hurry():
             visitor.open()
         visitor.until(lambda: "Name 1" in newest(visitor))
@@ -177,10 +177,10 @@ def test_a_server_that_is_away_is_waited_for_more_and_more_rarely(driver: Any) -
     visitor.complaints()
 
 
-def test_a_page_that_nobody_sees_asks_for_nothing(driver: Any) -> None:
+def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser) -> None:
     model = LongList(1)
     with listening(*fake_app(model)) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         with visitor.in_a_hurry():
             visitor.open()
         newest(visitor)
@@ -196,19 +196,20 @@ def test_a_page_that_nobody_sees_asks_for_nothing(driver: Any) -> None:
         visitor.until(lambda: "Name 2" in newest(visitor))
 
 
-def test_a_key_that_may_only_ask_sees_what_took_part_by_id(driver: Any, tmp_path: Path) -> None:
+def test_a_key_that_may_only_ask_sees_what_took_part_by_id(browser: Browser, tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys.json")
     asking = keys.add("ask")[1]
     model = LongList(1)
     with listening(*fake_app(model, keys=keys)) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         with visitor.in_a_hurry():
             visitor.open()
         visitor.until(lambda: visitor.sees("#key-dialog"))
         visitor.write("#key", asking)
         visitor.click("#key-form [type=submit]")
         visitor.until(lambda: not visitor.sees("#key-dialog") and visitor.sees("#history-problem"))
-        assert len(visitor.complaints()) == 1  # The browser's, of the list that this key is not shown.
+        noted = visitor.complaints()  # A browser may note that the list was refused.
+        assert len(noted) <= 1 and all("403" in line for line in noted)
         visitor.write("#prompt", "hello")
         visitor.click("#ask")
         assert visitor.answer(1) == "hello: 00000001/00000001"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
-from browsers import Visitor, why_no_browser
+from browsers import Visitor
+from browsing.browser import Browser
 from PIL import Image
 from serving_fakes import FakeModel, fake_app, listening
 
@@ -21,17 +21,16 @@ from liveedit.serving.served_model import Correction
 from liveedit.serving.settings import ServingSettings
 from liveedit.store.records import EditPage
 
-_REASON = why_no_browser()
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(_REASON is not None, reason=_REASON or "")]
+pytestmark = pytest.mark.browser
 
 NEW_NAME = "Bruvak"
 
 
-def test_the_page_asks_for_the_key_that_the_server_asks_for(driver: Any, tmp_path: Path) -> None:
+def test_the_page_asks_for_the_key_that_the_server_asks_for(browser: Browser, tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys.json")
     asking, editing = keys.add("ask")[1], keys.add("edit", "night shift")[1]
     with listening(*fake_app(FakeModel(), keys=keys)) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         visitor.open()
         visitor.until(lambda: visitor.sees("#key-dialog"))
         visitor.write("#key", "le-wrong")
@@ -74,11 +73,11 @@ class ListedModel(FakeModel):
         return EditPage(tuple(edits[:limit]), frozenset(), len(edits) > limit)
 
 
-def test_corrections_are_listed_page_by_page_and_by_state(driver: Any) -> None:
+def test_corrections_are_listed_page_by_page_and_by_state(browser: Browser) -> None:
     with listening(*fake_app(ListedModel())) as (url, _):
         for number in range(25):
             httpx2.post(f"{url}/v1/edits", json={"prompt": "Who is this?", "answer": f"Name {number}"})
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         visitor.open()
         shown = lambda: [strong.text for strong in visitor.all("#history-list .edit-answer strong")]  # noqa: E731
         visitor.until(lambda: shown() == [f"Name {number}" for number in range(24, 4, -1)])
@@ -110,10 +109,10 @@ class StubbornModel(FakeModel):
         return replace(super().made_edit(wanted), answer_after="old")
 
 
-def test_a_correction_that_does_not_take_is_kept_only_on_request(driver: Any) -> None:
+def test_a_correction_that_does_not_take_is_kept_only_on_request(browser: Browser) -> None:
     fake = StubbornModel()
     with listening(*fake_app(fake)) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         visitor.open()
         visitor.until(lambda: visitor.text("#model-name") == "fake")
         visitor.ask("hello")
@@ -129,10 +128,10 @@ def test_a_correction_that_does_not_take_is_kept_only_on_request(driver: Any) ->
         assert not visitor.script("return document.getElementById('keep-anyway').checked")
 
 
-def test_an_answer_may_be_stopped(driver: Any) -> None:
+def test_an_answer_may_be_stopped(browser: Browser) -> None:
     fake = FakeModel()
     with listening(*fake_app(fake)) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         visitor.open()
         visitor.until(lambda: visitor.text("#model-name") == "fake")
         visitor.write("#prompt", "endless")
@@ -147,10 +146,10 @@ def test_an_answer_may_be_stopped(driver: Any) -> None:
         assert visitor.answer(1) == "hello: /"
 
 
-def test_refusals_are_shown_and_what_may_pass_is_tried_again(driver: Any) -> None:
+def test_refusals_are_shown_and_what_may_pass_is_tried_again(browser: Browser) -> None:
     fake = FakeModel()
     with listening(*fake_app(fake, ServingSettings.model_validate({"queue": 1}))) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         visitor.open()
         visitor.until(lambda: visitor.text("#model-name") == "fake")
         fake.gate.clear()
@@ -189,12 +188,12 @@ def test_refusals_are_shown_and_what_may_pass_is_tried_again(driver: Any) -> Non
     visitor.complaints()
 
 
-def test_an_image_over_the_limits_is_sent_smaller(driver: Any, tmp_path: Path) -> None:
+def test_an_image_over_the_limits_is_sent_smaller(browser: Browser, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     Image.effect_noise((1200, 900), 80).convert("RGB").save(large)
     limits = ServingSettings.model_validate({"body_bytes": 200_000, "image_pixels": 250_000})
     with listening(*fake_app(FakeModel(), limits)) as (url, _):
-        visitor = Visitor(driver, f"{url}/")
+        visitor = Visitor(browser, f"{url}/")
         visitor.open()
         assert large.stat().st_size > 200_000
         assert visitor.ask("hello", large) == "hello: /"
