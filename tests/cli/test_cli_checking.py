@@ -223,3 +223,24 @@ def test_an_editor_of_another_package_edits_and_is_checked(
     assert run("ask", *asked, "--edits", tmp_path / "edits.db")[0] == 0, "the editor of the file is the default"
     code, _, err = run("ask", *asked, "--edits", tmp_path / "edits.db", "--editor", "liveedit-refine")
     assert code == 1 and "shift" in err, "the file belongs to the other editor"
+
+
+def test_near_edits_are_listed_and_what_collides(
+    run: Run, add: Callable[..., dict[str, Any]], asked: tuple[object, ...], pictures: list[Path]
+) -> None:
+    first = add(pictures[0], PROMPT, "forest")["id"]
+    second = add(pictures[0], PROMPT, "meadow", "--no-supersede", "--no-must-take")["id"]
+    third = add(pictures[1], "How many?", "forest", "--no-must-take")["id"]
+    code, out, err = run("edits", "near", first[:7], *asked, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    near = {one["edit_id"]: one for one in found["near"]}
+    assert found["id"] == first and near.keys() == {second, third}
+    assert found["near"][0]["edit_id"] == second and near[second]["answers_differ"]
+    assert not near[third]["answers_differ"] and near[second]["image_name"] == pictures[0].name
+    code, out, err = run("edits", "near", first, "--most", 1, *asked)
+    assert code == 0 and "1 active edit" in out and second in out and third not in out, err
+    weights = near[second]["weight_here"], near[second]["weight_there"]
+    assert ("another answer" in out) is near[second]["collides"] is (max(weights) >= 0.01)
+    code, _, err = run("edits", "near", "ffffffff", *asked)
+    assert code == 1 and "ffffffff" in err

@@ -17,6 +17,7 @@ from PIL import Image
 
 from liveedit.answers import Fired
 from liveedit.edited.model import Receipt
+from liveedit.edited.near import NearEdit
 from liveedit.edited.recheck import CheckedEdit
 from liveedit.errors import EditStateError, InvalidInputError, NotFoundError
 from liveedit.serving.api_keys import KeyFile
@@ -26,7 +27,7 @@ from liveedit.serving.served_model import Correction, GenerationRequest, Generat
 from liveedit.serving.server import Server
 from liveedit.serving.settings import ServingSettings
 from liveedit.store.idempotency import ChangeRequest
-from liveedit.store.records import EditPage, StoredEdit
+from liveedit.store.records import EditPage, Event, StoredEdit
 
 
 class FakeModel:
@@ -175,7 +176,7 @@ class FakeModel:
 
     @property
     def editor(self) -> Any:
-        return SimpleNamespace(needs_image=False)
+        return SimpleNamespace(needs_image=False, finds_neighbours=True, name="fake")
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -185,6 +186,9 @@ class FakeModel:
 
     def one(self, edit_id: str) -> EditPage:
         return EditPage((self.get(edit_id),), frozenset(), False)
+
+    def history(self, edit_id: str) -> tuple[Event, ...]:
+        return ()
 
     def check_edits(self, edits: Sequence[StoredEdit]) -> list[CheckedEdit]:
         self.calls.append(f"check {len(edits)}")
@@ -198,6 +202,21 @@ class FakeModel:
             )
             for edit in edits
         ]
+
+    def near(self, edit_id: str, most: int) -> list[NearEdit]:
+        """The other active edits. Of each third one it is not known whether it collides; of the others, odd ones do."""
+        edit = self.get(edit_id)
+        return [
+            NearEdit(
+                *(other.id, other.prompt, other.answer, None, 10.0 - other.number),
+                *((None, None) if other.number % 3 == 0 else (0.25, 0.4) if other.number % 2 else (0.0, 0.001)),
+                is_estimate=False,
+                asked_about="nothing" if other.number % 3 == 0 else "text",
+                answers_differ=other.answer != edit.answer,
+            )
+            for other in self.stored.values()
+            if other.id != edit_id
+        ][:most]
 
     def latest_revision(self) -> int:
         if self.store_problem is not None:

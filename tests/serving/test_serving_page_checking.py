@@ -148,3 +148,42 @@ def test_the_marks_are_what_the_server_finds_and_the_evidence_is_kept(
     visitor.until(lambda: "undone" in visitor.text(place) and visitor.sees("#check-outdated"))
     visitor.until(lambda: "active" in visitor.text(f"#edit-{made[0]['id']}"))
     assert visitor.text(f"{place} .verdict") == ""
+
+
+def test_near_corrections_are_listed_and_those_that_collide_are_marked(browser: Browser) -> None:
+    with listening(*fake_app(CheckedModel())) as (url, _):
+        for answer in ("Ada", "Ben", "Cleo", "Ada", "Ben"):
+            httpx2.post(f"{url}/v1/edits", json={"prompt": "Who is this?", "answer": answer})
+        visitor = Visitor(browser, f"{url}/")
+        visitor.open()
+        place = "#edit-00000001"
+        visitor.click(f"{place} summary")
+        visitor.click(f"{place} .near summary")
+        visitor.until(lambda: visitor.count(f"{place} .near-item") == 4)
+        texts = [item.text for item in visitor.all(f"{place} .near-item")]
+        assert "They do not collide. Similarity 8.00." in texts[0] and "Who is this? Ben" in texts[0]
+        assert "is not known" in texts[1] and "%" not in texts[1]
+        assert "collide, with another answer: weight 25% here, 40% there. Similarity 5.00." in texts[3]
+        assert [item.get_attribute("data-id")[-1] for item in visitor.all(f"{place} .is-spoiling")] == ["5"]
+        visitor.click(f"{place} .near-item:last-child a")
+        assert visitor.script("return document.querySelector(':target').id") == "edit-00000005"
+        assert visitor.complaints() == []
+
+
+def test_near_corrections_of_the_real_model(visitor: Visitor, page_server: str, images: list[Path]) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(images[0].read_bytes()).decode()
+    wanted = [{"image": uri, "prompt": QUESTIONS[0][0], "answer": answer} for answer in ("Fenbax", "Bruvak")]
+    wanted[1] |= {"supersede": False, "must_take": False}
+    first, second = (httpx2.post(f"{page_server}/v1/edits", json=one, timeout=60).json() for one in wanted)
+    found = httpx2.get(f"{page_server}/v1/edits/{first['id']}/neighbours", timeout=60).json()["data"]
+    (card,) = [one for one in found if one["id"] == second["id"]]
+    visitor.open()
+    place = f"#edit-{first['id']}"
+    visitor.click(f"{place} summary")
+    visitor.click(f"{place} .near summary")
+    near = f"{place} .near-item[data-id='{second['id']}']"
+    visitor.until(lambda: visitor.sees(f"{near} img"))
+    text = visitor.text(near)
+    assert "Bruvak" in text and f"Similarity {card['similarity']:.2f}" in text
+    assert ("They collide, with another answer" in text) is card["collides"] is visitor.sees(f"{near}.is-spoiling")
+    visitor.shot("near")

@@ -1,6 +1,7 @@
 """`liveedit edits`: list, show, undo, redo, move, compare, verify and purge stored edits, without torch or a model.
 
-`add` alone needs a model: it is in `adding.py`. `push` and `pull` need a hub: they are in `sharing.py`.
+`add` and `near` alone need a model: they are in `adding.py` and `near.py`. `push` and `pull` need a hub: they are in
+`sharing.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .adding import add_edits
 from .arguments import Author, EditsLocation, Json, Note, OnConflict
 from .console import console, counted, note, print_fields, print_json
 from .editing import described_evidence
+from .near import near_edits
 from .sharing import import_bundle, pull_edits, push_edits
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ edits = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     edits.command("add")(add_edits)
+    edits.command("near")(near_edits)
     edits.command("push")(push_edits)
     edits.command("pull")(pull_edits)
     app.add_typer(edits, name="edits")

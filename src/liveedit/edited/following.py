@@ -25,7 +25,7 @@ class FollowedEdits:
         """Activate the edits that are active now, or after a revision. Raises `StoreError` for a damaged expert."""
         self.revision = self.store.latest_revision() if at is None else at
         for edit_id, data in self.store.active_experts(self.revision):
-            self.editor.add(edit_id, self._expert(edit_id, data))
+            self.editor.add(edit_id, self.expert(edit_id, data))
         self.editor.number(self.store.numbers(self.editor.ids))
 
     def refresh(self, until: int | None = None) -> Changes:
@@ -33,7 +33,7 @@ class FollowedEdits:
         found = self.store.changes_since(self.revision, until)
         known = set(self.editor.ids) if found else set()  # Of many edits in a row, none looks at all ids.
         missing = [edit_id for edit_id in found.added if edit_id not in known]
-        experts = [(edit_id, self._expert(edit_id, data)) for edit_id, data in self.store.experts(missing)]
+        experts = [(edit_id, self.expert(edit_id, data)) for edit_id, data in self.store.experts(missing)]
         for edit_id in known.intersection(found.removed):
             self.editor.undo(edit_id)
         for edit_id, expert in experts:
@@ -42,7 +42,8 @@ class FollowedEdits:
         self.revision = found.revision
         return found
 
-    def _expert(self, edit_id: str, data: bytes) -> Any:
+    def expert(self, edit_id: str, data: bytes) -> Any:
+        """The expert of an edit from its stored bytes. Raises `StoreError` if it is damaged."""
         try:
             return expert_from_bytes(data, self.editor.expert_class)
         except ValueError as error:

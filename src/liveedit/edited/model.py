@@ -33,6 +33,7 @@ from ..store.store import EditStore
 from ..store.thumbnails import image_png, thumbnail_png
 from .following import FollowedEdits
 from .lock import ReadersWriterLock
+from .near import NearEdit, check_finds_near, near_edits
 from .recheck import CheckedEdit, check_edits
 from .trial import Trial, TrialRun
 
@@ -301,6 +302,21 @@ class EditedModel:
             with self.asking():
                 found = list(check_edits(self.answering, self.store, edits[start : start + batch], batch))
             yield from found
+
+    def near(self, edit_id: str, most: int = 10) -> list[NearEdit]:
+        """Up to `most` active edits that are nearest to an edit, most similar first, and whether they collide with it.
+
+        Their questions and its own are asked for that. An undone edit is tried beside the active ones meanwhile.
+        Raises `NotFoundError` for an unknown id, and as `check_finds_near`.
+        """
+        edit = self.store.get(edit_id)
+        check_finds_near(self.editor, edit)
+        with self.asking():
+            if edit.id in self.editor:
+                return near_edits(self.answering, self.editor, self.store, edit, most)
+        with self._changing():
+            expert = self._followed.expert(edit.id, edit.expert)
+            return near_edits(self.answering, self.editor, self.store, edit, most, expert)
 
     def refresh(self) -> Changes:
         """Apply the changes that others have made in the store since, and return them. Cheap if nothing changed."""

@@ -249,6 +249,16 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
         """Whether only questions with an image can be edited."""
         return False
 
+    @property
+    def finds_neighbours(self) -> bool:
+        """Whether it compares edits with each other, that is, defines `neighbours`."""
+        return type(self).neighbours is not ExpertEditor.neighbours
+
+    @property
+    def estimates_weights(self) -> bool:
+        """Whether it defines `estimated_weights`."""
+        return type(self).estimated_weights is not ExpertEditor.estimated_weights
+
     def neighbours(self, expert: AnyExpert, most: int) -> list[Neighbour]:
         """Up to `most` active edits that the expert is most likely to interfere with, most similar first."""
         return []

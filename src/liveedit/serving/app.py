@@ -27,6 +27,7 @@ from .fetching import Fetcher, UrlPrefix
 from .heat_maps import heat_maps_router
 from .metrics import CONTENT_TYPE
 from .middleware import AccessMiddleware
+from .near import near_router
 from .openapi import schema_of
 from .page_files import page_router
 from .recheck import checking_router
@@ -80,6 +81,7 @@ def create_app(engine: Engine[ServedModel], model_name: str, model: ServedModel,
     app.include_router(chat_router(service), tags=["asking"], dependencies=bearer)
     app.include_router(heat_maps_router(service), tags=["asking"], dependencies=bearer)
     app.include_router(stored_edits_router(service), tags=["editing"], dependencies=bearer)
+    app.include_router(near_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(edits_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(checking_router(service), tags=["editing"], dependencies=bearer)
     app.include_router(_operating_router(service, bearer), tags=["operating"])

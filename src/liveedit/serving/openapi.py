@@ -30,7 +30,7 @@ _ERRORS: Final[dict[int, str]] = {
     422: "An edit that does not take, unless `must_take` is false; nothing was stored.",
     429: "Too many requests; see Retry-After.",
     500: "The server failed.",
-    501: "The editor has no attention map.",
+    501: "The editor has no attention map, or does not compare edits with each other.",
     503: "The server is shutting down, the edits are unreachable, or the request waited too long; see Retry-After.",
 }
 _ALWAYS: Final = frozenset({400, 401, 403, 429, 500, 503})
@@ -73,11 +73,11 @@ def _responses(path: str, method: str, documented: dict[str, Any]) -> dict[str, 
         statuses |= _OF_CHANGES
     if "{" in path or path == "/v1/edits":
         statuses.add(404)
-    if path.endswith(("/undo", "/redo", "/thumbnail")):
+    if path.endswith(("/undo", "/redo", "/thumbnail", "/neighbours")):
         statuses.add(410)
     if (path, method) == ("/v1/edits", "post"):
         statuses.add(422)
-    if path == "/v1/heat-maps":
+    if path == "/v1/heat-maps" or path.endswith("/neighbours"):
         statuses.add(501)
     body = {"application/json": {"schema": {"$ref": f"{_REF}ErrorBody"}}}
     errors = {str(status): {"description": _ERRORS[status], "content": body} for status in sorted(statuses)}

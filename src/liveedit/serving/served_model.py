@@ -16,6 +16,7 @@ from ..answering import Answering, Generated
 from ..answers import Answer, Fired, above_threshold
 from ..backbones.positions import answer_room
 from ..edited.model import EditedModel, Receipt
+from ..edited.near import NearEdit
 from ..edited.recheck import CheckedEdit
 from ..editors.base import Editor
 from ..errors import InvalidInputError
@@ -270,6 +271,11 @@ class ServedModel:
         self.model.refresh()
         active = [edit for edit in edits if edit.id in self.model.editor]
         return list(self.model.check(active, batch=self.settings.batch))
+
+    def near(self, edit_id: str, most: int) -> list[NearEdit]:
+        """Up to `most` active edits nearest to this one; see `EditedModel.near`."""
+        self.model.refresh()
+        return self.model.near(edit_id, most)
 
 
 def number_of_workers(model: EditedModel, settings: ServingSettings) -> int:

@@ -35,8 +35,8 @@ def estimated_weights(
 
     The estimate uses the keys of an edit in place of its question's features, which they were trained to resemble. It
     takes the sentinel's similarity from the expert's own question, which exceeds it by `margin`, and assumes that no
-    third edit takes part. Only weights of at least `FIRING_THRESHOLD` are returned. The expert itself must not be in
-    the repository.
+    third edit takes part. Only weights of at least `FIRING_THRESHOLD` are returned. If the expert itself is in the
+    repository, what is returned for it means nothing.
     """
     if not len(repository):
         return {}

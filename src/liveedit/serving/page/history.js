@@ -5,6 +5,7 @@ import { forgetCards, remember, thumbnailOf } from "./cards.js";
 import { Check } from "./checking.js";
 import { button, byId, clearProblem, inWords, make, moment, say, showProblem, whileBusy } from "./dom.js";
 import { cost, findings } from "./evidence.js";
+import { nearCorrections } from "./near.js";
 import { arrange, keepingPlace, Watch } from "./watch.js";
 
 const PAGE = 20;
@@ -299,6 +300,7 @@ function happened(card) {
     make("summary", { class: "small" }, "History"),
     lines,
     evidence,
+    card.purged_at ? null : nearCorrections(card.id),
   );
   details.addEventListener("toggle", async () => {
     if (!details.open) return;
