@@ -1,4 +1,4 @@
-"""`/v1/edits/{id}/neighbours`: the active edits nearest to an edit."""
+"""`/v1/edits/{id}/near`: the active edits nearest to an edit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client(fake: FakeModel) -> Iterator[TestClient]:
         yield opened
 
 
-def test_neighbours_of_a_real_model(tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]) -> None:
+def test_near_edits_of_a_real_model(tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]) -> None:
     settings = ServingSettings.model_validate({})
     asked = [
         {"image": data_uri(open_image(str(case.edit.question.image))), "prompt": "What color is the hat?"}
@@ -47,7 +47,7 @@ def test_neighbours_of_a_real_model(tiny_llava: Backbone, eval_cases: tuple[Edit
                 client.post("/v1/edits", json={**each, "answer": answer}).json()
                 for each, answer in zip(asked, ("teal", "Teal.", "red"), strict=True)
             ]
-            route = f"/v1/edits/{made[0]['id']}/neighbours"
+            route = f"/v1/edits/{made[0]['id']}/near"
             found = client.get(route).json()
             assert found["object"] == "list"
             cards = {card["id"]: card for card in found["data"]}
@@ -75,7 +75,7 @@ def test_neighbours_of_a_real_model(tiny_llava: Backbone, eval_cases: tuple[Edit
 @pytest.mark.parametrize("limit", [0, 51, "x"])
 def test_limits_are_checked(client: TestClient, fake: FakeModel, limit: Any) -> None:
     edit = client.post("/v1/edits", json={"prompt": "What?", "answer": "That."}).json()["id"]
-    response = client.get(f"/v1/edits/{edit}/neighbours", params={"limit": limit})
+    response = client.get(f"/v1/edits/{edit}/near", params={"limit": limit})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "limit")
 
 
@@ -84,15 +84,15 @@ def test_unknown_ids_and_editors_that_compare_nothing(
 ) -> None:
     edit = client.post("/v1/edits", json={"prompt": "What?", "answer": "That."}).json()["id"]
     for unknown in ("00000099", edit[:4]):
-        assert client.get(f"/v1/edits/{unknown}/neighbours").status_code == 404
+        assert client.get(f"/v1/edits/{unknown}/near").status_code == 404
     plain = SimpleNamespace(needs_image=False, finds_neighbours=False, name="plain")
     monkeypatch.setattr(FakeModel, "editor", property(lambda self: plain))
-    error = client.get(f"/v1/edits/{edit}/neighbours")
-    assert (error.status_code, error.json()["error"]["code"]) == (501, "no_neighbours")
+    error = client.get(f"/v1/edits/{edit}/near")
+    assert (error.status_code, error.json()["error"]["code"]) == (501, "not_compared")
     assert "'plain' does not compare edits" in error.json()["error"]["message"]
 
 
 def test_it_takes_the_role_of_editing_and_is_in_the_schema(client: TestClient) -> None:
-    assert role_for("/v1/edits/{edit_id}/neighbours") == "edit"
-    operation = client.get("/openapi.json").json()["paths"]["/v1/edits/{edit_id}/neighbours"]["get"]
+    assert role_for("/v1/edits/{edit_id}/near") == "edit"
+    operation = client.get("/openapi.json").json()["paths"]["/v1/edits/{edit_id}/near"]["get"]
     assert {"200", "404", "410", "501"} <= operation["responses"].keys()

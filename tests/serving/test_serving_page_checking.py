@@ -175,7 +175,7 @@ def test_near_corrections_of_the_real_model(visitor: Visitor, page_server: str, 
     wanted = [{"image": uri, "prompt": QUESTIONS[0][0], "answer": answer} for answer in ("Fenbax", "Bruvak")]
     wanted[1] |= {"supersede": False, "must_take": False}
     first, second = (httpx2.post(f"{page_server}/v1/edits", json=one, timeout=60).json() for one in wanted)
-    found = httpx2.get(f"{page_server}/v1/edits/{first['id']}/neighbours", timeout=60).json()["data"]
+    found = httpx2.get(f"{page_server}/v1/edits/{first['id']}/near", timeout=60).json()["data"]
     (card,) = [one for one in found if one["id"] == second["id"]]
     visitor.open()
     place = f"#edit-{first['id']}"

@@ -1,4 +1,4 @@
-"""`/v1/edits/{id}/neighbours`: the active edits nearest to an edit, and which of them collide with it."""
+"""`/v1/edits/{id}/near`: the active edits nearest to an edit, and which of them collide with it."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def near_router(service: Service) -> APIRouter:
     """The route that finds near edits."""
     router = APIRouter()
 
-    @router.get("/v1/edits/{edit_id}/neighbours")
-    async def list_neighbours(
+    @router.get("/v1/edits/{edit_id}/near")
+    async def list_near(
         edit_id: EditId,
-        limit: Annotated[int, Query(ge=1, le=_MOST, description="At most this many neighbours.")] = 10,
+        limit: Annotated[int, Query(ge=1, le=_MOST, description="At most this many edits.")] = 10,
     ) -> NearList:
         """List the active edits nearest to an edit, active or not, and say which collide with it.
 
@@ -58,7 +58,7 @@ def near_router(service: Service) -> APIRouter:
         editor = service.served.model.editor
         if not editor.finds_neighbours:
             message = f"The editor {editor.name!r} does not compare edits with each other, so none is near another."
-            raise RefusalError(501, message, "no_neighbours")
+            raise RefusalError(501, message, "not_compared")
         found = await service.engine.act(lambda served: served.near(edit.id, limit))
         return NearList(data=[await _card(service, near) for near in found])
 

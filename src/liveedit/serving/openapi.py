@@ -73,11 +73,11 @@ def _responses(path: str, method: str, documented: dict[str, Any]) -> dict[str, 
         statuses |= _OF_CHANGES
     if "{" in path or path == "/v1/edits":
         statuses.add(404)
-    if path.endswith(("/undo", "/redo", "/thumbnail", "/neighbours")):
+    if path.endswith(("/undo", "/redo", "/thumbnail", "/near")):
         statuses.add(410)
     if (path, method) == ("/v1/edits", "post"):
         statuses.add(422)
-    if path == "/v1/heat-maps" or path.endswith("/neighbours"):
+    if path == "/v1/heat-maps" or path.endswith("/near"):
         statuses.add(501)
     body = {"application/json": {"schema": {"$ref": f"{_REF}ErrorBody"}}}
     errors = {str(status): {"description": _ERRORS[status], "content": body} for status in sorted(statuses)}

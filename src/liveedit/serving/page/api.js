@@ -34,7 +34,7 @@ export const getModels = () => json("v1/models");
 export const listEdits = (query, options) => json(`v1/edits?${new URLSearchParams(query)}`, options);
 export const getEdit = (id) => json(`v1/edits/${id}`);
 export const getHistory = (id) => json(`v1/edits/${id}/history`);
-export const getNear = (id) => json(`v1/edits/${id}/neighbours`);
+export const getNear = (id) => json(`v1/edits/${id}/near`);
 export const changeEdit = (id, change) => json(`v1/edits/${id}/${change}`, { method: "POST", once: true });
 export const createEdit = (wanted) => json("v1/edits", { method: "POST", body: wanted, once: true });
 export const checkEdits = (wanted, signal) => json("v1/check", { method: "POST", body: wanted, signal });
