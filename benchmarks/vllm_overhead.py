@@ -52,6 +52,8 @@ from liveedit.store.store import EditStore, NewEdit
 from liveedit.testing import random_image
 
 TOKENS = 16
+START_SECONDS = 1800
+"""Until a server answers: a machine with other work compiles the model for long."""
 _ROUTED = ("visual_feature", "prompt_feature", "query_feature")
 
 
@@ -100,7 +102,7 @@ def server(folder: Path, name: str, config: dict[str, Any], options: Sequence[st
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             url = f"http://127.0.0.1:{port}"
-            until = time.monotonic() + 600
+            until = time.monotonic() + START_SECONDS
             while time.monotonic() < until and process.poll() is None:
                 with suppress(httpx2.TransportError):
                     if httpx2.get(f"{url}/health").status_code == 200:
@@ -111,7 +113,11 @@ def server(folder: Path, name: str, config: dict[str, Any], options: Sequence[st
                 raise SystemExit(log.read().decode()[-4000:])
             yield url
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # Also workers that did not end.
             process.wait()
 
 
