@@ -67,7 +67,10 @@ def fill(file: Path, backbone: Backbone, editor: RoutedEditor, asked: Sequence[Q
     """A store of `count` edits: the first `firing` of them are real."""
     real = [editor.make_expert(Edit(question, "Bruvak"))[0] for question in asked[: max(firing, min(count, 4))]]
     generator = torch.Generator().manual_seed(0)
-    with EditStore(file) as store:
+    partial = file.with_suffix(".partial")
+    for left in file.parent.glob(f"{partial.name}*"):  # Of a run that was interrupted.
+        left.unlink()
+    with EditStore(partial) as store:
         store.bind(backbone.digest(), editor.digest(), backbone=backbone.name, editor=editor.name)
         for place in range(count):
             expert = real[place] if place < firing else turned(real[place % len(real)], generator)
@@ -75,6 +78,8 @@ def fill(file: Path, backbone: Backbone, editor: RoutedEditor, asked: Sequence[Q
                 prompt=f"made up {place}", answer="Bruvak", editor=editor.name, milliseconds=0.0, refine_steps=0
             )
             store.add(edit, expert_to_bytes(expert))
+    if count:
+        partial.rename(file)
 
 
 def turned(expert: LowRankExpert, generator: torch.Generator) -> LowRankExpert:
@@ -173,6 +178,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of vLLM")
     parser.add_argument("--vllm", action="append", default=[], help="an option of vllm serve, for both servers")
     parser.add_argument("--edits", type=int, nargs="+", default=[0, 1_000, 10_000])
+    parser.add_argument("--stores", type=Path, help="folder that keeps the stores of made-up edits for the next run")
     parser.add_argument("--firing", type=int, default=0)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--requests", type=int, default=64)
@@ -193,14 +199,20 @@ def main() -> None:
         options = [f"--dtype={arguments.dtype}", *arguments.vllm]
         if editor.form.residual_tokens != "answer":
             options.append("--no-enable-chunked-prefill")
+        files = {}
         for count in arguments.edits:
-            file = Path(work) / f"{count}.db"
-            fill(file, backbone, editor, asked, count, min(arguments.firing, count))
-            config = {"liveedit": {**settings, "edits": str(file)}}
-            with server(folder, name, {}, options) as alone, server(folder, name, config, options) as edited:
-                for clients in arguments.clients:
-                    row = compare((alone, edited), name, asked, clients, arguments.rounds)
-                    print(json.dumps({"edits": count, "clients": clients, **row}), flush=True)
+            firing = min(arguments.firing, count)
+            files[count] = (arguments.stores or Path(work)) / f"{folder.name}-{kind.name}-{count}-{firing}.db"
+            if not files[count].exists():
+                fill(files[count], backbone, editor, asked, count, firing)
+        with server(folder, name, {}, options) as alone:
+            for count, file in files.items():
+                config = {"liveedit": {**settings, "edits": str(file)}}
+                with server(folder, name, config, options) as edited:
+                    for clients in arguments.clients:
+                        row = compare((alone, edited), name, asked, clients, arguments.rounds)
+                        load = round(os.getloadavg()[0], 1)
+                        print(json.dumps({"edits": count, "clients": clients, **row, "load": load}), flush=True)
 
 
 if __name__ == "__main__":

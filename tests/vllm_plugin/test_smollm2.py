@@ -115,7 +115,8 @@ def test_answers_are_those_of_transformers(served: Served) -> None:
     served.model.refresh()
     questions = [asked for prompt, _, reworded in FACTS for asked in (prompt, reworded)] + list(OTHERS)
     assert len(questions) >= 20
-    given = [served.model.ask(None, question, TOKENS) for question in questions]
+    asked = [(None, question) for question in questions]
+    given = served.model.ask_batch(asked, TOKENS)
     found = [served.ask(question) for question in questions]
     for question, answer, (text, edits) in zip(questions, given, found, strict=True):
         assert edits == [one.edit_id for one in (*(answer.fired or ()), *answer.withheld)], question
@@ -123,6 +124,6 @@ def test_answers_are_those_of_transformers(served: Served) -> None:
     assert sum(bool(answer.fired) for answer in given) >= 3
     assert not any(edits for _, edits in found[-len(OTHERS) :])
     with served.model.editor.paused():
-        unedited = [served.model.ask(None, question, TOKENS).text for question in questions]
+        unedited = [answer.text for answer in served.model.ask_batch(asked, TOKENS)]
     without = {"extra_body": {"vllm_xargs": {"liveedit": "none"}}}
     assert [served.ask(question, **without)[0] for question in questions] == unedited

@@ -64,7 +64,7 @@ class _Answer:
         self._start: Message = {}
         self._is_json = False
         self._body = b""
-        self._asked: asyncio.Task[dict[str, Any] | None] | None = None
+        self._asked: asyncio.Future[dict[str, Any] | None] | None = None
 
     async def close(self) -> None:
         """The answer has ended, or the client has left."""
@@ -95,7 +95,7 @@ class _Answer:
     async def _events(self, body: bytes) -> bytes:
         """Extends the event with which an answer ends. vLLM sends whole events."""
         if self._asked is None and (found := _ID.search(body)) is not None:
-            self._asked = asyncio.create_task(self._fired(found[1].decode()))
+            self._asked = asyncio.ensure_future(self._fired(found[1].decode()))
         lines = body.split(b"\n")
         for place, line in enumerate(lines):
             if line.startswith(_DATA) and b'"finish_reason":"' in line.replace(b": ", b":"):
