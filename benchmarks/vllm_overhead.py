@@ -54,6 +54,8 @@ from liveedit.testing import random_image
 TOKENS = 16
 START_SECONDS = 1800
 """Until a server answers: a machine with other work compiles the model for long."""
+IDLE_SECONDS = 2
+"""Before each measurement: vLLM's processes keep a processor busy for a second after their last answer."""
 _ROUTED = ("visual_feature", "prompt_feature", "query_feature")
 
 
@@ -161,7 +163,10 @@ def compare(urls: tuple[str, str], name: str, asked: Sequence[Question], clients
     ways = {"alone": (urls[0], {}), "": (urls[1], {}), "unedited_": (urls[1], {"vllm_xargs": {"liveedit": "none"}})}
     found: dict[str, list[float]] = {}
     for number in range(rounds + 1):
-        result = {way: measured(url, name, asked, clients, further) for way, (url, further) in ways.items()}
+        result = {}
+        for way, (url, further) in ways.items():
+            time.sleep(IDLE_SECONDS)
+            result[way] = measured(url, name, asked, clients, further)
         if number:  # The first round warms up.
             for way in ("", "unedited_"):
                 found.setdefault(f"{way}throughput", []).append(result[way][0] / result["alone"][0])
