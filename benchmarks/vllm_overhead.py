@@ -52,6 +52,10 @@ from liveedit.store.store import EditStore, NewEdit
 from liveedit.testing import random_image
 
 TOKENS = 16
+START_SECONDS = 1800
+"""Until a server answers: a machine with other work compiles the model for long."""
+IDLE_SECONDS = 2
+"""Before each measurement: vLLM's processes keep a processor busy for a second after their last answer."""
 _ROUTED = ("visual_feature", "prompt_feature", "query_feature")
 
 
@@ -65,7 +69,10 @@ def fill(file: Path, backbone: Backbone, editor: RoutedEditor, asked: Sequence[Q
     """A store of `count` edits: the first `firing` of them are real."""
     real = [editor.make_expert(Edit(question, "Bruvak"))[0] for question in asked[: max(firing, min(count, 4))]]
     generator = torch.Generator().manual_seed(0)
-    with EditStore(file) as store:
+    partial = file.with_suffix(".partial")
+    for left in file.parent.glob(f"{partial.name}*"):  # Of a run that was interrupted.
+        left.unlink()
+    with EditStore(partial) as store:
         store.bind(backbone.digest(), editor.digest(), backbone=backbone.name, editor=editor.name)
         for place in range(count):
             expert = real[place] if place < firing else turned(real[place % len(real)], generator)
@@ -73,6 +80,8 @@ def fill(file: Path, backbone: Backbone, editor: RoutedEditor, asked: Sequence[Q
                 prompt=f"made up {place}", answer="Bruvak", editor=editor.name, milliseconds=0.0, refine_steps=0
             )
             store.add(edit, expert_to_bytes(expert))
+    if count:
+        partial.rename(file)
 
 
 def turned(expert: LowRankExpert, generator: torch.Generator) -> LowRankExpert:
@@ -100,7 +109,7 @@ def server(folder: Path, name: str, config: dict[str, Any], options: Sequence[st
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             url = f"http://127.0.0.1:{port}"
-            until = time.monotonic() + 600
+            until = time.monotonic() + START_SECONDS
             while time.monotonic() < until and process.poll() is None:
                 with suppress(httpx2.TransportError):
                     if httpx2.get(f"{url}/health").status_code == 200:
@@ -111,7 +120,11 @@ def server(folder: Path, name: str, config: dict[str, Any], options: Sequence[st
                 raise SystemExit(log.read().decode()[-4000:])
             yield url
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # Also workers that did not end.
             process.wait()
 
 
@@ -150,7 +163,10 @@ def compare(urls: tuple[str, str], name: str, asked: Sequence[Question], clients
     ways = {"alone": (urls[0], {}), "": (urls[1], {}), "unedited_": (urls[1], {"vllm_xargs": {"liveedit": "none"}})}
     found: dict[str, list[float]] = {}
     for number in range(rounds + 1):
-        result = {way: measured(url, name, asked, clients, further) for way, (url, further) in ways.items()}
+        result = {}
+        for way, (url, further) in ways.items():
+            time.sleep(IDLE_SECONDS)
+            result[way] = measured(url, name, asked, clients, further)
         if number:  # The first round warms up.
             for way in ("", "unedited_"):
                 found.setdefault(f"{way}throughput", []).append(result[way][0] / result["alone"][0])
@@ -167,6 +183,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of vLLM")
     parser.add_argument("--vllm", action="append", default=[], help="an option of vllm serve, for both servers")
     parser.add_argument("--edits", type=int, nargs="+", default=[0, 1_000, 10_000])
+    parser.add_argument("--stores", type=Path, help="folder that keeps the stores of made-up edits for the next run")
     parser.add_argument("--firing", type=int, default=0)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--requests", type=int, default=64)
@@ -187,14 +204,20 @@ def main() -> None:
         options = [f"--dtype={arguments.dtype}", *arguments.vllm]
         if editor.form.residual_tokens != "answer":
             options.append("--no-enable-chunked-prefill")
+        files = {}
         for count in arguments.edits:
-            file = Path(work) / f"{count}.db"
-            fill(file, backbone, editor, asked, count, min(arguments.firing, count))
-            config = {"liveedit": {**settings, "edits": str(file)}}
-            with server(folder, name, {}, options) as alone, server(folder, name, config, options) as edited:
-                for clients in arguments.clients:
-                    row = compare((alone, edited), name, asked, clients, arguments.rounds)
-                    print(json.dumps({"edits": count, "clients": clients, **row}), flush=True)
+            firing = min(arguments.firing, count)
+            files[count] = (arguments.stores or Path(work)) / f"{folder.name}-{kind.name}-{count}-{firing}.db"
+            if not files[count].exists():
+                fill(files[count], backbone, editor, asked, count, firing)
+        with server(folder, name, {}, options) as alone:
+            for count, file in files.items():
+                config = {"liveedit": {**settings, "edits": str(file)}}
+                with server(folder, name, config, options) as edited:
+                    for clients in arguments.clients:
+                        row = compare((alone, edited), name, asked, clients, arguments.rounds)
+                        load = round(os.getloadavg()[0], 1)
+                        print(json.dumps({"edits": count, "clients": clients, **row, "load": load}), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,22 @@ import httpx2
 import openai
 from served_process import START_SECONDS, die_with_parent, free_port
 
-from liveedit.backbones import built_in_folder
+from liveedit.backbones import BUILT_IN, built_in_folder
 
 
 class VllmProcess:
-    """A server of a built-in model in float32, and a client of it. settings: of the plugin; None for vLLM alone."""
+    """A server of a model in float32, and a client of it. name: built-in, or a folder.
+
+    settings: of the plugin; None for vLLM alone.
+    """
 
     def __init__(self, name: str, settings: dict[str, Any] | None, log: Path, *options: object):
         self.port, self.log, self.name = free_port(), log, name
         self.url = f"http://127.0.0.1:{self.port}"
         config = {} if settings is None else {"liveedit": {"backbone": name, **settings}}
         sizes = {"--max-model-len": 256, "--max-num-seqs": 16, "--max-num-batched-tokens": 1024}
-        command: list[object] = [Path(sys.executable).parent / "vllm", "serve", built_in_folder(name)]
+        command: list[object] = [Path(sys.executable).parent / "vllm", "serve"]
+        command.append(built_in_folder(name) if name in BUILT_IN else name)
         command += ["--served-model-name", name, "--dtype", "float32", "--port", self.port]
         command += [part for pair in sizes.items() for part in pair]
         command += ["--no-enable-chunked-prefill", "--additional-config", json.dumps(config), *options]

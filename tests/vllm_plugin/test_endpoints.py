@@ -26,11 +26,15 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.asked_before_the_end: list[str] = []
+        self.undecided = 0
+        """How often it does not know yet which edits fired."""
 
     async def collective_rpc(self, method: str, args: tuple[str]) -> list[Any]:
         assert method == "liveedit_fired"
         self.asked.append(args[0])
-        return [None, FIRED]
+        self.undecided -= 1
+        return [None, FIRED if self.undecided < 0 else None]
 
 
 def client_of(settings: dict[str, Any] | None) -> tuple[TestClient, FakeEngine]:
@@ -45,6 +49,9 @@ def client_of(settings: dict[str, Any] | None) -> tuple[TestClient, FakeEngine]:
 
         async def events() -> AsyncIterator[bytes]:
             for finish in (None, "stop"):
+                if finish is not None:
+                    await asyncio.sleep(0.01)
+                    engine.asked_before_the_end = list(engine.asked)
                 event = {"id": "chatcmpl-1", "choices": [{"delta": {"content": "x"}, "finish_reason": finish}]}
                 yield f"data: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
             yield b"data: [DONE]\n\n"
@@ -73,7 +80,16 @@ def test_a_streamed_answer_names_them_in_its_last_event() -> None:
     assert events[-1] == "[DONE]"
     first, last = (json.loads(event) for event in events[:-1])
     assert "liveedit" not in first and last["liveedit"] == FIRED
-    assert engine.asked == ["chatcmpl-1"]
+    assert engine.asked == ["chatcmpl-1"] == engine.asked_before_the_end, "the last event does not wait for the worker"
+
+
+def test_edits_that_were_not_known_at_the_first_event_are_asked_for_again() -> None:
+    client, engine = client_of({"edits": "edits.db"})
+    engine.undecided = 1
+    answer = client.post("/v1/chat/completions", json={"messages": [], "stream": True})
+    last = json.loads(answer.text.split("\n\n")[-3].removeprefix("data: "))
+    assert last["liveedit"] == FIRED
+    assert engine.asked == ["chatcmpl-1", "chatcmpl-1"]
 
 
 @pytest.mark.parametrize(

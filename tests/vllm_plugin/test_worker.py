@@ -77,6 +77,33 @@ def test_a_request_is_routed_at_the_end_of_its_prompt_and_keeps_its_experts(work
     assert working.worker.fired("chatcmpl-1") == named, "ended requests can still be asked for"
 
 
+def test_requests_that_end_in_one_step_get_what_each_would_get_alone(working: Working) -> None:
+    """Three prompts of different lengths in one step; the one in the middle was never read from its beginning."""
+    ids, states = working.prompt()
+    wanted = working.run("alone-1", states, ids)
+    padded, more = [*ids, ids[-1]], torch.cat([states, states[-1:]])
+    wanted_more = working.run("alone-2", more, padded)
+    given = SimpleNamespace(extra_args=None)
+    states_of = [
+        SimpleNamespace(sampling_params=given, prompt_token_ids=tokens, num_computed_tokens=done)
+        for tokens, done in ((ids, 0), (ids, 5), (padded, 0))
+    ]
+    parts = (states, states[5:], more)
+    whole = torch.cat(parts)
+    changed = whole.clone()
+    worker = working.worker
+    worker.begin([(f"r{place}-1", len(part), states_of[place]) for place, part in enumerate(parts)])
+    worker.after_layer(changed, None, working.layer)
+    worker.end()
+    first, middle, last = (changed - whole).split([len(part) for part in parts])
+    torch.testing.assert_close(first, wanted)
+    torch.testing.assert_close(last, wanted_more)
+    assert first[-1].abs().max() > 0 and middle.abs().max() == 0
+    first_fired, alone = worker.fired("r0"), worker.fired("alone-1")
+    assert first_fired is not None and first_fired == alone
+    assert worker.fired("r1") == {"edits": [], "revision": working.model.revision}
+
+
 def test_a_preempted_request_gets_the_same_experts_again(working: Working) -> None:
     ids, states = working.prompt()
     first = working.run("a-1", states, ids)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -12,6 +14,8 @@ from .settings import KEY, Settings
 _PATHS: Final = ("/v1/chat/completions", "/v1/completions")
 _XARGS: Final = b'"vllm_xargs"'
 _DATA: Final = b"data: "
+_ID: Final = re.compile(rb'^data: \{"id": ?"(chatcmpl-[^"\\]+)"')
+"""The id of a chat's answer, in the first event of its stream. Completions may answer several prompts at once."""
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -37,7 +41,11 @@ class FiredEditsMiddleware:
         if _repository(settings, body) is None:
             await self._app(scope, _replayed(body, receive), send)
         else:
-            await self._app(scope, _replayed(body, receive), _Answer(send, self._fired).send)
+            answer = _Answer(send, self._fired)
+            try:
+                await self._app(scope, _replayed(body, receive), answer.send)
+            finally:
+                await answer.close()
 
     async def _fired(self, request_id: str) -> dict[str, Any] | None:
         found = await self._state.liveedit_engine.collective_rpc("liveedit_fired", args=(request_id,))
@@ -45,13 +53,24 @@ class FiredEditsMiddleware:
 
 
 class _Answer:
-    """One answer on its way to the client: as one JSON object, or as server-sent events."""
+    """One answer on its way to the client: as one JSON object, or as server-sent events.
+
+    Its edits are decided before its first token. Of a stream they are asked for at the first event, so that the last
+    one does not wait for the worker.
+    """
 
     def __init__(self, send: Send, fired: Callable[[str], Awaitable[dict[str, Any] | None]]):
         self._send, self._fired = send, fired
         self._start: Message = {}
         self._is_json = False
         self._body = b""
+        self._asked: asyncio.Future[dict[str, Any] | None] | None = None
+
+    async def close(self) -> None:
+        """The answer has ended, or the client has left."""
+        if self._asked is not None:
+            self._asked.cancel()
+            await asyncio.gather(self._asked, return_exceptions=True)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -75,6 +94,8 @@ class _Answer:
 
     async def _events(self, body: bytes) -> bytes:
         """Extends the event with which an answer ends. vLLM sends whole events."""
+        if self._asked is None and (found := _ID.search(body)) is not None:
+            self._asked = asyncio.ensure_future(self._fired(found[1].decode()))
         lines = body.split(b"\n")
         for place, line in enumerate(lines):
             if line.startswith(_DATA) and b'"finish_reason":"' in line.replace(b": ", b":"):
@@ -90,7 +111,8 @@ class _Answer:
             return data
         if answer.get("object") == "text_completion" and len(answer["choices"]) > 1:
             return data  # They may answer several prompts, and have different edits.
-        if (fired := await self._fired(answer["id"])) is None:
+        fired = await self._asked if self._asked is not None else None
+        if fired is None and (fired := await self._fired(answer["id"])) is None:
             return data
         return json.dumps({**answer, KEY: fired}, ensure_ascii=False).encode()
 

@@ -18,6 +18,7 @@ from .worker import EditingWorker, check_engine
 _WRAPPED: Final = "_liveedit_wrapped"
 _ATTRIBUTE: Final = "liveedit_worker"
 _REVISIONS: Final = "liveedit_revisions"
+_SETTINGS: Final = "liveedit_settings"
 
 _log = logging.getLogger("vllm.liveedit")
 
@@ -75,7 +76,7 @@ def _wrap(owner: type[Any], name: str, around: Callable[..., Any]) -> None:
 def _process_inputs(original: Any, processor: Any, *arguments: Any, **keywords: Any) -> Any:
     """A request that uses edits shares no cached prefix: not with unedited requests, nor with those of other edits."""
     request = original(processor, *arguments, **keywords)
-    settings = Settings.of(processor.vllm_config.additional_config)
+    settings = _settings(processor)
     if settings is None or request.sampling_params is None:
         return request
     try:
@@ -91,6 +92,12 @@ def _process_inputs(original: Any, processor: Any, *arguments: Any, **keywords: 
         request.cache_salt = f"{request.cache_salt or ''}liveedit:{repository}"
         request.sampling_params.skip_reading_prefix_cache = True
     return request
+
+
+def _settings(processor: Any) -> Settings | None:
+    if not hasattr(processor, _SETTINGS):  # Validated once: each request needs them.
+        setattr(processor, _SETTINGS, Settings.of(processor.vllm_config.additional_config))
+    return getattr(processor, _SETTINGS)
 
 
 # -- in the process of the engine: revisions ------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,12 @@ from torch import Tensor
 from ..answers import Fired
 from ..backbones import HiddenTokens, TokenBatch
 from ..backbones.tokens import TokenRole
-from ..editors.shared.routing import changed_tokens
+from ..editors.shared.routing import Routing, changed_tokens
 from .repositories import Repository
 from .slots import ExpertSlots
+
+AskedQuestion = tuple[TokenBatch, Mapping[int, Tensor]]
+"""A question as tokens, and its hidden states by layer, (1, tokens, width)."""
 
 
 @dataclass
@@ -46,21 +49,23 @@ class EditedRequest:
         """Keep the next hidden states of the prompt at one layer, (tokens, width)."""
         self._states.setdefault(layer, []).append(states.float())
 
-    @torch.no_grad()
-    def decide(self) -> None:
-        """Route the request. Raises `RuntimeError` if vLLM has not computed all of its prompt."""
+    def question(self) -> AskedQuestion:
+        """The prompt and its hidden states. Raises `RuntimeError` if vLLM has not computed all of it."""
         states = {layer: torch.cat(parts) for layer, parts in self._states.items()}
         found = {layer: len(part) for layer, part in states.items()}
         if any(count != len(self.prompt) for count in found.values()):
             raise RuntimeError(f"a prompt of {len(self.prompt)} tokens was read in part (tokens by layer: {found})")
-        editor = self.repository.editor
         ids = torch.tensor([self.prompt])
-        tokens = TokenBatch(torch.where(editor.backbone.is_image(ids), TokenRole.IMAGE, TokenRole.PROMPT), ids)
-        routing = editor.route(tokens, {layer: part[None] for layer, part in states.items()})
+        roles = torch.where(self.repository.editor.backbone.is_image(ids), TokenRole.IMAGE, TokenRole.PROMPT)
+        return TokenBatch(roles, ids), {layer: part[None] for layer, part in states.items()}
+
+    def decided(self, question: AskedQuestion | None, routing: Routing | None) -> None:
+        """From now on the request has these experts; None for none."""
         self.is_decided, self._states, self.revision = True, {}, self.repository.revision
-        if routing is not None:
+        if question is not None and routing is not None:
+            (tokens, states), editor = question, self.repository.editor
             self.slot, self.fired = self.slots.take(routing), routing.fired[0]
-            self.changed = changed_tokens(HiddenTokens.of(tokens, states[editor.layer][None]), editor.form)[0]
+            self.changed = changed_tokens(HiddenTokens.of(tokens, states[editor.layer]), editor.form)[0]
 
     def end(self) -> None:
         """Free the slot."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .repositories import Repository
-from .requests import EditedRequest, ScheduledTokens
+from .requests import AskedQuestion, EditedRequest, ScheduledTokens
 from .settings import Settings
 from .slots import ExpertSlots
 
@@ -70,13 +70,20 @@ class EditingWorker:
 
         hidden_states is changed in place; residual: what vLLM adds to it later, None if it is added already.
         """
-        changing: list[ScheduledTokens] = []
+        ending: list[EditedRequest] = []
         for part in self._parts:
             editor = part.request.repository.editor
             if not part.request.is_decided and layer in editor.read_layers:
                 self._read(part, hidden_states, residual, layer)
-            if layer == editor.layer and part.request.slot is not None:
-                changing.append(part)
+                if part.ends_prompt and layer == editor.layer:
+                    ending.append(part.request)
+        for name, repository in self.repositories.items() if ending else ():
+            self._decide(name, [request for request in ending if request.repository is repository])
+        changing = [
+            part
+            for part in self._parts
+            if part.request.slot is not None and layer == part.request.repository.editor.layer
+        ]
         if changing:
             self._change(changing, hidden_states, residual)
 
@@ -112,12 +119,30 @@ class EditingWorker:
     def _read(self, part: ScheduledTokens, hidden_states: Tensor, residual: Tensor | None, layer: int) -> None:
         rows = slice(part.start, part.start + part.of_prompt)
         part.request.keep(layer, _sum(hidden_states[rows], None if residual is None else residual[rows]))
-        if part.ends_prompt and layer == part.request.repository.editor.layer:
-            try:
-                part.request.decide()
-            except Exception:  # The engine would stop for all requests if it were raised.
-                _log.exception("A request is answered by the unedited model, because its edits could not be found.")
-                part.request.is_decided = True
+
+    def _decide(self, name: str, requests: Sequence[EditedRequest]) -> None:
+        """Route requests of one repository together: the experts' features are read once for all of them."""
+        asked: list[tuple[EditedRequest, AskedQuestion]] = []
+        try:
+            for request in requests:
+                try:
+                    asked.append((request, request.question()))
+                except RuntimeError:
+                    self._log_unedited(name)
+            routings = self.repositories[name].editor.route_each([question for _, question in asked])
+            for (request, question), routing in zip(asked, routings, strict=True):
+                request.decided(question, routing)
+        except Exception:  # The engine would stop for all requests if it were raised.
+            self._log_unedited(name)
+        for request in requests:
+            if not request.is_decided:
+                request.decided(None, None)
+
+    def _log_unedited(self, name: str) -> None:
+        _log.exception(
+            "A request to the repository %r is answered by the unedited model, because its edits could not be found.",
+            name,
+        )
 
     def _change(self, parts: list[ScheduledTokens], hidden_states: Tensor, residual: Tensor | None) -> None:
         alone = {id(part.request.slots): part.request.slots for part in parts}

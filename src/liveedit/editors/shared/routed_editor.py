@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,9 @@ from ...experts.repository import FEATURES
 from ..base import ExpertEditor
 from .routing import AS_PUBLISHED, ExpertForm, QueryFeatures, Routing, Similarities, route
 from .routing_hook import RoutingHook
+
+_Asked = tuple[QueryFeatures, Tensor]
+"""Features of queries, and which of them are in the editor's scope, (batch,)."""
 
 
 class RoutedEditor(ExpertEditor[LowRankExpert]):
@@ -186,22 +189,37 @@ class RoutedEditor(ExpertEditor[LowRankExpert]):
         """(batch,) booleans: which queries are in the editor's scope. All of them here."""
         return torch.ones_like(tokens.has_image)
 
+    @torch.no_grad()
     def route(self, tokens: TokenBatch, hidden_states: Mapping[int, Tensor]) -> Routing | None:
         """The experts of queries whose hidden states another engine has computed; None if no expert passes.
 
         The layers of the backbone compute nothing (`weightless_backbone`). hidden_states: (batch, tokens, width) by
         layer, for `read_layers`.
         """
+        return self._routed([self._elsewhere(tokens, hidden_states)]) if len(self.repository) else None
+
+    @torch.no_grad()
+    def route_each(self, questions: Sequence[tuple[TokenBatch, Mapping[int, Tensor]]]) -> list[Routing | None]:
+        """`route` of single questions of different lengths. The features of the experts are read once for all."""
+        if not len(self.repository):
+            return [None] * len(questions)
+        whole = self._routed([self._elsewhere(*question) for question in questions]) if questions else None
+        return [None if whole is None else whole.of_row(row) for row in range(len(questions))]
+
+    def _elsewhere(self, tokens: TokenBatch, hidden_states: Mapping[int, Tensor]) -> _Asked:
         for layer in self.read_layers:
             self.backbone.layers[layer](hidden_states[layer])  # Its hooks keep what `query` reads.
-        return self._route(HiddenTokens.of(tokens, hidden_states[self.layer]))
+        return self._asked(HiddenTokens.of(tokens, hidden_states[self.layer]))
+
+    def _asked(self, tokens: HiddenTokens) -> _Asked:
+        return self.query(replace(tokens, hidden_states=tokens.hidden_states.float())), self.reachable(tokens)
 
     @torch.no_grad()
     def _route(self, tokens: HiddenTokens) -> Routing | None:
-        if not len(self.repository):
-            return None
-        query = self.query(replace(tokens, hidden_states=tokens.hidden_states.float()))
-        reachable = self.reachable(tokens)
+        return self._routed([self._asked(tokens)]) if len(self.repository) else None
+
+    def _routed(self, asked: Sequence[_Asked]) -> Routing | None:
+        query, reachable = QueryFeatures.joined([one for one, _ in asked]), torch.cat([one for _, one in asked])
         return route(self.similarities, query, reachable, self.repository, self.combining, self._weight_factor)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
@@ -77,6 +78,17 @@ class QueryFeatures:
         """`own`, or phi_bar."""
         return self.visual if self.own is None else self.own
 
+    @classmethod
+    def joined(cls, parts: Sequence[QueryFeatures]) -> QueryFeatures:
+        """Several batches as one."""
+        own = [part.own for part in parts if part.own is not None]
+        return cls(
+            torch.cat([part.visual for part in parts]),
+            torch.cat([part.sentinel for part in parts]),
+            torch.cat([part.prompt for part in parts]),
+            torch.cat(own) if own else None,
+        )
+
 
 @runtime_checkable
 class ExpertForm(Protocol):
@@ -139,6 +151,14 @@ class Routing:
     weights: Float[Tensor, "batch experts"]
     fired: tuple[tuple[Fired, ...], ...]
     dropped_weight: tuple[float, ...]
+
+    def of_row(self, row: int) -> Routing | None:
+        """The experts of one query, without those of weight 0 that fill it up; None if it has none."""
+        if not (count := len(self.fired[row])):
+            return None
+        part = slice(row, row + 1)
+        experts = (self.u[part, :count], self.v[part, :count], self.weights[part, :count])
+        return Routing(*experts, self.fired[part], self.dropped_weight[part])
 
 
 def soft_weights(
