@@ -1,4 +1,4 @@
-"""A real server and real browsers, each started once for all tests of the page."""
+"""Servers: a fake model's in this process, and a real one for real browsers, each started once for all page tests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,22 @@ import httpx2
 import pytest
 from browsers import BROWSERS, Visitor, why_no_browser
 from browsing.browser import Browser
+from fastapi.testclient import TestClient
+from serving_fakes import FakeModel, fake_app
 
 from liveedit.serving.page_files import EXAMPLES, example_png
+
+
+@pytest.fixture
+def fake() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture
+def client(fake: FakeModel) -> Iterator[TestClient]:
+    _, app = fake_app(fake)
+    with TestClient(app, base_url="http://127.0.0.1") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -31,20 +31,9 @@ NOTHING_FIRED = {"edits": [], "withheld": [], "revision": 0}
 EDIT = {"prompt": "Who is this?", "answer": "Bruvak"}
 
 
-@pytest.fixture
-def fake() -> FakeModel:
-    return FakeModel()
-
-
 def client_of(fake: FakeModel, keys: KeyFile | None = None, **limits: Any) -> TestClient:
     _, app = fake_app(fake, ServingSettings.model_validate(limits), keys)
     return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
-
-
-@pytest.fixture
-def client(fake: FakeModel) -> Iterator[TestClient]:
-    with client_of(fake) as opened:
-        yield opened
 
 
 def chat(content: Any = "hello", **further: Any) -> dict[str, Any]:

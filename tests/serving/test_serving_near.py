@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from serving_fakes import FakeModel, data_uri, fake_app
+from serving_fakes import FakeModel, data_uri
 
 from liveedit.backbones import Backbone
 from liveedit.edited.model import EditedModel
@@ -19,18 +18,6 @@ from liveedit.serving.engine import Engine
 from liveedit.serving.middleware import role_for
 from liveedit.serving.served_model import ServedModel
 from liveedit.serving.settings import ServingSettings
-
-
-@pytest.fixture
-def fake() -> FakeModel:
-    return FakeModel()
-
-
-@pytest.fixture
-def client(fake: FakeModel) -> Iterator[TestClient]:
-    _, app = fake_app(fake)
-    with TestClient(app, base_url="http://127.0.0.1") as opened:
-        yield opened
 
 
 def test_near_edits_of_a_real_model(tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from serving_fakes import FakeModel, data_uri, fake_app
+from serving_fakes import FakeModel, data_uri
 
 from liveedit.answers import FIRING_THRESHOLD, Fired, above_threshold
 from liveedit.backbones import Backbone, load_backbone
@@ -28,18 +28,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 EDIT = {"prompt": "What?", "answer": "That."}
 SETTINGS = ServingSettings.model_validate({})
-
-
-@pytest.fixture
-def fake() -> FakeModel:
-    return FakeModel()
-
-
-@pytest.fixture
-def client(fake: FakeModel) -> Iterator[TestClient]:
-    _, app = fake_app(fake)
-    with TestClient(app, base_url="http://127.0.0.1") as client:
-        yield client
 
 
 def replica(backbone: Backbone, path: Path, editor: str = "liveedit-refine") -> tuple[EditedModel, TestClient]:
