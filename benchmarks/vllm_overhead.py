@@ -52,8 +52,8 @@ from liveedit.store.store import EditStore, NewEdit
 from liveedit.testing import random_image
 
 TOKENS = 16
-START_SECONDS = 1800
-"""Until a server answers: a machine with other work compiles the model for long."""
+START_SECONDS = 600
+"""Until a server answers: it compiles the model first."""
 IDLE_SECONDS = 2
 """Before each measurement: vLLM's processes keep a processor busy for a second after their last answer."""
 _ROUTED = ("visual_feature", "prompt_feature", "query_feature")

@@ -19,7 +19,7 @@ from liveedit.editors.fitted import FittedExperts
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.real,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("default"),
 ]
 

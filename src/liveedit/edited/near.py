@@ -117,7 +117,11 @@ def _near_active(
         weight_there, is_estimate = there(place, other.id)
         near.append(
             NearEdit(
-                *(other.id, other.prompt, other.answer, other.image_name, one.similarity),
+                edit_id=other.id,
+                prompt=other.prompt,
+                answer=other.answer,
+                image_name=other.image_name,
+                similarity=one.similarity,
                 weight_here=_weight(answers.get(0), other.id),
                 weight_there=weight_there,
                 is_estimate=is_estimate,
