@@ -2,11 +2,12 @@
 
 Two servers are started on the same model: `vllm serve` alone, and with the plugin and some number of edits. Clients
 stream answers; both servers answer the same questions in turns. Edits are made up: they have the experts of a few real
-edits, and features in random directions. `--firing N` makes N real edits of the questions that are asked.
+edits, and features in random directions. `--firing N` makes N real edits of the questions that are asked, which are the
+same ones in all rounds then.
 
-`throughput`: answers per second over those of vLLM alone; `first_token`: its median time to the first token over that
-of vLLM alone; `unedited_...`: of requests that ask for the unedited model. Higher is better for throughput, lower for
-first tokens.
+`edited_throughput`: answers per second over those of vLLM alone, and `edited_error`, its standard error;
+`edited_first_token`: the time to the first token over that of vLLM alone; `unedited_...`: of requests that ask for the
+unedited model. Higher is better for throughput, lower for first tokens.
 
     .vllm-env/bin/python benchmarks/vllm_overhead.py --model tiny-llava --edits 0 1000 10000 --clients 1 16
 
@@ -20,8 +21,10 @@ from __future__ import annotations
 
 import argparse
 import base64
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import statistics
@@ -29,10 +32,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -54,15 +57,16 @@ from liveedit.testing import random_image
 TOKENS = 16
 START_SECONDS = 600
 """Until a server answers: it compiles the model first."""
-IDLE_SECONDS = 2
-"""Before each measurement: vLLM's processes keep a processor busy for a second after their last answer."""
 _ROUTED = ("visual_feature", "prompt_feature", "query_feature")
 
 
-def questions(backbone: Backbone, count: int) -> list[Question]:
+def questions(backbone: Backbone, numbers: Iterable[int]) -> list[Question]:
     """Different questions, about different images if the model reads them."""
-    images = [random_image(seed) if backbone.reads_images else None for seed in range(count)]
-    return [Question(f"What is the name of number {place}?", image) for place, image in enumerate(images)]
+    found = []
+    for number in numbers:
+        image = random_image(number) if backbone.reads_images else None
+        found.append(Question(f"Number {number}: what is its name, and who gave it?", image))
+    return found
 
 
 def fill(file: Path, backbone: Backbone, editor: RoutedEditor, asked: Sequence[Question], count: int, firing: int):
@@ -94,9 +98,26 @@ def turned(expert: LowRankExpert, generator: torch.Generator) -> LowRankExpert:
     return replace(expert, **changed)
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server of vLLM that is stopped where it is not `running`."""
+
+    url: str
+    group: int
+    """Of its processes."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        os.killpg(self.group, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.killpg(self.group, signal.SIGSTOP)
+
+
 @contextmanager
-def server(folder: Path, name: str, config: dict[str, Any], options: Sequence[str]) -> Iterator[str]:
-    """A server of vLLM; its URL."""
+def server(folder: Path, name: str, config: dict[str, Any], options: Sequence[str]) -> Iterator[Server]:
+    """A server of vLLM, stopped once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -118,8 +139,11 @@ def server(folder: Path, name: str, config: dict[str, Any], options: Sequence[st
             else:
                 log.seek(0)
                 raise SystemExit(log.read().decode()[-4000:])
-            yield url
+            os.killpg(process.pid, signal.SIGSTOP)
+            yield Server(url, process.pid)
         finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGCONT)
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(60)
@@ -150,28 +174,50 @@ def uri(image: Any) -> str:
 
 
 def measured(url: str, name: str, asked: Sequence[Question], clients: int, further: dict[str, Any]) -> tuple:
-    """Answers per second, and median seconds to the first token."""
+    """Seconds until all are answered, and those to each first token."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
         started = time.perf_counter()
         with ThreadPoolExecutor(clients) as pool:
             firsts = list(pool.map(lambda question: ask(client, name, question, further), asked))
-        return len(asked) / (time.perf_counter() - started), statistics.median(firsts)
+        return time.perf_counter() - started, firsts
 
 
-def compare(urls: tuple[str, str], name: str, asked: Sequence[Question], clients: int, rounds: int) -> dict[str, float]:
-    """Medians over rounds of ratios to vLLM alone."""
-    ways = {"alone": (urls[0], {}), "": (urls[1], {}), "unedited_": (urls[1], {"vllm_xargs": {"liveedit": "none"}})}
-    found: dict[str, list[float]] = {}
+def compare(servers: tuple[Server, Server], name: str, new: Callable[[], list[Question]], clients: int, rounds: int):
+    """Ratios to vLLM alone, with their standard errors.
+
+    In each round all ways answer the same questions, in an order that changes, and no question comes again in another
+    round: nothing is taken from a prefix cache. The server that does not answer is stopped, so that it takes nothing of
+    the processors.
+    """
+    alone, edited = servers
+    ways = {"alone": (alone, {}), "edited": (edited, {}), "unedited": (edited, {"vllm_xargs": {"liveedit": "none"}})}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    firsts: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
-        result = {}
-        for way, (url, further) in ways.items():
-            time.sleep(IDLE_SECONDS)
-            result[way] = measured(url, name, asked, clients, further)
-        if number:  # The first round warms up.
-            for way in ("", "unedited_"):
-                found.setdefault(f"{way}throughput", []).append(result[way][0] / result["alone"][0])
-                found.setdefault(f"{way}first_token", []).append(result[way][1] / result["alone"][1])
-    return {what: round(statistics.median(ratios), 3) for what, ratios in found.items()}
+        asked = new()
+        for way in random.Random(number).sample(sorted(ways), len(ways)):
+            one, further = ways[way]
+            with one.running():
+                taken, first = measured(one.url, name, asked, clients, further)
+            if number:  # The first round warms up.
+                seconds[way].append(taken)
+                firsts[way].append(statistics.median(first))
+    found = {}
+    for way in ("edited", "unedited"):
+        found[f"{way}_throughput"], found[f"{way}_error"] = ratio(seconds["alone"], seconds[way])
+        found[f"{way}_first_token"], _ = ratio(firsts[way], firsts["alone"])
+    return {what: round(value, 3) for what, value in found.items()}
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
+    """Of two sums over rounds, and its standard error by leaving out a round at a time (jackknife)."""
+    count = len(above)
+    whole = sum(above) / sum(below)
+    if count < 2:
+        return whole, float("nan")
+    parts = [(sum(above) - above[place]) / (sum(below) - below[place]) for place in range(count)]
+    middle = statistics.fmean(parts)
+    return whole, ((count - 1) / count * sum((part - middle) ** 2 for part in parts)) ** 0.5
 
 
 def main() -> None:
@@ -186,14 +232,20 @@ def main() -> None:
     parser.add_argument("--stores", type=Path, help="folder that keeps the stores of made-up edits for the next run")
     parser.add_argument("--firing", type=int, default=0)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=64, help="in each round, by each way")
+    parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     name = arguments.model
     folder = built_in_folder(name) if name in BUILT_IN else Path(name)
     backbone = load_backbone(name, device="cpu")
     kind = expert_editor_class(arguments.editor or ("liveedit" if name == "tiny-llava" else default_editor(name)))
-    asked = questions(backbone, arguments.requests)
+    places = itertools.count(arguments.requests)
+    asked = questions(backbone, range(arguments.requests))
+
+    def new() -> list[Question]:
+        """The questions that have real edits, if there are any, else some that were not asked before."""
+        return asked if arguments.firing else questions(backbone, itertools.islice(places, arguments.requests))
+
     with tempfile.TemporaryDirectory() as work:
         path = str(arguments.calibration or Path(work) / "calibration")
         settings: dict[str, Any] = {"backbone": name, "editor": kind.name}
@@ -215,7 +267,7 @@ def main() -> None:
                 config = {"liveedit": {**settings, "edits": str(file)}}
                 with server(folder, name, config, options) as edited:
                     for clients in arguments.clients:
-                        row = compare((alone, edited), name, asked, clients, arguments.rounds)
+                        row = compare((alone, edited), name, new, clients, arguments.rounds)
                         load = round(os.getloadavg()[0], 1)
                         print(json.dumps({"edits": count, "clients": clients, **row, "load": load}), flush=True)
 

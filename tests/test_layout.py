@@ -231,6 +231,12 @@ def test_there_is_no_drawer_for_everything() -> None:
     assert [file.name for file in SOURCES if file.stem in ("utils", "helpers", "common", "misc")] == []
 
 
+def test_no_two_test_files_share_a_name() -> None:
+    """Tests are no package: pytest would import the first file of a name for both, and refuse the second."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
 GLOSSARY = ROOT / "docs" / "GLOSSARY.md"
 
 
