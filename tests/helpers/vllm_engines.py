@@ -49,7 +49,7 @@ def numbers(outputs: Sequence[Any]) -> list[list[tuple[int, float]]]:
 
 def fired(engine: Any, outputs: Sequence[Any]) -> list[list[str]]:
     """Ids of the edits that fired for each answer."""
-    found = [engine.collective_rpc("liveedit_fired", args=(output.request_id,))[0] for output in outputs]
+    found = engine.collective_rpc("liveedit_fired", args=([output.request_id for output in outputs],))[0]
     return [[edit["id"] for edit in one["edits"]] for one in found]
 
 

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from served_process import serving
 from starlette.responses import StreamingResponse
 
+from liveedit.vllm.answers import FiredEdits
 from liveedit.vllm.endpoints import EditEndpoints
 
 FIRED = {"edits": [{"id": "0a1b2c3d", "weight": 1.0, "margin": 2.5}], "revision": 4}
@@ -26,15 +27,27 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.calls = 0
         self.asked_before_the_end: list[str] = []
         self.undecided = 0
         """How often it does not know yet which edits fired."""
+        self.fails = False
 
-    async def collective_rpc(self, method: str, args: tuple[str]) -> list[Any]:
+    async def collective_rpc(self, method: str, args: tuple[list[str]]) -> list[Any]:
+        """Two ranks, of which the second one knows the answers."""
         assert method == "liveedit_fired"
-        self.asked.append(args[0])
+        (request_ids,) = args
+        self.asked += request_ids
+        self.calls += 1
+        await asyncio.sleep(0.01)
+        if self.fails:
+            raise RuntimeError("the engine is dead")
         self.undecided -= 1
-        return [None, FIRED if self.undecided < 0 else None]
+        return [[None] * len(request_ids), [self.of(one) if self.undecided < 0 else None for one in request_ids]]
+
+    def of(self, request_id: str) -> dict[str, Any]:
+        """Each prompt of a completion has edits of its own."""
+        return {**FIRED, "revision": int(request_id[-1])} if request_id.startswith("cmpl-") else FIRED
 
 
 def client_of(settings: dict[str, Any] | None) -> tuple[TestClient, FakeEngine]:
@@ -54,6 +67,22 @@ def client_of(settings: dict[str, Any] | None) -> tuple[TestClient, FakeEngine]:
                     engine.asked_before_the_end = list(engine.asked)
                 event = {"id": "chatcmpl-1", "choices": [{"delta": {"content": "x"}, "finish_reason": finish}]}
                 yield f"data: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
+            yield b"data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    @app.post("/v1/completions")
+    async def complete(request: Request) -> Any:
+        body = await request.json()
+        count = len(body["prompt"]) * body.get("n", 1)
+        choices = [{"index": place, "text": "x", "finish_reason": "stop"} for place in range(count)]
+        answer = {"id": "cmpl-7", "object": "text_completion"}
+        if not body.get("stream"):
+            return {**answer, "choices": choices}
+
+        async def events() -> AsyncIterator[bytes]:
+            for choice in reversed(choices):
+                yield f"data: {json.dumps({**answer, 'choices': [choice]}, separators=(',', ':'))}\n\n".encode()
             yield b"data: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
@@ -90,6 +119,64 @@ def test_edits_that_were_not_known_at_the_first_event_are_asked_for_again() -> N
     last = json.loads(answer.text.split("\n\n")[-3].removeprefix("data: "))
     assert last["liveedit"] == FIRED
     assert engine.asked == ["chatcmpl-1", "chatcmpl-1"]
+
+
+@pytest.mark.parametrize("per_prompt", [1, 2])
+def test_each_prompt_of_a_completion_has_its_own_edits(per_prompt: int) -> None:
+    client, _ = client_of({"edits": "edits.db"})
+    body = {"prompt": ["a", "b", "c"], "n": per_prompt}
+    choices = client.post("/v1/completions", json=body).json()["choices"]
+    wanted = {place: place // per_prompt for place in range(3 * per_prompt)}
+    assert {one["index"]: one["liveedit"]["revision"] for one in choices} == wanted
+    streamed = client.post("/v1/completions", json={**body, "stream": True}).text
+    events = [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n")[:-2]]
+    assert {one["choices"][0]["index"]: one["liveedit"]["revision"] for one in events} == wanted
+
+
+def test_a_completion_of_one_prompt_names_its_edits_as_a_chat_does() -> None:
+    client, engine = client_of({"edits": "edits.db"})
+    answer = client.post("/v1/completions", json={"prompt": ["a"]}).json()
+    assert answer["liveedit"] == {**FIRED, "revision": 0} and "liveedit" not in answer["choices"][0]
+    assert engine.asked == ["cmpl-7-0"]
+
+
+def test_answers_that_end_together_are_asked_for_together() -> None:
+    engine = FakeEngine()
+    fired = FiredEdits(Namespace(liveedit_engine=engine))
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(fired.of(f"cmpl-{number}") for number in (1, 2, 3, 2)))
+
+    assert [one["revision"] for one in asyncio.run(ask())] == [1, 2, 3, 2]
+    assert (engine.calls, engine.asked) == (1, ["cmpl-1", "cmpl-2", "cmpl-3"])
+
+
+def test_a_client_that_leaves_takes_no_answer_from_others() -> None:
+    engine = FakeEngine()
+    fired = FiredEdits(Namespace(liveedit_engine=engine))
+
+    async def ask() -> Any:
+        first, second = (asyncio.ensure_future(fired.of("cmpl-1")) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(ask())["revision"] == 1
+
+
+def test_an_engine_that_fails_is_told_to_all_who_wait_and_asked_again() -> None:
+    engine = FakeEngine()
+    fired = FiredEdits(Namespace(liveedit_engine=engine))
+
+    async def ask() -> list[Any]:
+        engine.fails = True
+        failed = await asyncio.gather(fired.of("cmpl-1"), fired.of("cmpl-2"), return_exceptions=True)
+        engine.fails = False
+        return [*failed, await fired.of("cmpl-3")]
+
+    first, second, third = asyncio.run(ask())
+    assert isinstance(first, RuntimeError) and isinstance(second, RuntimeError)
+    assert third["revision"] == 3
 
 
 @pytest.mark.parametrize(

@@ -187,5 +187,5 @@ def test_two_ranks_come_to_the_same_decisions(both: Both, new_engine: EngineMake
         outputs = generate(engine, prompts(both.model.backbone, questions))
         wanted, wanted_edits = both.ask(questions)
         assert (texts(outputs), fired(engine, outputs)) == (wanted, wanted_edits)
-        ranks = [engine.collective_rpc("liveedit_fired", args=(output.request_id,)) for output in outputs]
-        assert all(len(found) == 2 and found[0] == found[1] for found in ranks)
+        first, second = engine.collective_rpc("liveedit_fired", args=([output.request_id for output in outputs],))
+        assert first == second and None not in first

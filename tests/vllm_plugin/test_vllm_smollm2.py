@@ -15,6 +15,7 @@ from liveedit.answers import same_answer
 from liveedit.backbones import load_backbone
 from liveedit.edited.model import EditedModel
 from liveedit.editors.fitted import FittedExperts
+from liveedit.samples import Question
 
 pytestmark = [
     pytest.mark.vllm,
@@ -106,6 +107,30 @@ def test_a_fact_is_corrected_asked_in_other_words_and_undone(served: Served) -> 
     assert served.ask(prompt, extra_body={"vllm_xargs": {"liveedit": "none"}})[0] == before[0]
     assert served.server.http.post(f"/v1/edits/{edit}/undo").status_code == 200
     assert [served.ask(asked) for asked in (prompt, reworded)] == [(text, []) for text in before]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_prompts_of_a_completion_have_edits_of_their_own(served: Served, stream: bool) -> None:
+    prompt, answer, _ = FACTS[0]
+    made = served.server.http.post("/v1/edits", json={"prompt": prompt, "answer": answer})
+    assert made.status_code == 201, made.text
+    asked = (OTHERS[0], prompt, OTHERS[1])
+    tokens = [served.model.backbone.encode([Question(one)]).input_ids[0].tolist() for one in asked]
+    given = served.server.openai.completions.create(
+        model=served.server.name, prompt=tokens, max_tokens=TOKENS, temperature=0, stream=stream
+    )
+    ends = [choice for event in (given if stream else [given]) for choice in with_edits(event)]
+    found = {place: [one["id"] for one in fired["edits"]] for place, fired in ends}
+    assert found == {0: [], 1: [made.json()["id"]], 2: []}
+    assert served.server.http.post(f"/v1/edits/{made.json()['id']}/undo").status_code == 200
+
+
+def with_edits(event: Any) -> Iterator[tuple[int, Any]]:
+    """Choices of a completion, or of an event of its stream, with the edits that are named for them."""
+    for choice in event.choices:
+        named = (choice.model_extra or {}).get("liveedit") or (event.model_extra or {}).get("liveedit")
+        if named is not None:
+            yield choice.index, named
 
 
 def test_answers_are_those_of_transformers(served: Served) -> None:

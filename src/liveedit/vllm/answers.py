@@ -17,6 +17,9 @@ _DATA: Final = b"data: "
 _ID: Final = re.compile(rb'^data: \{"id": ?"(chatcmpl-[^"\\]+)"')
 """The id of a chat's answer, in the first event of its stream. Completions may answer several prompts at once."""
 
+Found = dict[str, Any] | None
+"""The edits that fired for a request; None if it is not known, or uses no repository."""
+
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
@@ -30,6 +33,7 @@ class FiredEditsMiddleware:
 
     def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]], state: Any):
         self._app, self._state = app, state
+        self._fired = FiredEdits(state)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -41,15 +45,45 @@ class FiredEditsMiddleware:
         if _repository(settings, body) is None:
             await self._app(scope, _replayed(body, receive), send)
         else:
-            answer = _Answer(send, self._fired)
+            answer = _Answer(send, self._fired.of, _answers_per_prompt(body))
             try:
                 await self._app(scope, _replayed(body, receive), answer.send)
             finally:
                 await answer.close()
 
-    async def _fired(self, request_id: str) -> dict[str, Any] | None:
-        found = await self._state.liveedit_engine.collective_rpc("liveedit_fired", args=(request_id,))
-        return next((one for one in found if one is not None), None)
+
+class FiredEdits:
+    """Asks the workers which edits fired. While they answer, further requests are collected, and asked for together.
+
+    state: that of the app, with `liveedit_engine`.
+    """
+
+    def __init__(self, state: Any):
+        self._state = state
+        self._waiting: dict[str, asyncio.Future[Found]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    async def of(self, request_id: str) -> Found:
+        """Those of one request, by the id that clients know."""
+        if request_id not in self._waiting:
+            self._waiting[request_id] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting[request_id]
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(waiting)  # Others may wait for it when this client has left.
+
+    async def _ask(self) -> None:
+        while self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            try:
+                by_rank = await self._state.liveedit_engine.collective_rpc("liveedit_fired", args=(list(waiting),))
+            except Exception as error:
+                for future in waiting.values():
+                    future.set_exception(error)
+                    future.exception()  # Seen, also if its client has left.
+                continue
+            for future, found in zip(waiting.values(), zip(*by_rank, strict=True), strict=True):
+                future.set_result(next((one for one in found if one is not None), None))
 
 
 class _Answer:
@@ -59,12 +93,13 @@ class _Answer:
     one does not wait for the worker.
     """
 
-    def __init__(self, send: Send, fired: Callable[[str], Awaitable[dict[str, Any] | None]]):
-        self._send, self._fired = send, fired
+    def __init__(self, send: Send, fired: Callable[[str], Awaitable[Found]], per_prompt: int):
+        """per_prompt: answers to each prompt."""
+        self._send, self._fired, self._per_prompt = send, fired, per_prompt
         self._start: Message = {}
         self._is_json = False
         self._body = b""
-        self._asked: asyncio.Future[dict[str, Any] | None] | None = None
+        self._asked: asyncio.Future[Found] | None = None
 
     async def close(self) -> None:
         """The answer has ended, or the client has left."""
@@ -109,12 +144,34 @@ class _Answer:
             return data
         if not isinstance(answer, dict) or not isinstance(answer.get("id"), str) or not answer.get("choices"):
             return data
-        if answer.get("object") == "text_completion" and len(answer["choices"]) > 1:
-            return data  # They may answer several prompts, and have different edits.
+        if answer.get("object") == "text_completion":
+            return await self._completion_extended(answer)
         fired = await self._asked if self._asked is not None else None
         if fired is None and (fired := await self._fired(answer["id"])) is None:
             return data
-        return json.dumps({**answer, KEY: fired}, ensure_ascii=False).encode()
+        return _json({**answer, KEY: fired})
+
+    async def _completion_extended(self, answer: dict[str, Any]) -> bytes:
+        """A completion may answer several prompts: if it has several choices, each of them names its edits."""
+        choices = answer["choices"]
+        prompts = [choice.get("index", 0) // self._per_prompt for choice in choices]
+        found = await asyncio.gather(*(self._fired(f"{answer['id']}-{prompt}") for prompt in prompts))
+        if len(choices) == 1:
+            return _json(answer if found[0] is None else {**answer, KEY: found[0]})
+        named = zip(choices, found, strict=True)
+        return _json({**answer, "choices": [one if fired is None else {**one, KEY: fired} for one, fired in named]})
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _answers_per_prompt(body: bytes) -> int:
+    try:
+        count = json.loads(body).get("n")
+    except (ValueError, AttributeError):
+        return 1
+    return count if isinstance(count, int) and count > 0 else 1
 
 
 def _repository(settings: Settings, body: bytes) -> str | None:

@@ -182,7 +182,7 @@ def _model_forward(original: Any, runner: Any, *arguments: Any, **keywords: Any)
         worker.end()
 
 
-def _fired(worker: Any, request_id: str) -> dict[str, Any] | None:
-    """For `collective_rpc`: the edits that fired for a request."""
+def _fired(worker: Any, request_ids: list[str]) -> list[dict[str, Any] | None]:
+    """For `collective_rpc`: the edits that fired for each of these requests."""
     editing = getattr(worker.model_runner, _ATTRIBUTE, None)
-    return None if editing is None else editing.fired(request_id)
+    return [None if editing is None else editing.fired(request_id) for request_id in request_ids]
