@@ -35,7 +35,8 @@ class EditingWorker:
         }
         self.layers = sorted({layer for one in repositories.values() for layer in one.editor.read_layers})
         """Layers whose output is read or changed."""
-        self._requests: dict[str, EditedRequest] = {}
+        self._requests: dict[str, EditedRequest | None] = {}
+        """Those in progress; None for one that uses no repository."""
         self._ended: OrderedDict[str, EditedRequest] = OrderedDict()
         self._parts: list[ScheduledTokens] = []
 
@@ -94,7 +95,7 @@ class EditingWorker:
         """
         for known in (self._requests, self._ended):
             for name, request in reversed(known.items()):
-                if _is_of(name, request_id):
+                if request is not None and _is_of(name, request_id):
                     return request.to_dict() if request.is_decided else None
         return None
 
@@ -102,14 +103,15 @@ class EditingWorker:
 
     def _request(self, request_id: str, state: Any) -> EditedRequest | None:
         if request_id not in self._requests:
-            params = state.sampling_params
-            name = None if params is None else self._settings.repository_of(params.extra_args)
-            if name is None or state.prompt_token_ids is None:
-                return None
-            self._requests[request_id] = EditedRequest(
-                self.repositories[name], self._slots[name], tuple(state.prompt_token_ids)
-            )
+            self._requests[request_id] = self._new_request(state)
         return self._requests[request_id]
+
+    def _new_request(self, state: Any) -> EditedRequest | None:
+        params = state.sampling_params
+        name = None if params is None else self._settings.repository_of(params.extra_args)
+        if name is None or state.prompt_token_ids is None:
+            return None
+        return EditedRequest(self.repositories[name], self._slots[name], tuple(state.prompt_token_ids))
 
     def _remember(self, request_id: str, request: EditedRequest) -> None:
         self._ended[request_id] = request
