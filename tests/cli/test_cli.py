@@ -15,6 +15,7 @@ import liveedit
 from liveedit.answering import Answering
 from liveedit.answers import Answer, Fired
 from liveedit.backbones import Backbone
+from liveedit.cli import app
 from liveedit.cli.arguments import named_values, spread_values
 from liveedit.datasets.facts import fact_cases
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
@@ -107,6 +108,12 @@ def test_every_command_is_listed(run: Run) -> None:
     assert code == 0
     listed = {line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.strip()}
     assert listed >= {"edit", "ask", "edits", "data", "train-backbone", "train", "bench", "demo", "editors"}
+
+
+def test_no_command_is_registered_twice() -> None:
+    """The parser would keep one of the two without a word."""
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 def test_editors(answer_of: Callable[..., dict[str, Any]]) -> None:
