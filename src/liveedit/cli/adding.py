@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from .arguments import (
+from .arguments import loading
+from .console import Progress, console, counted, load_quietly, note, print_json, resumable, wait_without_spinning
+from .loading import loaded_model
+from .options import (
     Author,
     BackboneName,
     EditorName,
@@ -19,13 +22,12 @@ from .arguments import (
     EditsLocation,
     ExpertsOn,
     Json,
+    KeepImage,
     LoadOptions,
+    MustTake,
     Note,
-    loading,
+    ProbeEdits,
 )
-from .console import Progress, console, counted, load_quietly, note, print_json, resumable, wait_without_spinning
-from .editing import KeepImage, MustTake, ProbeEdits
-from .loading import loaded_model
 
 if TYPE_CHECKING:
     from ..edited.rows import RowFile, RowResult

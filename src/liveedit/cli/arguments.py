@@ -1,4 +1,4 @@
-"""What the command line looks like before the commands see it, and the options that commands share."""
+"""What the command line looks like before the commands see it, and how values of options are read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 import shlex
 from collections.abc import Sequence
 from contextvars import ContextVar
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 import typer
 
 from ..errors import InvalidInputError
-from ..registry import check_backbone_name
 
 SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
     "bench": ("--set", "--edits", "--seeds", "--editor", "--editor-path"),
@@ -33,22 +31,6 @@ SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
 }
 """Options that take several values in a row, `--edits 1 10 100`, by command; no plain arguments there."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-LoadOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--load",
-        help="NAME=VALUE for how the backbone is loaded: dtype, device, device_map, quantization (8bit, 4bit), "
-        "offload_folder; once for each.",
-    ),
-]
-EditsLocation = Annotated[
-    str, typer.Option("--edits", help="The edits file (SQLite), or the URL of a PostgreSQL database.")
-]
-Author = Annotated[str | None, typer.Option("--author", help="Who makes this change, for the history.")]
-Note = Annotated[str | None, typer.Option("--note", help="Why this change is made, for the history.")]
-
-
 typed: Final[ContextVar[tuple[str, ...] | None]] = ContextVar("typed", default=None)
 """The arguments of the command that runs, as they were typed."""
 
@@ -57,57 +39,6 @@ def command_line() -> str | None:
     """The command that runs, as it can be typed again; None outside of one."""
     given = typed.get()
     return None if given is None else shlex.join(["liveedit", *given])
-
-
-def _backbone_name(name: str) -> str:
-    """The name as it is, checked before anything slow is imported."""
-    check_backbone_name(name)
-    return name
-
-
-BackboneName = Annotated[
-    str,
-    typer.Option(
-        "--backbone",
-        help="Built-in name, folder of a transformers checkpoint, GGUF file, or hub name.",
-        callback=_backbone_name,
-    ),
-]
-
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens", min=1, help="Length limit of free answers, in tokens (as the data's longest answer needs)."
-    ),
-]
-EditorName = Annotated[
-    str | None,
-    typer.Option(
-        "--editor",
-        help="An editor that makes one expert per edit. Default: the one that the edits were made with, or "
-        "liveedit-refine where it is trained for the backbone, else fitted-experts, which needs no training.",
-    ),
-]
-EditorPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--editor-path",
-        help="Folder of a trained editor, or of a calibration (liveedit calibrate), or a repository of a hub with "
-        "either: OWNER/NAME[@REVISION].",
-    ),
-]
-OnConflict = Annotated[
-    Literal["refuse", "supersede", "keep"],
-    typer.Option(
-        "--on-conflict",
-        help="If an edit has another answer than an active edit of the same question: refuse imports nothing and "
-        "lists both; supersede replaces the active one until the imported one is undone; keep leaves both active.",
-    ),
-]
-ExpertsOn = Annotated[
-    Literal["device", "host"],
-    typer.Option("--experts-on", help="Where experts lie: in the device's memory, or in mapped files on the host."),
-]
 
 
 def spread_values(arguments: Sequence[str]) -> list[str]:

@@ -9,8 +9,9 @@ import typer
 
 from ..errors import InvalidInputError
 from ..registry import UNTRAINED_EDITOR
-from .arguments import BackboneName, Json, LoadOptions, loading, named_values
+from .arguments import loading, named_values
 from .console import Progress, load_quietly, print_fields, print_json
+from .options import BackboneName, Json, LoadOptions
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the calibration; give it as --editor-path.")]
 Images = Annotated[

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from .arguments import Json
 from .console import Progress, load_quietly, print_fields, print_json
+from .options import Json
 
 
 def register(app: typer.Typer) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
-from .arguments import Json
 from .console import Progress, console, print_fields, print_json
+from .options import Json
 
 if TYPE_CHECKING:
     from ..datasets import DataReport

@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import BackboneName, Json, LoadOptions, loading
+from .arguments import loading
 from .console import Progress, console, load_quietly, print_fields, print_json, wait_without_spinning
+from .options import BackboneName, Json, LoadOptions
 
 if TYPE_CHECKING:
     from ..doctor import Diagnosis

@@ -11,18 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..answers import above_threshold
-from .arguments import (
-    Author,
-    BackboneName,
-    EditorName,
-    EditorPath,
-    EditsLocation,
-    ExpertsOn,
-    Json,
-    LoadOptions,
-    Note,
-    loading,
-)
+from .arguments import loading
 from .console import (
     InterruptedRunError,
     Progress,
@@ -35,6 +24,21 @@ from .console import (
     wait_without_spinning,
 )
 from .loading import loaded_model
+from .options import (
+    AtRevision,
+    Author,
+    BackboneName,
+    EditorName,
+    EditorPath,
+    EditsLocation,
+    ExpertsOn,
+    Json,
+    KeepImage,
+    LoadOptions,
+    MustTake,
+    Note,
+    ProbeEdits,
+)
 
 if TYPE_CHECKING:
     from ..edited.model import Receipt
@@ -44,9 +48,6 @@ if TYPE_CHECKING:
 Prompt = Annotated[str, typer.Option("--prompt", help="The question.")]
 Image = Annotated[Path | None, typer.Option(help="The image; leave it out for a text-only question.")]
 NewAnswer = Annotated[str, typer.Option(help="The answer that the model should give from now on.")]
-KeepImage = Annotated[
-    bool, typer.Option("--keep-image", help="Keep the whole image with the edit, not only a thumbnail.")
-]
 Rephrasings = Annotated[
     list[str] | None, typer.Option("--rephrasing", help="Another wording to try the edit on; may be repeated.")
 ]
@@ -61,24 +62,12 @@ ProbesFile = Annotated[
         help='A JSON file with more: {"rephrasings": ["..."], "locality": [{"prompt": "...", "image": "a.png"}]}.',
     ),
 ]
-ProbeEdits = Annotated[
-    int, typer.Option("--probe-edits", min=0, help="How many of the nearest active edits are asked again.")
-]
 Supersede = Annotated[
     bool,
     typer.Option("--supersede/--no-supersede", help="Undo active edits of the same image and question."),
 ]
-MustTake = Annotated[
-    bool,
-    typer.Option(
-        "--must-take/--no-must-take", help="Store nothing, and fail, if the model does not give the new answer then."
-    ),
-]
 OptionalEdits = Annotated[
     str | None, typer.Option("--edits", help="The edits file, or the URL of a database; without one, no edits.")
-]
-AtRevision = Annotated[
-    int | None, typer.Option("--at", help="A revision: ask with the edits that were active after it.")
 ]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Only these edits.")]
 Batch = Annotated[int, typer.Option(min=1, help="How many questions are asked at once.")]

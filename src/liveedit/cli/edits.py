@@ -15,16 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from .adding import add_edits
-from .arguments import Author, EditsLocation, Json, Note, OnConflict
 from .console import console, counted, note, print_fields, print_json
 from .editing import described_evidence
 from .near import near_edits
+from .options import Author, EditId, EditsLocation, Json, Note, OnConflict
 from .sharing import import_bundle, pull_edits, push_edits
 
 if TYPE_CHECKING:
     from ..store.store import EditStore, StoredEdit
-
-EditId = Annotated[str, typer.Argument(metavar="ID", help="The edit's id, or its first characters.")]
 
 Compared = Annotated[
     str,

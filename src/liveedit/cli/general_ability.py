@@ -11,7 +11,12 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from .arguments import (
+from .arguments import command_line, loading
+from .console import Progress, console, load_quietly, note, print_fields, print_json, resumable
+from .data import data
+from .loading import loaded_model
+from .options import (
+    AtRevision,
     BackboneName,
     EditorName,
     EditorPath,
@@ -19,14 +24,8 @@ from .arguments import (
     ExpertsOn,
     Json,
     LoadOptions,
-    command_line,
-    loading,
+    with_options,
 )
-from .console import Progress, console, load_quietly, note, print_fields, print_json, resumable
-from .data import data
-from .editing import AtRevision
-from .loading import loaded_model
-from .paper_options import with_options
 
 HarnessName = Annotated[
     Literal["lm-eval", "lmms-eval"], typer.Option("--harness", help="lm-eval (text) or lmms-eval (images).")

@@ -12,18 +12,21 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import (
+from .arguments import command_line, loading, named_values, setting_value
+from .console import Progress, console, load_quietly, print_json, resumable
+from .options import (
     BackboneName,
+    Batch,
+    DistinctSubjects,
+    FewEditsCases,
     Json,
     LoadOptions,
     MaxNewTokens,
-    command_line,
-    loading,
-    named_values,
-    setting_value,
+    MixedPrecision,
+    OneSeed,
+    Out,
+    with_options,
 )
-from .console import Progress, console, load_quietly, print_json, resumable
-from .paper_options import DistinctSubjects, with_options
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
@@ -42,7 +45,6 @@ Data = Annotated[
         "--data", help="world, facts (for language models), either with :SEED, a folder, or FORMAT:FILE[:IMAGES]."
     ),
 ]
-Seeds = Annotated[list[int] | None, typer.Option("--seeds", min=0, help="Seeds, several in a row (0).")]
 EditorPaths = Annotated[
     list[str] | None,
     typer.Option("--editor-path", help="NAME=DIR: the trained parts of an editor, by its name or label."),
@@ -65,15 +67,10 @@ def register(app: typer.Typer) -> None:
 class BenchArguments:
     """Options of the bench besides what it measures."""
 
-    few_edits_cases: Annotated[
-        int,
-        typer.Option(min=1, help="For few edits: repeat on fresh models until this many cases are measured."),
-    ] = 100
-    batch: Annotated[int, typer.Option(min=1, help="Questions per forward pass.")] = 128
+    few_edits_cases: FewEditsCases = 100
+    batch: Batch = 128
     max_new_tokens: MaxNewTokens = None
-    mixed_precision: Annotated[
-        bool, typer.Option("--mixed-precision", help="Ask with bfloat16 products and float32 sums.")
-    ] = False
+    mixed_precision: MixedPrecision = False
     passages: Annotated[
         bool, typer.Option("--passages", help="Also perplexity and agreement, for answers that are passages of text.")
     ] = False
@@ -92,11 +89,11 @@ class BenchArguments:
 
 @with_options(BenchArguments)
 def bench(
-    out: Annotated[Path, typer.Option(help="Folder for rows, raw answers and the report.")],
+    out: Out,
     editor: Editors,
     edits: Annotated[list[int], typer.Option(min=1, help="Numbers of edits, several in a row.")],
     data: Data = "world",
-    seeds: Seeds = None,
+    seeds: OneSeed = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
     editor_path: EditorPaths = None,
@@ -160,16 +157,16 @@ class RobustnessArguments:
             min=0, max=1, help="Factors that experts' weights are scaled by, several in a row (0.1 0.3 0.5 0.7 0.9)."
         ),
     ] = None
-    batch: Annotated[int, typer.Option(min=1, help="Questions per forward pass.")] = 128
+    batch: Batch = 128
 
 
 @with_options(RobustnessArguments)
 def robustness(
-    out: Annotated[Path, typer.Option(help="Folder for rows, raw answers and the report.")],
+    out: Out,
     editor: Editors,
     edits: Annotated[int, typer.Option(min=1, help="Edits in sequence.")] = 100,
     data: Data = "world",
-    seeds: Seeds = None,
+    seeds: OneSeed = None,
     backbone: BackboneName = "tiny-llava",
     load: LoadOptions = None,
     editor_path: EditorPaths = None,

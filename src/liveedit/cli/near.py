@@ -8,16 +8,17 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions, loading
+from .arguments import loading
 from .console import console, counted, load_quietly, print_json, wait_without_spinning
 from .loading import loaded_model
+from .options import BackboneName, EditId, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions
 
 if TYPE_CHECKING:
     from ..edited.near import NearEdit
 
 
 def near_edits(
-    edit_id: Annotated[str, typer.Argument(metavar="ID", help="The edit's id, or its first characters.")],
+    edit_id: EditId,
     edits: EditsLocation,
     most: Annotated[int, typer.Option(min=1, help="How many of the nearest edits are listed.")] = 10,
     backbone: BackboneName = "tiny-llava",

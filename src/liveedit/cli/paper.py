@@ -11,20 +11,18 @@ import typer
 from rich.text import Text
 
 from ..experiments.papers import OWN, TABLE_1, TABLES
-from .arguments import Json, LoadOptions, loading, named_values
+from .arguments import loading, named_values
 from .console import Progress, console, load_quietly, print_json
+from .options import DistinctSubjects, Json, LoadOptions, OneSeed, Out, with_options
 from .paper_options import (
     DataSource,
-    DistinctSubjects,
     Edits,
     LifelongOptions,
-    Out,
     RunOptions,
     Seeds,
     TrainingOptions,
     run_paper,
     settings_of,
-    with_options,
 )
 
 if TYPE_CHECKING:
@@ -306,26 +304,27 @@ def _instances(
     screen.print(Text(f"Report: {report}"))
 
 
-# -- LEMoE's figures -------------------------------------------------------------------------------------
+# -- LEMoE's tables and figures --------------------------------------------------------------------------
+
+_LanguageModels = Annotated[
+    list[str] | None,
+    typer.Option("--backbone", help="Backbones, several in a row (tiny-llama-lm tiny-mistral-lm)."),
+]
+_LemoeSettings = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE for any other setting of LEMoE.")]
 
 
 @dataclass(frozen=True)
 class _LemoeOptions(RunOptions):
     """What LEMoE's figures share."""
 
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option("--backbone", help="Backbones, several in a row (tiny-llama-lm tiny-mistral-lm)."),
-    ] = None
+    backbone: _LanguageModels = None
     data: Annotated[
         str, typer.Option("--data", help="facts, facts:SEED, world (with images), a folder, or FORMAT:FILE[:IMAGES].")
     ] = "facts"
     edits: Annotated[int, typer.Option("--edits", min=1, help="Edits.")] = 200
     distinct_subjects: DistinctSubjects = False
     batch_edits: Annotated[int, typer.Option(min=1, help="Edits per expert.")] = 10
-    changes: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE for any other setting of LEMoE.")] = (
-        None
-    )
+    changes: _LemoeSettings = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -351,9 +350,7 @@ class _LemoeTableOptions(LifelongOptions):
         float, typer.Option(min=0, help="Measure further seeds only where one takes less than this.")
     ] = 10.0
     batch_edits: Annotated[int, typer.Option(min=1, help="Edits per expert of LEMoE.")] = 10
-    changes: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE for any other setting of LEMoE.")] = (
-        None
-    )
+    changes: _LemoeSettings = None
 
     @property
     def data(self) -> list[str]:
@@ -376,10 +373,7 @@ def lemoe_tables(
         list[str] | None,
         typer.Option("--editor", help="Editors, several in a row (lemoe and those that need no training)."),
     ] = None,
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option("--backbone", help="Backbones, several in a row (tiny-llama-lm tiny-mistral-lm)."),
-    ] = None,
+    backbone: _LanguageModels = None,
     edits: Edits = None,
     seeds: Seeds = None,
     *,
@@ -405,7 +399,7 @@ def lemoe_tables(
 @with_options(_LemoeOptions)
 def lemoe_figure2(
     out: Out,
-    seeds: Annotated[list[int] | None, typer.Option("--seeds", min=0, help="Seeds, several in a row (0).")] = None,
+    seeds: OneSeed = None,
     *,
     options: _LemoeOptions,
 ) -> int | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
 
-from .arguments import LoadOptions, MaxNewTokens, command_line, loading, named_values, setting_value
+from .arguments import command_line, loading, named_values, setting_value
 from .console import Progress, console, note, print_json, resumable
+from .options import Batch, FewEditsCases, Json, LoadOptions, MaxNewTokens, MixedPrecision
 
 if TYPE_CHECKING:
     from ..experiments.experiment import Experiment, ExperimentResult
@@ -20,58 +20,9 @@ if TYPE_CHECKING:
     from ..experiments.liveedit.trained_runs import Training
     from ..experiments.runs import BenchOptions
 
-Out = Annotated[Path, typer.Option(help="Folder for rows, raw answers and the report.")]
 Edits = Annotated[list[int] | None, typer.Option("--edits", min=1, help="Numbers of edits, several in a row.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seeds", min=0, help="Seeds, several in a row (0 1 2).")]
-DistinctSubjects = Annotated[
-    bool,
-    typer.Option(
-        "--distinct-subjects", help="Only the first case of each subject: in ZsRE, later ones often contradict it."
-    ),
-]
 DataSource = Annotated[str, typer.Option("--data", help="world, world:SEED, a folder, or FORMAT:FILE[:IMAGES].")]
-
-
-def with_options(*groups: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the fields of these dataclasses as options of their own.
-
-    The last parameters of the command take an instance of each dataclass, in this order; typer sees its other
-    parameters and then the fields, with their annotations and defaults.
-    """
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        hints = get_type_hints(command, include_extras=True)
-        given = list(inspect.signature(command).parameters.values())
-        own = [one.replace(annotation=hints[one.name], kind=_KEYWORD) for one in given[: -len(groups)]]
-        taking = [parameter.name for parameter in given[-len(groups) :]]
-        shared = [_parameter(group, name) for group in groups for name in _names(group)]
-
-        def run(**values: Any) -> Any:
-            for parameter, group in zip(taking, groups, strict=True):
-                values[parameter] = group(**{name: values.pop(name) for name in _names(group)})
-            return command(**values)
-
-        parameters = [*own, *shared]
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return run
-
-    return decorate
-
-
-_KEYWORD = inspect.Parameter.KEYWORD_ONLY
-
-
-def _names(group: type[Any]) -> list[str]:
-    return [field.name for field in fields(group)]
-
-
-def _parameter(group: type[Any], name: str) -> inspect.Parameter:
-    field = group.__dataclass_fields__[name]
-    default = inspect.Parameter.empty if field.default is MISSING else field.default
-    annotation = get_type_hints(group, include_extras=True)[name]
-    return inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
 
 
 @dataclass(frozen=True)
@@ -87,10 +38,10 @@ class RunOptions:
     cluster: Annotated[
         str | None, typer.Option(help="Execute the runs on a Ray cluster: local (this machine), auto, or its address.")
     ] = None
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Questions per forward pass.")] = 128
+    batch: Batch = 128
     max_new_tokens: MaxNewTokens = None
     load: LoadOptions = None
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False
+    json: Json = False
 
     @property
     def workers(self) -> Workers:
@@ -118,12 +69,8 @@ class RunOptions:
 class LifelongOptions(RunOptions):
     """Options of experiments on the lifelong bench."""
 
-    few_edits_cases: Annotated[
-        int, typer.Option(min=1, help="For few edits: repeat on fresh models until this many cases are measured.")
-    ] = 100
-    mixed_precision: Annotated[
-        bool, typer.Option("--mixed-precision", help="Ask with bfloat16 products and float32 sums.")
-    ] = False
+    few_edits_cases: FewEditsCases = 100
+    mixed_precision: MixedPrecision = False
 
     def bench_of(self, edits: Sequence[int]) -> BenchOptions:
         """The options of the bench for these numbers of edits."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .arguments import Json
 from .console import Progress, load_quietly, print_fields, print_json, resumable
+from .options import Json
 
 if TYPE_CHECKING:
     from ..backbones import Backbone

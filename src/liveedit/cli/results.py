@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from .arguments import Json, command_line
+from .arguments import command_line
 from .console import Progress, console, load_quietly, print_json, resumable
+from .options import Json
 
 results = typer.Typer(no_args_is_help=True, help="Verify measured results, or have their answers judged.")
 

@@ -13,9 +13,10 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from ..errors import ConfigError, issues_of
-from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions, loading
+from .arguments import loading
 from .console import console, load_quietly, note, print_fields, print_json
 from .loading import loaded_model
+from .options import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions
 
 if TYPE_CHECKING:
     from ..serving.api_keys import KeyFile

@@ -12,8 +12,9 @@ import typer
 from rich.text import Text
 
 from ..registry import DEFAULT_TRAINED_EDITOR
-from .arguments import BackboneName, EditsLocation, Json, LoadOptions, OnConflict, loading
+from .arguments import loading
 from .console import console, counted, load_quietly, print_json
+from .options import BackboneName, EditsLocation, Json, LoadOptions, OnConflict
 
 if TYPE_CHECKING:
     from ..store.store import Imported

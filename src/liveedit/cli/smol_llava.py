@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .arguments import Json, named_values, setting_value
+from .arguments import named_values, setting_value
 from .console import Progress, load_quietly, print_fields, print_json, resumable
+from .options import Json
 
 if TYPE_CHECKING:
     from ..datasets.photos.catalog import PhotoClass

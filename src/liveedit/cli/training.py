@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..registry import DEFAULT_TRAINED_EDITOR
-from .arguments import BackboneName, Json, LoadOptions, loading, named_values, setting_value
+from .arguments import loading, named_values, setting_value
 from .console import Progress, load_quietly, print_fields, print_json, resumable
+from .options import BackboneName, Json, LoadOptions
 from .training_data import TrainingData
 
 if TYPE_CHECKING:
