@@ -111,7 +111,9 @@ def test_another_format_and_what_it_has_beyond_edits(run: Run, world: Path, tmp_
 def test_without_a_row_nothing_is_loaded(
     answer_of: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, code: int
 ) -> None:
-    monkeypatch.setattr("liveedit.cli.adding.loaded_model", lambda *given, **more: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "liveedit.edited.model.EditedModel.load", lambda *given, **more: pytest.fail("a model was loaded")
+    )
     (tmp_path / name).write_text(content)
     found = answer_of("add", tmp_path / name, "--edits", tmp_path / "edits.db", code=code)
     assert found["made"] == 0 and len(found["rejected"]) == code

@@ -11,22 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from .arguments import loading
 from .console import Progress, console, counted, load_quietly, note, print_json, resumable, wait_without_spinning
-from .loading import loaded_model
+from .loading import ModelOptions
 from .options import (
     Author,
-    BackboneName,
-    EditorName,
-    EditorPath,
     EditsLocation,
-    ExpertsOn,
     Json,
     KeepImage,
-    LoadOptions,
     MustTake,
     Note,
     ProbeEdits,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +31,7 @@ SHOWN_ROWS = 10
 """Number of rejected rows that are printed at the end; all are in the file of rejects."""
 
 
+@with_options(ModelOptions)
 def add_edits(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines (.jsonl), CSV (.csv) or a JSON list.")],
     edits: EditsLocation,
@@ -46,17 +42,14 @@ def add_edits(
     rejects: Annotated[
         Path | None, typer.Option(help="Where rejected rows are listed; by default FILE.rejects.jsonl.")
     ] = None,
-    backbone: BackboneName = "tiny-llava",
-    load: LoadOptions = None,
-    editor: EditorName = None,
-    editor_path: EditorPath = None,
-    experts_on: ExpertsOn = "device",
     author: Author = None,
     why: Note = None,
     keep_image: KeepImage = False,
     probe_edits: ProbeEdits = 8,
     must_take: MustTake = True,
     json: Json = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Make an edit of each row of a file; the exit code is 1 if a row is rejected.
 
@@ -73,12 +66,11 @@ def add_edits(
         raise typer.BadParameter(f"--rejects {str(rejects)!r} is the file itself. Give the name of another one.")
     found = read_rows(reader_named(format), file, images)
     rejects.unlink(missing_ok=True)
-    options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
     given = {"probe_edits": probe_edits, "must_take": must_take, "author": author, "note": why}
     if len(found.rejected) == len(found.rows):  # Nothing to load a model for.
         results = _followed(found.rejected, found, rejects)
     else:
-        with resumable("it"), loaded_model(backbone, keep_images=keep_image, json=json, **options) as model:
+        with resumable("it"), options.edited_model(edits, json=json, keep_images=keep_image) as model:
             results = _followed(make_edits(model, found, **given), found, rejects)
     _print_results(results, found, rejects, json)
     if any(result.outcome == "rejected" for result in results):

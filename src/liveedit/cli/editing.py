@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..answers import above_threshold
-from .arguments import loading
 from .console import (
     InterruptedRunError,
     Progress,
@@ -23,21 +22,17 @@ from .console import (
     spinner,
     wait_without_spinning,
 )
-from .loading import loaded_model
+from .loading import ModelOptions
 from .options import (
     AtRevision,
     Author,
-    BackboneName,
-    EditorName,
-    EditorPath,
     EditsLocation,
-    ExpertsOn,
     Json,
     KeepImage,
-    LoadOptions,
     MustTake,
     Note,
     ProbeEdits,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -80,16 +75,12 @@ def register(app: typer.Typer) -> None:
     app.command()(check)
 
 
+@with_options(ModelOptions)
 def edit(
     edits: EditsLocation,
     prompt: Prompt,
     answer: NewAnswer,
     image: Image = None,
-    backbone: BackboneName = "tiny-llava",
-    load: LoadOptions = None,
-    editor: EditorName = None,
-    editor_path: EditorPath = None,
-    experts_on: ExpertsOn = "device",
     author: Author = None,
     why: Note = None,
     keep_image: KeepImage = False,
@@ -100,6 +91,8 @@ def edit(
     supersede: Supersede = True,
     must_take: MustTake = True,
     json: Json = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Correct the model: from now on it gives this answer to this question about this image."""
     wait_without_spinning()
@@ -107,8 +100,7 @@ def edit(
     from .probes import probes_of
 
     rephrasings, questions = probes_of(probes, image, rephrasing or [], locality or [])
-    options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
-    loaded = loaded_model(backbone, keep_images=keep_image, json=json, **options)
+    loaded = options.edited_model(edits, json=json, keep_images=keep_image)
     with loaded as model, spinner("editing", not json) as steps:
         receipt = model.edit(
             image,
@@ -129,36 +121,32 @@ def edit(
         _print_receipt(receipt, edits)
 
 
+@with_options(ModelOptions)
 def ask(
     prompt: Prompt,
     edits: OptionalEdits = None,
     at: AtRevision = None,
     image: Image = None,
-    backbone: BackboneName = "tiny-llava",
-    load: LoadOptions = None,
-    editor: EditorName = None,
-    editor_path: EditorPath = None,
-    experts_on: ExpertsOn = "device",
     json: Json = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Ask the model, with the active edits of a file."""
     wait_without_spinning()
     load_quietly()
     from ..answering import Answering
-    from ..backbones import load_backbone
     from ..editors import editor_class
     from ..samples import Question
     from ..store.locations import is_absent
 
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking must not create the file.
-    if editor is not None:
-        editor_class(editor)
-    frozen = load_backbone(backbone, **loading(load))
-    if kept is None and editor_path is None and at is None:  # Without edits no trained editor is needed.
-        (answer,) = Answering(frozen).ask([Question(prompt, image)])
+    if options.editor is not None:
+        editor_class(options.editor)
+    backbone = options.load_backbone()
+    if kept is None and options.editor_path is None and at is None:  # Without edits no trained editor is needed.
+        (answer,) = Answering(backbone).ask([Question(prompt, image)])
     else:
-        options = {"editor": editor, "editor_path": editor_path, "experts_on": experts_on}
-        with loaded_model(frozen, edits=kept, at=at, json=json, **options) as model:
+        with options.edited_model(kept, backbone=backbone, json=json, at=at) as model:
             answer = model.ask(image, prompt)
     if edits is not None and kept is None:
         note(f"There is no edits file {edits!r} yet: no edits are active.")
@@ -173,16 +161,14 @@ def ask(
         out.print(Text(f"edit {withheld.edit_id} fired, in doubt: this is the unedited answer", style="dim"))
 
 
+@with_options(ModelOptions)
 def check(
     edits: EditsLocation,
     ids: Ids = None,
-    backbone: BackboneName = "tiny-llava",
-    load: LoadOptions = None,
-    editor: EditorName = None,
-    editor_path: EditorPath = None,
-    experts_on: ExpertsOn = "device",
     batch: Batch = 16,
     json: Json = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Ask all active edits again and list those that no longer hold; the exit code is then 1."""
     wait_without_spinning()
@@ -192,9 +178,8 @@ def check(
 
     if is_absent(edits):
         EditStore(edits, create=False).close()  # Raises the error before a model is loaded.
-    options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
     found: list[CheckedEdit] = []
-    with loaded_model(backbone, json=json, **options) as model:
+    with options.edited_model(edits, json=json) as model:
         chosen = [model.store.get(edit_id) for edit_id in ids] if ids else list(model.edits())
         try:
             with Progress() as progress:

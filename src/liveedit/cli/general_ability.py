@@ -11,19 +11,14 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from .arguments import command_line, loading
+from .arguments import command_line
 from .console import Progress, console, load_quietly, note, print_fields, print_json, resumable
 from .data import data
-from .loading import loaded_model
+from .loading import ModelOptions
 from .options import (
     AtRevision,
-    BackboneName,
-    EditorName,
-    EditorPath,
     EditsLocation,
-    ExpertsOn,
     Json,
-    LoadOptions,
     with_options,
 )
 
@@ -52,7 +47,7 @@ class HarnessArguments:
     batch: Annotated[int, typer.Option(min=1, help="Requests per forward pass.")] = 8
 
 
-@with_options(HarnessArguments)
+@with_options(HarnessArguments, ModelOptions)
 def evaluate(
     edits: EditsLocation,
     tasks: Annotated[list[str], typer.Option("--tasks", help="Tasks and groups of the harness, several in a row.")],
@@ -60,14 +55,10 @@ def evaluate(
     harness: HarnessName = "lm-eval",
     include_path: Annotated[Path | None, typer.Option(help="A folder with tasks of your own (YAML).")] = None,
     at: AtRevision = None,
-    backbone: BackboneName = "tiny-llava",
-    load: LoadOptions = None,
-    editor: EditorName = None,
-    editor_path: EditorPath = None,
-    experts_on: ExpertsOn = "device",
     json: Json = False,
     *,
     options: HarnessArguments,
+    model_options: ModelOptions,
 ) -> None:
     """Measure what edits do to general ability: the same tasks on the unedited and on the edited model.
 
@@ -82,11 +73,10 @@ def evaluate(
     if include_path is not None and not include_path.is_dir():
         raise typer.BadParameter(f"--include-path {str(include_path)!r} is no folder. Give the folder of the tasks.")
     config = EvalConfig(harness=harness, tasks=tuple(dict.fromkeys(tasks)), **vars(options))
-    chosen = {"edits": edits, "at": at, "editor": editor, "editor_path": editor_path, "experts_on": experts_on}
-    loaded = loaded_model(backbone, json=json, **chosen, **loading(load))
+    loaded = model_options.edited_model(edits, json=json, at=at)
     # Harnesses print what they do: standard output is for the result.
     with resumable("the evaluation"), redirect_stdout(sys.stderr), loaded as model:
-        rows = _measure(model, config, out, backbone, include_path, tasks_digest(include_path))
+        rows = _measure(model, config, out, model_options.backbone, include_path, tasks_digest(include_path))
     report = write_ability_report(rows, out)
     if json:
         print_json({"rows": rows, "report": str(report)})

@@ -8,25 +8,27 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import loading
 from .console import console, counted, load_quietly, print_json, wait_without_spinning
-from .loading import loaded_model
-from .options import BackboneName, EditId, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions
+from .loading import ModelOptions
+from .options import (
+    EditId,
+    EditsLocation,
+    Json,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from ..edited.near import NearEdit
 
 
+@with_options(ModelOptions)
 def near_edits(
     edit_id: EditId,
     edits: EditsLocation,
     most: Annotated[int, typer.Option(min=1, help="How many of the nearest edits are listed.")] = 10,
-    backbone: BackboneName = "tiny-llava",
-    load: LoadOptions = None,
-    editor: EditorName = None,
-    editor_path: EditorPath = None,
-    experts_on: ExpertsOn = "device",
     json: Json = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """List the active edits nearest to an edit, and ask whether one fires for the other's question."""
     wait_without_spinning()
@@ -35,8 +37,7 @@ def near_edits(
 
     with EditStore(edits, create=False) as store:  # An unknown id is refused before a model is loaded.
         edit = store.get(edit_id)
-    options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
-    with loaded_model(backbone, json=json, **options) as model:
+    with options.edited_model(edits, json=json) as model:
         found = model.near(edit.id, most)
     if json:
         print_json({"id": edit.id, "near": [near.to_dict() for near in found]})

@@ -13,10 +13,9 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from ..errors import ConfigError, issues_of
-from .arguments import loading
 from .console import console, load_quietly, note, print_fields, print_json
-from .loading import loaded_model
-from .options import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions
+from .loading import ModelOptions
+from .options import EditsLocation, Json, with_options
 
 if TYPE_CHECKING:
     from ..serving.api_keys import KeyFile
@@ -66,14 +65,10 @@ def limit_options() -> list[Any]:
     return [option for option in typer.main.get_command(app).params if option.name in ServingSettings.model_fields]
 
 
+@with_options(ModelOptions)
 def serve(
     ctx: typer.Context,
     edits: EditsLocation,
-    backbone: BackboneName = "tiny-llava",
-    load: LoadOptions = None,
-    editor: EditorName = None,
-    editor_path: EditorPath = None,
-    experts_on: ExpertsOn = "device",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
     keep_images: Annotated[
@@ -84,6 +79,8 @@ def serve(
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="The file of API keys, made by `liveedit keys add`.")] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Require no API key; only at a loopback address.")] = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Serve the model over HTTP until SIGTERM or Ctrl-C: OpenAI's chat protocol, and /v1/edits for corrections."""
     _check_extra()
@@ -93,16 +90,9 @@ def serve(
     from ..serving.server import keep_freed_memory, model_name, reserved, server_of
 
     keep_freed_memory()
-    options: dict[str, Any] = {
-        "edits": edits,
-        "keep_images": keep_images,
-        "editor": editor,
-        "editor_path": editor_path,
-        "experts_on": experts_on,
-        **loading(load),
-    }
-    with closing(reserved(host, port)) as bound, loaded_model(backbone, **options) as model:
-        called, port = name or model_name(backbone), bound.getsockname()[1]
+    loaded = options.edited_model(edits, keep_images=keep_images)
+    with closing(reserved(host, port)) as bound, loaded as model:
+        called, port = name or model_name(options.backbone), bound.getsockname()[1]
         server = server_of(model, called, settings, holders, host, port)
         note(f"Serving {called!r} with {len(model):,} edits at {host}, port {port}. Stop it with SIGTERM or Ctrl-C.")
         server.run([bound])
