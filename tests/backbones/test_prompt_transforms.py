@@ -203,7 +203,7 @@ def test_a_prefix_counts_towards_the_longest_text(backbone: Backbone, questions:
         backbone.encode(questions[:1])
 
 
-# -- other wordings, other answerers -----------------------------------------------------------------------------
+# -- other wordings, substitute models -------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -237,7 +237,7 @@ VOCABULARY = [0]
 
 
 @torch.no_grad()
-def test_an_answerer_answers_its_rows_alone(backbone: Backbone, questions: list[Question]) -> None:
+def test_a_substitute_answers_its_rows_alone(backbone: Backbone, questions: list[Question]) -> None:
     parrot = Parrot()
     plain = backbone.encode(questions, padding="left")
     VOCABULARY[0] = backbone.logits(plain).shape[-1]

@@ -212,7 +212,8 @@ def test_a_text_expert_comes_back_from_the_store_with_the_same_texts(prompt: str
 
 @pytest.fixture(scope="module")
 def task(shared_random_backbone: Backbone, train_cases: tuple[EditCase, ...]) -> ScopeTask:
-    made = ScopeTask(shared_random_backbone, LAYER, train_cases)
+    config = EncoderConfig(width=shared_random_backbone.width, layer=LAYER)
+    made = ScopeTask(shared_random_backbone, config, train_cases)
     made.prepare()
     return made
 

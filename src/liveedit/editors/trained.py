@@ -44,13 +44,15 @@ class PreparedTask(Task, Protocol):
 class TrainedEditor(PretrainedEditor):
     """An editor whose `modules` are trained once for a backbone and then make every edit.
 
-    A subclass gives `config_class`, `new_modules`, `default_stages` and `new_task`. It may give `backbone_settings`
-    if the backbone determines some of its configuration, `options_class` if its task has settings of its own, and
-    `paper_config`, `paper_options`, `paper_training` and `paper_stages` if it also has the paper's form.
+    A subclass gives `config_class`, `task_class`, `new_modules` and `default_stages`. It may give `backbone_settings`
+    if the backbone determines some of its configuration, `options_class` and `new_task` if its task has settings of
+    its own, and `paper_config`, `paper_options`, `paper_training` and `paper_stages` if it also has the paper's form.
     """
 
     config_class: ClassVar[type[BaseModel]]
     """The configuration of its modules; it is saved with them."""
+    task_class: ClassVar[type[Any]]
+    """Its training task, a `PreparedTask`: it is created with the first five arguments of `new_task`."""
     options_class: ClassVar[type[BaseModel] | None] = None
     """Further settings of its training task, such as the forms of losses; None if there are none."""
     paper_config: ClassVar[Mapping[str, Any] | None] = None
@@ -99,7 +101,6 @@ class TrainedEditor(PretrainedEditor):
         return config.layer
 
     @classmethod
-    @abstractmethod
     def new_task(
         cls,
         backbone: Backbone,
@@ -113,6 +114,7 @@ class TrainedEditor(PretrainedEditor):
 
         options: an instance of `options_class`; None for its defaults, and for editors without one.
         """
+        return cls.task_class(backbone, config, cases, store, processes)
 
     @classmethod
     def make_task(

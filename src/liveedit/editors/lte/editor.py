@@ -10,11 +10,9 @@ from torch import Tensor
 
 from ...answers import Fired
 from ...backbones import Backbone
-from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
-from ...samples import Edit, EditCase, Question
-from ...training.distributed import ALONE, Processes
+from ...samples import Edit, Question
 from ...training.trainer import StageConfig
 from ..shared import EncoderConfig, RetrievalEditor, TextExpert, read_questions
 from ..trained import TrainedEditor
@@ -41,6 +39,7 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
     summary = "tuned to follow edits in its context, which are retrieved (LTE)"
     table_order = 50
     config_class: ClassVar = LearningToEditConfig
+    task_class: ClassVar = LearningToEditTask
     expert_class = TextExpert
 
     def __init__(self, backbone: Backbone, modules: LearningToEditModules):
@@ -77,19 +76,6 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
             StageConfig(name="following", steps=400, batch=32, learning_rate=1e-3),
             StageConfig(name="alignment", steps=400, batch=16, learning_rate=1e-3),
         )
-
-    @classmethod
-    def new_task(
-        cls,
-        backbone: Backbone,
-        config: LearningToEditConfig,
-        cases: Sequence[EditCase],
-        store: HiddenStateCache,
-        processes: Processes = ALONE,
-        options: None = None,
-    ) -> LearningToEditTask:
-        """The training task."""
-        return LearningToEditTask(backbone, config, cases, store, processes)
 
     # -- editing -----------------------------------------------------------------------------------------
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...backbones import Backbone
-from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError, CheckpointError
-from ...samples import Edit, EditCase
-from ...training.distributed import ALONE, Processes
+from ...samples import Edit
 from ...training.trainer import StageConfig
 from ..trained import TrainedEditor
 from .config import MendConfig
@@ -37,6 +34,7 @@ class Mend(TrainedEditor):
     summary = "an edit's gradient, transformed into a weight change (MEND)"
     table_order = 20
     config_class = MendConfig
+    task_class: ClassVar = MendTask
 
     def __init__(self, backbone: Backbone, modules: MendModules):
         super().__init__(backbone, modules)
@@ -76,19 +74,6 @@ class Mend(TrainedEditor):
     def hidden_layer(cls, backbone: Backbone, config: MendConfig) -> int:
         """The layer before the first edited one."""
         return layer_before(mlp_matrices(backbone, config.layers))
-
-    @classmethod
-    def new_task(
-        cls,
-        backbone: Backbone,
-        config: MendConfig,
-        cases: Sequence[EditCase],
-        store: HiddenStateCache,
-        processes: Processes = ALONE,
-        options: None = None,
-    ) -> MendTask:
-        """The training task."""
-        return MendTask(backbone, config, cases, store, processes)
 
     @torch.no_grad()
     def round_weights(self) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ...answers import Fired
 from ...backbones import Backbone
-from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
-from ...samples import Edit, EditCase, Question
-from ...training.distributed import ALONE, Processes
+from ...samples import Edit, Question
 from ...training.trainer import StageConfig
 from ..shared import RetrievalEditor, read_questions
 from ..trained import TrainedEditor
@@ -36,6 +34,7 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
     summary = "a continuous prompt per edit, retrieved past a sentinel (RECIPE)"
     table_order = 60
     config_class = RecipeConfig
+    task_class: ClassVar = RecipeTask
     expert_class = PromptExpert
 
     def __init__(self, backbone: Backbone, modules: RecipeModules):
@@ -70,19 +69,6 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
             StageConfig(name="retrieval", steps=600, batch=48, learning_rate=1e-3),
             StageConfig(name="prompts", steps=1000, batch=32, learning_rate=3e-3),
         )
-
-    @classmethod
-    def new_task(
-        cls,
-        backbone: Backbone,
-        config: RecipeConfig,
-        cases: Sequence[EditCase],
-        store: HiddenStateCache,
-        processes: Processes = ALONE,
-        options: None = None,
-    ) -> RecipeTask:
-        """The training task."""
-        return RecipeTask(backbone, config, cases, store, processes)
 
     # -- editing -----------------------------------------------------------------------------------------
 

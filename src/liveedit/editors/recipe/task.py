@@ -9,15 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...backbones import Backbone
-from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
-from ...samples import GENERALITY, LOCALITY, EditCase
-from ...training.distributed import ALONE, Processes
+from ...samples import GENERALITY, LOCALITY
 from ..shared import IN_SCOPE, FeatureMemory, ScopeRows, ScopeTask
 from ..shared.losses import answer_nll, locality_kl
 from ..shared.scope_task import parts
-from .config import RecipeConfig
 from .modules import RecipeModules
 
 Stage = Literal["retrieval", "prompts"]
@@ -25,17 +21,6 @@ Stage = Literal["retrieval", "prompts"]
 
 class RecipeTask(ScopeTask):
     """The losses of RECIPE's section 3.5, each in a stage of its own: here they share no weights."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        config: RecipeConfig,
-        cases: Sequence[EditCase],
-        store: HiddenStateCache | None = None,
-        processes: Processes = ALONE,
-    ):
-        super().__init__(backbone, config.layer, cases, store, processes)
-        self.config = config
 
     def loss(
         self, modules: RecipeModules, stage: Stage, chosen: Sequence[int], rng: np.random.Generator

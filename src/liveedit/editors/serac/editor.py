@@ -10,11 +10,9 @@ from torch import Tensor
 
 from ...answers import Fired
 from ...backbones import Backbone, TokenBatch
-from ...backbones.hidden_states import HiddenStateCache
 from ...backbones.prompt_transforms import PreparedQuestion
 from ...errors import BackboneError
-from ...samples import Edit, EditCase, Question
-from ...training.distributed import ALONE, Processes
+from ...samples import Edit, Question
 from ...training.trainer import StageConfig
 from ..shared import EncoderConfig, RetrievalEditor, TextExpert, read_questions
 from ..trained import TrainedEditor
@@ -36,6 +34,7 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
     summary = "a scope classifier and a small counterfactual model (SERAC)"
     table_order = 30
     config_class: ClassVar = SeracConfig
+    task_class: ClassVar = SeracTask
     expert_class = TextExpert
     training_cases = 16_000
 
@@ -66,19 +65,6 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
             StageConfig(name="classifier", steps=1400, batch=48, learning_rate=1e-3),
         )
 
-    @classmethod
-    def new_task(
-        cls,
-        backbone: Backbone,
-        config: SeracConfig,
-        cases: Sequence[EditCase],
-        store: HiddenStateCache,
-        processes: Processes = ALONE,
-        options: None = None,
-    ) -> SeracTask:
-        """The training task."""
-        return SeracTask(backbone, config, cases, store, processes)
-
     # -- editing -----------------------------------------------------------------------------------------
 
     @property
@@ -108,7 +94,7 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
         found = self.in_scope(questions)
         inside = [probability > 0.5 for _, probability in found]
         edits = [self.get(edit_id).edit for (edit_id, _), hit in zip(found, inside, strict=True) if hit]
-        substitute = _EditAnswerer(self.modules.counterfactual, edits)
+        substitute = _CounterfactualSubstitute(self.modules.counterfactual, edits)
         self._fired = [
             (Fired(edit_id, 1.0, probability - 0.5),) if hit else ()
             for (edit_id, probability), hit in zip(found, inside, strict=True)
@@ -123,8 +109,8 @@ class Serac(TrainedEditor, RetrievalEditor[TextExpert]):
         return self.modules.classifier(read_questions(self.backbone, questions, self.config.layer, answers))
 
 
-class _EditAnswerer:
-    """The counterfactual model for those rows of one batch that are in the scope of an edit."""
+class _CounterfactualSubstitute:
+    """The substitute model of those questions of a batch that are in the scope of an edit; `edits` are theirs."""
 
     def __init__(self, model: Counterfactual, edits: Sequence[Edit]):
         self.model, self.edits = model, edits

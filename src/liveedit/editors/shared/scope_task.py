@@ -28,7 +28,7 @@ AT_ONCE = 128
 
 @dataclass(frozen=True)
 class CaseInputs:
-    """TokenBatch of cases in one list, in the order in which a `HiddenStateCache` keeps their states.
+    """The inputs of cases in one list, in the order in which a `HiddenStateCache` keeps their states.
 
     items: question and answer of each input; the answer is the edit's if the input is in scope, and else the label.
     places: for each case, the index of each of its inputs in `items`, by probe name.
@@ -106,20 +106,22 @@ class ScopePairs:
 class ScopeTask:
     """Cases with the states of all their inputs at a layer: what the training of a retrieving editor starts from.
 
-    A subclass gives `loss` and `validate` of `liveedit.training.Task`. Under several processes each has all states.
+    A subclass gives `loss` and `validate` of `liveedit.training.trainer.Task`. Under several processes each has all
+    states.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        layer: int,
+        config: Any,
         cases: Sequence[EditCase],
         store: HiddenStateCache | None = None,
         processes: Processes = ALONE,
     ):
-        self.backbone, self.layer, self.processes = backbone, layer, processes
-        self.store = store or HiddenStateCache(backbone, layer)
-        self.device = backbone.layer_device(layer)
+        """config: the editor's, whose `layer` is the one that states are kept of."""
+        self.backbone, self.config, self.layer, self.processes = backbone, config, config.layer, processes
+        self.store = store or HiddenStateCache(backbone, self.layer)
+        self.device = backbone.layer_device(self.layer)
         self.cases = tuple(cases)
         inputs = CaseInputs.of(self.cases, lambda number, case: (*IN_SCOPE, *LOCALITY))
         self.items, self.places = inputs.items, inputs.places
@@ -222,9 +224,7 @@ class StagedScopeTask(ScopeTask):
         store: HiddenStateCache | None = None,
         processes: Processes = ALONE,
     ):
-        """config: any configuration with a `layer`."""
-        super().__init__(backbone, config.layer, cases, store, processes)
-        self.config = config
+        super().__init__(backbone, config, cases, store, processes)
         self.words = words_of(backbone.tokenizer)
         self._stage = ""
 
