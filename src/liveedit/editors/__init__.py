@@ -35,7 +35,7 @@ def editor_names() -> tuple[str, ...]:
 
 def expert_editor_names() -> tuple[str, ...]:
     """Names of the installed editors that make one expert per edit. Leaves out those that cannot be imported."""
-    return tuple(name for name in editor_names() if _makes_experts(name))
+    return _names_of(ExpertEditor)
 
 
 def editor_class(name: str) -> type[Editor]:
@@ -65,19 +65,12 @@ def default_editor(backbone: str, source: str | Path | None = None) -> str:
     return DEFAULT_EDITOR if has_trained_editor(DEFAULT_TRAINED_EDITOR, backbone, source) else UNTRAINED_EDITOR
 
 
-def _makes_experts(name: str) -> bool:
-    try:
-        return issubclass(editor_class(name), ExpertEditor)
-    except ExtensionError:
-        return False
-
-
 def trained_editor_class(name: str) -> type[TrainedEditor]:
     """The editor of this name. Raises `ConfigError` if it has nothing to train, `NotFoundError` if there is none."""
     kind = editor_class(name)
     if not issubclass(kind, TrainedEditor):
-        trained = [other for other in editor_names() if issubclass(editor_class(other), TrainedEditor)]
-        raise ConfigError(f"The editor {name!r} has nothing to train. Give one of {', '.join(trained)}.")
+        trained = ", ".join(_names_of(TrainedEditor))
+        raise ConfigError(f"The editor {name!r} has nothing to train. Give one of {trained}.")
     return kind
 
 
@@ -85,6 +78,18 @@ def pretrained_editor_class(name: str) -> type[PretrainedEditor]:
     """The editor of this name. Raises `ConfigError` if it has no files to share, `NotFoundError` if there is none."""
     kind = editor_class(name)
     if not issubclass(kind, PretrainedEditor):
-        shared = [other for other in editor_names() if issubclass(editor_class(other), PretrainedEditor)]
-        raise ConfigError(f"The editor {name!r} has no files to push. Give one of {', '.join(shared)}.")
+        shared = ", ".join(_names_of(PretrainedEditor))
+        raise ConfigError(f"The editor {name!r} has no files to push. Give one of {shared}.")
     return kind
+
+
+def _names_of(base: type[Editor]) -> tuple[str, ...]:
+    """Names of the installed editors of this kind, without those that cannot be imported."""
+
+    def is_one(name: str) -> bool:
+        try:
+            return issubclass(editor_class(name), base)
+        except ExtensionError:
+            return False
+
+    return tuple(name for name in editor_names() if is_one(name))
