@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ AnyRetrieved = TypeVar("AnyRetrieved", bound=RetrievedExpert)
 
 class RetrievalEditor(ExpertEditor[AnyRetrieved], Generic[AnyRetrieved]):
     """An editor whose model stays as it is: questions are prepared with what a memory of edits has for them.
+
+    The order in which edits are added counts: of edits that are equally near to a query the latest is found.
 
     A subclass gives `layer`, `expert_shapes`, `make_expert`, and `_prepare`, which is called with the questions of
     each batch while there are edits and sets `_fired`. Its `_activate` and `_deactivate` may do more than set and
@@ -157,18 +159,6 @@ class RetrievalEditor(ExpertEditor[AnyRetrieved], Generic[AnyRetrieved]):
         finally:
             if was_active:
                 self._activate()
-
-    def edited_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The experts' tensors, named INDEX.FIELD, and their ids in the order in which they were added.
-
-        The order counts: of edits that are equally near to a query the latest is found.
-        """
-        tensors = {
-            f"{index}.{name}": tensor.cpu()
-            for index, expert in enumerate(self._experts.values())
-            for name, tensor in expert.tensors.items()
-        }
-        return tensors, {"ids": list(self.ids)}
 
     def neighbours(self, expert: AnyRetrieved, most: int) -> list[Neighbour]:
         """Up to `most` active edits whose features are most similar to those of the expert, most similar first."""
