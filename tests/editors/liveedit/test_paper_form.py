@@ -288,7 +288,7 @@ def test_no_expert_passes_for_a_query_without_an_image(
             editor.add(str(seed), random_expert(seed))
         tokens = editor.read(random_backbone.encode([Question("What is the capital of Coraland?")]))
         assert not editor.query(tokens).visual.any()
-        assert editor._route(tokens) is None
+        assert editor._route_prefill(tokens) is None
     with LiveEdit.untrained(random_backbone, small_config(scope="text+image")) as editor:
         assert not editor.needs_image and bool(editor.query(tokens).visual.any())
 

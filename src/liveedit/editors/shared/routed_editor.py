@@ -22,8 +22,8 @@ from ..base import ExpertEditor
 from .routing import AS_PUBLISHED, ExpertForm, QueryFeatures, Routing, Similarities, route
 from .routing_hook import RoutingHook
 
-_Asked = tuple[QueryFeatures, Tensor]
-"""Features of queries, and which of them are in the editor's scope, (batch,)."""
+_ScopedQueries = tuple[QueryFeatures, Tensor]
+"""Features of queries, and which of them are in the editor's scope, (batch,) booleans."""
 
 
 class RoutedEditor(ExpertEditor[LowRankExpert]):
@@ -46,7 +46,7 @@ class RoutedEditor(ExpertEditor[LowRankExpert]):
         self.combining = AS_PUBLISHED
         """How experts are combined; it may be replaced at any time."""
         self._weight_factor = 1.0
-        self._hook = RoutingHook(self.backbone, layer, form, self._route, _ActiveExperts(self))
+        self._hook = RoutingHook(self.backbone, layer, form, self._route_prefill, _ActiveExperts(self))
 
     # -- for subclasses ----------------------------------------------------------------------------------
 
@@ -196,30 +196,33 @@ class RoutedEditor(ExpertEditor[LowRankExpert]):
         The layers of the backbone compute nothing (`weightless_backbone`). hidden_states: (batch, tokens, width) by
         layer, for `read_layers`.
         """
-        return self._routed([self._elsewhere(tokens, hidden_states)]) if len(self.repository) else None
+        return self._route([self._external_queries(tokens, hidden_states)]) if len(self.repository) else None
 
     @torch.no_grad()
     def route_each(self, questions: Sequence[tuple[TokenBatch, Mapping[int, Tensor]]]) -> list[Routing | None]:
         """`route` of single questions of different lengths. The features of the experts are read once for all."""
-        if not len(self.repository):
+        if not questions or not len(self.repository):
             return [None] * len(questions)
-        whole = self._routed([self._elsewhere(*question) for question in questions]) if questions else None
-        return [None if whole is None else whole.of_row(row) for row in range(len(questions))]
+        routing = self._route([self._external_queries(*question) for question in questions])
+        return [None if routing is None else routing.of_row(row) for row in range(len(questions))]
 
-    def _elsewhere(self, tokens: TokenBatch, hidden_states: Mapping[int, Tensor]) -> _Asked:
+    def _external_queries(self, tokens: TokenBatch, hidden_states: Mapping[int, Tensor]) -> _ScopedQueries:
+        """Queries that another engine has read. hidden_states: as for `route`."""
         for layer in self.read_layers:
             self.backbone.layers[layer](hidden_states[layer])  # Its hooks keep what `query` reads.
-        return self._asked(HiddenTokens.of(tokens, hidden_states[self.layer]))
+        return self._queries(HiddenTokens.of(tokens, hidden_states[self.layer]))
 
-    def _asked(self, tokens: HiddenTokens) -> _Asked:
+    def _queries(self, tokens: HiddenTokens) -> _ScopedQueries:
         return self.query(replace(tokens, hidden_states=tokens.hidden_states.float())), self.reachable(tokens)
 
     @torch.no_grad()
-    def _route(self, tokens: HiddenTokens) -> Routing | None:
-        return self._routed([self._asked(tokens)]) if len(self.repository) else None
+    def _route_prefill(self, tokens: HiddenTokens) -> Routing | None:
+        """The experts of the batch that the backbone reads: what the hook calls at prefill."""
+        return self._route([self._queries(tokens)]) if len(self.repository) else None
 
-    def _routed(self, asked: Sequence[_Asked]) -> Routing | None:
-        query, reachable = QueryFeatures.joined([one for one, _ in asked]), torch.cat([one for _, one in asked])
+    def _route(self, batches: Sequence[_ScopedQueries]) -> Routing | None:
+        """The experts of several batches of queries, as of one."""
+        query, reachable = QueryFeatures.joined([one for one, _ in batches]), torch.cat([one for _, one in batches])
         return route(self.similarities, query, reachable, self.repository, self.combining, self._weight_factor)
 
 
