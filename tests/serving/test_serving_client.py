@@ -22,7 +22,7 @@ from typer.main import get_command
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.cli import app, main
-from liveedit.cli.serving import limit_options, settings_of
+from liveedit.cli.serving import limit_options, serving_settings
 from liveedit.edited.model import EditedModel
 from liveedit.images import image_digest, open_image
 from liveedit.samples import EditCase
@@ -218,7 +218,7 @@ def test_limits_reach_the_settings() -> None:
     given += ["--allow-images-from", "https://a.example/", "--allow-images-from", "https://b.example/x"]
     context = command.make_context("serve", given)
     limits = {option.name: context.params[option.name] for option in limit_options()}
-    assert settings_of(limits) == ServingSettings(
+    assert serving_settings(limits) == ServingSettings(
         queue=3, answer_seconds=1.5, workers=2, allow_images_from=("https://a.example/", "https://b.example/x")
     )
 

@@ -82,8 +82,9 @@ def check_given_once(command: Any, arguments: Sequence[str]) -> None:
         given.add(option.name)
 
 
-def named_values(given: Sequence[str], option: str) -> dict[str, str]:
-    """NAME=VALUE pairs as a mapping."""
+def named_values(given: Sequence[str] | None, option: str) -> dict[str, str]:
+    """NAME=VALUE pairs as a mapping; empty if the option was not given."""
+    given = given or ()
     pairs = [item.partition("=") for item in given]
     for item, (name, _, value) in zip(given, pairs, strict=True):
         if not name or not value:
@@ -99,11 +100,16 @@ def setting_value(text: str) -> object:
         return text
 
 
+def settings_of(given: Sequence[str] | None) -> dict[str, Any]:
+    """`--set NAME=VALUE` as values by name."""
+    return {name: setting_value(text) for name, text in named_values(given, "--set").items()}
+
+
 def loading(given: Sequence[str] | None) -> dict[str, Any]:
     """`--load` as arguments of `load_backbone`."""
     import torch
 
-    values: dict[str, Any] = dict(named_values(given or [], "--load"))
+    values: dict[str, Any] = dict(named_values(given, "--load"))
     known = ("dtype", "device", "device_map", "quantization", "offload_folder")
     if unknown := sorted(values.keys() - set(known)):
         raise typer.BadParameter(f"--load knows no {', '.join(unknown)}. Give one of {', '.join(known)}.")

@@ -56,7 +56,7 @@ def calibrate(
         figures = kind.calibrate(
             frozen,
             out,
-            named_values(set or [], "--set"),
+            named_values(set, "--set"),
             found,
             lambda done, total: progress.report("questions", done, total),
         )

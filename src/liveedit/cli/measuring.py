@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import command_line, loading, named_values, setting_value
+from .arguments import command_line, loading, named_values, settings_of
 from .console import Progress, console, load_quietly, print_json, resumable
 from .options import (
     BackboneName,
@@ -109,7 +109,7 @@ def bench(
     load_quietly()
     from ..evaluation.report import render, write_report
 
-    makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"), _settings(changes))
+    makers = editor_makers(editor, named_values(editor_path, "--editor-path"), _settings(changes))
     measured = {"edits": tuple(sorted(set(edits))), "seeds": tuple(dict.fromkeys(seeds or [0])), **vars(options)}
     distinct = measured.pop("distinct_subjects")
     with resumable("the bench"), Progress() as progress:
@@ -183,7 +183,7 @@ def robustness(
     load_quietly()
     from ..evaluation.robustness.report import robustness_tables, write_robustness_report
 
-    makers = editor_makers(editor, named_values(editor_path or [], "--editor-path"), _settings(changes))
+    makers = editor_makers(editor, named_values(editor_path, "--editor-path"), _settings(changes))
     given = {name: value for name, value in vars(options).items() if value is not None}
     asked = {"edits": edits, "seeds": tuple(dict.fromkeys(seeds or [0])), **given}
     with Progress() as progress:
@@ -241,11 +241,11 @@ def _opened(
 def _settings(changes: list[str] | None) -> dict[str, dict[str, object]]:
     """NAME.SETTING=VALUE by editor."""
     found: dict[str, dict[str, object]] = {}
-    for given, text in named_values(changes or [], "--set").items():
+    for given, value in settings_of(changes).items():
         label, _, setting = given.rpartition(".")
         if not label or not setting:
             raise typer.BadParameter(f"--set {given!r} names no editor. Give NAME.SETTING=VALUE, as in ft-l.steps=50.")
-        found.setdefault(label, {})[setting] = setting_value(text)
+        found.setdefault(label, {})[setting] = value
     return found
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from ..experiments.papers import OWN, TABLE_1, TABLES
-from .arguments import loading, named_values
+from .arguments import loading, named_values, settings_of
 from .console import Progress, console, load_quietly, print_json
 from .options import DistinctSubjects, Json, LoadOptions, OneSeed, Out, with_options
 from .paper_options import (
@@ -22,7 +22,6 @@ from .paper_options import (
     Seeds,
     TrainingOptions,
     run_paper,
-    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def _comparison_command(name: str, text: str) -> None:
             data=sources,
             edits=numbers,
             seeds=seeds or (),
-            sources=named_values(editor_path or [], "--editor-path"),
+            sources=named_values(editor_path, "--editor-path"),
             options=bench,
         )
         return run_paper(experiment, out, options, sources, bench.cases)
@@ -283,7 +282,7 @@ def _instances(
     from ..experiments.liveedit.instance_report import write_attribution
     from ..experiments.liveedit.instances import Entries, attributable_editor
 
-    kind, folders = attributable_editor(options.editor), named_values(options.editor_path or [], "--editor-path")
+    kind, folders = attributable_editor(options.editor), named_values(options.editor_path, "--editor-path")
     if stray := sorted(folders.keys() - set(backbones)):
         raise InvalidInputError(f"--editor-path names {', '.join(stray)}; the backbones are {', '.join(backbones)}.")
     entries, remarks = Entries(), []

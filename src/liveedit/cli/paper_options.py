@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from .arguments import command_line, loading, named_values, setting_value
+from .arguments import command_line, loading, settings_of
 from .console import Progress, console, note, print_json, resumable
 from .options import Batch, FewEditsCases, Json, LoadOptions, MaxNewTokens, MixedPrecision
 
@@ -103,11 +103,6 @@ class TrainingOptions:
         return Training(
             self.train_data, self.cases, self.form, self.steps_share, settings=tuple(sorted(settings.items()))
         )
-
-
-def settings_of(changes: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE pairs of `--set`."""
-    return {name: setting_value(text) for name, text in named_values(changes or [], "--set").items()}
 
 
 def run_paper(experiment: Experiment, out: Path, options: RunOptions, data: Sequence[str], cases: int) -> int | None:

@@ -84,7 +84,7 @@ def serve(
 ) -> None:
     """Serve the model over HTTP until SIGTERM or Ctrl-C: OpenAI's chat protocol, and /v1/edits for corrections."""
     _check_extra()
-    settings = settings_of(ctx.obj)
+    settings = serving_settings(ctx.obj)
     holders = _key_file(host, keys, no_auth)
     load_quietly()
     from ..serving.server import keep_freed_memory, model_name, reserved, server_of
@@ -98,7 +98,7 @@ def serve(
         server.run([bound])
 
 
-def settings_of(limits: dict[str, Any]) -> ServingSettings:
+def serving_settings(limits: dict[str, Any]) -> ServingSettings:
     """The settings of these options. Raises `ConfigError` if one is out of its range."""
     from pydantic import ValidationError
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .arguments import named_values, setting_value
+from .arguments import settings_of
 from .console import Progress, load_quietly, print_fields, print_json, resumable
 from .options import Json
 
@@ -60,9 +60,7 @@ def train(
     from ..pretraining.photos.parts import PhotoModelParts
     from ..pretraining.photos.training import PhotoTrainingConfig, train_photo_model
 
-    config = PhotoTrainingConfig(
-        **{"seed": seed, "save_every": save_every, **_settings(PhotoTrainingConfig, set_ or [])}
-    )
+    config = PhotoTrainingConfig(**{"seed": seed, "save_every": save_every, **_settings(PhotoTrainingConfig, set_)})
     folder = out or made_here(NAME)
     found = read_folder(photos)
     known = photo_classes((each.key for each in found.classes), read_classes(classes) if classes else None)
@@ -75,9 +73,9 @@ def train(
     _print({"model": str(folder / "model"), "seconds": seconds}, accuracy, json)
 
 
-def _settings(config: type[PhotoTrainingConfig], given: Sequence[str]) -> dict[str, Any]:
+def _settings(config: type[PhotoTrainingConfig], given: Sequence[str] | None) -> dict[str, Any]:
     """`--set` as arguments of the configuration."""
-    values = {name: setting_value(value) for name, value in named_values(given, "--set").items()}
+    values = settings_of(given)
     known = {field.name: type(field.default) for field in fields(config) if field.name not in ("backbone", "seed")}
     for name, value in values.items():
         if name not in known or type(value) not in (known[name], int):

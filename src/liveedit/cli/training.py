@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..registry import DEFAULT_TRAINED_EDITOR
-from .arguments import loading, named_values, setting_value
+from .arguments import loading, settings_of
 from .console import Progress, load_quietly, print_fields, print_json, resumable
 from .options import BackboneName, Json, LoadOptions
 from .training_data import TrainingData
@@ -101,7 +101,7 @@ def train(
     named = {"layer": layer, "module_width": module_width, "rank": rank, "heads": heads}
     settings = {
         **{name: value for name, value in named.items() if value is not None},
-        **{name: setting_value(text) for name, text in named_values(changes or [], "--set").items()},
+        **settings_of(changes),
     }
     source = TrainingData(data, annotations, images, cases, kind.training_cases)
     usual = kind.schedule(form)
