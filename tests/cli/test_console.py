@@ -94,3 +94,11 @@ def test_the_command_passes_the_steps_on(
     before = len(terminal.getvalue())
     assert run("edit", *asked, "--no-must-take", "--json")[0] == 0
     assert "step" not in plain(io.StringIO(terminal.getvalue()[before:]))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (3_440_000, "3.4 MB"), (5e9, "5.0 GB"), (2e12, "2.0 TB")],
+)
+def test_sizes_are_readable(count: float, text: str) -> None:
+    assert console.byte_size(count) == text

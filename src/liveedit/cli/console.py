@@ -56,6 +56,17 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def byte_size(count: float) -> str:
+    """A number of bytes for reading, such as "12 bytes" or "3.4 MB"; 1 kB is 1,000 bytes."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
 def complain(message: str) -> None:
     """Print an error in one line on standard error."""
     sys.stderr.write(f"Error: {' '.join(message.split())}\n")

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .arguments import loading
-from .console import Progress, console, load_quietly, print_fields, print_json, wait_without_spinning
+from .console import Progress, byte_size, console, load_quietly, print_fields, print_json, wait_without_spinning
 from .options import BackboneName, Json, LoadOptions
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def _print(diagnosis: Diagnosis) -> None:
     print_fields(
         {
             "edit layer": f"{plan['edit_layer']} of {plan['layers']}, counted from 0 (two thirds of the depth)",
-            "model": _size(plan["model_bytes"]),
-            "editor": f"{plan['editor_parameters'] / 1e6:.1f} million parameters, {_size(plan['editor_bytes'])}; "
-            f"{_size(plan['editor_training_bytes'])} in training, with gradients and AdamW",
-            "edits": f"{plan['edits']:,} take {_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes each "
+            "model": byte_size(plan["model_bytes"]),
+            "editor": f"{plan['editor_parameters'] / 1e6:.1f} million parameters, {byte_size(plan['editor_bytes'])}; "
+            f"{byte_size(plan['editor_training_bytes'])} in training, with gradients and AdamW",
+            "edits": f"{plan['edits']:,} take {byte_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes each "
             f"(d_m {plan['module_width']}, rank {plan['rank']})",
         },
         title="Plan",
@@ -66,11 +66,3 @@ def _print(diagnosis: Diagnosis) -> None:
         console().print(Text(f"- {warning}"))
     verdict = "This model can be edited." if diagnosis.healthy else "This model cannot be edited: a check fails."
     console().print(Text(verdict, style="bold"))
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return ""

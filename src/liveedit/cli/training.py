@@ -15,7 +15,7 @@ import typer
 
 from ..registry import DEFAULT_TRAINED_EDITOR
 from .arguments import loading, settings_of
-from .console import Progress, load_quietly, print_fields, print_json, resumable
+from .console import Progress, byte_size, load_quietly, print_fields, print_json, resumable
 from .options import BackboneName, Json, LoadOptions
 from .training_data import TrainingData
 
@@ -279,7 +279,7 @@ def _plot_curves(out: Path) -> Path | None:
 
 def print_estimate(found: Mapping[str, Any]) -> None:
     """Print an estimate in units that people read."""
-    states = f"{_size(found['states_bytes'])}, kept {'on disk' if found['states_on_disk'] else 'in memory'}"
+    states = f"{byte_size(found['states_bytes'])}, kept {'on disk' if found['states_on_disk'] else 'in memory'}"
     if found["processes"] > 1:
         states += " by each process"
     fields: dict[str, object] = {
@@ -290,12 +290,12 @@ def print_estimate(found: Mapping[str, Any]) -> None:
         "tokens of an input with image": _tokens(found["tokens_per_image_input"]),
         "tokens of an input without": _tokens(found["tokens_per_text_input"]),
         "hidden states": states,
-        "disk free": _size(found["disk_free_bytes"]),
-        "backbone": _size(found["backbone_bytes"]),
-        "trained parameters": f"{found['parameters']:,}, {_size(found['parameters_bytes'])}",
-        "gradients": _size(found["gradients_bytes"]),
-        "moments of AdamW": _size(found["moments_bytes"]),
-        "peak memory": _size(found["peak_memory_bytes"]),
+        "disk free": byte_size(found["disk_free_bytes"]),
+        "backbone": byte_size(found["backbone_bytes"]),
+        "trained parameters": f"{found['parameters']:,}, {byte_size(found['parameters_bytes'])}",
+        "gradients": byte_size(found["gradients_bytes"]),
+        "moments of AdamW": byte_size(found["moments_bytes"]),
+        "peak memory": byte_size(found["peak_memory_bytes"]),
         "GPU memory": _gpu(found["gpu_peak_bytes"], found["gpu_total_bytes"]),
         "computing hidden states": _duration(found["fill_seconds"]),
     }
@@ -312,17 +312,7 @@ def _tokens(mean: float | None) -> str | None:
 
 
 def _gpu(peak: int | None, total: int | None) -> str | None:
-    return None if peak is None or total is None else f"{_size(peak)} of {_size(total)}"
-
-
-def _size(count: float) -> str:
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} TB"
+    return None if peak is None or total is None else f"{byte_size(peak)} of {byte_size(total)}"
 
 
 def _duration(seconds: float) -> str:
