@@ -31,7 +31,7 @@ def plain(written: io.StringIO) -> str:
 
 
 def test_the_bar_of_the_doctor_names_the_check_that_runs(terminal: io.StringIO, random_backbone: Backbone) -> None:
-    with console.Progress() as progress:
+    with console.ProgressDisplay() as progress:
         steps = progress.steps("checking")
         shown = []
 

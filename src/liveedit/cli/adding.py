@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from .console import Progress, console, counted, load_quietly, note, print_json, resumable, wait_without_spinning
+from .console import ProgressDisplay, console, counted, load_quietly, note, print_json, resumable, wait_without_spinning
 from .loading import ModelOptions
 from .options import (
     Author,
@@ -81,7 +81,7 @@ def _followed(results: Iterable[RowResult], file: RowFile, rejects: Path) -> lis
     """The results, with progress, and with the rejected rows in a file as soon as they are known."""
     done: list[RowResult] = []
     rejected = 0
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         for result in results:
             done.append(result)
             if result.outcome == "rejected":

@@ -10,7 +10,7 @@ import typer
 from ..errors import InvalidInputError
 from ..registry import UNTRAINED_EDITOR
 from .arguments import loading, named_values
-from .console import Progress, load_quietly, print_fields, print_json
+from .console import ProgressDisplay, load_quietly, print_fields, print_json
 from .options import BackboneName, Json, LoadOptions
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the calibration; give it as --editor-path.")]
@@ -52,7 +52,7 @@ def calibrate(
 
     kind, found = editor_class(UNTRAINED_EDITOR), None if images is None else images_in(images, most_images)
     frozen = load_backbone(backbone, **loading(load))
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         figures = kind.calibrate(
             frozen,
             out,

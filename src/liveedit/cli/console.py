@@ -19,8 +19,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from ..progress import Progress as StepProgress
-from ..progress import TaskProgress, no_progress
+from ..progress import Progress, TaskProgress, no_progress
 
 WIDTH_WITHOUT_TERMINAL = 180
 _SECONDS_BETWEEN_LINES = 15.0
@@ -120,7 +119,7 @@ def resumable(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def spinner(text: str, shown: bool) -> Iterator[StepProgress]:
+def spinner(text: str, shown: bool) -> Iterator[Progress]:
     """A line on standard error that shows that something happens; gives a function of (steps done, most steps).
 
     Nothing is shown if standard error is no terminal, or unless `shown`.
@@ -133,7 +132,7 @@ def spinner(text: str, shown: bool) -> Iterator[StepProgress]:
         yield lambda done, most: status.update(f"{text}: step {done} of at most {most}")
 
 
-class Progress:
+class ProgressDisplay:
     """Progress on standard error: bars on a terminal, an occasional line elsewhere.
 
     `report(task, done, total, figures)` may be called as often as needed; a new task starts a new bar.
@@ -177,7 +176,7 @@ class Progress:
         """Print a line that stays."""
         self._console.print(Text(text), soft_wrap=True)
 
-    def of(self, what: str) -> StepProgress:
+    def of(self, what: str) -> Progress:
         """Progress of one task, as a function of (done, total)."""
         return lambda done, total: self.report(what, done, total)
 

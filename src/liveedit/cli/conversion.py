@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .console import Progress, load_quietly, print_fields, print_json
+from .console import ProgressDisplay, load_quietly, print_fields, print_json
 from .options import Json
 
 
@@ -32,7 +32,7 @@ def convert_minigpt4(
     load_quietly()
     from ..backbones.conversion.minigpt4 import convert_minigpt4 as convert
 
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         result = convert(
             projection, blip2, language_model, out, vision_tower, dtype, progress=progress.of("writing weights")
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
-from .console import Progress, console, print_fields, print_json
+from .console import ProgressDisplay, console, print_fields, print_json
 from .options import Json
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def check(
     from ..datasets import check
     from ..errors import DatasetError
 
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         report = check(format, file, images, progress=progress.of("images"))
     if json:
         print_json(report.to_dict())
@@ -79,7 +79,7 @@ def draw_world(
     """Draw a synthetic world: images of creatures, with edits and the questions that measure them."""
     from ..datasets.world import write_world
 
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         files = write_world(out, seed, train, eval, progress.of("drawing"))
     if json:
         print_json({"seed": seed, "train": train, "eval": eval, "files": {k: str(v) for k, v in files.items()}})
@@ -109,7 +109,7 @@ def make_photos(
     from ..datasets.photos import read_classes, write_photos
 
     known = None if classes is None else read_classes(classes)
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         written = write_photos(images, out, seed, train, eval, _features(features), known, progress.of("features"))
     files = {part: str(path) for part, path in written.files.items()}
     about = written.about

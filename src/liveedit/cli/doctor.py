@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .arguments import loading
-from .console import Progress, byte_size, console, load_quietly, print_fields, print_json, wait_without_spinning
+from .console import ProgressDisplay, byte_size, console, load_quietly, print_fields, print_json, wait_without_spinning
 from .options import BackboneName, Json, LoadOptions
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def doctor(backbone: BackboneName = "tiny-llava", load: LoadOptions = None, json
     from ..backbones import load_backbone
     from ..doctor import examine
 
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         diagnosis = examine(load_backbone(backbone, **loading(load)), progress.steps("checking"))
     if json:
         print_json({**asdict(diagnosis), "healthy": diagnosis.healthy})

@@ -13,7 +13,7 @@ from rich.text import Text
 from ..answers import above_threshold
 from .console import (
     InterruptedRunError,
-    Progress,
+    ProgressDisplay,
     console,
     load_quietly,
     note,
@@ -182,7 +182,7 @@ def check(
     with options.edited_model(edits, json=json) as model:
         chosen = [model.store.get(edit_id) for edit_id in ids] if ids else list(model.edits())
         try:
-            with Progress() as progress:
+            with ProgressDisplay() as progress:
                 for checked in model.check(chosen, batch=batch):
                     found.append(checked)
                     progress.report("edits", len(found), len(chosen))

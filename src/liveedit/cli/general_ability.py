@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from .arguments import command_line
-from .console import Progress, console, load_quietly, note, print_fields, print_json, resumable
+from .console import ProgressDisplay, console, load_quietly, note, print_fields, print_json, resumable
 from .data import data
 from .loading import ModelOptions
 from .options import (
@@ -114,7 +114,7 @@ def make_tasks(
     from ..datasets.sources import open_data
     from ..evaluation.harnesses.local_tasks import write_tasks
 
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         found = open_data(source, count, progress.of("drawing"))
     title = name or found.name.rpartition(":")[2].partition(".")[0] or found.name
     tasks = write_tasks(found.cases, harness, out, title, count, seed)

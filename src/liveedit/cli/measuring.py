@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .arguments import command_line, loading, named_values, settings_of
-from .console import Progress, console, load_quietly, print_json, resumable
+from .console import ProgressDisplay, console, load_quietly, print_json, resumable
 from .options import (
     BackboneName,
     Batch,
@@ -112,7 +112,7 @@ def bench(
     makers = editor_makers(editor, named_values(editor_path, "--editor-path"), _settings(changes))
     measured = {"edits": tuple(sorted(set(edits))), "seeds": tuple(dict.fromkeys(seeds or [0])), **vars(options)}
     distinct = measured.pop("distinct_subjects")
-    with resumable("the bench"), Progress() as progress:
+    with resumable("the bench"), ProgressDisplay() as progress:
         rows = _measure(out, makers, data, distinct, backbone, loading(load), measured, progress)
     report = write_report(rows, out, published=published)
     if json:
@@ -130,7 +130,7 @@ def _measure(
     backbone: str,
     load: dict[str, Any],
     measured: dict[str, Any],
-    progress: Progress,
+    progress: ProgressDisplay,
 ) -> list[dict[str, Any]]:
     """The rows of the bench."""
     from ..evaluation.bench import Bench, BenchConfig, backbone_name
@@ -186,7 +186,7 @@ def robustness(
     makers = editor_makers(editor, named_values(editor_path, "--editor-path"), _settings(changes))
     given = {name: value for name, value in vars(options).items() if value is not None}
     asked = {"edits": edits, "seeds": tuple(dict.fromkeys(seeds or [0])), **given}
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         rows = _measure_robustness(out, makers, data, backbone, loading(load), asked, progress)
     report = write_robustness_report(rows, out)
     if json:
@@ -204,7 +204,7 @@ def _measure_robustness(
     backbone: str,
     load: dict[str, Any],
     asked: dict[str, Any],
-    progress: Progress,
+    progress: ProgressDisplay,
 ) -> list[dict[str, Any]]:
     """The rows of the robustness measurement."""
     from ..evaluation.bench import backbone_name
@@ -221,7 +221,7 @@ def _opened(
     backbone: str,
     load: dict[str, Any],
     cases: int,
-    progress: Progress,
+    progress: ProgressDisplay,
     distinct: bool = False,
 ) -> tuple[Backbone, NamedData, Provenance]:
     """The backbone, the data with at least this many cases if it is drawn, and where both come from."""
@@ -289,7 +289,7 @@ def demo(
 
     screen = console()
     screen.quiet = json
-    with resumable("the demo"), Progress() as progress:
+    with resumable("the demo"), ProgressDisplay() as progress:
         result = run_demo(out, edits, editor_path, screen, progress.report, command_line())
     if json:
         print_json(result)

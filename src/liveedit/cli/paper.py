@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..experiments.papers import OWN, TABLE_1, TABLES
 from .arguments import loading, named_values, settings_of
-from .console import Progress, console, load_quietly, print_json
+from .console import ProgressDisplay, console, load_quietly, print_json
 from .options import DistinctSubjects, Json, LoadOptions, OneSeed, Out, with_options
 from .paper_options import (
     DataSource,
@@ -193,7 +193,7 @@ def _run_trained(
 ) -> int | None:
     from ..experiments.liveedit.trained_runs import training_cases
 
-    with Progress() as progress:  # Drawn here, once, and not by several processes at the same time.
+    with ProgressDisplay() as progress:  # Drawn here, once, and not by several processes at the same time.
         training_cases(trained.training, progress.of("drawing the training cases"))
     return run_paper(experiment, out, options, [data], cases)
 
@@ -286,7 +286,7 @@ def _instances(
     if stray := sorted(folders.keys() - set(backbones)):
         raise InvalidInputError(f"--editor-path names {', '.join(stray)}; the backbones are {', '.join(backbones)}.")
     entries, remarks = Entries(), []
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         cases = open_data(options.data, edits, progress.of("drawing")).cases[:edits]
         for name in backbones:
             frozen = load_backbone(name, **loading(options.load))

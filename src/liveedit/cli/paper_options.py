@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from .arguments import command_line, loading, settings_of
-from .console import Progress, console, note, print_json, resumable
+from .console import ProgressDisplay, console, note, print_json, resumable
 from .options import Batch, FewEditsCases, Json, LoadOptions, MaxNewTokens, MixedPrecision
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run_paper(experiment: Experiment, out: Path, options: RunOptions, data: Sequ
     from ..experiments.experiment import run_experiment
 
     workers = options.workers
-    with resumable(f"liveedit paper {experiment.name}"), Progress() as progress:
+    with resumable(f"liveedit paper {experiment.name}"), ProgressDisplay() as progress:
         for source in data:  # Drawn here, once, and not by several processes at the same time.
             open_data(source, cases, progress.of("drawing"))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .console import Progress, load_quietly, print_fields, print_json, resumable
+from .console import ProgressDisplay, load_quietly, print_fields, print_json, resumable
 from .options import Json
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def train_backbone(
         raise InvalidInputError(f"There is no built-in backbone {name!r}. Give one of {known}.")
     given = {key: value for key, value in settings.items() if value is not None}
     started = time.monotonic()
-    with resumable("the training"), Progress() as progress:
+    with resumable("the training"), ProgressDisplay() as progress:
         accuracy = train({"backbone": name, "seed": seed, "save_every": save_every, **given}, out, card, progress)
     result = {
         "model": str(out / "model"),
@@ -94,7 +94,7 @@ def _train_with_vision(
     settings: dict[str, Any],
     out: Path,
     card: bool,
-    progress: Progress,
+    progress: ProgressDisplay,
 ) -> Accuracy | None:
     from ..backbones import load_backbone
     from ..pretraining.cards import CARD_SEED, measure_backbone, write_card
@@ -114,7 +114,9 @@ def _train_with_vision(
     return accuracy
 
 
-def _train_language_model(settings: dict[str, Any], out: Path, card: bool, progress: Progress) -> Accuracy | None:
+def _train_language_model(
+    settings: dict[str, Any], out: Path, card: bool, progress: ProgressDisplay
+) -> Accuracy | None:
     from ..backbones import load_backbone
     from ..pretraining.cards import LANGUAGE_CARD_SEED, measure_language_model, write_language_card
     from ..pretraining.language_models import LANGUAGE_MODELS, LanguageModelConfig, train_language_model

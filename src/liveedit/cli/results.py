@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from .arguments import command_line
-from .console import Progress, console, load_quietly, print_json, resumable
+from .console import ProgressDisplay, console, load_quietly, print_json, resumable
 from .options import Json
 
 results = typer.Typer(no_args_is_help=True, help="Verify measured results, or have their answers judged.")
@@ -33,7 +33,7 @@ def verify_results(
     load_quietly()
     from ..experiments.verification import verify_folder
 
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         found = verify_folder(folder, progress.of("scoring answers again"))
     if json:
         print_json(found.to_dict())
@@ -72,7 +72,7 @@ def judge_results(
     if key_variable is not None and not key:
         raise typer.BadParameter(f"--key-variable {key_variable!r}: the environment has no such variable. Set it.")
     judge = Judge(endpoint, model, key)
-    with resumable("the judging"), Progress() as progress:
+    with resumable("the judging"), ProgressDisplay() as progress:
         rows = judge_folder(folder, judge, workers, progress.of("judging answers"))
     report = write_judged_report(rows, judge, folder, command_line())
     if json:

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import ConfigError
 from .arguments import settings_of
-from .console import Progress, load_quietly, print_fields, print_json, resumable
+from .console import ProgressDisplay, load_quietly, print_fields, print_json, resumable
 from .options import Json
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def train(
     found = read_folder(photos)
     known = photo_classes((each.key for each in found.classes), read_classes(classes) if classes else None)
     started = time.monotonic()
-    with resumable("the training"), Progress() as progress:
+    with resumable("the training"), ProgressDisplay() as progress:
         parts = PhotoModelParts.pretrained(language_model)
         train_photo_model(folder, found, parts, config, known, progress.report)
         seconds = round(time.monotonic() - started, 1)
@@ -91,7 +91,7 @@ def _card(
     parts: PhotoModelParts,
     config: PhotoTrainingConfig,
     most: int | None,
-    progress: Progress,
+    progress: ProgressDisplay,
 ) -> Accuracy:
     """Measure the model and write the card beside it."""
     from ..backbones import load_backbone

@@ -15,7 +15,7 @@ import typer
 
 from ..registry import DEFAULT_TRAINED_EDITOR
 from .arguments import loading, settings_of
-from .console import Progress, byte_size, load_quietly, print_fields, print_json, resumable
+from .console import ProgressDisplay, byte_size, load_quietly, print_fields, print_json, resumable
 from .options import BackboneName, Json, LoadOptions
 from .training_data import TrainingData
 
@@ -246,7 +246,7 @@ def _reporting(processes: Processes) -> Iterator[TaskProgress]:
     if not processes.is_first:
         yield no_task_progress
         return
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
 
         def report(task: str, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
             if task.endswith(" validation"):
