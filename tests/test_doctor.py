@@ -15,7 +15,7 @@ from torch import nn
 
 from liveedit.backbones import load_backbone
 from liveedit.backbones.loading import DeviceMap, Quantization
-from liveedit.doctor import examine
+from liveedit.doctor import _outcome, examine
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.testing.family_models import FAMILIES
@@ -101,3 +101,11 @@ def test_the_command_says_one_sentence_and_exits_with_one(tmp_path: Path) -> Non
 def _doctor(folder: Path, *further: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "liveedit", "doctor", "--backbone", str(folder), *further]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_an_error_without_a_message_is_reported_by_its_type() -> None:
+    def fails() -> str:
+        raise RuntimeError
+
+    check = _outcome("a property", fails)
+    assert (check.holds, check.detail) == (False, "RuntimeError: RuntimeError")

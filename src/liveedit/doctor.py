@@ -13,7 +13,7 @@ from torch import Tensor
 from .backbones import Backbone
 from .backbones.families import known_model_types
 from .editors.reference import ReferenceEditor, small_editor
-from .errors import LiveEditError
+from .errors import LiveEditError, first_line
 from .progress import TaskProgress, no_task_progress
 from .samples import Edit, Question
 from .testing.backbone_checks import ANSWERS, BackboneChecks
@@ -70,7 +70,7 @@ def _outcome(name: str, test: Callable[[], str]) -> Check:
     except _BrokenError as broken:
         return Check(name, False, str(broken))
     except (LiveEditError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        return Check(name, False, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        return Check(name, False, f"{type(error).__name__}: {first_line(error)}")
 
 
 class _BrokenError(Exception):

@@ -115,3 +115,8 @@ class ServiceStoppingError(ServiceError):
 def issues_of(error: ValidationError) -> str:
     """The issues of a pydantic validation error, in one line."""
     return "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, without its final mark; the name of its type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .. import registry
-from ..errors import BackboneError
+from ..errors import BackboneError, first_line
 from .backbone import Backbone
 from .built_in import BUILT_IN, MADE_HERE, built_in_folder
 from .families import backbone_class
@@ -185,18 +185,14 @@ def _quantization(kind: Quantization) -> BitsAndBytesConfig:
 
 def _not_loaded(name: str, error: Exception) -> str:
     if isinstance(error, SafetensorError):
-        reason = f"its weights are damaged or cut off ({_first_line(error)})"
+        reason = f"its weights are damaged or cut off ({first_line(error)})"
     elif isinstance(error, StrictDataclassError):
         reason = f"its config.json has impossible values ({' '.join(str(error).split()).rstrip('.')})"
     elif Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         reason = "the folder has no config.json, so it holds no transformers checkpoint"
     else:
-        reason = _first_line(error)
+        reason = first_line(error)
     return (
         f"The backbone {name!r} could not be loaded: {reason}. Give a built-in name ({', '.join(BUILT_IN)}), a folder "
         "with a transformers checkpoint, a GGUF file, or a hub name."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

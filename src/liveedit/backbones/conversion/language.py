@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig
 
-from ...errors import BackboneError, NotFoundError
+from ...errors import BackboneError, NotFoundError, first_line
 from ..families.blip2 import MINIGPT4_CHAT_TEMPLATE
 from .vision import read_config
 from .weight_files import CheckpointFolder, WeightSource, some_names
@@ -126,7 +126,7 @@ def _read_settings(folder: Path) -> tuple[LlamaConfig, Any]:
         config = LlamaConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # Tokenizer libraries raise many types.
-        reason = str(error).strip().split("\n")[0].rstrip(". ")
+        reason = first_line(error)
         raise BackboneError(
             f"The configuration or the tokenizer of {folder} could not be read ({reason}). A folder with "
             "tokenizer.model and no tokenizer.json needs `pip install sentencepiece protobuf`."

@@ -18,7 +18,7 @@ from transformers import (
     BlipImageProcessorPil,
 )
 
-from ...errors import BackboneError, InvalidInputError, NotFoundError
+from ...errors import BackboneError, InvalidInputError, NotFoundError, first_line
 from .weight_files import CheckpointFolder, TorchFile, WeightSource, some_names
 
 VISION_PREFIXES = ("vision_model.", "qformer.", "query_tokens")
@@ -86,7 +86,7 @@ def _from_folder(folder: Path) -> VisionParts:
         config: Any = Blip2Config.from_pretrained(folder, local_files_only=True)
         image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(". ")
+        reason = first_line(error)
         raise BackboneError(
             f"The configuration of {folder} could not be read ({reason}). It needs config.json and "
             "preprocessor_config.json; download them again."

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...errors import BackboneError, NotFoundError
+from ...errors import BackboneError, NotFoundError, first_line
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -80,7 +80,7 @@ class TorchFile:
         except pickle.UnpicklingError as error:
             raise BackboneError(
                 f"{self.path} ({_size(self.path)}) is damaged, no checkpoint of PyTorch, or holds more than weights "
-                f"({_first_line(error)}), which is not unpickled for the sake of safety. Download it again; or, where "
+                f"({first_line(error)}), which is not unpickled for the sake of safety. Download it again; or, where "
                 "you trust it, load it yourself and save its weights alone."
             ) from error
         except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -162,13 +162,9 @@ def _existing(path: Path) -> Path:
 
 def _damaged(path: Path, error: Exception) -> BackboneError:
     return BackboneError(
-        f"{path} ({_size(path)}) is damaged or not downloaded to its end ({_first_line(error)}). Download it again."
+        f"{path} ({_size(path)}) is damaged or not downloaded to its end ({first_line(error)}). Download it again."
     )
 
 
 def _size(path: Path) -> str:
     return f"{path.stat().st_size:,} bytes" if path.is_file() else "missing"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(". ")
