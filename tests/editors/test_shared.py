@@ -143,7 +143,7 @@ def test_what_is_no_text_encoder_is_told(tmp_path: Path) -> None:
 
 
 def test_the_border_lies_where_it_is_set() -> None:
-    similarity = ScopeSimilarity(temperature=2.0, border=0.25)
+    similarity = ScopeSimilarity(temperature=2.0, threshold=0.25)
     scores = similarity(torch.tensor([0.0, 0.25, 1.0]))
     torch.testing.assert_close(scores, math.exp(2.0) * torch.tensor([-0.25, 0.0, 0.75]))
 

@@ -72,7 +72,7 @@ def test_the_nearest_edits_prompt_stands_before_the_query(editor: Recipe, edits:
     fired = editor.fired()
     assert fired is not None
     assert [row[0].edit_id for row in fired] == [("first", "second")[int(n)] for n in nearest]
-    margins = (sought * keys[nearest]).sum(1) - sought @ editor.modules.border
+    margins = (sought * keys[nearest]).sum(1) - sought @ editor.modules.sentinel_key
     assert [row[0].margin for row in fired] == pytest.approx(margins.tolist(), abs=1e-4)
 
 

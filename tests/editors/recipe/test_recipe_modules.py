@@ -66,7 +66,7 @@ def test_prompts_have_their_shape_and_features_unit_length(
 ) -> None:
     assert modules.generator(tokens()).shape == (1, 3, 192)
     keys, queries = modules.both(tokens())
-    for features in (keys, queries, modules.border[None]):
+    for features in (keys, queries, modules.sentinel_key[None]):
         torch.testing.assert_close(features.norm(dim=1), torch.ones(1))
     assert torch.equal(modules.keys(tokens()), keys)
     assert torch.equal(modules.queries(tokens()), queries)

@@ -109,8 +109,8 @@ class LearningToEdit(TrainedEditor, RetrievalEditor[TextExpert]):
     def _prepare(self, questions: Sequence[Question]) -> list[PreparedQuestion]:
         """Each question after its edits; their margins are cosines, less the threshold if there is one."""
         found = self.retrieve(questions)
-        border = self.modules.threshold() or 0.0
-        self._fired = [tuple(Fired(edit_id, 1 / len(row), near - border) for edit_id, near in row) for row in found]
+        threshold = self.modules.threshold() or 0.0
+        self._fired = [tuple(Fired(edit_id, 1 / len(row), near - threshold) for edit_id, near in row) for row in found]
         edits = [[self.get(edit_id).edit for edit_id, _ in row] for row in found]
         return [PreparedQuestion(with_edits(self.config, *pair)) for pair in zip(questions, edits, strict=True)]
 

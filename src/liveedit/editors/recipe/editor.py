@@ -99,7 +99,7 @@ class Recipe(TrainedEditor, RetrievalEditor[PromptExpert]):
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 would blur similarities.
             queries = self.modules.queries(tokens)
             ids, similarity = self.memory.nearest(queries)
-            margins = (similarity - queries @ self.modules.border).tolist()
+            margins = (similarity - queries @ self.modules.sentinel_key).tolist()
         found = list(zip(questions, ids, margins, strict=True))
         self._fired = [(Fired(edit_id, 1.0, margin),) if margin > 0 else () for _, edit_id, margin in found]
         return [

@@ -64,8 +64,8 @@ class RecipeModules(nn.Module):
         return F.normalize(keys + self.as_query(keys).float(), dim=-1)
 
     @property
-    def border(self) -> Tensor:
-        """The sentinel's vector, (features,), of unit length."""
+    def sentinel_key(self) -> Tensor:
+        """The key of the sentinel, (features,), of unit length. (The parameter `sentinel` has any length.)"""
         return F.normalize(self.sentinel, dim=-1)
 
     @property

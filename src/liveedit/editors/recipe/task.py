@@ -40,9 +40,9 @@ class RecipeTask(ScopeTask):
         queries = torch.cat([own_queries, modules.queries(pairs.queries.tokens)])
         own = torch.cat([pairs.edits.reached_by(pairs.edits), pairs.own])
         with self.full_precision():
-            edits, border = modules.scale * queries @ keys.T, modules.scale * queries @ modules.border
-            loss = retrieval_loss(edits, border, own)
-        fires = edits > border[:, None]
+            edits, sentinel = modules.scale * queries @ keys.T, modules.scale * queries @ modules.sentinel_key
+            loss = retrieval_loss(edits, sentinel, own)
+        fires = edits > sentinel[:, None]
         figures = {
             "own_passes": 100 * fires[own].float().mean().item(),
             "others_pass": 100 * (fires & ~own).any(1).float().mean().item(),
@@ -124,7 +124,7 @@ class RecipeTask(ScopeTask):
         """(cases,) booleans."""
         queries = modules.queries(self.rows(cases, [[name]] * len(cases)).tokens)
         ids, similarity = memory.nearest(queries)
-        fires = (similarity > queries @ modules.border).tolist()
+        fires = (similarity > queries @ modules.sentinel_key).tolist()
         if name in LOCALITY:
             return ~torch.tensor(fires)
         own = [edit_id == str(case) for edit_id, case in zip(ids, cases, strict=True)]
@@ -150,5 +150,5 @@ def retrieval_loss(edits: Tensor, sentinel: Tensor, own: Tensor) -> Tensor:
     share = own[inside].float() / own[inside].sum(1, keepdim=True)
     found = -(everything * share).sum(1)
     others = torch.cat([edits.masked_fill(own, float("-inf")), sentinel], 1)
-    border = -others.log_softmax(1)[:, -1]
-    return border.mean() + (found.mean() if len(found) else found.sum())
+    sentinel_found = -others.log_softmax(1)[:, -1]
+    return sentinel_found.mean() + (found.mean() if len(found) else found.sum())

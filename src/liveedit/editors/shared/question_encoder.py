@@ -79,12 +79,15 @@ class QuestionEncoder(nn.Module):
 
 
 class ScopeSimilarity(nn.Module):
-    """`s = exp(t) cos(query, edit) - b`, t and b trained: a query is in an edit's scope if s > 0."""
+    """`s = exp(t) cos(query, edit) - b`, t and b trained: a query is in an edit's scope if s > 0.
 
-    def __init__(self, temperature: float = 3.0, border: float = 0.5):
+    threshold: the cosine from which on s > 0, before training.
+    """
+
+    def __init__(self, temperature: float = 3.0, threshold: float = 0.5):
         super().__init__()
         self.temperature = nn.Parameter(torch.tensor(temperature))
-        self.offset = nn.Parameter(torch.tensor(border * math.exp(temperature)))
+        self.offset = nn.Parameter(torch.tensor(threshold * math.exp(temperature)))
 
     def forward(self, cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """s of each cosine."""
