@@ -10,7 +10,7 @@ from ..files import write_json, write_text
 from .judging import INSTRUCTION, Judge
 from .lines import metric_label
 from .provenance import Stopwatch, package_versions
-from .report_tables import MISSING
+from .report_tables import figure_text
 from .table import Table
 
 Row = Mapping[str, Any]
@@ -34,10 +34,10 @@ def judged_table(rows: Sequence[Row], judge: str) -> Table:
             str(row["seed"]),
             metric_label(name),
             f"{metric['count']:,}",
-            _cell(metric["judged_right"]),
-            _cell(metric["exact_match"]),
-            _cell(metric["agreement"]),
-            MISSING if metric["kappa"] is None else f"{metric['kappa']:.2f}",
+            figure_text(metric["judged_right"]),
+            figure_text(metric["exact_match"]),
+            figure_text(metric["agreement"]),
+            figure_text(metric["kappa"], 2),
             f"{metric['unreadable']:,}",
         )
         for row in rows
@@ -50,7 +50,3 @@ def judged_table(rows: Sequence[Row], judge: str) -> Table:
         "Unreadable: replies that are no verdict. Replies are in results/*.verdicts.jsonl, as they came.",
     )
     return Table(f"Judged by {judge}", (*header, "κ", "Unreadable"), tuple(lines), notes, 4, 3)
-
-
-def _cell(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.1f}"

@@ -138,7 +138,7 @@ def _ends(scores: Mapping[str, Sequence[float]]) -> str:
 
 def _place(stretch: Mapping[str, float | None]) -> str:
     values = (stretch[score] for score, _ in REPORTED)
-    return joined_figures(MISSING if value is None else f"{value:.1f}" for value in values)
+    return joined_figures(figure_text(value) for value in values)
 
 
 _QUANTITIES: Final[tuple[tuple[str, str, str | None], ...]] = (
@@ -248,6 +248,11 @@ def score_cell(line: Line, metric: str, answer_type: str | None = None) -> str:
     """The figures of `REPORTED`, each with its standard deviation if there are several seeds."""
     scores = (line.score(metric, score, answer_type) for score, _ in REPORTED)
     return joined_figures(number_cell(score, line.seeds) for score in scores)
+
+
+def figure_text(value: float | None, decimals: int = 1) -> str:
+    """A figure with this many decimals; `MISSING` if there is none."""
+    return MISSING if value is None else f"{value:.{decimals}f}"
 
 
 def number_cell(spread: Spread | None, seeds: int) -> str:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ...editors.lemoe import LemoeConfig
 from ...errors import ConfigError, issues_of
 from ...evaluation.lines import lines_of
-from ...evaluation.report_tables import MISSING, joined_figures, main_table
+from ...evaluation.report_tables import MISSING, figure_text, joined_figures, main_table
 from ...evaluation.scoring import REPORTED, SCORES, Spread
 from ...evaluation.table import Table
 from ..experiment import Experiment
@@ -106,10 +106,10 @@ def checked_settings(given: Settings | None) -> tuple[tuple[str, Any], ...]:
 
 
 def _label(routing: str, share: float) -> str:
-    return f"{routing}, {_named(share)}"
+    return f"{routing}, {_order_name(share)}"
 
 
-def _named(share: float) -> str:
+def _order_name(share: float) -> str:
     return {0.0: "planned order", 1.0: "random order"}.get(share, f"{share:.0%} of the plan shuffled")
 
 
@@ -125,7 +125,7 @@ def summarize_2(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findi
         title=_TITLE_2,
         rows=rows,
         tables=[main_table(lines, _TITLE_2), _consistency_table(rows), _batch_table(rows)],
-        summary=[*_each(rows, _forgetting), _SOURCE],
+        summary=[*_sentences(rows, _forgetting), _SOURCE],
         drawings=(partial(_draw, rows, FIGURE_2, draw_forgetting, _TITLE_2),),
         failed=failed,
     )
@@ -171,7 +171,9 @@ def _batch_table(rows: Sequence[Row]) -> Table:
         edits = 0
         for number, size in enumerate(row["batch_sizes"]):
             edits += size
-            found = [joined_figures(_of_batch(which, score, number) for score, _ in REPORTED) for which in (row, last)]
+            found = [
+                joined_figures(_batch_figure(which, score, number) for score, _ in REPORTED) for which in (row, last)
+            ]
             cells.append((row["backbone"], row["router"], str(row["seed"]), f"{edits:,}", *found))
     header = ("Backbone", "Routing", "Seed", "Edits made", "Immediately", "Finally")
     note = (
@@ -197,7 +199,7 @@ def summarize_3(rows: Sequence[Row], failed: Sequence[tuple[str, str]]) -> Findi
         title=_TITLE_3,
         rows=rows,
         tables=[main_table(lines, f"{_TITLE_3}: asked after all edits"), _similarity_table(final)],
-        summary=[*_each(final, _orders), _SOURCE],
+        summary=[*_sentences(final, _orders), _SOURCE],
         drawings=(partial(_draw, final, FIGURE_3, draw_orders, _TITLE_3),),
         failed=failed,
     )
@@ -241,9 +243,9 @@ def _orders(backbone: str, data: str, rows: Sequence[Row]) -> list[str]:
 def _similarity_table(rows: Sequence[Row]) -> Table:
     cells = tuple(
         (
-            *(row["backbone"], row["router"], _named(row["shuffled"]), str(row["order"])),
-            *(_hundredth(row[f"{where}_similarity"]) for where in ("within", "between")),
-            joined_figures(_one(_reliability(row, score)) for score, _ in REPORTED),
+            *(row["backbone"], row["router"], _order_name(row["shuffled"]), str(row["order"])),
+            *(figure_text(row[f"{where}_similarity"], 2) for where in ("within", "between")),
+            joined_figures(figure_text(_reliability(row, score)) for score, _ in REPORTED),
         )
         for row in sorted(rows, key=lambda row: (row["backbone"], row["router"], row["shuffled"], row["order"]))
     )
@@ -270,7 +272,7 @@ def _draw(
     ]
 
 
-def _each(rows: Sequence[Row], describe: Callable[[str, str, Sequence[Row]], list[str]]) -> list[str]:
+def _sentences(rows: Sequence[Row], describe: Callable[[str, str, Sequence[Row]], list[str]]) -> list[str]:
     return [
         sentence for (backbone, data), own in _by_setting(rows).items() for sentence in describe(backbone, data, own)
     ]
@@ -295,8 +297,8 @@ def _reliability(row: Row, score: str) -> float | None:
     return row["metrics"]["reliability"].get(score)
 
 
-def _of_batch(row: Row, score: str, number: int) -> str:
-    return _one(row["batches"][score][number]) if score in row["batches"] else MISSING
+def _batch_figure(row: Row, score: str, number: int) -> str:
+    return figure_text(row["batches"][score][number]) if score in row["batches"] else MISSING
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -313,13 +315,5 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     return sum(a * b for a, b in zip(first, second, strict=True)) / length if length > 1e-9 else None
 
 
-def _one(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.1f}"
-
-
-def _hundredth(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
-
-
-def _percent(value: float | None) -> str:
-    return _one(None if value is None else 100 * value)
+def _percent(share: float | None) -> str:
+    return figure_text(None if share is None else 100 * share)
