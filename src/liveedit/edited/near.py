@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..answering import Answering
-from ..answers import FIRING_THRESHOLD, Answer, same_answer
+from ..answers import FIRING_THRESHOLD, Answer, Fired, same_answer
 from ..editors.base import ExpertEditor
 from ..errors import EditPurgedError, InvalidInputError
 from ..experts import Expert
@@ -97,48 +97,65 @@ def _near_active(
     answering: Answering, editor: ExpertEditor[Any], store: EditStore, edit: StoredEdit, most: int, active_id: str
 ) -> list[NearEdit]:
     expert = editor.get(active_id)
-    found = [near for near in editor.neighbours(expert, most + 1) if near.edit_id != active_id][:most]
-    others = [store.get(near.edit_id) for near in found]
-    about = [question_of(store, one) for one in (edit, *others)]
-    asked = [place for place, (kind, _) in enumerate(about) if kind != "nothing"]
-    questions = [Question((edit, *others)[place].prompt, about[place][1]) for place in asked]
-    answers = dict(zip(asked, answering.ask_all(questions, 1), strict=True)) if found else {}
-    estimated: dict[str, float] | None = None
-    if len(answers) < len(about) and (margin := _margin(answers.get(0), active_id)) is not None:
-        estimated = editor.estimated_weights(expert, margin) if editor.estimates_weights else None
-
-    def there(place: int, edit_id: str) -> tuple[float | None, bool]:
-        if place in answers or estimated is None:
-            return _weight(answers.get(place), active_id), False
-        return estimated.get(edit_id, 0.0), True
-
-    near: list[NearEdit] = []
-    for place, (one, other) in enumerate(zip(found, others, strict=True), start=1):
-        weight_there, is_estimate = there(place, other.id)
-        near.append(
+    nearest = [near for near in editor.neighbours(expert, most + 1) if near.edit_id != active_id][:most]
+    if not nearest:
+        return []
+    others = [store.get(near.edit_id) for near in nearest]
+    own, *replies = _ask_again(answering, store, (edit, *others))
+    estimates: dict[str, float] | None = None
+    if any(reply.answer is None for reply in (own, *replies)) and editor.estimates_weights:
+        margin = own.margin_of(active_id)
+        estimates = None if margin is None else editor.estimated_weights(expert, margin)
+    found: list[NearEdit] = []
+    for near, other, reply in zip(nearest, others, replies, strict=True):
+        weight_there, is_estimate = reply.weight_of(active_id), False
+        if reply.answer is None and estimates is not None:
+            weight_there, is_estimate = estimates.get(other.id, 0.0), True
+        found.append(
             NearEdit(
                 edit_id=other.id,
                 prompt=other.prompt,
                 answer=other.answer,
                 image_name=other.image_name,
-                similarity=one.similarity,
-                weight_here=_weight(answers.get(0), other.id),
+                similarity=near.similarity,
+                weight_here=own.weight_of(other.id),
                 weight_there=weight_there,
                 is_estimate=is_estimate,
-                asked_about=about[place][0],
+                asked_about=reply.asked_about,
                 answers_differ=not same_answer(other.answer, edit.answer),
             )
         )
-    return near
+    return found
 
 
-def _weight(answer: Answer | None, edit_id: str) -> float | None:
-    """The weight of an edit in an answer, also if the answer was withheld; None if that is not known."""
-    if answer is None or answer.fired is None:
-        return None
-    return sum(one.weight for one in (*answer.fired, *answer.withheld) if one.edit_id == edit_id)
+@dataclass(frozen=True)
+class _Reply:
+    """The model's reply to the question of an edit. answer: None if the question could not be asked."""
+
+    asked_about: AskedAbout
+    answer: Answer | None
+
+    @property
+    def fired(self) -> tuple[Fired, ...] | None:
+        """The edits that fired, also if the answer was withheld; None if that is not known."""
+        if self.answer is None or self.answer.fired is None:
+            return None
+        return (*self.answer.fired, *self.answer.withheld)
+
+    def weight_of(self, edit_id: str) -> float | None:
+        """The weight of an edit in the answer; None if that is not known."""
+        return None if self.fired is None else sum(one.weight for one in self.fired if one.edit_id == edit_id)
+
+    def margin_of(self, edit_id: str) -> float | None:
+        """The margin of an edit that fired for the question."""
+        return next((one.margin for one in self.fired or () if one.edit_id == edit_id), None)
 
 
-def _margin(answer: Answer | None, edit_id: str) -> float | None:
-    fired = () if answer is None else (*(answer.fired or ()), *answer.withheld)
-    return next((one.margin for one in fired if one.edit_id == edit_id), None)
+def _ask_again(answering: Answering, store: EditStore, edits: Sequence[StoredEdit]) -> list[_Reply]:
+    """Ask the questions of these edits, as far as their images were kept. Of each answer the first token is enough."""
+    about = [question_of(store, edit) for edit in edits]
+    questions = [
+        Question(edit.prompt, image) for edit, (kind, image) in zip(edits, about, strict=True) if kind != "nothing"
+    ]
+    answers = answering.ask_all(questions, 1)
+    return [_Reply(kind, None if kind == "nothing" else next(answers)) for kind, _ in about]
