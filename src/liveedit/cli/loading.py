@@ -48,7 +48,12 @@ class ModelOptions:
         """
         from ..edited.model import EditedModel
 
-        options = {"editor": self.editor, "editor_path": self.editor_path, "experts_on": self.experts_on, **further}
+        options: dict[str, Any] = {
+            "editor": self.editor,
+            "editor_path": self.editor_path,
+            "experts_on": self.experts_on,
+            **further,
+        }
         if backbone is None:
             options |= loading(self.load)
         with spinner("loading", not json) as steps, steps_reported(steps):
