@@ -157,5 +157,5 @@ def _ask_again(answering: Answering, store: EditStore, edits: Sequence[StoredEdi
     questions = [
         Question(edit.prompt, image) for edit, (kind, image) in zip(edits, about, strict=True) if kind != "nothing"
     ]
-    answers = answering.ask_all(questions, 1)
+    answers = iter(answering.ask_all(questions, 1))
     return [_Reply(kind, None if kind == "nothing" else next(answers)) for kind, _ in about]
