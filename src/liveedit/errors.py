@@ -114,4 +114,5 @@ class ServiceStoppingError(ServiceError):
 
 def issues_of(error: ValidationError) -> str:
     """The issues of a pydantic validation error, in one line."""
-    return "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
+    found = ((".".join(map(str, issue["loc"])), issue["msg"]) for issue in error.errors())
+    return "; ".join(f"{place}: {message}" if place else message for place, message in found)

@@ -53,9 +53,9 @@ def _print(diagnosis: Diagnosis) -> None:
         {
             "edit layer": f"{plan['edit_layer']} of {plan['layers']}, counted from 0 (two thirds of the depth)",
             "model": _size(plan["model_bytes"]),
-            "editor": f"{plan['editor_parameters'] / 1e6:.1f} million parameters, {_size(plan['editor_bytes'])}; "
-            f"{_size(plan['editor_training_bytes'])} in training, with gradients and AdamW",
-            "edits": f"{plan['edits']:,} take {_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes each "
+            "trained editor": f"{plan['editor_parameters'] / 1e6:.1f} million parameters, "
+            f"{_size(plan['editor_bytes'])}; {_size(plan['editor_training_bytes'])} while it is trained",
+            "its edits": f"{plan['edits']:,} take {_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes each "
             f"(d_m {plan['module_width']}, rank {plan['rank']})",
         },
         title="Plan",

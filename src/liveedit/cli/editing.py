@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..answers import above_threshold
+from ..errors import InvalidInputError
 from .arguments import (
     Author,
     BackboneName,
@@ -115,8 +116,11 @@ def edit(
     """Correct the model: from now on it gives this answer to this question about this image."""
     wait_without_spinning()
     load_quietly()
+    from ..images import open_image
     from .probes import probes_of
 
+    if image is not None:
+        open_image(image)  # An image that cannot be read is refused before a model is loaded.
     rephrasings, questions = probes_of(probes, image, rephrasing or [], locality or [])
     options = {"edits": edits, "editor": editor, "editor_path": editor_path, "experts_on": experts_on, **loading(load)}
     loaded = loaded_model(backbone, keep_images=keep_image, json=json, **options)
@@ -158,9 +162,14 @@ def ask(
     from ..answering import Answering
     from ..backbones import load_backbone
     from ..editors import editor_class
+    from ..images import open_image
     from ..samples import Question
     from ..store.locations import is_absent
 
+    if at is not None and edits is None:
+        raise InvalidInputError(f"--at {at} was given without --edits. Give the edits file as well.")
+    if image is not None:
+        open_image(image)  # An image that cannot be read is refused before a model is loaded.
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking must not create the file.
     if editor is not None:
         editor_class(editor)

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from ..errors import ConfigError, issues_of
 from .arguments import BackboneName, EditorName, EditorPath, EditsLocation, ExpertsOn, Json, LoadOptions, loading
-from .console import console, load_quietly, note, print_fields, print_json
+from .console import console, counted, load_quietly, note, print_fields, print_json
 from .loading import loaded_model
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def serve(
     with closing(reserved(host, port)) as bound, loaded_model(backbone, **options) as model:
         called, port = name or model_name(backbone), bound.getsockname()[1]
         server = server_of(model, called, settings, holders, host, port)
-        note(f"Serving {called!r} with {len(model):,} edits at {host}, port {port}. Stop it with SIGTERM or Ctrl-C.")
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        note(f"Serving {called!r} with {counted(len(model), 'edit')} at {address}. Stop it with SIGTERM or Ctrl-C.")
         server.run([bound])
 
 
