@@ -114,7 +114,8 @@ class ServiceStoppingError(ServiceError):
 
 def issues_of(error: ValidationError) -> str:
     """The issues of a pydantic validation error, in one line."""
-    return "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
+    found = ((".".join(map(str, issue["loc"])), issue["msg"]) for issue in error.errors())
+    return "; ".join(f"{place}: {message}" if place else message for place, message in found)
 
 
 def first_line(error: Exception) -> str:

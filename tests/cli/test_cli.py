@@ -229,6 +229,19 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         assert word in err
 
 
+def test_edits_of_another_model_are_named_and_not_its_missing_editor(
+    run: Run, tmp_path: Path, editor_folder: Path, image_file: Path
+) -> None:
+    file = tmp_path / "edits.db"
+    made = run(
+        *("edit", "--edits", file, "--editor-path", editor_folder, "--prompt", PROMPT, "--image", image_file),
+        *("--answer", "a mirror", "--no-must-take"),
+    )
+    assert made[0] == 0, made[2]
+    asked = ("ask", "--edits", file, "--backbone", "tiny-llama-lm", "--prompt", PROMPT)
+    refused(run(*asked), "belongs to the model 'tiny-llava'", "loaded is the model 'tiny-llama-lm'")
+
+
 def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, editor_folder: Path, image_file: Path) -> None:
     file = tmp_path / "edits.db"
     shared = ("--edits", file, "--editor-path", editor_folder)
@@ -241,7 +254,10 @@ def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, editor_folde
     refused(run("ask", *ask, "--editor", "ft-l"), "'ft-l'")
     refused(run("ask", "--prompt", PROMPT, "--editor-path", tmp_path / "empty"), "no trained editor and no calibration")
     refused(run("edit", "--edits", file), "--prompt")
+    refused(run("edits", "undo", "--edits", file), "'ID'", "See `liveedit edits undo --help`.")
+    refused(run("ask", "--prompt", PROMPT, "--at", 3), "--at 3", "--edits")
     refused(run("no-such-command"), "no-such-command")
+    refused(run("edt"), "'edit'", "? See `liveedit --help`.")
     refused(run("edits", "list", "--edits", tmp_path / "absent.db"), "absent.db")
     refused(run("edits", "list", "--edits", "mysql://me:secret@host/name"), "mysql", "postgresql://")
     assert list(tmp_path.iterdir()) == [], "what failed left an edits file"

@@ -97,7 +97,7 @@ def test_an_edit_is_checked_on_what_is_given(
     ("content", "message"),
     [
         (None, "No such file"),
-        ("{", "Invalid JSON"),
+        ("{", "cannot be used: Invalid JSON"),
         ('{"rephrasing": []}', "rephrasing: Extra inputs"),
         ('{"locality": [{"image": "a.png"}]}', "locality.0.prompt"),
         ('{"locality": [{"prompt": "?", "image": "absent.png"}]}', "absent.png"),

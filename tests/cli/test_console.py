@@ -82,6 +82,19 @@ def test_nothing_is_shown_elsewhere_or_with_json(
     assert (terminal.getvalue(), *capsys.readouterr()) == ("", "", "")
 
 
+def test_long_work_shows_a_line_every_15_seconds_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((100.0, 101.0, 114.0, 116.0, 120.0, 131.5))  # Of the start, and of each step.
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.spinner("editing", shown=True) as steps:
+        for step in range(5):
+            steps(step, 60)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["editing: step 2 of at most 60", "editing: step 4 of at most 60"]
+
+
 def test_the_command_passes_the_steps_on(
     run: Run, terminal: io.StringIO, tmp_path: Path, picture: Callable[[int], object]
 ) -> None:

@@ -229,8 +229,11 @@ def test_bodies_that_are_no_request_are_refused(client: TestClient, body: str) -
 
 
 def test_other_refusals_have_the_one_shape_too(client: TestClient) -> None:
-    assert refused(client.get("/nowhere"), 404, "unknown_route")["type"] == "not_found_error"
-    assert refused(client.get(CHAT), 405, "method_not_allowed")["type"] == "invalid_request_error"
+    nowhere, not_allowed = client.get("/nowhere"), client.get(CHAT)
+    assert refused(nowhere, 404, "unknown_route")["type"] == "not_found_error"
+    assert "/openapi.json" in refused(nowhere, 404, "unknown_route")["message"]
+    assert refused(not_allowed, 405, "method_not_allowed")["type"] == "invalid_request_error"
+    assert "Allowed: POST." in refused(not_allowed, 405, "method_not_allowed")["message"]
     refused(client.post(CHAT, content="{}", headers={"content-type": "text/plain"}), 415, "not_json")
     refused(client.post(CHAT, json={**chat(), "model": "other"}), 404, "model_not_found")
     error = refused(client.post(CHAT, json=chat("broken")), 500, "internal_error")

@@ -325,6 +325,15 @@ def test_a_file_belongs_to_one_backbone_and_one_editor(location: Path | str) -> 
                 opened.add(make_edit(), make_expert())
 
 
+def test_another_backbone_is_refused_whatever_its_editor(location: Path | str) -> None:
+    with bound(location) as opened:
+        opened.check_backbone("c" * 64, "blip2")  # It belongs to none yet.
+        opened.add(make_edit(), make_expert())
+        opened.check_backbone(BACKBONE, "another name of it")
+        with pytest.raises(StoreError, match=r"belongs to the model 'tiny-llava' .* loaded is the model 'blip2'"):
+            opened.check_backbone("c" * 64, "blip2")
+
+
 def test_nothing_is_added_before_the_model_is_named(location: Path | str) -> None:
     with EditStore(location) as opened:
         with pytest.raises(StoreError, match="Call `bind`"):

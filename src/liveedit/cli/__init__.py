@@ -105,7 +105,10 @@ def _sentence(error: Exception) -> str:
     """The message for an error."""
     describe_usage = getattr(error, "format_message", None)  # Errors of the option parser have this.
     if describe_usage is not None:
-        return f"{describe_usage().rstrip('. ')}. See `liveedit --help`, or --help after a command."
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "liveedit"
+        described = describe_usage().rstrip(". ")
+        return f"{described}{'' if described.endswith('?') else '.'} See `{command} --help`."
     if isinstance(error, LiveEditError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

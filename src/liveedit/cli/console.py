@@ -122,11 +122,17 @@ def resumable(what: str) -> Iterator[None]:
 def spinner(text: str, shown: bool) -> Iterator[Progress]:
     """A line on standard error that shows that something happens; gives a function of (steps done, most steps).
 
-    Nothing is shown if standard error is no terminal, or unless `shown`.
+    Elsewhere than on a terminal there is a line of the steps after 15 seconds, and then every 15. Nothing is shown
+    unless `shown`.
     """
     stderr = Console(stderr=True)
-    if not (shown and stderr.is_terminal):
+    if not shown:
         yield no_progress
+        return
+    if not stderr.is_terminal:
+        lines = Progress()
+        lines.wait()
+        yield lambda done, most: lines.line(f"{text}: step {done} of at most {most}")
         return
     with stderr.status(text) as status:
         yield lambda done, most: status.update(f"{text}: step {done} of at most {most}")
@@ -165,7 +171,7 @@ class ProgressDisplay:
         """Show that `done` of `total` items of a task are done, with figures such as a loss."""
         text = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in (figures or {}).items())
         if not self._terminal:
-            self._line(f"{what}: {done} of {total}" + (f" ({text})" if text else ""), done >= total)
+            self.line(f"{what}: {done} of {total}" + (f" ({text})" if text else ""), done >= total)
             return
         if what not in self._tasks:
             self._drop_finished()
@@ -185,7 +191,7 @@ class ProgressDisplay:
 
         def report(step: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
             if not self._terminal:
-                self._line(f"{what}: {done} of {total} ({step})", done >= total)
+                self.line(f"{what}: {done} of {total} ({step})", done >= total)
                 return
             self.report(what, done, total, figures)
             self._bars.update(self._tasks[what], description=f"{what}: {step}", refresh=True)
@@ -198,7 +204,12 @@ class ProgressDisplay:
                 self._bars.remove_task(task)
                 del self._tasks[name]
 
-    def _line(self, text: str, last: bool) -> None:
+    def wait(self) -> None:
+        """Write no line in the next 15 seconds."""
+        self._last_line = time.monotonic()
+
+    def line(self, text: str, last: bool = False) -> None:
+        """Print a line that stays, but one every 15 seconds at most, besides the last."""
         now = time.monotonic()
         if last or now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now

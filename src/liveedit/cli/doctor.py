@@ -54,9 +54,9 @@ def _print(diagnosis: Diagnosis) -> None:
         {
             "edit layer": f"{plan['edit_layer']} of {plan['layers']}, counted from 0 (two thirds of the depth)",
             "model": byte_size(plan["model_bytes"]),
-            "editor": f"{plan['editor_parameters'] / 1e6:.1f} million parameters, {byte_size(plan['editor_bytes'])}; "
-            f"{byte_size(plan['editor_training_bytes'])} in training, with gradients and AdamW",
-            "edits": f"{plan['edits']:,} take {byte_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes each "
+            "trained editor": f"{plan['editor_parameters'] / 1e6:.1f} million parameters, "
+            f"{byte_size(plan['editor_bytes'])}; {byte_size(plan['editor_training_bytes'])} while it is trained",
+            "its edits": f"{plan['edits']:,} take {byte_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes each "
             f"(d_m {plan['module_width']}, rank {plan['rank']})",
         },
         title="Plan",

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..answers import above_threshold
+from ..errors import InvalidInputError
 from .console import (
     InterruptedRunError,
     ProgressDisplay,
@@ -97,8 +98,11 @@ def edit(
     """Correct the model: from now on it gives this answer to this question about this image."""
     wait_without_spinning()
     load_quietly()
+    from ..images import open_image
     from .probes import probes_of
 
+    if image is not None:
+        open_image(image)  # An image that cannot be read is refused before a model is loaded.
     rephrasings, questions = probes_of(probes, image, rephrasing or [], locality or [])
     loaded = options.edited_model(edits, json=json, keep_images=keep_image)
     with loaded as model, spinner("editing", not json) as steps:
@@ -136,9 +140,14 @@ def ask(
     load_quietly()
     from ..answering import Answering
     from ..editors import editor_class
+    from ..images import open_image
     from ..samples import Question
     from ..store.locations import is_absent
 
+    if at is not None and edits is None:
+        raise InvalidInputError(f"--at {at} was given without --edits. Give the edits file as well.")
+    if image is not None:
+        open_image(image)  # An image that cannot be read is refused before a model is loaded.
     kept = edits if edits is not None and not is_absent(edits) else None  # Asking must not create the file.
     if options.editor is not None:
         editor_class(options.editor)

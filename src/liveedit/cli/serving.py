@@ -13,7 +13,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from ..errors import ConfigError, issues_of
-from .console import console, load_quietly, note, print_fields, print_json
+from .console import console, counted, load_quietly, note, print_fields, print_json
 from .loading import ModelOptions
 from .options import EditsLocation, Json, with_options
 
@@ -94,7 +94,8 @@ def serve(
     with closing(reserved(host, port)) as bound, loaded as model:
         called, port = name or model_name(options.backbone), bound.getsockname()[1]
         server = server_of(model, called, settings, holders, host, port)
-        note(f"Serving {called!r} with {len(model):,} edits at {host}, port {port}. Stop it with SIGTERM or Ctrl-C.")
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        note(f"Serving {called!r} with {counted(len(model), 'edit')} at {address}. Stop it with SIGTERM or Ctrl-C.")
         server.run([bound])
 
 

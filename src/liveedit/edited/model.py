@@ -175,6 +175,8 @@ class EditedModel:
         try:
             frozen = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, dtype, device, **loading)
             frozen.claim.check_free()
+            if store is not None:
+                store.check_backbone(frozen.digest(), frozen.name)  # Before its editor is looked for.
             kind = kind or expert_editor_class(_editor_of(store) or default_editor(frozen.name, editor_path))
             return cls(
                 frozen,
@@ -403,7 +405,7 @@ class EditedModel:
         if image is None and self.editor.needs_image:
             raise InvalidInputError(
                 "An edit without an image was asked for, but this editor's scope is 'image': no question without an "
-                "image would ever find it. Give the image, or an editor trained with --set scope=text+image."
+                "image would find it. Give the image, or use fitted-experts (--editor) with an edits file of its own."
             )
 
     def _made_by(self, request: ChangeRequest) -> StoredEdit | None:

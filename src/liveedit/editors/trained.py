@@ -176,6 +176,8 @@ class TrainedEditor(PretrainedEditor):
         if not (folder / _CONFIG).is_file():
             inside = folder / "editor"
             hint = f" There is one in {str(inside)!r}." if (inside / _CONFIG).is_file() else ""
+            if source is not None and not folder.exists():
+                hint = " That folder does not exist: check the path."
             raise NotFoundError(
                 f"There is no trained editor {named!r} for {backbone.name!r} in {str(folder)!r}.{hint} Train one "
                 f"with `{train_command(named, backbone.name)}` and give it with --editor-path DIR/editor."

@@ -105,7 +105,12 @@ def refusal_of(error: Exception) -> RefusalError:
         return _of_issues(error.errors())
     if isinstance(error, HTTPException):
         code = _STATUS_CODES.get(error.status_code, "invalid_request")
-        return RefusalError(error.status_code, str(error.detail), code, headers=error.headers or {})
+        headers = error.headers or {}
+        message = {
+            404: "There is nothing at this address. GET /openapi.json lists what there is.",
+            405: f"This method is not allowed here. Allowed: {headers.get('Allow', 'see GET /openapi.json')}.",
+        }.get(error.status_code, str(error.detail))
+        return RefusalError(error.status_code, message, code, headers=headers)
     if isinstance(error, StoreError):
         # The message of the error names paths and hosts.
         return RefusalError(503, _NO_STORE, "store_unavailable", headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
@@ -134,6 +139,10 @@ def _place(issue: Any) -> str:
 def _wording(issue: Any) -> str:
     if issue["type"] == "extra_forbidden":
         return "this field is not supported. Leave it out"
+    if issue["type"] == "missing":
+        return "this field is required"
+    if issue["type"] == "json_invalid":
+        return f"it is not JSON ({issue.get('ctx', {}).get('error', 'it cannot be decoded')})"
     return str(issue["msg"]).removeprefix("Value error, ")
 
 

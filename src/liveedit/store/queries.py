@@ -254,7 +254,8 @@ def _suggestion(connection: Connection, wanted: str) -> str:
     close = difflib.get_close_matches(wanted, ids, n=3)
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return f"The file holds {len(ids)} edits; list them to see their ids."
+    stored = "1 edit is stored" if len(ids) == 1 else f"{len(ids)} edits are stored"
+    return f"{stored}, undone ones included; `liveedit edits list --all` lists the ids."
 
 
 def _unknown(edit_id: str) -> NotFoundError:

@@ -76,6 +76,15 @@ class EditStore(EditReader):
         self._check_binding(self.binding, wanted)
         self._bound, self._is_bound = wanted, False
 
+    def check_backbone(self, digest: str, name: str) -> None:
+        """Raise `StoreError` if the edits are those of another backbone, whatever the editor."""
+        found = self.binding
+        if found is not None and found.backbone_digest != digest:
+            raise StoreError(
+                f"{self._database.name} belongs to {found}; loaded is the model {name!r} (digest {digest[:12]}). Load "
+                "that model, or give another edits file."
+            )
+
     # -- changes -----------------------------------------------------------------------------------------
 
     def add(
