@@ -270,7 +270,7 @@ TEXTS_FOR_MODELS = (
     "datasets/facts",
     "datasets/photos/wordings.py",
     "liveedit/pretraining",
-    "lemoe/anchors.py",
+    "shared/everyday_questions.py",
 )
 """Where the texts lie that models were trained on. Changing a word there changes answers."""
 

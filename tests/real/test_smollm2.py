@@ -17,7 +17,7 @@ from liveedit.backbones import Backbone, load_backbone
 from liveedit.datasets import read
 from liveedit.doctor import examine
 from liveedit.editors import editor_class
-from liveedit.samples import EditCase, Question
+from liveedit.samples import Edit, EditCase, Question
 from liveedit.serving.app import create_app
 from liveedit.serving.engine import Engine
 from liveedit.serving.served_model import ServedModel
@@ -134,3 +134,18 @@ def test_twenty_real_facts_at_once(smollm2: Backbone) -> None:
     assert taken >= 18
     assert sum(map(str.__eq__, kept, plain)) >= 18
     assert all(map(torch.equal, before, logits(smollm2, edited[0], unrelated[0])))
+
+
+def test_facts_in_the_prompt_stay_out_of_unrelated_questions(smollm2: Backbone) -> None:
+    """Two thirds of these prompts are the chat template: compared as a whole, with 0.95, they are all alike."""
+    edits = [("capital", Edit(CAPITAL, "Lyon")), ("composer", Edit(COMPOSER, "Verdi"))]
+    asked = [*(edit.question for _, edit in edits), Question("Which city is the capital of France?"), *OTHERS[1:]]
+
+    def fired(**settings: object) -> list[str | None]:
+        with editor_class("ike").configured(smollm2, settings) as editor:
+            editor.edit(edits)
+            smollm2.encode(asked)
+            return [row[0].edit_id if row else None for row in editor.fired() or []]
+
+    assert fired() == ["capital", "composer", "capital", None, None]
+    assert None not in fired(calibrated=False)

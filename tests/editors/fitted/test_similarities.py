@@ -12,9 +12,9 @@ import torch
 from liveedit.backbones import Backbone, TokenBatch
 from liveedit.editors.fitted import Calibration, FittedConfig, FittedExperts
 from liveedit.editors.fitted.calibration import Modality
-from liveedit.editors.fitted.reading import Template
 from liveedit.editors.fitted.similarities import StateSimilarities
 from liveedit.editors.fitted.whitening import Whitening
+from liveedit.editors.shared.reading import Template
 from liveedit.editors.shared.routing import QueryFeatures, route
 from liveedit.experts import ExpertRepository, LowRankExpert
 from liveedit.samples import Question

@@ -11,9 +11,10 @@ import torch
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.editors.lemoe import Lemoe, LemoeConfig, calibration
-from liveedit.editors.lemoe.anchors import EVERYDAY_QUESTIONS
-from liveedit.editors.lemoe.calibration import Separation, best_separation, separations
+from liveedit.editors.lemoe.calibration import best_separation, separations
+from liveedit.editors.shared.everyday_questions import EVERYDAY_QUESTIONS
 from liveedit.editors.shared.neutral_questions import NEUTRAL_QUESTIONS
+from liveedit.editors.shared.separation import Separation
 from liveedit.samples import Question
 from liveedit.testing.family_models import FAMILIES
 from liveedit.testing.model_traces import left_unchanged

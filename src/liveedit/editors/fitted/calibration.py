@@ -20,9 +20,9 @@ from ...progress import Progress, no_progress
 from ...samples import ImageSource, Question
 from ...training.checkpoints import load_tensors, save_tensors
 from ..shared.neutral_questions import HARD_QUESTIONS, IMAGE_QUESTIONS, NEUTRAL_QUESTIONS, Grid
+from ..shared.reading import KeptLayer, Template, last_of_prompt
 from .config import FittedConfig
 from .drawn_images import drawn_images
-from .reading import KeptLayer, Template, last_of_prompt
 from .thresholds import least_image_similarity, least_reading, least_text_similarity
 from .whitening import Whitening
 

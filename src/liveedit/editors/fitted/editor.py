@@ -18,12 +18,12 @@ from ...samples import Edit, ImageSource, Question
 from ..base import Neighbour, checked_config
 from ..pretrained import PretrainedEditor
 from ..shared.fitting import Fitting, Passage
+from ..shared.reading import KeptLayer
 from ..shared.routed_editor import RoutedEditor
 from ..shared.routing import QueryFeatures
 from ..shared.wordings import wordings
 from .calibration import Calibration, calibrate, calibrated_settings, default_calibration
 from .config import FittedConfig
-from .reading import KeptLayer
 from .similarities import StateSimilarities
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import TokenBatch
+from ..shared.reading import last_of_prompt
 from ..shared.routing import QueryFeatures, Weighting
 from .calibration import Calibration, Modality
 from .config import FittedConfig
-from .reading import last_of_prompt
 from .text_similarity import (
     NUMBER_SLOTS,
     TOKENS,

@@ -16,7 +16,8 @@ from ...errors import BackboneError, CheckpointError, ConfigError, NotFoundError
 from ...progress import Progress, no_progress
 from ...samples import Edit, Question
 from ..base import Editor, EditRecord, check_answers
-from .anchors import EVERYDAY_QUESTIONS, CentringMean, QueryEmbedding, grey_image
+from ..shared.everyday_questions import EVERYDAY_QUESTIONS
+from .anchors import CentringMean, QueryEmbedding, grey_image
 from .calibration import best_separation
 from .config import LemoeConfig
 from .experts import FeedForward, Weights, mixed_output, new_expert, store_bytes

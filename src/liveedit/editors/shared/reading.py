@@ -1,4 +1,4 @@
-"""What fitted experts read of a question: hidden states of some layers, before they are made comparable."""
+"""What editors read of a question: hidden states of some layers, its own tokens among those of the chat template."""
 
 from __future__ import annotations
 

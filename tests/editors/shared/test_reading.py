@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from liveedit.backbones import Backbone, TokenBatch
-from liveedit.editors.fitted.reading import KeptLayer, Template, last_of_prompt
+from liveedit.editors.shared.reading import KeptLayer, Template, last_of_prompt
 from liveedit.samples import Question
 from liveedit.testing import random_image, tiny_backbone, tiny_families
 
@@ -92,11 +92,11 @@ def test_the_content_is_that_of_the_image_if_there_is_one() -> None:
     assert found[1].nonzero().flatten().tolist() == [1, 2], "the question without its template"
 
 
-def test_a_kept_layer_is_that_layers_output_and_leaves_no_hook(text_backbone: Backbone) -> None:
-    inputs = text_backbone.encode([Question("What is it?")])
-    layer = KeptLayer(text_backbone, 1)
-    text_backbone.hidden_states(inputs, 2)
-    assert torch.equal(layer.states, text_backbone.hidden_states(inputs, 1))
+def test_a_kept_layer_is_that_layers_output_and_leaves_no_hook(tiny_llava: Backbone) -> None:
+    inputs = tiny_llava.encode([Question("What is it?")])
+    layer = KeptLayer(tiny_llava, 1)
+    tiny_llava.hidden_states(inputs, 2)
+    assert torch.equal(layer.states, tiny_llava.hidden_states(inputs, 1))
     layer.remove()
     layer.remove()
     with pytest.raises(AssertionError, match="no forward pass"):
