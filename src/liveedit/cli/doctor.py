@@ -56,8 +56,8 @@ def _print(diagnosis: Diagnosis) -> None:
             "model": byte_size(plan["model_bytes"]),
             "trained editor": f"{plan['editor_parameters'] / 1e6:.1f} million parameters, "
             f"{byte_size(plan['editor_bytes'])}; {byte_size(plan['editor_training_bytes'])} while it is trained",
-            "its edits": f"{plan['edits']:,} take {byte_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes each "
-            f"(d_m {plan['module_width']}, rank {plan['rank']})",
+            "its edits": f"{plan['edits']:,} take {byte_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes "
+            f"each (d_m {plan['module_width']}, rank {plan['rank']})",
         },
         title="Plan",
     )
