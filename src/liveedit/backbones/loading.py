@@ -192,7 +192,7 @@ def _not_loaded(name: str, error: Exception) -> str:
         reason = "the folder has no config.json, so it holds no transformers checkpoint"
     elif "compiled with CUDA" in str(error) or "No CUDA GPUs" in str(error) or "NVIDIA driver" in str(error):
         return (
-            f"The backbone {name!r} could not be loaded on the device that was given: {_first_line(error)}. Give "
+            f"The backbone {name!r} could not be loaded on the device that was given: {first_line(error)}. Give "
             "device=cpu (--load device=cpu), or install a build of torch for this machine's GPU."
         )
     else:

@@ -130,7 +130,7 @@ def spinner(text: str, shown: bool) -> Iterator[Progress]:
         yield no_progress
         return
     if not stderr.is_terminal:
-        lines = Progress()
+        lines = ProgressDisplay()
         lines.wait()
         yield lambda done, most: lines.line(f"{text}: step {done} of at most {most}")
         return
