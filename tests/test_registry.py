@@ -16,8 +16,14 @@ from liveedit import registry
 from liveedit.backbones.families import backbone_class, known_model_types
 from liveedit.backbones.families.text_only import TextBackbone
 from liveedit.datasets import format_names, read, reader_named
-from liveedit.editors import editor_class, editor_names, expert_editor_names
-from liveedit.errors import ExtensionError, NotFoundError
+from liveedit.editors import (
+    editor_class,
+    editor_names,
+    expert_editor_names,
+    pretrained_editor_class,
+    trained_editor_class,
+)
+from liveedit.errors import ConfigError, ExtensionError, NotFoundError
 
 Install = Callable[..., None]
 
@@ -111,6 +117,11 @@ def test_a_broken_extension_disturbs_only_its_own_use(install: Install, module: 
     install("broken", {registry.EDITORS: {"own": value}}, module)
     assert "own" in editor_names()
     assert "liveedit" in expert_editor_names() and "own" not in expert_editor_names()
+    for kind_of in (trained_editor_class, pretrained_editor_class):
+        with pytest.raises(ConfigError, match="Give one of") as refusal:
+            kind_of("none")
+        listed = str(refusal.value).partition("Give one of ")[2].rstrip(".").split(", ")
+        assert "liveedit" in listed and "own" not in listed
     assert editor_class("none").name == "none"
     with pytest.raises(ExtensionError, match=message):
         editor_class("own")
