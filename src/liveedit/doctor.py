@@ -246,8 +246,8 @@ def _warnings(backbone: Backbone) -> Iterator[str]:
         yield f"The family {model.config.model_type!r} is not covered by the contract tests; rely on the checks above."
     if not backbone.reads_images:
         yield (
-            "There is no image to route by: edits are routed by the prompt alone (scope text+image), and "
-            "`liveedit train` has no data without images."
+            "There is no image to route by: edits are routed by the prompt alone (scope text+image). Train an editor "
+            "with `liveedit train --data facts`, or with questions of your own without images."
         )
     if getattr(model, "is_quantized", False):
         yield "The weights are quantized: fine-tuning editors cannot change them; editors with experts need not."
