@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from liveedit.evaluation.lines import Line, lines_of
-from liveedit.evaluation.scoring import SCORES, Spread
+from liveedit.evaluation.scoring import REPORTED, SCORES, Spread
 from liveedit.experiments.report.averages import average_spread
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -117,3 +117,20 @@ def test_the_table_of_all_editors() -> None:
     }
     assert len(expected) == 36
     assert rows == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "folder"),
+    [("ZsRE, all rows", "lemoe-smollm2-zsre"), ("SelfCheckGPT, passages", "lemoe-smollm2-selfcheckgpt")],
+)
+def test_the_table_of_lemoe_on_a_released_model(row: str, folder: str) -> None:
+    with (DOCS / "results" / folder / "table.csv").open(encoding="utf-8", newline="") as stream:
+        (entry,) = csv.DictReader(stream)
+
+    def figures_of(metric: str) -> str:
+        found = [entry.get(f"{metric}.{score}") for score, _ in REPORTED]
+        return "–" if None in found else " / ".join(f"{float(value or 0):.1f}" for value in found)
+
+    head, rows = table_below("LEMoE on a released language model")
+    metrics = [METRICS.get(name, name.replace(" ", "_")) for name in head[1:]]
+    assert rows[row] == [f"{int(entry['edits']):,}", *map(figures_of, metrics)]
