@@ -58,7 +58,9 @@ def normed_one_by_one(backbone: Backbone, text: str) -> np.ndarray:
 
 
 def feature_one_by_one(backbone: Backbone, text: str, mean: np.ndarray) -> np.ndarray:
-    total = sum(row * np.linalg.norm(row) ** 3 for row in normed_one_by_one(backbone, text) - mean)
+    total = np.zeros(backbone.width)
+    for row in normed_one_by_one(backbone, text) - mean:
+        total += row * (row @ row) ** 1.5
     return total / np.linalg.norm(total)
 
 
