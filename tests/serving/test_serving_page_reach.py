@@ -202,5 +202,6 @@ def test_what_the_page_did_not_bring_is_not_run_and_not_reached(browser: Browser
         });"""
     )
     assert outcome == {"html": "TypeError", "script": "TypeError", "ran": False, "fetched": "TypeError"}
-    assert any(re.search("Content.Security.Policy", line) for line in visitor.complaints())
+    # The console hears of it after the script does.
+    visitor.until(lambda: any(re.search("Content.Security.Policy", line) for line in visitor.complaints()))
     assert not any("localhost:1" in url for url in visitor.requested())

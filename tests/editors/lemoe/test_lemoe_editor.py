@@ -277,6 +277,40 @@ def test_what_does_not_fit_is_not_restored(make_editor: EditorMaker, edits: Edit
     assert torch.equal(logits_of(editor.backbone, [edits[0][1].question]), before)
 
 
+@pytest.mark.parametrize("null", ["threshold", "none"])
+def test_each_question_names_the_nearest_edit_of_the_expert_that_answers(
+    make_editor: EditorMaker, edits: Edits, null: str
+) -> None:
+    editor = make_editor(null_expert=null)
+    questions = [edit.question for _, edit in edits]
+    assert editor.fired() == []
+    editor.edit(edits)
+    logits_of(editor.backbone, questions)
+    fired = editor.fired()
+    assert fired is not None
+    assert [[one.edit_id for one in row] for row in fired] == [[edit_id] for edit_id, _ in edits]
+    assert all(row[0].weight == 1 and row[0].margin > 0 for row in fired)
+    nearest, least = editor.anchors_of(questions), editor.config.least_similarity if null == "threshold" else (0, 0)
+    for row, anchor, edited in zip(fired, nearest, [True, True, True, False], strict=True):
+        assert row[0].margin == pytest.approx(float(anchor @ anchor) - least[not edited], abs=1e-4)
+
+
+def test_a_question_that_reaches_no_expert_names_no_edit(make_editor: EditorMaker, edits: Edits) -> None:
+    editor = make_editor()
+    editor.edit(edits)
+    logits_of(editor.backbone, [edits[0][1].question, STRANGER])
+    first, stranger = editor.fired() or []
+    assert [one.edit_id for one in first] == ["hat"]
+    assert stranger == ()
+
+
+def test_conventional_routing_names_no_edits(make_editor: EditorMaker, edits: Edits) -> None:
+    editor = make_editor(routing="conventional")
+    editor.edit(edits)
+    logits_of(editor.backbone, [edits[0][1].question])
+    assert editor.fired() is None
+
+
 def test_undo_takes_out_an_edit_that_has_an_expert_to_itself(make_editor: EditorMaker, edits: Edits) -> None:
     editor = make_editor(order="given")
     questions = [edit.question for _, edit in edits[:3]]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...answers import Fired
 from ...backbones import Backbone, TokenBatch
 from ...errors import BackboneError, CheckpointError, ConfigError, NotFoundError
 from ...progress import Progress, no_progress
@@ -287,6 +288,21 @@ class Lemoe(Editor):
         return hashlib.sha256(json.dumps(self.configuration(), sort_keys=True).encode()).hexdigest()
 
     # -- routing -----------------------------------------------------------------------------------------
+
+    def fired(self) -> list[tuple[Fired, ...]] | None:
+        """For each question of the last batch, the edit with the nearest anchor of each expert that answered.
+
+        An expert holds a batch of edits, and which of them it answers by is not known. None with conventional routing.
+        """
+        if self._keys_off:
+            return None
+        route = self._hook.route
+        if route is None:
+            return []
+        return [
+            tuple(Fired(self.edits_of[one.expert][one.place], one.weight, one.margin) for one in row)
+            for row in self._router().nearest(route)
+        ]
 
     def trained_by(self) -> dict[str, int]:
         """The expert that processed each edit when its batch had been trained, by edit id."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +19,27 @@ _CROSSED_APART = 0.9
 
 @dataclass(frozen=True)
 class Route:
-    """Experts of a batch of questions: numbers, (batch, k), -1 for none, and weights, (batch, k)."""
+    """Experts of a batch of questions: numbers, (batch, k), -1 for none, and weights, (batch, k).
+
+    anchors: (batch, a), those of the questions, where a key found the experts.
+    """
 
     experts: Tensor
     weights: Tensor
+    anchors: Tensor | None = None
+
+
+class Nearest(NamedTuple):
+    """The edit of an expert whose anchor is nearest to a question's.
+
+    place: its place among the expert's edits. margin: by how much the cosine is above the threshold; without a
+    threshold, the cosine.
+    """
+
+    expert: int
+    place: int
+    weight: float
+    margin: float
 
 
 class KeyRouter:
@@ -87,17 +104,35 @@ class KeyRouter:
         shares = scores.softmax(1).nan_to_num(0.0)
         weights, experts = shares.topk(min(self.config.top_k, shares.shape[1]), 1)
         out = (experts >= len(keys)) | ~torch.isfinite(scores.gather(1, experts))
-        return self._weighed(experts.masked_fill(out, -1), weights.masked_fill(out, 0.0))
+        return self._weighed(experts.masked_fill(out, -1), weights.masked_fill(out, 0.0), anchors)
+
+    def nearest(self, route: Route) -> list[list[Nearest]]:
+        """For each question, the edit with the nearest anchor of each expert of its route."""
+        assert route.anchors is not None
+        margins = route.anchors @ self.anchors.T
+        if self.config.null_expert == "threshold":
+            margins = margins - self._least(route.anchors)[:, None]
+        found: list[list[Nearest]] = []
+        for row, experts, weights in zip(margins, route.experts.tolist(), route.weights.tolist(), strict=True):
+            chosen = [(expert, weight) for expert, weight in zip(experts, weights, strict=True) if expert >= 0]
+            own = [row[self.owner == expert] for expert, _ in chosen]
+            found.append(
+                [
+                    Nearest(expert, int(margin.argmax()), weight, float(margin.max()))
+                    for (expert, weight), margin in zip(chosen, own, strict=True)
+                ]
+            )
+        return found
 
     def forced(self, anchors: Tensor, keys: Tensor, expert: int) -> Route:
         """All questions to one expert."""
         experts = torch.full((len(anchors), 1), expert, device=anchors.device)
-        return self._weighed(experts, self.scores(anchors, keys).softmax(1)[:, expert, None])
+        return self._weighed(experts, self.scores(anchors, keys).softmax(1)[:, expert, None], anchors)
 
-    def _weighed(self, experts: Tensor, weights: Tensor) -> Route:
+    def _weighed(self, experts: Tensor, weights: Tensor, anchors: Tensor) -> Route:
         if self.config.gate == "renormalized":
             weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-        return Route(experts, weights)
+        return Route(experts, weights, anchors)
 
     # -- a new expert ------------------------------------------------------------------------------------
 
