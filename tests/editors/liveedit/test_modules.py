@@ -22,7 +22,7 @@ SIZES = {"width": WIDTH, "layer": 0, "image_tokens": IMAGE, "module_width": 8, "
 
 def config_of(form: str, **changes: object) -> LiveEditConfig:
     if form == "paper":
-        return LiveEditConfig.paper(**{**SIZES, **changes})  # type: ignore[arg-type]
+        return LiveEditConfig.paper(**{**SIZES, "value_start": None, **changes})  # type: ignore[arg-type]
     return LiveEditConfig.create(**{**SIZES, "heads": 2, "answer_slots": 3, **changes})
 
 
@@ -188,6 +188,18 @@ def test_left_and_right_padding_give_the_same(form: str) -> None:
     assert not torch.equal(left.image_mask, batch.image_mask)
     for right, other in zip(everything_of(modules, batch), everything_of(modules, left), strict=True):
         torch.testing.assert_close(right, other, atol=FLOAT32, rtol=0)
+
+
+def test_an_untrained_v_can_start_as_a_mean_of_the_states() -> None:
+    config = config_of("paper", value_start=0.2)
+    torch.manual_seed(0)
+    generator, batch = LiveEditModules(config).double().generator, batch_of()
+    _, v = generator(batch)
+    shares = generator.attend_v.weights(
+        generator.v0[None].expand(3, -1, -1), [(batch.hidden_states, batch.roles != TokenRole.PADDING)]
+    )
+    torch.testing.assert_close(v, 0.2 * shares[:, 0] @ batch.hidden_states)
+    assert LiveEditConfig.paper(**SIZES).value_start == 0.2  # type: ignore[arg-type]
 
 
 def test_the_answer_is_not_part_of_routing() -> None:

@@ -152,7 +152,7 @@ def output_replaced(layer: torch.nn.Module, states: Tensor) -> Iterator[None]:
 def modules(small_config: Callable[..., LiveEditConfig]) -> LiveEditModules:
     """With experts that are strong enough to change answers."""
     torch.manual_seed(3)
-    made = LiveEditModules(small_config("paper", module_width=8))
+    made = LiveEditModules(small_config("paper", module_width=8, value_start=None))
     with torch.no_grad():
         for value in made.generator.attend_v.values.parameters():
             value.mul_(20)

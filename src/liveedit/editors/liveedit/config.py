@@ -21,6 +21,7 @@ PAPER_CONFIG: Final[Mapping[str, Any]] = {
     "expert_input": "states",
     "expert_scale": "none",
     "answer_source": "states",
+    "value_start": 0.2,
     "residual_tokens": "all",
     "scope": "text+image",
     "top_experts": None,
@@ -109,6 +110,12 @@ class LiveEditConfig(BaseModel):
     )
     answer_slots: int = Field(
         default=16, gt=0, description="Number of position embeddings for the answer's word embeddings."
+    )
+    value_start: float | None = Field(
+        default=None,
+        gt=0,
+        description="V's value matrix starts as this multiple of the identity, so that an untrained expert is small "
+        "beside the hidden states and made of them; None: as PyTorch initialises (the paper gives no initial values).",
     )
     residual_tokens: Literal["all", "text"] = Field(
         default="text",

@@ -35,6 +35,10 @@ class ExpertGenerator(nn.Module):
         self.v0 = nn.Parameter(torch.randn(config.rank, config.module_width) / math.sqrt(config.module_width))
         shape = (config.module_width, widths, config.module_width, config.width, config.heads, config.norm)
         self.attend_u, self.attend_v = CrossAttention(*shape), CrossAttention(*shape)
+        if config.value_start is not None:
+            for values in self.attend_v.values:
+                nn.init.eye_(values.weight)
+                values.weight.data.mul_(config.value_start)
         if embedded:
             self.slots = nn.Embedding(config.answer_slots, config.width)
             self.lengths = nn.Embedding(config.answer_slots, config.width)
