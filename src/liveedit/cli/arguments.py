@@ -6,11 +6,14 @@ import json
 import shlex
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from ..errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from ..training.trainer import StageConfig
 
 SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
     "bench": ("--set", "--edits", "--seeds", "--editor", "--editor-path"),
@@ -27,6 +30,7 @@ SEVERAL_VALUES: Final[dict[str, tuple[str, ...]]] = {
         "--setting",
         "--grid",
         "--set",
+        "--stage",
     ),
 }
 """Options that take several values in a row, `--edits 1 10 100`, by command; no plain arguments there."""
@@ -121,3 +125,28 @@ def loading(given: Sequence[str] | None) -> dict[str, Any]:
     if values.get("quantization", "8bit") not in ("8bit", "4bit"):
         raise typer.BadParameter(f"--load quantization={values['quantization']!r}: give 8bit or 4bit.")
     return values
+
+
+def stages_of(given: Sequence[str] | None, usual: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+    """Parse the stages of `--stage`, which have names of the usual ones; if none were given, the usual ones."""
+    from pydantic import ValidationError
+
+    from ..errors import ConfigError
+    from ..training.trainer import StageConfig
+
+    if not given:
+        return usual
+    stages = []
+    for text in given:
+        names = ("name", "steps", "batch", "learning_rate")
+        try:
+            stage = StageConfig.model_validate(dict(zip(names, text.split(":"), strict=True)))
+        except (ValidationError, ValueError) as error:
+            raise ConfigError(
+                f"The stage {text!r} cannot be used. Give NAME:STEPS:BATCH:RATE, as in joint:300:32:3e-4."
+            ) from error
+        known = [stage.name for stage in usual]
+        if stage.name not in known:
+            raise ConfigError(f"There is no stage {stage.name!r}. Give one of {', '.join(known)}.")
+        stages.append(stage)
+    return tuple(stages)

@@ -60,6 +60,11 @@ ExpertsOn = Annotated[
     typer.Option("--experts-on", help="Where experts lie: in the device's memory, or in mapped files on the host."),
 ]
 
+Stages = Annotated[
+    list[str] | None,
+    typer.Option("--stage", help="NAME:STEPS:BATCH:RATE, several in a row; for liveedit: routing, generator, joint."),
+]
+
 # -- edits and their store -------------------------------------------------------------------------------------
 
 EditsLocation = Annotated[

@@ -136,6 +136,30 @@ def table2(
     return _run_trained(experiment, out, data, bench.cases, trained, options)
 
 
+@app.command()
+@with_options(TrainingOptions, LifelongOptions)
+def forms(
+    out: Out,
+    backbone: _Backbone = "tiny-llava",
+    edits: _TrainedEdits = None,
+    seeds: Seeds = None,
+    data: DataSource = "world",
+    *,
+    trained: TrainingOptions,
+    options: LifelongOptions,
+) -> int | None:
+    """From the paper's form of LiveEdit to the improved one, a switch at a time, each trained separately."""
+    load_quietly()
+    from ..experiments.liveedit.forms import forms as forms_of
+    from ..experiments.runs import loaded_backbone
+
+    numbers = edits or [1000]
+    bench = options.bench_of(numbers)
+    frozen = loaded_backbone(backbone, bench.load)
+    experiment = forms_of(out, frozen, backbone, data, numbers, seeds or (0, 1, 2), trained.training, bench)
+    return _run_trained(experiment, out, data, bench.cases, trained, options)
+
+
 def _sweep_command(name: str, text: str) -> None:
     @app.command(name, help=text)
     @with_options(TrainingOptions, LifelongOptions)

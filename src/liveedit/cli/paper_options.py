@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from .arguments import command_line, loading, settings_of
+from .arguments import command_line, loading, settings_of, stages_of
 from .console import ProgressDisplay, console, note, print_json, resumable
-from .options import Batch, FewEditsCases, Json, LoadOptions, MaxNewTokens, MixedPrecision
+from .options import Batch, FewEditsCases, Json, LoadOptions, MaxNewTokens, MixedPrecision, Stages
 
 if TYPE_CHECKING:
     from ..experiments.experiment import Experiment, ExperimentResult
@@ -94,14 +94,22 @@ class TrainingOptions:
         typer.Option("--set", help="NAME=VALUE for a setting of editor or losses that all trainings share."),
     ] = None
 
+    stage: Stages = None
+
     @property
     def training(self) -> Training:
         """The training configuration that all runs share."""
+        from ..editors.liveedit import LiveEdit
         from ..experiments.liveedit.trained_runs import Training
 
         settings = settings_of(self.changes)
         return Training(
-            self.train_data, self.cases, self.form, self.steps_share, settings=tuple(sorted(settings.items()))
+            self.train_data,
+            self.cases,
+            self.form,
+            self.steps_share,
+            stages=stages_of(self.stage, LiveEdit.schedule(self.form).stages) if self.stage else (),
+            settings=tuple(sorted(settings.items())),
         )
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..registry import DEFAULT_TRAINED_EDITOR
-from .arguments import loading, settings_of
+from .arguments import loading, settings_of, stages_of
 from .console import ProgressDisplay, byte_size, load_quietly, print_fields, print_json, resumable
-from .options import BackboneName, Json, LoadOptions
+from .options import BackboneName, Json, LoadOptions, Stages
 from .training_data import TrainingData
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..progress import TaskProgress
     from ..samples import EditCase
     from ..training.distributed import Processes
-    from ..training.trainer import StageConfig, TrainingConfig
+    from ..training.trainer import TrainingConfig
 
 Out = Annotated[Path, typer.Option(help="Folder for checkpoints; the trained editor lies in OUT/editor.")]
 Data = Annotated[
@@ -53,10 +53,6 @@ Heads = Annotated[int | None, typer.Option(min=1, help="Attention heads.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME=VALUE for any other setting of editor, losses or training; several in a row."),
-]
-Stages = Annotated[
-    list[str] | None,
-    typer.Option("--stage", help="NAME:STEPS:BATCH:RATE, several in a row; for liveedit: routing, generator, joint."),
 ]
 Validation = Annotated[int | None, typer.Option(min=1, help="Cases kept for validation (256, or a quarter).")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")]
@@ -105,7 +101,7 @@ def train(
     }
     source = TrainingData(data, annotations, images, cases, kind.training_cases)
     usual = kind.schedule(form)
-    schedule = usual.model_copy(update={"stages": _stages(stage, usual.stages), "seed": seed})
+    schedule = usual.model_copy(update={"stages": stages_of(stage, usual.stages), "seed": seed})
     with resumable("the training"), joined_processes() as processes, _reporting(processes) as report:
         command = _Training(
             kind, form, schedule, settings, validation, source, backbone, loading(load), out, processes, report
@@ -211,31 +207,6 @@ def _summary(trained: TrainingResult, out: Path, plot: Path | None, seconds: flo
         "image": plot and str(plot),
         "seconds": round(seconds, 1),
     }
-
-
-def _stages(given: Sequence[str] | None, usual: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
-    """Parse the stages of `--stage`, which have names of the usual ones; if none were given, the usual ones."""
-    from pydantic import ValidationError
-
-    from ..errors import ConfigError
-    from ..training.trainer import StageConfig
-
-    if not given:
-        return usual
-    stages = []
-    for text in given:
-        names = ("name", "steps", "batch", "learning_rate")
-        try:
-            stage = StageConfig.model_validate(dict(zip(names, text.split(":"), strict=True)))
-        except (ValidationError, ValueError) as error:
-            raise ConfigError(
-                f"The stage {text!r} cannot be used. Give NAME:STEPS:BATCH:RATE, as in joint:300:32:3e-4."
-            ) from error
-        known = [stage.name for stage in usual]
-        if stage.name not in known:
-            raise ConfigError(f"There is no stage {stage.name!r}. Give one of {', '.join(known)}.")
-        stages.append(stage)
-    return tuple(stages)
 
 
 @contextmanager

@@ -126,12 +126,17 @@ class TrainedEditor(PretrainedEditor):
         report: TaskProgress,
         processes: Processes = ALONE,
         options: Any = None,
+        states: HiddenStateCache | None = None,
     ) -> PreparedTask:
-        """Its training task with all hidden states computed. They may be kept in `folder`."""
+        """Its training task with all hidden states computed. They may be kept in `folder`.
+
+        states: where they are kept instead; if they are there, of the same layer and inputs, nothing is computed.
+        """
         place = folder / ("states" if processes.is_first else f"states-{processes.rank}")
-        store = HiddenStateCache(backbone, cls.hidden_layer(backbone, config), place)
+        store = HiddenStateCache(backbone, cls.hidden_layer(backbone, config), place) if states is None else states
         task = cls.new_task(backbone, config, cases, store, processes, options)
-        task.prepare(progress_of(report, "hidden states") if processes.is_first else no_progress)
+        if not len(store):
+            task.prepare(progress_of(report, "hidden states") if processes.is_first else no_progress)
         return task
 
     # -- its forms ---------------------------------------------------------------------------------------
@@ -321,11 +326,13 @@ def train_editor(
     report: TaskProgress = no_task_progress,
     processes: Processes = ALONE,
     data: str | None = None,
+    states: HiddenStateCache | None = None,
 ) -> TrainingResult:
     """Train an editor into `folder`/editor; a later call with the same setup resumes an interrupted training.
 
-    data: what the cases are, for the editor's card. Learning curves go to `folder`/curves.json. With several processes,
-    each calls this; the first writes and reports, and a resumed training may have another number of them.
+    data: what the cases are, for the editor's card. states: as in `TrainedEditor.make_task`. Learning curves go to
+    `folder`/curves.json. With several processes, each calls this; the first writes and reports, and a resumed training
+    may have another number of them.
 
     Raises `CheckpointError` if the folder holds a training of another setup, `BackboneError` if the editor does not
     fit the backbone, `ConfigError` for too few cases or too small a batch.
@@ -335,7 +342,7 @@ def train_editor(
     with processes.first_goes_ahead():
         named = {"kind": setup.kind.name, "backbone": backbone.name, "cases": len(cases)}
         check_resumable(folder / "training.json", {**named, **setup.to_dict()})
-    task = setup.kind.make_task(backbone, setup.config, cases, folder, report, processes, setup.options)
+    task = setup.kind.make_task(backbone, setup.config, cases, folder, report, processes, setup.options, states)
     validation = Trainer(folder, setup.training, task, report, processes).run(modules)
     if processes.is_first:
         with setup.kind(backbone, modules) as editor:

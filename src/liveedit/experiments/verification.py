@@ -33,7 +33,7 @@ from .experiment import Summarize
 from .jobs import Row
 from .lemoe import figures, tables
 from .lemoe.runs import scores_of
-from .liveedit import ablation, sweeps
+from .liveedit import ablation, forms, sweeps
 from .liveedit.trained_runs import Training
 from .papers import TABLES
 from .report.report import findings_texts, further_results
@@ -69,6 +69,8 @@ def summarizer(report: Mapping[str, Any]) -> Summarize:
         return partial(comparison.summarize, TABLES[name], report["labels"])
     if name == ablation.NAME:
         return partial(ablation.summarize, Training(**report["training"]))
+    if name == forms.NAME:
+        return partial(forms.summarize, Training(**report["training"]))
     if name in sweeps.SWEEPS:
         return partial(sweeps.summarize, sweeps.SWEEPS[name], Training(**report["training"]))
     if name == tables.NAME:

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 
 from liveedit.backbones import Backbone
+from liveedit.backbones.hidden_states import HiddenStateCache
 from liveedit.cli import main
 from liveedit.cli.arguments import spread_values
+from liveedit.editors.liveedit import LiveEdit, LiveEditLosses
 from liveedit.errors import ConfigError, DatasetError, InvalidInputError
 from liveedit.experiments import runs
 from liveedit.experiments.jobs import Workers, run_jobs
 from liveedit.experiments.liveedit import trained_runs
 from liveedit.experiments.liveedit.ablation import SETTINGS, ablation
 from liveedit.experiments.liveedit.ablation import summarize as summarize_ablation
+from liveedit.experiments.liveedit.forms import SWITCHES, forms
+from liveedit.experiments.liveedit.forms import summarize as summarize_forms
 from liveedit.experiments.liveedit.sweeps import FIGURE_3, FIGURE_4, FIGURE_5, layers_of, sweep
 from liveedit.experiments.liveedit.sweeps import summarize as summarize_sweep
 from liveedit.experiments.liveedit.trained_runs import TrainedRun, Training, training_cases
@@ -76,7 +80,7 @@ def test_an_editor_is_trained_once_and_then_measured(
 def test_other_settings_are_another_training(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
 
-    def train(setup: Any, backbone: Any, found: Any, folder: Path, report: Any) -> Any:
+    def train(setup: Any, backbone: Any, found: Any, folder: Path, report: Any, states: Any) -> Any:
         folders.append(folder)
         raise KeyboardInterrupt
 
@@ -85,6 +89,46 @@ def test_other_settings_are_another_training(world: Path, tmp_path: Path, monkey
         with pytest.raises(KeyboardInterrupt):
             trained_cell(tmp_path, world, settings).run(lambda *_: None)
     assert folders[0] == folders[2] != folders[1]  # An interrupted training is found again.
+
+
+@pytest.mark.usefixtures("loaded")
+def test_hidden_states_are_computed_once_for_a_layer(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[int] = []
+    fill = HiddenStateCache.fill
+
+    def counted(self: HiddenStateCache, *given: Any, **named: Any) -> None:
+        filled.append(self.layer)
+        fill(self, *given, **named)
+
+    monkeypatch.setattr(HiddenStateCache, "fill", counted)
+    monkeypatch.setattr(trained_runs, "_LAST_STATES", {})
+    kinds: list[tuple[tuple[str, Any], ...]] = [(), (("rank", 1),), (("layer", 1),), (("text_locality", False),)]
+    outcomes = run_jobs([trained_cell(tmp_path, world, settings) for settings in kinds], Workers())
+    assert [outcome.error for outcome in outcomes] == [""] * 4
+    assert filled == [3, 1, 3]
+    alone = trained_cell(tmp_path / "alone", world, kinds[1])
+    monkeypatch.setattr(trained_runs, "_LAST_STATES", {})
+    (again,) = run_jobs([alone], Workers())
+    assert again.done is not None and outcomes[1].done is not None
+    assert again.done.rows[0]["training"]["validation"] == outcomes[1].done.rows[0]["training"]["validation"]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_incomplete_hidden_states_are_not_used_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trained_runs, "_LAST_STATES", {})
+    with monkeypatch.context() as broken:
+        broken.setattr(HiddenStateCache, "_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained_cell(tmp_path, world).run(lambda *_: None)
+    assert trained_runs._LAST_STATES == {}
+    assert trained_cell(tmp_path, world).run(lambda *_: None).rows[0]["status"] == "complete"
 
 
 def test_a_share_of_the_steps_shortens_every_stage(loaded: Backbone) -> None:
@@ -149,6 +193,34 @@ def test_the_ablation_switches_off_one_part_at_a_time(tmp_path: Path, loaded: Ba
     assert type(jobs[0]) is not TrainedRun and jobs[0].editor.name == "none"
     with pytest.raises(InvalidInputError, match="no setting liveedit-with"):
         ablation(tmp_path, ["liveedit-with"])
+
+
+def test_the_way_from_the_papers_form_ends_at_the_improved_one(tmp_path: Path, loaded: Backbone) -> None:
+    shared = Training(settings=(("layer", 1), ("module_width", 32)))
+    jobs: Sequence[Any] = forms(tmp_path, loaded, training=shared).jobs
+    assert [job.editor.label for job in jobs] == ["none", *(switch.name for switch in SWITCHES)]
+    setups = [job.training.setup(loaded, 100, dict(job.settings)) for job in jobs[1:]]
+    exact = Training(form="paper", settings=shared.settings).setup(loaded, 100, {})
+    assert setups[0].config == exact.config.model_copy(update={"value_start": None})
+    assert (setups[1].config, setups[1].options) == (exact.config, LiveEditLosses.paper())
+    before = setups[1].to_dict()
+    for switch, setup in zip(SWITCHES[2:], setups[2:], strict=True):
+        now = setup.to_dict()
+        changed = {name for part, values in now.items() for name in values if values[name] != before[part][name]}
+        assert changed == set(switch.settings), switch.name
+        before = now
+    improved = Training(settings=(("module_width", 32),)).setup(loaded, 100, {})
+    assert (setups[-1].config, setups[-1].options) == (improved.config, improved.options)
+    same = {"validation", "stages"}
+    assert setups[-1].training.model_dump(exclude=same) == LiveEdit.schedule().model_dump(exclude=same)
+
+
+def test_the_forms_are_compared_one_by_one() -> None:
+    averages = {"none": 30, "paper": 60, "PyTorch's start": 50, "answer embeddings": 90}
+    found = summarize_forms(Training(form="paper"), [row(name, value) for name, value in averages.items()], [])
+    assert [line[0] for line in found.tables[0].rows] == ["none", "PyTorch's start", "paper", "answer embeddings"]
+    assert found.summary[0] == "Teacher-forced token accuracy, PyTorch's start: average 50.0."
+    assert found.summary[2] == "Teacher-forced token accuracy, answer embeddings: average 90.0 (+30.0)."
 
 
 def test_a_sweep_trains_every_combination(tmp_path: Path, loaded: Backbone) -> None:

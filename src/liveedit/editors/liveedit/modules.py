@@ -36,9 +36,9 @@ class ExpertGenerator(nn.Module):
         shape = (config.module_width, widths, config.module_width, config.width, config.heads, config.norm)
         self.attend_u, self.attend_v = CrossAttention(*shape), CrossAttention(*shape)
         if config.value_start is not None:
-            for values in self.attend_v.values:
-                nn.init.eye_(values.weight)
-                values.weight.data.mul_(config.value_start)
+            for weight in self.attend_v.values.parameters():
+                if weight.ndim == 2:
+                    weight.data.copy_(config.value_start * torch.eye(*weight.shape))
         if embedded:
             self.slots = nn.Embedding(config.answer_slots, config.width)
             self.lengths = nn.Embedding(config.answer_slots, config.width)

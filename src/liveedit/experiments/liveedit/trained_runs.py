@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...backbones import Backbone
+from ...backbones.hidden_states import HiddenStateCache
 from ...datasets import read
 from ...datasets.sources import NamedData, open_data, world_seed
 from ...datasets.world.kept import kept_world
@@ -114,8 +115,14 @@ class TrainedRun(Run):
         def trained(task: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
             report(f"{self.editor.label}: {task}", done, total)
 
-        result = train_editor(setup, backbone, found.cases, folder, trained)
-        shutil.rmtree(folder / "states", ignore_errors=True)
+        kept_states = _states_of(backbone, setup, digests, len(found.cases), folder / "states")
+        try:
+            result = train_editor(setup, backbone, found.cases, folder, trained, states=kept_states)
+        except BaseException:
+            _LAST_STATES.clear()  # They may be incomplete.
+            raise
+        finally:
+            shutil.rmtree(folder / "states", ignore_errors=True)
         note = {"parameters": result.parameters, "validation": result.validation, **self.training.to_dict()}
         write_json(folder / _NOTE, {"settings": wanted, "training": note})
         return _read(folder / _NOTE)["training"], True  # As read in later runs: JSON has no tuples.
@@ -125,6 +132,22 @@ class TrainedRun(Run):
         parts = [self.backbone, sorted(self.settings, key=str), self.training.to_dict()]
         digest = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:8]
         return self.out / "trained" / f"{slug(self.editor.label)}-{digest}"
+
+
+_LAST_STATES: Final[dict[Any, HiddenStateCache]] = {}
+"""The hidden states of the last training in this process: the next run often reads the same layer."""
+
+
+def _states_of(
+    backbone: Backbone, setup: TrainingSetup, digests: Mapping[str, str], cases: int, folder: Path
+) -> HiddenStateCache:
+    """The hidden states of this training's inputs, those of the last training if they are the same."""
+    layer, text = LiveEdit.hidden_layer(backbone, setup.config), getattr(setup.options, "text_locality", None)
+    key = (*sorted(digests.items()), cases, layer, text)
+    if key not in _LAST_STATES:
+        _LAST_STATES.clear()
+        _LAST_STATES[key] = HiddenStateCache(backbone, layer, folder)
+    return _LAST_STATES[key]
 
 
 def training_cases(training: Training, progress: Progress = no_progress) -> NamedData:
