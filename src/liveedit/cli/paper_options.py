@@ -99,8 +99,7 @@ class TrainingOptions:
     @property
     def training(self) -> Training:
         """The training configuration that all runs share."""
-        from ..editors.liveedit import LiveEdit
-        from ..experiments.liveedit.trained_runs import Training
+        from ..experiments.liveedit.trained_runs import Training, usual_stages
 
         settings = settings_of(self.changes)
         return Training(
@@ -108,7 +107,7 @@ class TrainingOptions:
             self.cases,
             self.form,
             self.steps_share,
-            stages=stages_of(self.stage, LiveEdit.schedule(self.form).stages) if self.stage else (),
+            stages=stages_of(self.stage, usual_stages(self.form)) if self.stage else (),
             settings=tuple(sorted(settings.items())),
         )
 

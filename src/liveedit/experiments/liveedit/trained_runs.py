@@ -134,6 +134,11 @@ class TrainedRun(Run):
         return self.out / "trained" / f"{slug(self.editor.label)}-{digest}"
 
 
+def usual_stages(form: Form) -> tuple[StageConfig, ...]:
+    """The stages in which LiveEdit is trained by default."""
+    return LiveEdit.schedule(form).stages
+
+
 _LAST_STATES: Final[dict[Any, HiddenStateCache]] = {}
 """The hidden states of the last training in this process: the next run often reads the same layer."""
 
