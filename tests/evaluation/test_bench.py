@@ -14,7 +14,6 @@ from torch import Tensor
 
 from liveedit.backbones import Backbone
 from liveedit.editors.base import Editor
-from liveedit.editors.lemoe import Lemoe
 from liveedit.editors.none import NoEditor
 from liveedit.errors import ConfigError
 from liveedit.evaluation import kept_edits
@@ -29,19 +28,19 @@ PROVENANCE = Provenance("abc", False, "b" * 64, "d" * 64)
 class Counting(NoEditor):
     """Does nothing, and notes which edits it was given after which reset."""
 
-    groups: list[list[str]] = []  # noqa: RUF012
+    made_by: list[list[str]] = []  # noqa: RUF012
 
     def reset(self) -> None:
-        self.groups.append([])
+        self.made_by.append([])
 
     def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:
-        self.groups[-1].append(edit_id)
+        self.made_by[-1].append(edit_id)
         return {}
 
 
 @pytest.fixture(autouse=True)
 def no_groups() -> None:
-    Counting.groups = []
+    Counting.made_by = []
 
 
 def bench_of(
@@ -63,7 +62,7 @@ def bench_of(
 
 
 def groups() -> list[int]:
-    return [len(group) for group in Counting.groups if group]
+    return [len(group) for group in Counting.made_by if group]
 
 
 def make(backbone: Backbone) -> Editor:
@@ -88,7 +87,7 @@ def test_seeds_choose_the_order(random_backbone: Backbone, eval_cases: tuple[Edi
     bench_of(random_backbone, eval_cases[:3], tmp_path, edits=(3,), few_edits_cases=3, seeds=(0, 1, 0)).run(
         [("none", make)]
     )
-    first, second = (group for group in Counting.groups if group)  # Seed 0 is read back the second time.
+    first, second = (group for group in Counting.made_by if group)  # Seed 0 is read back the second time.
     assert sorted(first) == sorted(second)
     assert first != second
 
@@ -184,18 +183,26 @@ def test_an_interrupted_run_resumes_from_the_last_saved_edit(
     assert not list(tmp_path.rglob("*.edits.safetensors"))
 
 
-def test_edits_in_groups_are_made_in_one_call(tmp_path: Path) -> None:
-    given: list[int] = []
+def test_what_an_editor_makes_together_is_made_and_restored_as_a_whole(
+    random_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_edits, "_SECONDS", 0.0)
+    monkeypatch.setattr(kept_edits, "_MOST_SHARE", 1e9)
 
-    class Grouped:
-        edits_in_groups = True
+    class InPairs(Remembering):
+        def groups(self, edits: Sequence[Edit]) -> list[list[int]]:
+            return [[1, 4], [0, 3], [2]]
 
-        def edit(self, edits: Sequence[Any], progress: Any) -> list[Any]:
-            given.append(len(edits))
-            return []
-
-    KeptEdits(tmp_path / "kept", {}).make(Grouped(), [("a", None), ("b", None)])  # type: ignore[arg-type, list-item]
-    assert given == [2] and Lemoe.edits_in_groups and not (tmp_path / "kept").exists()
+    file, edits = tmp_path / "kept.safetensors", [(name, Edit(Question("?"), "red")) for name in "abcde"]
+    first, second = InPairs(random_backbone), InPairs(random_backbone)
+    first.stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        KeptEdits(file, {}).make(first, edits)
+    assert first.made == list("bea")  # The second pair is not whole, and not kept.
+    kept, seen = KeptEdits(file, {}), list[int]()
+    records = kept.make(second, edits, lambda done, total: seen.append(done))
+    assert [record.edit_id for record in records] == list("abcde")
+    assert (kept.restored, second.made, seen) == (2, list("adc"), [1, 2, 3, 4, 5])
 
 
 def test_damaged_kept_edits_are_made_again(random_backbone: Backbone, tmp_path: Path) -> None:

@@ -55,9 +55,6 @@ class Editor(ABC):
     settings_class: ClassVar[type[BaseModel] | None] = None
     """Its configuration, if that is chosen when the editor is created and not when it is trained."""
 
-    edits_in_groups: ClassVar[bool] = False
-    """Whether edits that are given together are made together, so that several calls of `edit` give other edits."""
-
     answer_confidence: float = 0.0
     """If edits fired for an answer and one of its tokens has less probability than this, the unedited model answers
     instead. 0: never."""
@@ -119,6 +116,13 @@ class Editor(ABC):
             records.append(EditRecord(edit_id, milliseconds, **details))
             progress(done, len(edits))
         return records
+
+    def groups(self, edits: Sequence[Edit]) -> list[list[int]]:
+        """Which of these edits are made together if all are given at once: places in `edits`, in the order of making.
+
+        `edit` with the edits of one group after another is the same as `edit` with all of them.
+        """
+        return [[place] for place in range(len(edits))]
 
     @abstractmethod
     def _edit_one(self, edit_id: str, edit: Edit) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,17 +36,22 @@ class KeptEdits:
     ) -> list[EditRecord]:
         """Make edits on an editor without any, as `Editor.edit` does; those of the file are restored instead.
 
-        Editors that make edits in groups start from the beginning each time.
+        What an editor makes together (`Editor.groups`) is made and saved as a whole.
         """
-        if editor.edits_in_groups:
-            return editor.edit(edits, progress)
-        records = self._restored(editor, [edit_id for edit_id, _ in edits])
+        started = time.perf_counter()
+        groups = editor.groups([edit for _, edit in edits])
+        planning = 1000 * (time.perf_counter() - started) / max(1, len(edits))
+        planned = [place for group in groups for place in group]
+        records = self._restored(editor, [edits[place][0] for place in planned])
         self.restored += len(records)
-        saved, pause = time.monotonic(), _SECONDS
-        for done in range(1, len(edits) + 1):
-            if done > len(records):
-                records += editor.edit([edits[done - 1]])
-            progress(done, len(edits))
+        saved, pause, done = time.monotonic(), _SECONDS, 0
+        for group in groups:
+            if done + len(group) > len(records):
+                made = editor.edit([edits[place] for place in group])
+                records += [replace(record, milliseconds=record.milliseconds + planning) for record in made]
+            for _ in group:
+                done += 1
+                progress(done, len(edits))
             # After the last edit too, so that an interruption while probes are asked costs no edit.
             last = done == len(edits) and self.file.exists()
             if time.monotonic() - saved >= pause or last:
@@ -54,7 +59,8 @@ class KeptEdits:
                 self._save(editor, records)
                 saved = time.monotonic()
                 pause = max(_SECONDS, (saved - started) / _MOST_SHARE)
-        return records
+        by_place = dict(zip(planned, records, strict=True))
+        return [by_place[place] for place in range(len(edits))]
 
     def remove(self) -> None:
         """Remove the file."""

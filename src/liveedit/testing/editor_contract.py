@@ -208,7 +208,8 @@ class EditorContract:
         with self.make_editor(backbone) as again:
             again.restore(*state)
             again.edit(edits[1:])
-            assert again.edits_in_groups or model_bits(backbone, edits) == whole
+            together = len(again.groups([edit for _, edit in edits])) < len(edits)
+            assert together or model_bits(backbone, edits) == whole
 
     def test_no_edits_change_nothing(self, editor: Editor, edits: Edits) -> None:
         """And give no records."""

@@ -222,6 +222,21 @@ def test_records_tell_expert_and_place(make_editor: EditorMaker, edits: Edits) -
     assert all(record.store_bytes == 4 * 3 * 64 * 192 // 2 for record in records)
 
 
+@pytest.mark.parametrize("order", ["clustered", "given", "shuffled"])
+def test_batches_made_one_by_one_are_those_of_one_call(
+    random_backbone: Backbone, make_editor: EditorMaker, edits: Edits, order: str
+) -> None:
+    editor = make_editor(order=order, seed=1)
+    questions = [edit.question for _, edit in edits]
+    records = {record.edit_id: record for record in editor.edit(edits)}
+    whole = logits_of(random_backbone, questions)
+    editor.reset()
+    for group in editor.groups([edit for _, edit in edits]):
+        for record in editor.edit([edits[place] for place in group]):
+            assert record.details == records[record.edit_id].details
+    assert torch.equal(logits_of(random_backbone, questions), whole)
+
+
 def test_another_embedder_plans_the_batches(random_backbone: Backbone, lemoe_config: ConfigMaker, edits: Edits) -> None:
     by_length = {"hat": 0.0, "home": 9.0, "legs": 9.1, "city": 0.1}
     answers = {edit.answer: by_length[edit_id] for edit_id, edit in edits}

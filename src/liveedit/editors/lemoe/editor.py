@@ -46,7 +46,6 @@ class Lemoe(Editor):
     name = "lemoe"
     summary = "an expert per batch of edits beside an FFN, found by key and value (LEMoE)"
     table_order = 70
-    edits_in_groups = True
     settings_class = LemoeConfig
 
     def __init__(self, backbone: Backbone, config: LemoeConfig | None = None, embedder: Embedder | None = None):
@@ -84,16 +83,16 @@ class Lemoe(Editor):
         check_answers(edits)
         if not edits:
             return []
-        started = time.perf_counter()
-        plan = self._plan([edit for _, edit in edits])
+        started, before = time.perf_counter(), len(self.processed_by)
+        groups = self.groups([edit for _, edit in edits])
         planning = (time.perf_counter() - started) / len(edits)
         records: dict[int, EditRecord] = {}
-        for places in plan:
+        for places in groups:
             started = time.perf_counter()
             details = self._insert([edits[place] for place in places])
             milliseconds = 1000 * ((time.perf_counter() - started) / len(places) + planning)
             for place in places:
-                noted = {**details["details"], "place": len(records)}
+                noted = {**details["details"], "place": before + len(records)}
                 records[place] = EditRecord(edits[place][0], milliseconds, **{**details, "details": noted})
                 progress(len(records), len(edits))
         return [records[place] for place in range(len(edits))]
@@ -102,8 +101,11 @@ class Lemoe(Editor):
         """A batch of one."""
         return self._insert([(edit_id, edit)])
 
-    def _plan(self, edits: Sequence[Edit]) -> list[list[int]]:
-        if self.config.order == "clustered" and len(edits) > self.config.batch_edits:
+    def groups(self, edits: Sequence[Edit]) -> list[list[int]]:
+        """The planned batches. Edits that fit into one batch stay in their order."""
+        if len(edits) <= self.config.batch_edits:
+            return [list(range(len(edits)))]
+        if self.config.order == "clustered":
             embeddings = (self.embedder or self.anchors_of_edits)(edits)
         else:
             embeddings = torch.empty(len(edits), 0)
