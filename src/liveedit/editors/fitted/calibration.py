@@ -238,8 +238,8 @@ class _Reader:
         for inputs, states in self._run(questions, self.layer):
             if with_tokens:
                 tokens += self._tokens(inputs)
-            readings.append(last_of_prompt(self._reading_layer.states, inputs).float().cpu())
-            last.append(last_of_prompt(states, inputs).float().cpu())
+            readings.append(last_of_prompt(self._reading_layer.states, inputs.prompt_mask).float().cpu())
+            last.append(last_of_prompt(states, inputs.prompt_mask).float().cpu())
         return _States(tokens, torch.cat(readings), torch.cat(last))
 
     def tokens(self, questions: Sequence[Question]) -> list[Tensor]:
