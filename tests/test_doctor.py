@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from liveedit.backbones import load_backbone
+from liveedit.backbones import Backbone, load_backbone
 from liveedit.backbones.loading import DeviceMap, Quantization
 from liveedit.doctor import _outcome, examine
+from liveedit.edited.model import EditedModel
 from liveedit.editors.liveedit import LiveEdit, LiveEditConfig
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.testing.family_models import FAMILIES
@@ -34,8 +36,25 @@ def test_every_family_is_healthy(family: str, tmp_path: Path) -> None:
     modules = LiveEditModules(config)
     assert plan["editor_parameters"] == sum(value.numel() for value in modules.parameters())
     assert plan["model_bytes"] == sum(4 * value.numel() for value in backbone.model.parameters())
+    assert plan["untrained"]["rank"] > 0 and plan["untrained"]["bytes_per_answer_token"] == 8 * backbone.width
+    assert not any("is not known" in warning for warning in diagnosis.warnings)
     assert json.loads(json.dumps(diagnosis.found)) == diagnosis.found
     assert any("no image" in warning for warning in diagnosis.warnings) == (family in ("llama", "mistral"))
+
+
+def test_the_plan_of_fitted_experts_is_what_a_stored_one_takes(tiny_llava: Backbone, tmp_path: Path) -> None:
+    plan = examine(tiny_llava).plan["untrained"]
+    question, answer, image = "How many corners does it have?", plan["answer"], Image.new("RGB", (336, 336), "blue")
+    with EditedModel.load(tiny_llava, edits=tmp_path / "edits.db", editor=plan["editor"]) as model:
+        receipts = [
+            model.edit(image, question, text, must_take=False, supersede=False)
+            for text in (answer, f"{answer} {answer}")
+        ]
+        stored = [model.store.get(receipt.id).expert for receipt in receipts]
+    assert receipts[0].evidence.rank == plan["rank"]
+    assert (receipts[0].store_bytes, len(stored[0])) == (plan["memory_bytes_per_edit"], plan["store_bytes_per_edit"])
+    further = (receipts[1].evidence.rank or 0) - plan["rank"]
+    assert further > 0 and receipts[1].store_bytes - receipts[0].store_bytes == further * plan["bytes_per_answer_token"]
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .answers import Answer, Fired
     from .backbones import Backbone, load_backbone
-    from .edited.model import EditedModel, Receipt
+    from .edited.model import EditedModel
+    from .edited.receipt import Receipt
     from .editors import Editor, editor_class, editor_names
     from .editors.liveedit import LiveEdit, LiveEditConfig, LiveEditRefine
     from .errors import LiveEditError
@@ -40,7 +41,7 @@ _HOMES = {
     "LiveEditRefine": "editors.liveedit",
     "Probe": "samples",
     "Question": "samples",
-    "Receipt": "edited.model",
+    "Receipt": "edited.receipt",
     "editor_class": "editors",
     "editor_names": "editors",
     "load_backbone": "backbones",

@@ -61,6 +61,19 @@ class Answer:
     tokens: tuple[int, ...] | None = None
     withheld: tuple[Fired, ...] = ()
 
+    @property
+    def found(self) -> tuple[Fired, ...] | None:
+        """The edits that the question found: those that took part, or that fired for an answer which was withheld."""
+        return None if self.fired is None else (*self.fired, *self.withheld)
+
+    def weight_of(self, edit_id: str) -> float | None:
+        """The weight with which the question found an edit, 0 if it did not; None if the editor does not report it."""
+        return None if self.found is None else sum(one.weight for one in self.found if one.edit_id == edit_id)
+
+    def margin_of(self, edit_id: str) -> float | None:
+        """The margin of an edit that the question found; None if it did not, or if that is not known."""
+        return next((one.margin for one in self.found or () if one.edit_id == edit_id), None)
+
     def to_dict(self) -> dict[str, Any]:
         """The text, the fired edits and the withheld ones, for JSON."""
         return {

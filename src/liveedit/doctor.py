@@ -12,13 +12,19 @@ from torch import Tensor
 
 from .backbones import Backbone
 from .backbones.families import known_model_types
+from .editors import expert_editor_class
 from .editors.reference import ReferenceEditor, small_editor
 from .errors import LiveEditError, first_line
+from .experts.expert import Expert, expert_to_bytes
 from .progress import TaskProgress, no_task_progress
+from .registry import UNTRAINED_EDITOR
 from .samples import Edit, Question
 from .testing.backbone_checks import ANSWERS, BackboneChecks
 
 EDITS_PLANNED = 1_000
+_PLANNED_ANSWERS = ("blue", "a large square and a small circle")
+"""Their experts are made, to see what an edit costs, and what a longer answer adds."""
+_FAILURES = (LiveEditError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference of logits, relative to the largest logit."""
 
@@ -61,7 +67,12 @@ def examine(backbone: Backbone, report: TaskProgress = no_task_progress) -> Diag
         report(name, done, len(tests))
         checks.append(_outcome(name, test))
     report("done", len(tests), len(tests))
-    return Diagnosis(_found(backbone), tuple(checks), _plan(backbone, layer), tuple(_warnings(backbone)))
+    plan, warnings = _plan(backbone, layer), list(_warnings(backbone))
+    try:
+        plan["untrained"] = _untrained_plan(backbone, examination.questions[0])
+    except _FAILURES as error:
+        warnings.append(f"What edits cost without a trained editor is not known: {first_line(error)}")
+    return Diagnosis(_found(backbone), tuple(checks), plan, tuple(warnings))
 
 
 def _outcome(name: str, test: Callable[[], str]) -> Check:
@@ -69,7 +80,7 @@ def _outcome(name: str, test: Callable[[], str]) -> Check:
         return Check(name, True, test())
     except _BrokenError as broken:
         return Check(name, False, str(broken))
-    except (LiveEditError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+    except _FAILURES as error:
         return Check(name, False, f"{type(error).__name__}: {first_line(error)}")
 
 
@@ -237,6 +248,29 @@ def _plan(backbone: Backbone, layer: int) -> dict[str, Any]:
         "bytes_per_edit": expert_bytes,
         "module_width": config.module_width,
         "rank": config.rank,
+        "untrained": None,
+    }
+
+
+def _untrained_plan(backbone: Backbone, question: Question) -> dict[str, Any] | None:
+    """What an edit costs with the editor that needs no training; None if that editor gives no size.
+
+    memory_bytes_per_edit: of its tensors. store_bytes_per_edit: in the edits file, without texts, evidence and image.
+    bytes_per_answer_token: what each further token of the answer adds.
+    """
+    kind = expert_editor_class(UNTRAINED_EDITOR)
+    made = [kind.sized_expert(backbone, Edit(question, answer)) for answer in _PLANNED_ANSWERS]
+    short, long = made
+    if not isinstance(short, Expert) or not isinstance(long, Expert):
+        return None
+    tokens = (long.rank or 0) - (short.rank or 0)
+    return {
+        "editor": kind.name,
+        "answer": _PLANNED_ANSWERS[0],
+        "rank": short.rank,
+        "memory_bytes_per_edit": short.store_bytes,
+        "store_bytes_per_edit": len(expert_to_bytes(short)),
+        "bytes_per_answer_token": (long.store_bytes - short.store_bytes) // tokens if tokens else None,
     }
 
 

@@ -95,6 +95,33 @@ def test_the_same_for_people(run: Run, file: Path) -> None:
     assert run("edits", "verify", *option)[:2] == (0, "3 edits checked: all is well.\n")
 
 
+def test_a_list_without_edits_is_a_sentence(run: Run, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.db").touch()
+    none, option = ("--edits", tmp_path / "none.db"), ("--edits", file)
+    assert run("edits", "list", *none)[1] == "There are no edits yet. `liveedit edit` makes one.\n"
+    assert run("edits", "list", *none, "--all")[1] == "There are no edits yet.\n"
+    assert run("edits", "list", *option, "--at", 0)[1] == "No edit was active after revision 0.\n"
+    for edit in json.loads(run("edits", "list", *option, "--json")[1])["edits"]:
+        run("edits", "undo", *option, edit["id"])
+    assert run("edits", "list", *option)[1] == "No edit is active. --all lists 3 edits undone or purged.\n"
+    assert "Active edits: 0" in run("edits", "list", *option, "--all")[1]
+    assert json.loads(run("edits", "list", *option, "--json")[1])["edits"] == []
+
+
+def test_numbers_are_rounded_for_people_and_exact_in_json(
+    run: Run, tmp_path: Path, random_expert: Callable[..., LowRankExpert]
+) -> None:
+    option, taken = ("--edits", tmp_path / "edits.db"), 1234.567890123456
+    with EditStore(tmp_path / "edits.db") as store:
+        store.bind("b" * 64, "e" * 64, backbone="tiny-llava", editor="liveedit")
+        edit = NewEdit(prompt="Who?", answer="Ada", editor="liveedit", milliseconds=taken)
+        edit_id = store.add(edit, expert_to_bytes(random_expert(0))).id
+    shown = run("edits", "show", *option, edit_id)[1]
+    (line,) = (line for line in shown.splitlines() if "milliseconds" in line)
+    assert line.split() == ["milliseconds", "1,235"]
+    assert json.loads(run("edits", "show", *option, edit_id, "--json")[1])["milliseconds"] == taken
+
+
 NEEDS_NO_MODEL = """
 import sys
 from liveedit.cli import main

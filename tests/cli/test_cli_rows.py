@@ -164,6 +164,15 @@ def test_the_name_says_what_is_exported(run: Run, answer_of: Answer, edits: Path
     assert code == 1 and "--at is for rows" in err
 
 
+def test_an_unknown_ending_is_refused_and_format_decides(
+    run: Run, answer_of: Answer, edits: Path, tmp_path: Path
+) -> None:
+    code, _, err = run("edits", "export", tmp_path / "b.txt", "--edits", edits)
+    assert code == 1 and not (tmp_path / "b.txt").exists()
+    assert all(allowed in err for allowed in (".jsonl, .csv, .json", ".safetensors", "--format")), err
+    assert "bundle" in answer_of("export", tmp_path / "b.txt", "--edits", edits, "--format", "bundle")
+
+
 def test_diff_of_revisions_and_of_files(run: Run, answer_of: Answer, edits: Path, tmp_path: Path) -> None:
     question = {"prompt": "What colour is the car?", "image_name": None, "image_sha256": None}
     changed = {**question, "before": ["red"], "after": ["blue"]}

@@ -30,6 +30,14 @@ def plain(written: io.StringIO) -> str:
     return re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", written.getvalue())
 
 
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0.0, "0"), (12.345678901234567, "12.35"), (999.96, "1,000"), (1234.5678, "1,235"), (0.00012345678, "0.0001235")],
+)
+def test_numbers_have_four_digits(number: float, shown: str) -> None:
+    assert console.four_digits(number) == shown
+
+
 def test_the_bar_of_the_doctor_names_the_check_that_runs(terminal: io.StringIO, random_backbone: Backbone) -> None:
     with console.ProgressDisplay() as progress:
         steps = progress.steps("checking")

@@ -319,6 +319,21 @@ def test_earlier_edits_are_asked_again(spoiling: EditedModel, images: list[Path]
     assert unprobed.evidence.earlier_edits == ()
 
 
+def test_a_withheld_answer_hides_no_collision(spoiling: EditedModel, images: list[Path]) -> None:
+    """Whether the unedited model answers in place of an edit in doubt says nothing about which edits fired."""
+    model = spoiling
+    model.edit(images[0], PROMPT, "teal")
+    given = model.edit(images[0], OTHER_PROMPT, "loud", must_take=False)
+    model.undo(given.id)
+    model.editor.answer_confidence = 1 - 1e-9
+    withheld = model.edit(images[0], OTHER_PROMPT, "loud", must_take=False)
+    assert withheld.answer_after == withheld.answer_before
+    assert len(model.ask(images[0], OTHER_PROMPT).withheld) == 2
+    (met,), (again,) = given.evidence.collisions, withheld.evidence.collisions
+    assert again.edit_id == met.edit_id and not again.is_estimate
+    assert (again.weight_here, again.weight_there) == pytest.approx((met.weight_here, met.weight_there), abs=1e-6)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_an_edit_is_asked_again_where_its_picture_is_there_to_the_pixel(
     tiny_llava: Backbone, images: list[Path], keep: bool

@@ -36,6 +36,31 @@ def logits_of(backbone: Backbone, image: Path) -> torch.Tensor:
         return backbone.logits(backbone.encode([Question(PROMPT, image)]))
 
 
+# -- arguments -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "named"), [(None, "None"), (Path("a.png"), "a .*Path"), (b"PNG", "a bytes")])
+def test_a_prompt_that_is_no_text_is_refused(tiny_llava: Backbone, image: Path, given: object, named: str) -> None:
+    message = f"The prompt is {named}. Give its text .*the image comes before it"
+    with EditedModel.load(tiny_llava) as model:
+        with pytest.raises(InvalidInputError, match=message):
+            model.ask(image, given)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match=message):
+            model.edit(image, given, "red")  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match=f"The answer is {named}"):
+            model.edit(image, PROMPT, given)  # type: ignore[arg-type]
+        assert len(model) == 0
+
+
+def test_an_unknown_argument_is_named_and_makes_no_file(tiny_llava: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"EditedModel.load has no argument 'edtis'. Did you mean 'edits'\?"):
+        EditedModel.load(tiny_llava, edtis=tmp_path / "edits.db")
+    with pytest.raises(InvalidInputError, match=r"no argument 'zz'. Give one of edits, at, .*dtype, .*quantization"):
+        EditedModel.load("no-such-model", edits=tmp_path / "edits.db", zz=1)
+    assert not list(tmp_path.iterdir())
+    EditedModel.load(tiny_llava, quantization=None).close()
+
+
 # -- control tokens ------------------------------------------------------------------------------------------
 
 

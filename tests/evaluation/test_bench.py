@@ -19,6 +19,7 @@ from liveedit.errors import ConfigError
 from liveedit.evaluation import kept_edits
 from liveedit.evaluation.bench import Bench, BenchConfig, backbone_name
 from liveedit.evaluation.kept_edits import KeptEdits
+from liveedit.evaluation.protocol import probes_of
 from liveedit.evaluation.provenance import Provenance
 from liveedit.samples import Edit, EditCase, Probe, Question
 
@@ -106,6 +107,30 @@ def test_rows_are_measured_once_and_again_where_anything_differs(
     other = Provenance("abc", False, "b" * 64, "e" * 64)
     bench_of(random_backbone, cases, tmp_path, other, edits=(2,), max_new_tokens=3).run([("none", make)])
     assert groups() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("later", "asked_again"),
+    [
+        ({"command": "typed later", "threads": 99}, False),
+        ({"git_sha": "def"}, True),
+        ({"dirty": True}, True),
+        ({"versions": {"torch": "9.9"}}, True),
+        ({"load": {"dtype": "bfloat16"}}, True),
+    ],
+)
+def test_unedited_answers_are_those_of_this_code_and_these_packages(
+    random_backbone: Backbone,
+    eval_cases: tuple[EditCase, ...],
+    tmp_path: Path,
+    later: dict[str, Any],
+    asked_again: bool,
+) -> None:
+    cases = eval_cases[:2]
+    bench_of(random_backbone, cases, tmp_path, edits=(2,)).run([("none", make)])
+    again = bench_of(random_backbone, cases, tmp_path, replace(PROVENANCE, **later), edits=(2,))
+    asked, _ = probes_of(cases)
+    assert bool(again.unedited.missing(asked)) == asked_again
 
 
 def test_edited_facts_are_asked_for_without_the_image_on_request(

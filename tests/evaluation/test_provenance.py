@@ -17,7 +17,14 @@ import torch
 
 from liveedit.backbones import Backbone
 from liveedit.cli.arguments import command_line, typed
-from liveedit.evaluation.provenance import Provenance, Stopwatch, device_name, make_provenance, sealed
+from liveedit.evaluation.provenance import (
+    Provenance,
+    Stopwatch,
+    described_load,
+    device_name,
+    make_provenance,
+    sealed,
+)
 
 KEPT = Provenance("abc", False, "b" * 64, "d" * 64, {"torch": "1"}, "cpu", 2, "liveedit bench")
 
@@ -58,6 +65,7 @@ def test_a_row_says_when_it_started_in_utc() -> None:
         ({"git_sha": "def"}, True, False),
         ({"data_digest": "e" * 64}, False, False),
         ({"backbone_digest": "e" * 64}, False, False),
+        ({"load": {"quantization": "8bit"}}, False, False),
     ],
 )
 def test_what_a_row_and_saved_edits_depend_on(change: dict[str, Any], same_inputs: bool, same_edits: bool) -> None:
@@ -65,6 +73,20 @@ def test_what_a_row_and_saved_edits_depend_on(change: dict[str, Any], same_input
     assert now.same_inputs(KEPT.of_row({}, "2020-01-01T00:00:00+00:00")) == same_inputs
     assert (now.of_edits({"a": 1}) == KEPT.of_edits({"a": 1})) == same_edits
     assert KEPT.of_edits({"a": 1}) != KEPT.of_edits({"a": 2})
+
+
+def test_a_row_without_an_entry_was_loaded_by_default() -> None:
+    row = KEPT.of_row({}, "2020-01-01T00:00:00+00:00")
+    del row["load"]
+    assert KEPT.same_inputs(row)
+    assert not replace(KEPT, load={"dtype": "float16"}).same_inputs(row)
+
+
+def test_where_weights_are_is_no_part_of_how_they_were_loaded() -> None:
+    given = {"dtype": torch.float16, "quantization": None, "device": "cpu", "device_map": "auto", "offload_folder": "x"}
+    assert described_load(given) == {"dtype": "float16"}
+    assert described_load({"quantization": "4bit"}) == {"quantization": "4bit"}
+    assert described_load({}) == {}
 
 
 def test_the_digest_of_a_row_is_that_of_everything_else_in_it() -> None:

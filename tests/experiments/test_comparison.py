@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,10 @@ def test_other_settings_or_weights_are_measured_anew(
     few: dict[str, Any] = {"editors": ("none",), "edits": (1,), "seeds": (0,)}
     assert run(small(tmp_path, world, **few), tmp_path).measured == 1
     longer = BenchOptions(cases=4, few_edits_cases=2, max_new_tokens=3)
+    assert run(small(tmp_path, world, **few, options=longer), tmp_path).measured == 1
+    quantized = replace(longer, load=(("quantization", "8bit"),))
+    assert run(small(tmp_path, world, **few, options=quantized), tmp_path).measured == 1
+    assert run(small(tmp_path, world, **few, options=quantized), tmp_path).measured == 0
     assert run(small(tmp_path, world, **few, options=longer), tmp_path).measured == 1
     monkeypatch.setattr(Backbone, "digest", lambda backbone: "other weights")
     assert run(small(tmp_path, world, **few, options=longer), tmp_path).measured == 1

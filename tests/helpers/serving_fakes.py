@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from PIL import Image
 
 from liveedit.answers import Fired
-from liveedit.edited.model import Receipt
 from liveedit.edited.near import NearEdit
+from liveedit.edited.receipt import Receipt
 from liveedit.edited.recheck import CheckedEdit
 from liveedit.errors import EditStateError, InvalidInputError, NotFoundError
 from liveedit.serving.api_keys import KeyFile

@@ -228,6 +228,8 @@ def test_limits_reach_the_settings() -> None:
     [
         (["--no-auth", "--host", "0.0.0.0"], "127.0.0.1"),
         (["--no-auth", "--host", "example.org"], "127.0.0.1"),
+        (["--no-auth", "--host", "300.1.1.1"], "'300.1.1.1' is no IP address"),
+        (["--no-auth", "--host", "::g"], "'::g' is no IP address"),
         (["--no-auth", "--keys", "KEYS"], "one of them"),
         ([], "--no-auth"),
         (["--keys", "KEYS"], "liveedit keys add"),

@@ -13,7 +13,7 @@ from browsing.browser import Browser
 from PIL import Image
 from serving_fakes import FakeModel, fake_app, listening
 
-from liveedit.edited.model import Receipt
+from liveedit.edited.receipt import Receipt
 from liveedit.errors import EditDidNotTakeError
 from liveedit.serving.api_keys import KeyFile
 from liveedit.serving.page_files import QUESTIONS

@@ -22,7 +22,7 @@ from .positions import answer_room, check_length
 from .prompt_transforms import TransformedPrompts, prefixes_embedded, substitutes, unchanged
 from .question_images import opened_images, refusals_named
 from .split_forward import decoder_of, execution_device, finished_logits, layers_of, run_prefix, run_suffix
-from .text_checks import check_control_tokens, check_markers, image_markers
+from .text_checks import check_control_tokens, check_is_text, check_markers, image_markers
 from .tokens import PreparedQuestion, TokenBatch, TokenRole, batch_rows, pad
 from .weights import digest_of, weights_of
 
@@ -296,7 +296,10 @@ class Backbone(TransformedPrompts):
         return image_markers(self.tokenizer, self.image_token_id)
 
     def check_texts(self, prompts: Sequence[str], answers: Sequence[str] = ()) -> None:
-        """Raise `InvalidInputError` for a prompt without text, or any text with the model's image marker."""
+        """Raise `InvalidInputError` for what is no text, a prompt without text, or a text with the image marker."""
+        for name, texts in (("prompt", prompts), ("answer", answers)):
+            for text in texts:
+                check_is_text(name, text)
         if not all(prompt.strip() for prompt in prompts):
             raise InvalidInputError("The prompt is empty. Give the text of a question.")
         check_markers([*prompts, *answers], self.markers, self.name)
@@ -306,6 +309,7 @@ class Backbone(TransformedPrompts):
 
         Neither may contain an image marker or another control token of the tokenizer, such as the end of a sequence.
         """
+        check_is_text("answer", answer)
         if not answer.strip():
             raise InvalidInputError("The answer is empty. Give the text that the model should answer.")
         self.check_texts([prompt], [answer])

@@ -30,6 +30,15 @@ def check_markers(texts: Sequence[str], markers: frozenset[str], model: str) -> 
                 )
 
 
+def check_is_text(name: str, text: object) -> None:
+    """Raise `InvalidInputError` unless this is a string. name: what the text is, for the message."""
+    if not isinstance(text, str):
+        received = "None" if text is None else f"a {type(text).__name__}"
+        raise InvalidInputError(
+            f"The {name} is {received}. Give its text (str). In `ask` and `edit`, the image comes before it."
+        )
+
+
 def check_control_tokens(tokenizer: Any, name: str, text: str, ids: Sequence[int]) -> None:
     """Raise `InvalidInputError` if a text of an edit is read as a control token anywhere.
 

@@ -40,14 +40,20 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_fields(fields: Mapping[str, object], title: str | None = None) -> None:
-    """Print names and values, one per line. Values of None are left out."""
+    """Print names and values, one per line. Values of None are left out, and fractions have four digits."""
     table = Table(title=title, show_header=False, box=None, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in fields.items():
         if value is not None:
-            table.add_row(name.replace("_", " "), Text(str(value)))
+            shown = four_digits(value) if isinstance(value, float) else str(value)
+            table.add_row(name.replace("_", " "), Text(shown))
     console().print(table)
+
+
+def four_digits(number: float) -> str:
+    """A number for reading: four significant digits, and from 1,000 on no fraction."""
+    return f"{number:,.0f}" if 999.95 <= abs(number) < 1e15 else f"{number:.4g}"
 
 
 def counted(number: int, what: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
@@ -58,6 +58,7 @@ def _print(diagnosis: Diagnosis) -> None:
             f"{byte_size(plan['editor_bytes'])}; {byte_size(plan['editor_training_bytes'])} while it is trained",
             "its edits": f"{plan['edits']:,} take {byte_size(plan['edits_bytes'])}, {plan['bytes_per_edit']:,} bytes "
             f"each (d_m {plan['module_width']}, rank {plan['rank']})",
+            "without training": _without_training(plan["untrained"], plan["edits"]),
         },
         title="Plan",
     )
@@ -66,3 +67,16 @@ def _print(diagnosis: Diagnosis) -> None:
         console().print(Text(f"- {warning}"))
     verdict = "This model can be edited." if diagnosis.healthy else "This model cannot be edited: a check fails."
     console().print(Text(verdict, style="bold"))
+
+
+def _without_training(plan: dict[str, Any] | None, edits: int) -> str | None:
+    """What edits cost with the editor that needs no training; None if that is not known."""
+    if plan is None:
+        return None
+    memory, stored = plan["memory_bytes_per_edit"], plan["store_bytes_per_edit"]
+    further = plan["bytes_per_answer_token"]
+    return (
+        f"{plan['editor']}: {edits:,} edits take {byte_size(edits * memory)}; an edit to {plan['answer']!r} takes "
+        f"{memory:,} bytes in memory and {stored:,} in the edits file (rank {plan['rank']})"
+        + ("" if further is None else f", each further token of an answer {further:,}")
+    )

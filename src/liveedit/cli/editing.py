@@ -37,7 +37,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..edited.model import Receipt
+    from ..edited.receipt import Receipt
     from ..edited.recheck import CheckedEdit
     from ..store.evidence import Evidence
 

@@ -54,8 +54,12 @@ def list_edits(
     with _opened(edits) as store:
         revision = store.latest_revision() if at is None else at
         found = store.list(include_undone=all, at=at)
+        hidden = 0 if found or all or at is not None else len(store.list(include_undone=True))
     if json:
         print_json({"revision": revision, "edits": [_as_dict(stored) for stored in found]})
+        return
+    if not found:
+        console().print(Text(_nothing_listed(all, at, hidden)))
         return
     active = sum(stored.is_active for stored in found) if at is None else len(found)
     table = Table(caption=f"Active edits: {active:,}" + (f" after revision {at}" if at is not None else ""))
@@ -67,6 +71,17 @@ def list_edits(
         cells = (stored.id, made, stored.author, stored.image_name, stored.prompt, *answers, undone)
         table.add_row(*(Text(cell or "") for cell in cells))
     console().print(table)
+
+
+def _nothing_listed(all: bool, at: int | None, hidden: int) -> str:
+    """The sentence in place of an empty list. hidden: the number of edits that --all would list."""
+    if at is not None:
+        return f"No edit was active after revision {at}."
+    if all:
+        return "There are no edits yet."
+    if not hidden:
+        return "There are no edits yet. `liveedit edit` makes one."
+    return f"No edit is active. --all lists {counted(hidden, 'edit')} undone or purged."
 
 
 @edits.command("show")
@@ -142,7 +157,7 @@ def export_edits(
         Literal["bundle", "edits", "easyedit"] | None,
         typer.Option(
             help="bundle: edits with experts and history; edits: the active edits as rows; easyedit: as EasyEdit's "
-            "requests. By default edits for .jsonl, .csv and .json, else bundle.",
+            "requests. By default edits for .jsonl, .csv and .json, and bundle for .safetensors or no ending.",
         ),
     ] = None,
     active: Annotated[
@@ -154,9 +169,7 @@ def export_edits(
     json: Json = False,
 ) -> None:
     """Write the edits to a bundle that another edits file can import, or as rows with their images beside them."""
-    from ..datasets.row_files import ROW_SUFFIXES
-
-    kind = format or ("edits" if file.suffix.lower() in ROW_SUFFIXES else "bundle")
+    kind = format or _kind_by_name(file)
     if kind != "bundle":
         _export_rows(file, edits, kind, at, json)
         return
@@ -170,6 +183,20 @@ def export_edits(
         return
     written = counted(len(contents.edits), "edit")
     console().print(Text(f"Wrote {written} at revision {contents.revision} to {file}."))
+
+
+def _kind_by_name(file: Path) -> Literal["bundle", "edits"]:
+    from ..datasets.row_files import ROW_SUFFIXES
+
+    suffix = file.suffix.lower()
+    if suffix in ROW_SUFFIXES:
+        return "edits"
+    if suffix in ("", ".safetensors"):
+        return "bundle"
+    raise typer.BadParameter(
+        f"{file.name!r} ends in {file.suffix!r}, which says nothing about its format. Give {', '.join(ROW_SUFFIXES)} "
+        "for rows, .safetensors or no ending for a bundle, or --format."
+    )
 
 
 def _export_rows(file: Path, edits: str, kind: Literal["edits", "easyedit"], at: int | None, json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from .arguments import command_line
+from .arguments import command_line, loading
 from .console import ProgressDisplay, console, load_quietly, note, print_fields, print_json, resumable
 from .data import data
 from .loading import ModelOptions
@@ -76,7 +76,7 @@ def evaluate(
     loaded = model_options.edited_model(edits, json=json, at=at)
     # Harnesses print what they do: standard output is for the result.
     with resumable("the evaluation"), redirect_stdout(sys.stderr), loaded as model:
-        rows = _measure(model, config, out, model_options.backbone, include_path, tasks_digest(include_path))
+        rows = _measure(model, config, out, model_options, include_path, tasks_digest(include_path))
     report = write_ability_report(rows, out)
     if json:
         print_json({"rows": rows, "report": str(report)})
@@ -87,15 +87,15 @@ def evaluate(
 
 
 def _measure(
-    model: Any, config: Any, out: Path, backbone: str, include: Path | None, selection: str
+    model: Any, config: Any, out: Path, options: ModelOptions, include: Path | None, selection: str
 ) -> list[dict[str, Any]]:
     """The rows of both columns."""
     from ..evaluation.bench import backbone_name
     from ..evaluation.harnesses.measuring import GeneralAbility
     from ..evaluation.provenance import make_provenance
 
-    provenance = make_provenance(model.backbone, [], selection, command_line())
-    name = backbone_name(backbone)
+    provenance = make_provenance(model.backbone, [], selection, command_line(), loading(options.load))
+    name = backbone_name(options.backbone)
     return GeneralAbility(model, config, out, provenance, name, include, note).run()
 
 

@@ -235,7 +235,7 @@ def _opened(
     frozen = load_backbone(backbone, **load)
     for _, make in makers:  # Editors that cannot be loaded are reported before anything long begins.
         make(frozen).detach()
-    return frozen, found, make_provenance(frozen, found.files, found.selection, command_line())
+    return frozen, found, make_provenance(frozen, found.files, found.selection, command_line(), load)
 
 
 def _settings(changes: list[str] | None) -> dict[str, dict[str, object]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import closing
 from importlib.util import find_spec
 from inspect import Parameter, Signature
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -85,6 +87,7 @@ def serve(
     """Serve the model over HTTP until SIGTERM or Ctrl-C: OpenAI's chat protocol, and /v1/edits for corrections."""
     _check_extra()
     settings = serving_settings(ctx.obj)
+    _check_host(host)
     holders = _key_file(host, keys, no_auth)
     load_quietly()
     from ..serving.server import keep_freed_memory, model_name, reserved, server_of
@@ -176,6 +179,20 @@ def _check_extra() -> None:
     missing = [name for name in ("fastapi", "uvicorn", "prometheus_client", "httpx2") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"Serving needs {', '.join(missing)}, not installed here: pip install 'liveedit[serve]'.")
+
+
+def _check_host(host: str) -> None:
+    """Raise `ConfigError` for what looks like an IP address and is none; names are looked up later."""
+    try:
+        if ":" in host:
+            IPv6Address(host)
+        elif host and set(host) <= set("0123456789."):
+            socket.inet_aton(host)  # It knows short forms too, such as 127.1.
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--host {host!r} is no IP address (IPv4: four numbers from 0 to 255). Give 127.0.0.1 to serve this "
+            "machine alone, 0.0.0.0 for all of its addresses, or one of its addresses or names."
+        ) from error
 
 
 def _key_file(host: str, keys: Path | None, no_auth: bool) -> KeyFile | None:

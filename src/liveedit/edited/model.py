@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, SupportsIndex
@@ -15,7 +17,7 @@ import torch
 from PIL import Image
 
 from ..answering import NEW_TOKENS, Answering
-from ..answers import Answer, same_answer
+from ..answers import Answer
 from ..backbones import Backbone, load_backbone
 from ..editors import default_editor, expert_editor_class
 from ..editors.base import ExpertEditor
@@ -26,7 +28,6 @@ from ..experts.expert import expert_to_bytes
 from ..images import image_digest, open_image
 from ..progress import Progress, no_progress, steps_reported
 from ..samples import Edit, ImageSource, Question
-from ..store.evidence import Evidence
 from ..store.idempotency import ChangeRequest
 from ..store.records import Changes, NewEdit, StoredEdit
 from ..store.store import EditStore
@@ -34,59 +35,12 @@ from ..store.thumbnails import image_png, thumbnail_png
 from .following import FollowedEdits
 from .lock import ReadersWriterLock
 from .near import NearEdit, check_finds_near, near_edits
+from .receipt import Receipt
 from .recheck import CheckedEdit, check_edits
 from .trial import Trial, TrialRun
 
 _ATTEMPTS: Final = 5
 """Number of trials of an edit if other processes keep changing the edits of its question."""
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """The result of an edit: its id, the answers before and after, its cost, and its effect on other answers."""
-
-    id: str
-    prompt: str
-    answer: str
-    answer_before: str
-    answer_after: str
-    milliseconds: float
-    """Time to make the edit, without its trial."""
-    refine_steps: int
-    store_bytes: int
-    evidence: Evidence = field(default_factory=Evidence)
-    author: str | None = None
-    note: str | None = None
-    replayed: bool = field(default=False, compare=False)
-    """Whether the same request had made the edit before, so that nothing happened this time."""
-
-    @classmethod
-    def of(cls, edit: StoredEdit) -> Self:
-        """The receipt of an edit that is stored."""
-        evidence = edit.evidence or Evidence()
-        return cls(
-            edit.id,
-            edit.prompt,
-            edit.answer,
-            edit.answer_before or "",
-            edit.answer_after or "",
-            edit.milliseconds,
-            edit.refine_steps,
-            evidence.store_bytes,
-            evidence,
-            edit.author,
-            edit.note,
-            edit.is_replay,
-        )
-
-    @property
-    def took(self) -> bool:
-        """Whether the model gives the requested answer."""
-        return same_answer(self.answer_after, self.answer)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "evidence": self.evidence.to_dict(self.answer), "took": self.took}
 
 
 class EditedModel:
@@ -167,9 +121,10 @@ class EditedModel:
         `default_editor`. editor_path: a trained editor or a calibration, by its folder or its name at a hub,
         OWNER/NAME[@REVISION]. loading: more arguments of `load_backbone` (device_map, quantization, offload_folder).
 
-        Raises `InvalidInputError` for an editor that makes no expert per edit, or a backbone that already has an edited
-        model.
+        Raises `InvalidInputError` for an unknown argument, an editor that makes no expert per edit, or a backbone that
+        already has an edited model.
         """
+        _check_arguments(loading)
         kind = None if editor is None else expert_editor_class(editor)
         store = EditStore(edits, create=at is None) if edits is not None else None
         try:
@@ -482,6 +437,17 @@ class EditedModel:
             return self.store.same_question(edit.image_sha256, edit.prompt)
         named = [supersede] if isinstance(supersede, str) else supersede or ()
         return tuple(self.store.get(edit_id) for edit_id in dict.fromkeys(named))
+
+
+def _check_arguments(loading: Mapping[str, Any]) -> None:
+    """Raise `InvalidInputError` for arguments that neither `EditedModel.load` nor `load_backbone` has."""
+    own, further = (signature(function).parameters for function in (EditedModel.load, load_backbone))
+    allowed = [name for name in {**own, **further} if name not in ("backbone", "loading", "name")]
+    for name in loading:
+        if name not in allowed:
+            similar = get_close_matches(name, allowed, 1)
+            advice = f"Did you mean {similar[0]!r}? It takes" if similar else "Give one of"
+            raise InvalidInputError(f"EditedModel.load has no argument {name!r}. {advice} {', '.join(allowed)}.")
 
 
 def _opened(image: ImageSource | None) -> Image.Image | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..answering import Answering
-from ..answers import FIRING_THRESHOLD, Answer, Fired, same_answer
+from ..answers import FIRING_THRESHOLD, Answer, same_answer
 from ..editors.base import ExpertEditor
 from ..errors import EditPurgedError, InvalidInputError
 from ..experts import Expert
@@ -135,20 +135,13 @@ class _Reply:
     asked_about: AskedAbout
     answer: Answer | None
 
-    @property
-    def fired(self) -> tuple[Fired, ...] | None:
-        """The edits that fired, also if the answer was withheld; None if that is not known."""
-        if self.answer is None or self.answer.fired is None:
-            return None
-        return (*self.answer.fired, *self.answer.withheld)
-
     def weight_of(self, edit_id: str) -> float | None:
-        """The weight of an edit in the answer; None if that is not known."""
-        return None if self.fired is None else sum(one.weight for one in self.fired if one.edit_id == edit_id)
+        """See `Answer.weight_of`."""
+        return None if self.answer is None else self.answer.weight_of(edit_id)
 
     def margin_of(self, edit_id: str) -> float | None:
-        """The margin of an edit that fired for the question."""
-        return next((one.margin for one in self.fired or () if one.edit_id == edit_id), None)
+        """See `Answer.margin_of`."""
+        return None if self.answer is None else self.answer.margin_of(edit_id)
 
 
 def _ask_again(answering: Answering, store: EditStore, edits: Sequence[StoredEdit]) -> list[_Reply]:

@@ -25,7 +25,8 @@ from ..samples import LOCALITY, EditCase, ImageSource
 from ..store.idempotency import ChangeRequest
 from ..store.records import StoredEdit
 from ..store.store import EditStore
-from .model import EditedModel, Receipt
+from .model import EditedModel
+from .receipt import Receipt
 
 _HELD = ("text_generality", *LOCALITY)
 """The probes that an edit is tried on."""

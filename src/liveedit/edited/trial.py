@@ -10,7 +10,7 @@ from typing import Any, Final
 from PIL import Image
 
 from ..answering import Answering
-from ..answers import FIRING_THRESHOLD, Answer, Fired, same_answer
+from ..answers import FIRING_THRESHOLD, Answer, same_answer
 from ..editors.base import ExpertEditor
 from ..errors import EditDidNotTakeError
 from ..experts import Expert
@@ -100,7 +100,7 @@ class TrialRun:
         first = 1 + len(trial.rephrasings)
         last = first + len(trial.locality)
         weights_there = {
-            edit.id: _weight(answer.fired, TRIAL) for (edit, _), answer in zip(probed, after[last:], strict=True)
+            edit.id: answer.weight_of(TRIAL) or 0.0 for (edit, _), answer in zip(probed, after[last:], strict=True)
         }
         return Evidence(
             supersedes=tuple(edit.id for edit in self.superseded),
@@ -118,7 +118,7 @@ class TrialRun:
                 EarlierEdit(edit.id, *pair, same_answer(*pair))
                 for (edit, _), pair in zip(probed, pairs[last:], strict=True)
             ),
-            collisions=self._collisions(after[0].fired or (), weights_there),
+            collisions=self._collisions(after[0], weights_there),
         )
 
     @contextmanager
@@ -154,10 +154,10 @@ class TrialRun:
                 found.append((edit, image))
         return found
 
-    def _collisions(self, fired: Sequence[Fired], weights_there: dict[str, float]) -> tuple[Collision, ...]:
-        """Edits that fire where the new one does, or where it fires, by weight."""
-        here = {other.edit_id: other.weight for other in fired if other.edit_id != TRIAL}
-        margin = next((other.margin for other in fired if other.edit_id == TRIAL), None)
+    def _collisions(self, own: Answer, weights_there: dict[str, float]) -> tuple[Collision, ...]:
+        """Edits that fire where the new one does, or where it fires, by weight. own: the answer to its question."""
+        here = {other.edit_id: other.weight for other in own.found or () if other.edit_id != TRIAL}
+        margin = own.margin_of(TRIAL)
         estimated = {} if margin is None else self.editor.estimated_weights(self.expert, margin)
         weights = {
             edit_id: (here.get(edit_id, 0.0), weights_there.get(edit_id, estimated.get(edit_id, 0.0)))
@@ -174,10 +174,6 @@ class TrialRun:
             )
             for edit_id in met[:_MOST_COLLISIONS]
         )
-
-
-def _weight(fired: Sequence[Fired] | None, edit_id: str) -> float:
-    return sum(other.weight for other in fired or () if other.edit_id == edit_id)
 
 
 def _digest(question: Question) -> str | None:

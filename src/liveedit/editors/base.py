@@ -230,6 +230,14 @@ class ExpertEditor(Editor, Generic[AnyExpert]):
         An editor that takes many steps calls `liveedit.progress.report_step` after each, so that they can be shown.
         """
 
+    @classmethod
+    def sized_expert(cls, backbone: Backbone, edit: Edit) -> AnyExpert | None:
+        """An expert as large as that of this edit, made in little time by the same code, for `liveedit doctor`.
+
+        It is not meant to answer anything. None if the editor gives none.
+        """
+        return None
+
     @abstractmethod
     def add(self, edit_id: str, expert: AnyExpert) -> None:
         """Make an expert active. Raises `InvalidInputError` if the id is active already or the shape does not fit."""

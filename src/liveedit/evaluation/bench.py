@@ -242,11 +242,11 @@ class Bench:
         return row if same else None
 
     def _unedited_file(self) -> Path:
-        """One file for each backbone, data set, length limit and precision; a digest of these is its name."""
-        digests = (self.provenance.backbone_digest, self.provenance.data_digest)
-        config = self.config
-        parts = (*digests, config.max_new_tokens, config.mixed_precision)
-        name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        """One file for each backbone, data set, length limit and precision, code and packages; a digest of these is
+        its name."""
+        settings = self.config.model_dump(mode="json", include={"max_new_tokens", "mixed_precision"})
+        parts = json.dumps(self.provenance.of_edits(settings), sort_keys=True)
+        name = hashlib.sha256(parts.encode()).hexdigest()[:16]
         return self._unedited_folder / f"{name}.jsonl"
 
     def _file(self, name: str, edits: int, seed: int, ending: str) -> Path:

@@ -62,8 +62,8 @@ class BenchOptions:
 class Run:
     """An independent job: one editor, backbone and data set; rows for each T and seed, in a folder shared by runs.
 
-    The bench does not measure a row again that exists with the same settings and the same digests of backbone, data
-    and editor; a repeated run takes as long as loading its editor.
+    The bench does not measure a row again that exists with the same settings, the same way of loading the backbone,
+    and the same digests of backbone, data and editor; a repeated run takes as long as loading its editor.
     """
 
     out: Path
@@ -140,7 +140,7 @@ def measure_run(run: Run, editor: EditorChoice, report: TaskProgress) -> Done:
         passages=run.options.passages,
     )
     folder = run.out / "runs" / slug(f"{name}-{found.name}")
-    provenance = make_provenance(backbone, found.files, found.selection, run.options.command)
+    provenance = make_provenance(*(backbone, found.files, found.selection, run.options.command), dict(run.options.load))
     bench = Bench(backbone, found.cases, config, folder, provenance, noted)
     try:
         rows = bench.run([(run.editor.label, editor.make)])

@@ -15,8 +15,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from ..answering import Answering, Generated
 from ..answers import Answer, Fired, above_threshold
 from ..backbones.positions import answer_room
-from ..edited.model import EditedModel, Receipt
+from ..edited.model import EditedModel
 from ..edited.near import NearEdit
+from ..edited.receipt import Receipt
 from ..edited.recheck import CheckedEdit
 from ..editors.base import Editor
 from ..errors import InvalidInputError

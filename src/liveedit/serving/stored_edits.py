@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from ..edited.model import Receipt
+from ..edited.receipt import Receipt
 from ..errors import EditPurgedError, NotFoundError
 from ..store.evidence import Collision
 from ..store.records import EditPage, EventKind, State, StoredEdit

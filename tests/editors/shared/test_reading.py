@@ -71,7 +71,7 @@ def test_the_last_token_of_the_prompt(row: list[int]) -> None:
     tokens = batch(row)
     states = torch.randn(1, 5, 3)
     last = max(place for place, role in enumerate(row) if role == 0)
-    assert torch.equal(last_of_prompt(states, tokens), states[:, last])
+    assert torch.equal(last_of_prompt(states, tokens.prompt_mask), states[:, last])
 
 
 def test_padding_changes_nothing_that_is_read(tiny_llava: Backbone) -> None:
@@ -80,7 +80,7 @@ def test_padding_changes_nothing_that_is_read(tiny_llava: Backbone) -> None:
     for padding in ("left", "right"):
         inputs = tiny_llava.encode(questions, padding=padding)
         states, inside = tiny_llava.hidden_states(inputs, 3), Template.of(tiny_llava).content_mask(inputs)
-        read.append((last_of_prompt(states, inputs), states[0][inside[0]], states[1][inside[1]]))
+        read.append((last_of_prompt(states, inputs.prompt_mask), states[0][inside[0]], states[1][inside[1]]))
     for left, right in zip(*read, strict=True):
         assert torch.allclose(left, right, atol=1e-5)
 

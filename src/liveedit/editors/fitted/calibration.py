@@ -82,6 +82,13 @@ class Calibration:
     template: Template
     name: str
 
+    @classmethod
+    def without_statistics(cls, backbone: Backbone) -> Calibration:
+        """A calibration that knows nothing of the backbone: experts have their shapes with it, and find nothing."""
+        width = backbone.width
+        plain = Modality(Whitening.none(width), Whitening.none(width), 1.0, 1.0, torch.zeros(1, width))
+        return cls(plain, plain if backbone.reads_images else None, Template.of(backbone), "")
+
     def to(self, device: torch.device) -> Calibration:
         """The same on another device."""
         image = None if self.image is None else self.image.to(device)
@@ -238,8 +245,8 @@ class _Reader:
         for inputs, states in self._run(questions, self.layer):
             if with_tokens:
                 tokens += self._tokens(inputs)
-            readings.append(last_of_prompt(self._reading_layer.states, inputs).float().cpu())
-            last.append(last_of_prompt(states, inputs).float().cpu())
+            readings.append(last_of_prompt(self._reading_layer.states, inputs.prompt_mask).float().cpu())
+            last.append(last_of_prompt(states, inputs.prompt_mask).float().cpu())
         return _States(tokens, torch.cat(readings), torch.cat(last))
 
     def tokens(self, questions: Sequence[Question]) -> list[Tensor]:

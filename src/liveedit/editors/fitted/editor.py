@@ -212,6 +212,12 @@ class FittedExperts(PretrainedEditor, RoutedEditor):
         u, v, steps = fitting.run(fitting.from_gates([everything], [self._neutral(edit)]), passages)
         return LowRankExpert(u, v, *(part[0].clone() for part in features)), steps
 
+    @classmethod
+    def sized_expert(cls, backbone: Backbone, edit: Edit) -> LowRankExpert:
+        """The expert of an edit without gradient steps and calibration, which take long on a large model."""
+        with cls(backbone, FittedConfig(steps=0), Calibration.without_statistics(backbone)) as editor:
+            return editor.make_expert(edit)[0]
+
     def _passage(self, edit: Edit) -> Passage:
         """The edit in all of its wordings, its own prompt first."""
         prompts = wordings(edit.question.prompt, self.config.wordings)

@@ -163,7 +163,7 @@ class StateSimilarities:
         self, tokens: TokenBatch, content_states: Tensor, reading_states: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Content, reading, (batch, width) each, and prompt features."""
-        last = last_of_prompt(reading_states, tokens)
+        last = last_of_prompt(reading_states, tokens.prompt_mask)
         inside = self.calibration.template.content_mask(tokens)
         found = []
         # Each row alone: no bit of a feature depends on the other questions of a batch.

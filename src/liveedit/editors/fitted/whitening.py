@@ -28,6 +28,11 @@ class Whitening:
     outside: Float[Tensor, ""]
 
     @classmethod
+    def none(cls, width: int) -> Self:
+        """The map that changes nothing."""
+        return cls(torch.zeros(width), torch.zeros(0, width), torch.zeros(0), torch.tensor(1.0))
+
+    @classmethod
     def of(cls, features: Float[Tensor, "samples width"]) -> Self:
         """The whitening by how these features differ from their mean, on the CPU."""
         samples = features.double().cpu()

@@ -7,6 +7,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..shared.separation import Calibrated, FalseFiring
+
 WHOLE_PROMPTS: Final = 0.95
 """`prompt_threshold` where whole prompts are compared."""
 
@@ -14,7 +16,11 @@ _FIELDS = {"prompt", "answer", "question"}
 
 
 class InContextConfig(BaseModel):
-    """How an edit is found, and how it is put into the prompt."""
+    """How an edit is found, and how it is put into the prompt.
+
+    With `calibrated`, at the layer that is taken, the tokens of the questions alone are compared, without the chat
+    template, those of names above all. Otherwise whole prompts are compared.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,19 +47,8 @@ class InContextConfig(BaseModel):
         le=1,
         description="Cosine that the pooled states of both prompts must exceed; None: by `calibrated`, or 0.95.",
     )
-    calibrated: bool = Field(
-        default=True,
-        description="In a language model: compare the tokens of the questions alone, without the chat template, those "
-        "of names above all, at the layer and with the threshold by which neutral questions are distinguished best. If "
-        "no layer distinguishes most of them, and with images, whole prompts are compared.",
-    )
-    false_firing: float = Field(
-        default=0.01,
-        gt=0,
-        lt=1,
-        description="Share of the pairs of neutral questions that ask the same of two subjects and may reach the "
-        "measured threshold.",
-    )
+    calibrated: Calibrated = True
+    false_firing: FalseFiring = 0.01
 
     @field_validator("template")
     @classmethod

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..shared.reading import last_of_prompt
 from .config import LemoeConfig
 
 
@@ -45,12 +46,6 @@ class QueryEmbedding:
     def to(self, device: torch.device) -> QueryEmbedding:
         """The same on another device."""
         return QueryEmbedding(self.text.to(device), self.image.to(device), self.has_image.to(device))
-
-
-def last_of_prompt(x: Tensor, prompt: Tensor) -> Tensor:
-    """(batch, d): of (batch, length, d) what stands at each prompt's last token; prompt: its mask, (batch, length)."""
-    last = (prompt * torch.arange(1, prompt.shape[1] + 1, device=prompt.device)).argmax(1)
-    return x[torch.arange(len(x), device=x.device), last.to(x.device)]
 
 
 def _mean(embeddings: Tensor, mask: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ...backbones import Backbone
 from ...samples import Question
 from ..shared.everyday_questions import EVERYDAY_QUESTIONS
+from ..shared.reading import last_of_prompt
 from ..shared.separation import Separation, most_useful, separation_questions
-from .anchors import last_of_prompt
 from .experts import FeedForward
 
 _READ_AT_ONCE: Final = 36

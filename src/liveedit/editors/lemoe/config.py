@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..shared.separation import Calibrated, FalseFiring
+
 
 class _Thresholds(NamedTuple):
     image_weight: float
@@ -21,7 +23,7 @@ class LemoeConfig(BaseModel):
     """How experts are inserted, found and trained.
 
     "Paper" is LEMoE by its abstract, its figures and secondary sources; what none of them says is marked as
-    reconstructed, and can be switched.
+    reconstructed, and can be switched. `calibrated` needs states as anchors, and measures from the edit layer on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,19 +121,8 @@ class LemoeConfig(BaseModel):
         le=1,
         description="The same for other anchors. None: by `calibrated`, or 0.9 for states, 0.75 for means.",
     )
-    calibrated: bool = Field(
-        default=True,
-        description="In a language model with states as anchors: measure on neutral questions at which layer, from the "
-        "edit layer on, two wordings of a question are distinguished best from other subjects, and take it and its "
-        "threshold (ours). If no layer distinguishes most of them, nothing is changed.",
-    )
-    false_firing: float = Field(
-        default=0.01,
-        gt=0,
-        lt=1,
-        description="Share of the pairs of neutral questions that ask the same of two subjects and may reach the "
-        "measured threshold.",
-    )
+    calibrated: Calibrated = True
+    false_firing: FalseFiring = 0.01
 
     # How a batch is trained.
     rate: float = Field(default=1e-3, gt=0, description="Learning rate of AdamW (paper: 2e-4).")

@@ -72,9 +72,11 @@ class Template:
         return torch.where(inside.any(1, keepdim=True), inside, prompt)
 
 
-def last_of_prompt(states: Float[Tensor, "batch tokens width"], tokens: TokenBatch) -> Float[Tensor, "batch width"]:
-    """The hidden state of the last token of each prompt."""
-    prompt = tokens.prompt_mask.to(states.device)
+def last_of_prompt(
+    states: Float[Tensor, "batch tokens width"], prompt: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch width"]:
+    """Of the states of all tokens, that of the last token of each prompt. prompt: `TokenBatch.prompt_mask`."""
+    prompt = prompt.to(states.device)
     places = torch.arange(prompt.shape[1], device=prompt.device).expand_as(prompt)
     last = places.masked_fill(~prompt, -1).amax(1)
     return states[torch.arange(len(last), device=last.device), last]

@@ -8,15 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...samples import Question
 from .neutral_questions import NEUTRAL_QUESTIONS
+
+Calibrated = Annotated[
+    bool,
+    Field(
+        description="In a language model: measure on neutral questions at which layer two wordings of a question are "
+        "distinguished best from other subjects, and take it and its threshold (ours). If no layer distinguishes most "
+        "of them, and with images, neither is taken.",
+    ),
+]
+"""The setting of an editor that measures a separation."""
+
+FalseFiring = Annotated[
+    float,
+    Field(
+        gt=0,
+        lt=1,
+        description="Share of the pairs of neutral questions that ask the same of two subjects and may reach the "
+        "measured threshold.",
+    ),
+]
+"""The setting by which the threshold of a separation is chosen."""
 
 _SUBJECTS: Final = 4
 _WORDINGS: Final = 2

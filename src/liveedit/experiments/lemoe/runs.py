@@ -81,7 +81,9 @@ class LemoeRun:
         """Two rows, asked immediately and finally; read if they exist with the same settings and digests."""
         found = opened_data(self.data, self.options.cases, self.options.distinct_subjects)
         backbone = loaded_backbone(self.backbone, self.options.load)
-        provenance = make_provenance(backbone, found.files, found.selection, self.options.command)
+        provenance = make_provenance(
+            *(backbone, found.files, found.selection, self.options.command), dict(self.options.load)
+        )
         limit = self.options.max_new_tokens or answer_limit(backbone, found.cases)
         with Lemoe(backbone, LemoeConfig.model_validate({**dict(self.settings), "order": "given"})) as editor:
             config = {

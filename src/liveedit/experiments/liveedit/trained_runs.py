@@ -18,7 +18,7 @@ from ...datasets.world.kept import kept_world
 from ...editors.liveedit import LiveEdit
 from ...editors.trained import Form, TrainingSetup, train_editor, training_setup
 from ...errors import ConfigError, DatasetError
-from ...evaluation.provenance import sealed
+from ...evaluation.provenance import described_load, sealed
 from ...files import cache_folder, write_json
 from ...progress import Progress, TaskProgress, no_progress
 from ...training.trainer import StageConfig, TrainingConfig, usual_validation
@@ -106,7 +106,8 @@ class TrainedRun(Run):
         found = training_cases(self.training)
         setup = self.training.setup(backbone, len(found.cases), dict(self.settings))
         digests = {"backbone_digest": backbone.digest(), "data_digest": _digest(found.files)}
-        wanted = {**setup.to_dict(), "cases": len(found.cases), **digests}
+        load = described_load(dict(self.options.load))
+        wanted = {**setup.to_dict(), "cases": len(found.cases), **digests, **({"load": load} if load else {})}
         folder = self._folder()
         kept = _read(folder / _NOTE)
         if kept is not None and kept["settings"] == wanted and (folder / "editor").is_dir():
