@@ -84,7 +84,10 @@ def _world(source: str) -> tuple[int, HarderShares] | None:
         return None
     seed, _, harder = rest.partition(":") if rest[:1].isdecimal() else ("", "", rest)
     found = _seed("world", f"world:{seed}")
-    return found or HELD_OUT_SEED, HarderShares.parse(harder) if harder else HarderShares()
+    try:
+        return found or HELD_OUT_SEED, HarderShares.parse(harder) if harder else HarderShares()
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{source!r} cannot be drawn: {error}") from error
 
 
 def facts_seed(source: str) -> int | None:
@@ -112,8 +115,8 @@ def open_data(
 
     source: "world" or "world:SEED" (evaluation cases, drawn into `cache_folder`: a fifth more than `at_least`, but at
     least `fewest`, by default `FEWEST_DRAWN`), "world:HARDER" or "world:SEED:HARDER" (with harder cases, as
-    `HarderShares.parse` reads them; by default `FEWEST_HARDER`), "facts" or "facts:SEED" (invented facts for language models, with
-    `FEWEST_FACTS` as default), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for others.
+    `HarderShares.parse` reads them; `FEWEST_HARDER`), "facts" or "facts:SEED" (invented facts for language models;
+    `FEWEST_FACTS`), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for others.
     distinct_subjects: only the first case of each subject, see `NamedData.with_distinct_subjects`.
     """
     found = _opened(source, at_least, progress, fewest)
@@ -147,8 +150,8 @@ def _annotated(source: str) -> NamedData:
     format, _, rest = source.partition(":")
     if format.lower() not in format_names() or not rest:
         raise NotFoundError(
-            f"There is no data {source!r}. Give world, world:SEED, world:HARDER, facts, facts:SEED, a folder with eval.json, or "
-            f"FORMAT:FILE[:IMAGES] with one of the formats {', '.join(format_names())}."
+            f"There is no data {source!r}. Give world, world:SEED, world:HARDER, facts, facts:SEED, a folder with "
+            f"eval.json, or FORMAT:FILE[:IMAGES] with one of the formats {', '.join(format_names())}."
         )
     name, _, images = rest.partition(":")
     file = Path(name)

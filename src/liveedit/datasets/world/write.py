@@ -11,9 +11,9 @@ from ...errors import InvalidInputError
 from ...files import write_json
 from ...progress import Progress, no_progress
 from .cases import DrawnImage, Part, WorldCase, WorldProbe, world_cases
+from .drawing import draw
 from .harder import HarderShares
 from .harder_cases import harder_cases
-from .drawing import draw
 
 _CHUNK = 200
 
@@ -28,7 +28,8 @@ def write_world(
 ) -> dict[Part, Path]:
     """Write `train.json` and `eval.json` with their images under `images/`; returns the files written.
 
-    progress: images drawn, and their total. harder: the shares of harder cases, by default none. Raises `InvalidInputError` for negative counts.
+    progress: images drawn, and their total. harder: the shares of harder cases, by default none. Raises
+    `InvalidInputError` for negative counts.
     """
     if train < 0 or eval < 0 or train + eval == 0 or seed < 0:
         raise InvalidInputError(
