@@ -173,10 +173,12 @@ def test_the_bench_scores_by_the_last_edit_and_so_does_verifying(
     broken: float,
     overruling: tuple[float, float, float],
 ) -> None:
-    first, second = replace(FIRST, probes=()), replace(SECOND, probes=())
+    portability = FIRST.named("portability")  # What follows from an edit that is overruled is not known.
+    first, second = replace(FIRST, probes=portability), replace(SECOND, probes=())
     found, raw = measured(monkeypatch, [first, second], said, "second")
     again = scored_again(raw_cases([json.loads(line) for line in raw.splitlines()]))
     for measurement in (found, again):
+        assert [item.probe.name for item in measurement.left_out] == ["portability"]
         check_scores(measurement, right, broken, overruling)
     assert summarize_measurements([found]) == summarize_measurements([again])
 
@@ -185,6 +187,7 @@ def check_scores(measurement: Measurement, right: float, broken: float, overruli
     summary = summarize_measurements([measurement])
     assert summary["metrics"]["reliability"]["exact_match"] == right
     assert summary["metrics"]["reliability"]["broken"] == broken
+    assert summary["by_answer_type"]["overruled edit"]["reliability"]["count"] == 1
     assert summary["routing"] == {"recall": 100.0, "precision": 100.0}  # The edit that fired is the last one.
     recurring = recurring_edits([measurement])
     assert recurring is not None

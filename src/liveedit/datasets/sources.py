@@ -1,4 +1,4 @@
-"""Cases from the value of `--data`: world[:SEED][:HARDER], facts[:SEED], a drawn folder, or FORMAT:FILE[:IMAGES]."""
+"""Cases from the value of `--data`: world, world:SEED:HARDER, facts:SEED, a drawn folder, or FORMAT:FILE:IMAGES."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def world_seed(source: str) -> int | None:
 
 
 def _world(source: str) -> tuple[int, HarderShares] | None:
-    """Seed and harder cases of "world[:SEED][:HARDER]"; None for any other source."""
+    """Seed and harder cases of "world", "world:SEED", "world:HARDER" or "world:SEED:HARDER"; None for others."""
     name, _, rest = source.partition(":")
     if name != "world":
         return None

@@ -29,6 +29,9 @@ _FEWEST_NEW_TOKENS: Final = 16
 
 MEASURED: tuple[ProbeName, ...] = (*GENERALITY, *LOCALITY, "portability")
 
+OVERRULED: Final = "overruled edit"
+"""The group of cases whose fact a later one edits once more, in results by answer type."""
+
 
 @dataclass(frozen=True)
 class AskedProbe:
@@ -52,6 +55,11 @@ class AskedProbe:
     def right_edit(self) -> str:
         """The id of the edit that is to answer questions in the scope of the case."""
         return self.overruled_by or self.case.id
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The groups that its score is reported in: those of the case, and that of edits that are overruled."""
+        return (*_kinds(self.case), *(() if self.overruled_by is None else (OVERRULED,)))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -265,12 +273,10 @@ def summarize_measurements(measurements: Sequence[Measurement]) -> dict[str, Any
     """Metrics over all groups of edits, also by answer type, and the routing's precision and recall."""
     scores = [pair for measurement in measurements for pair in measurement.scores]
     left_out = [item for measurement in measurements for item in measurement.left_out]
-    typed = [
-        ProbeScore(**{**_fields(score), "answer_type": kind}) for item, score in scores for kind in _kinds(item.case)
-    ]
+    typed = [ProbeScore(**{**_fields(score), "answer_type": kind}) for item, score in scores for kind in item.kinds]
     left_by_type: dict[str, Counter[ProbeName]] = {}
     for item in left_out:
-        for kind in _kinds(item.case):
+        for kind in item.kinds:
             left_by_type.setdefault(kind, Counter())[item.probe.name] += 1
     return {
         "metrics": summarize([score for _, score in scores], Counter(item.probe.name for item in left_out)),
@@ -398,7 +404,7 @@ def scored_again(cases: Iterable[Sequence[RawAnswer]]) -> Measurement:
         kind, *tags = about["kinds"]
         edit = Edit(question, about.get("answer", first["expected"]))
         case, by = EditCase(first["case"], edit, (), kind, None, tuple(tags)), about.get("overruled_by")
-        left_out += [AskedProbe(case, Probe(name, question), 0) for name in about["left_out"]]
+        left_out += [AskedProbe(case, Probe(name, question), 0, by) for name in about["left_out"]]
         for place, answer in enumerate(answers, -1):
             item = AskedProbe(case, Probe(answer["probe"], Question(answer["prompt"], answer["image"])), place, by)
             own = [] if answer["unedited"] is None else [answer["unedited"]]
