@@ -90,7 +90,9 @@ def plan(shares: HarderShares, count: int, seed: list[int]) -> list[Kind]:
     """
     counts = _counts(shares, count)
     pairs = counts.pop("combined") // 2
-    units: list[Kind] = [*counts.elements(), *(["combined"] * pairs)]
+    units: list[Kind] = list(counts.elements())
+    pair: Kind = "combined"
+    units += [pair] * pairs
     order = np.random.default_rng([*seed, _PLAN_STREAM]).permutation(len(units))
     waiting = [units[place] for place in order]
     found: list[Kind] = []
@@ -98,15 +100,16 @@ def plan(shares: HarderShares, count: int, seed: list[int]) -> list[Kind]:
     while waiting:
         kind = waiting.pop(next(place for place, kind in enumerate(waiting) if kind != "conflicts" or free))
         free += {"conflicts": -1, "combined": 0}.get(kind, 1)
-        found += [kind, kind] if kind == "combined" else [kind]
+        found += [kind] * (2 if kind == "combined" else 1)
     return found
 
 
 def _counts(shares: HarderShares, count: int) -> Counter[Kind]:
-    counts = Counter({kind: round(share * count) for kind, share in shares.to_dict().items()})
+    counts: Counter[Kind] = Counter({kind: round(share * count) for kind, share in shares.to_dict().items()})
     counts["combined"] -= counts["combined"] % 2
     counts["conflicts"] = min(counts["conflicts"], (count - counts["combined"]) // 2)
-    for kind in ("captions", "long_names", "things"):  # Rounding can make a few too many.
+    rounded_up: tuple[Kind, ...] = ("captions", "long_names", "things")
+    for kind in rounded_up:  # Rounding can make a few too many.
         counts[kind] -= min(counts[kind], max(0, counts.total() - count))
     counts["plain"] = count - counts.total()
     return counts
