@@ -91,8 +91,7 @@ def plan(shares: HarderShares, count: int, seed: list[int]) -> list[Kind]:
     counts = _counts(shares, count)
     pairs = counts.pop("combined") // 2
     units: list[Kind] = list(counts.elements())
-    pair: Kind = "combined"
-    units += [pair] * pairs
+    units.extend("combined" for _ in range(pairs))
     order = np.random.default_rng([*seed, _PLAN_STREAM]).permutation(len(units))
     waiting = [units[place] for place in order]
     found: list[Kind] = []
