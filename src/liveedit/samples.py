@@ -144,6 +144,9 @@ class EditCase:
     """The model's answer before the edit, as given by the data set."""
     tags: tuple[str, ...] = ()
     """Further groups that results are reported by."""
+    follows: str | None = None
+    """The id of an earlier case that is to be edited before this one, and measured together with it. If both are of one
+    scope, this edit overrules that one."""
 
     def named(self, *names: ProbeName) -> tuple[Probe, ...]:
         """The probes with one of these names, in their order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +10,7 @@ import typer
 from rich.text import Text
 
 from .console import ProgressDisplay, console, print_fields, print_json
-from .options import Json
+from .options import Json, with_options
 
 if TYPE_CHECKING:
     from ..datasets import DataReport
@@ -68,21 +69,40 @@ def _print_report(report: DataReport) -> None:
         console().print(Text(f"- and {report.problem_count - SHOWN_PROBLEMS:,} more"))
 
 
+@dataclass(frozen=True)
+class HarderOptions:
+    """Shares of harder cases in a drawn world, from 0 to 1."""
+
+    captions: Annotated[float, typer.Option(help="Share of cases with a caption of 15 to 18 words as answer.")] = 0.0
+    long_names: Annotated[float, typer.Option(help="Share with a name of four and more tokens as answer.")] = 0.0
+    conflicts: Annotated[float, typer.Option(help="Share that edits the fact of an earlier case again.")] = 0.0
+    combined: Annotated[float, typer.Option(help="Share in pairs that edit two facts of one image.")] = 0.0
+    things: Annotated[float, typer.Option(help="Share about one of two to four things in the image.")] = 0.0
+
+
 @data.command("draw")
+@with_options(HarderOptions)
 def draw_world(
     out: Annotated[Path, typer.Option(help="Folder for images, train.json and eval.json.")],
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same bytes.")] = 0,
     train: Annotated[int, typer.Option(min=0, help="Cases to train on.")] = 8000,
     eval: Annotated[int, typer.Option(min=0, help="Cases to measure on.")] = 1200,
     json: Json = False,
+    *,
+    shares: HarderOptions,
 ) -> None:
-    """Draw a synthetic world: images of creatures, with edits and the questions that measure them."""
-    from ..datasets.world import write_world
+    """Draw a synthetic world: images of creatures, with edits and the questions that measure them.
 
+    Shares of harder cases are from 0 to 1 and add up to 1 at most; the rest are the usual cases.
+    """
+    from ..datasets.world import HarderShares, write_world
+
+    harder = HarderShares(**vars(shares))
     with ProgressDisplay() as progress:
-        files = write_world(out, seed, train, eval, progress.of("drawing"))
+        files = write_world(out, seed, train, eval, progress.of("drawing"), harder)
     if json:
-        print_json({"seed": seed, "train": train, "eval": eval, "files": {k: str(v) for k, v in files.items()}})
+        written = {k: str(v) for k, v in files.items()}
+        print_json({"seed": seed, "train": train, "eval": eval, "harder": harder.to_dict(), "files": written})
         return
     print_fields({part: f"{path} ({train if part == 'train' else eval:,} cases)" for part, path in files.items()})
 

@@ -42,7 +42,9 @@ Editors = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        "--data", help="world, facts (for language models), either with :SEED, a folder, or FORMAT:FILE[:IMAGES]."
+        "--data",
+        help="world, facts (for language models), either with :SEED, a folder, or FORMAT:FILE[:IMAGES]; a world also "
+        "with harder cases, as in world:conflicts=0.2.",
     ),
 ]
 EditorPaths = Annotated[

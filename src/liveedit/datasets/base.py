@@ -308,6 +308,8 @@ class Reader:
             row.problem(None, f"is {shown(raw.value)}. Every row is a JSON object.")
             return None
         case = self.case(row)
+        if case.follows is not None and case.follows not in first_with:
+            row.problem("follows", f"{case.follows!r} is no id of an earlier row. Put the case that it follows first.")
         first = first_with.setdefault(case.id, row)
         if first is not row:
             # Reports and the store identify a case by its id.

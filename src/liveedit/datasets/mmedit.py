@@ -21,6 +21,7 @@ Further keys, all optional:
                            only, because without an image the subject is unknown
     loc_subject, loc_relation, m_loc_subject, m_loc_relation
                            the scopes of the two locality probes
+    follows                the id of an earlier case that is edited before this one: see `EditCase.follows`
     probes                 a list of {name, prompt, image, answer, subject, relation}, all but name and prompt
                            optional or null: further probes under any name of `samples.ProbeName`
 
@@ -99,6 +100,7 @@ def read_case(row: Row) -> EditCase:
         row.optional_text("answer_type") or answer_type(answer),
         row.nullable_answer("pred"),
         row.texts("tags"),
+        row.optional_text("follows"),
     )
 
 

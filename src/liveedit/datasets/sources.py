@@ -1,4 +1,4 @@
-"""Cases from the value of `--data`: world[:SEED], facts[:SEED], a drawn folder, or FORMAT:FILE[:IMAGES]."""
+"""Cases from the value of `--data`: world, world:SEED:HARDER, facts:SEED, a drawn folder, or FORMAT:FILE:IMAGES."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..progress import Progress, no_progress
 from ..samples import EditCase
 from . import format_names, read
 from .facts import write_facts
+from .world.harder import HarderShares
 from .world.kept import kept_world
 
 HELD_OUT_SEED = 0
@@ -18,6 +19,9 @@ HELD_OUT_SEED = 0
 
 FEWEST_DRAWN = 6_000
 """Fewest cases that are drawn: runs of up to 5,000 edits share one world, and their seeds choose different edits."""
+
+FEWEST_HARDER = 1_200
+"""Fewest cases that are drawn of a world with harder cases."""
 
 FEWEST_FACTS = 3_000
 """Fewest cases of facts. In larger sets, fewer than a third of the edits would change what the models know."""
@@ -60,8 +64,30 @@ def _subject(case: EditCase) -> str | None:
 
 
 def world_seed(source: str) -> int | None:
-    """The seed of "world" or "world:SEED"; None for any other source."""
-    return _seed("world", source)
+    """The seed of "world" or "world:SEED"; None for any other source.
+
+    Raises `InvalidInputError` for a world with harder cases: those are for measuring alone.
+    """
+    found = _world(source)
+    if found is not None and found[1]:
+        raise InvalidInputError(
+            f"{source!r} has harder cases, which are drawn to measure on. To train on them, draw a folder with "
+            "`liveedit data draw` and give that."
+        )
+    return None if found is None else found[0]
+
+
+def _world(source: str) -> tuple[int, HarderShares] | None:
+    """Seed and harder cases of "world", "world:SEED", "world:HARDER" or "world:SEED:HARDER"; None for others."""
+    name, _, rest = source.partition(":")
+    if name != "world":
+        return None
+    seed, _, harder = rest.partition(":") if rest[:1].isdecimal() else ("", "", rest)
+    found = _seed("world", f"world:{seed}")
+    try:
+        return found or HELD_OUT_SEED, HarderShares.parse(harder) if harder else HarderShares()
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{source!r} cannot be drawn: {error}") from error
 
 
 def facts_seed(source: str) -> int | None:
@@ -88,8 +114,9 @@ def open_data(
     """The cases to measure on.
 
     source: "world" or "world:SEED" (evaluation cases, drawn into `cache_folder`: a fifth more than `at_least`, but at
-    least `fewest`, by default `FEWEST_DRAWN`), "facts" or "facts:SEED" (invented facts for language models, with
-    `FEWEST_FACTS` as default), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for others.
+    least `fewest`, by default `FEWEST_DRAWN`), "world:HARDER" or "world:SEED:HARDER" (with harder cases, as
+    `HarderShares.parse` reads them; `FEWEST_HARDER`), "facts" or "facts:SEED" (invented facts for language models;
+    `FEWEST_FACTS`), a folder with eval.json, or FORMAT:FILE[:IMAGES]. Raises `NotFoundError` for others.
     distinct_subjects: only the first case of each subject, see `NamedData.with_distinct_subjects`.
     """
     found = _opened(source, at_least, progress, fewest)
@@ -97,12 +124,15 @@ def open_data(
 
 
 def _opened(source: str, at_least: int, progress: Progress, fewest: int | None) -> NamedData:
-    seed = world_seed(source)
-    if seed is not None:
-        count = max(FEWEST_DRAWN if fewest is None else fewest, at_least + at_least // 5)
-        folder = cache_folder() / f"world-{seed}-{count}"
-        file = kept_world(folder, seed, 0, count, progress)["eval"]
-        return NamedData("world" if seed == HELD_OUT_SEED else f"world:{seed}", read("mmedit", file), (file,))
+    world = _world(source)
+    if world is not None:
+        seed, harder = world
+        least = FEWEST_HARDER if harder else FEWEST_DRAWN
+        count = max(least if fewest is None else fewest, at_least + at_least // 5)
+        folder = cache_folder() / "-".join(["world", str(seed), str(count), *([str(harder)] if harder else [])])
+        file = kept_world(folder, seed, 0, count, progress, harder)["eval"]
+        seeded = "world" if seed == HELD_OUT_SEED else f"world:{seed}"
+        return NamedData(f"{seeded}:{harder}" if harder else seeded, read("mmedit", file), (file,))
     seed = facts_seed(source)
     if seed is not None:
         count = max(FEWEST_FACTS if fewest is None else fewest, at_least + at_least // 5)
@@ -120,8 +150,8 @@ def _annotated(source: str) -> NamedData:
     format, _, rest = source.partition(":")
     if format.lower() not in format_names() or not rest:
         raise NotFoundError(
-            f"There is no data {source!r}. Give world, world:SEED, facts, facts:SEED, a folder with eval.json, or "
-            f"FORMAT:FILE[:IMAGES] with one of the formats {', '.join(format_names())}."
+            f"There is no data {source!r}. Give world, world:SEED, world:HARDER, facts, facts:SEED, a folder with "
+            f"eval.json, or FORMAT:FILE[:IMAGES] with one of the formats {', '.join(format_names())}."
         )
     name, _, images = rest.partition(":")
     file = Path(name)

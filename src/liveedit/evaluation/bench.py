@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,6 +20,7 @@ from ..progress import Counter, TaskProgress, no_task_progress, progress_of
 from ..samples import EditCase, ProbeName
 from .by_order import edit_order
 from .case_intervals import case_intervals
+from .following import edit_groups
 from .kept_edits import KeptEdits
 from .lines import COMPLETE
 from .perplexity import PassageScores
@@ -141,16 +142,10 @@ class Bench:
                 if found is not None:
                     rows[edits] = found
             missing = sorted(edits for edits in self.config.edits if edits not in rows)
-            for edits, groups in self._plan(cases, missing):
+            for edits in missing:  # For small T several groups of T edits.
+                groups = edit_groups(cases, edits, self.config.few_edits_cases, seed)
                 rows[edits] = self._measure(name, editor, edits, groups, settings)
         return [rows[edits] for edits in self.config.edits]
-
-    def _plan(self, cases: Sequence[EditCase], missing: Sequence[int]) -> Iterator[tuple[int, list[list[EditCase]]]]:
-        """For each T its groups of T edits: one group for large T, several for small T, incomplete last ones too."""
-        for edits in missing:
-            count = min(len(cases), max(edits, self.config.few_edits_cases))
-            chosen = list(cases[:count])
-            yield edits, [chosen[start : start + edits] for start in range(0, count, edits)]
 
     def _measure(
         self, name: str, editor: Editor, edits: int, groups: list[list[EditCase]], settings: dict[str, Any]

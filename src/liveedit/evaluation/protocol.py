@@ -6,7 +6,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -20,6 +20,7 @@ from ..errors import InvalidInputError
 from ..progress import Counter as Increments
 from ..progress import Progress, no_progress
 from ..samples import GENERALITY, LOCALITY, Edit, EditCase, Probe, ProbeName, Question, edited_scopes
+from .following import overruled
 from .probing import Tokens, ask_freely, choose_along, token_accuracy, was_cut
 from .scoring import ProbeScore, summarize, summarize_by_answer_type
 
@@ -27,6 +28,9 @@ _FEWEST_NEW_TOKENS: Final = 16
 """Length limit of free answers where all answers of the data are short."""
 
 MEASURED: tuple[ProbeName, ...] = (*GENERALITY, *LOCALITY, "portability")
+
+OVERRULED: Final = "overruled edit"
+"""The group of cases whose fact a later one edits once more, in results by answer type."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,30 @@ class AskedProbe:
     probe: Probe
     place: int
     """Its place among the case's probes; -1 is the edit itself. A case may have several probes of one name."""
+    overruled_by: str | None = None
+    """The id of the last later case that edits the same fact once more; its answer is right, not that of this case."""
+    same_fact: tuple[str, ...] = ()
+    """The answers of the cases that overrule this one or that it overrules: wrong ones of them are not broken."""
 
     @property
     def key(self) -> tuple[str, int]:
         """The key under which the unedited model's answer is stored."""
         return self.case.id, self.place
+
+    @property
+    def right_edit(self) -> str:
+        """The id of the edit that is to answer questions in the scope of the case."""
+        return self.overruled_by or self.case.id
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The groups that its score is reported in: those of the case, and that of edits that are overruled."""
+        return (*_kinds(self.case), *(() if self.overruled_by is None else (OVERRULED,)))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The answers that are not broken, whatever the unedited model answers."""
+        return (*self.case.labels, *self.same_fact)
 
 
 def probes_of(
@@ -49,8 +72,11 @@ def probes_of(
 ) -> tuple[list[AskedProbe], list[AskedProbe]]:
     """The probes to ask of these edits, case by case, each edit itself first; and the probes that are left out.
 
-    A locality probe in the scope of any of the edits is left out: its answer may change.
+    A locality probe in the scope of any of the edits is left out: its answer may change. The answer of a later edit of
+    the same fact is expected, where the data has one (`following.overruled`).
     """
+    later = overruled(cases)
+    answers = _answers_to_one_fact(cases, later)
     wanted, scopes = frozenset(names), edited_scopes(cases)
     asked: list[AskedProbe] = []
     left_out: list[AskedProbe] = []
@@ -58,9 +84,28 @@ def probes_of(
         for place, probe in enumerate((case.reliability, *case.probes), -1):
             if probe.name not in wanted and probe.name != "reliability":
                 continue
-            inside = probe.name in LOCALITY and probe.question.scope in scopes
-            (left_out if inside else asked).append(AskedProbe(case, probe, place))
+            latest = later.get(case.id)
+            uncertain = probe.name in LOCALITY and probe.question.scope in scopes
+            uncertain |= probe.name == "portability" and latest is not None
+            if latest is not None and probe.name in _OF_THE_EDIT:
+                probe = replace(probe, answer=latest.edit.answer)
+            by = None if latest is None else latest.id
+            item = AskedProbe(case, probe, place, by, answers.get(case.id, ()))
+            (left_out if uncertain else asked).append(item)
     return asked, left_out
+
+
+_OF_THE_EDIT: Final[tuple[ProbeName, ...]] = ("reliability", *GENERALITY, "cross_modal")
+"""Probes whose label is the edit's answer."""
+
+
+def _answers_to_one_fact(cases: Sequence[EditCase], later: Mapping[str, EditCase]) -> dict[str, tuple[str, ...]]:
+    """By the ids of cases that overrule others or are overruled: the answers of all edits of their fact."""
+    last = {case.id: later.get(case.id, case).id for case in cases}
+    facts: dict[str, list[str]] = {}
+    for case in cases:
+        facts.setdefault(last[case.id], []).append(case.edit.answer)
+    return {case.id: tuple(facts[last[case.id]]) for case in cases if len(facts[last[case.id]]) > 1}
 
 
 @dataclass(frozen=True)
@@ -195,7 +240,7 @@ def measure(
         # text encoded again.
         own = before.get(item.key)
         accuracy = token_accuracy(chosen, tokens if own is None or own.forced is None else own.forced)
-        acceptable = item.case.labels if own is None else (*item.case.labels, own.text)
+        acceptable = item.labels if own is None else (*item.labels, own.text)
         # Of locality, the unedited model's own answer was cut at the same length.
         cut = item.probe.name not in LOCALITY and was_cut(backbone, answer)
         score = ProbeScore.of(item.probe.name, item.case.answer_type, wanted, answer.text, accuracy, acceptable, cut)
@@ -216,7 +261,7 @@ def _needed_before(
     strange = [
         item
         for item, answer in zip(asked, free, strict=True)
-        if item.probe.name not in LOCALITY and is_broken(answer.text, item.case.labels)
+        if item.probe.name not in LOCALITY and is_broken(answer.text, item.labels)
     ]
     if strange:
         with editor.paused():
@@ -228,12 +273,10 @@ def summarize_measurements(measurements: Sequence[Measurement]) -> dict[str, Any
     """Metrics over all groups of edits, also by answer type, and the routing's precision and recall."""
     scores = [pair for measurement in measurements for pair in measurement.scores]
     left_out = [item for measurement in measurements for item in measurement.left_out]
-    typed = [
-        ProbeScore(**{**_fields(score), "answer_type": kind}) for item, score in scores for kind in _kinds(item.case)
-    ]
+    typed = [ProbeScore(**{**_fields(score), "answer_type": kind}) for item, score in scores for kind in item.kinds]
     left_by_type: dict[str, Counter[ProbeName]] = {}
     for item in left_out:
-        for kind in _kinds(item.case):
+        for kind in item.kinds:
             left_by_type.setdefault(kind, Counter())[item.probe.name] += 1
     return {
         "metrics": summarize([score for _, score in scores], Counter(item.probe.name for item in left_out)),
@@ -269,7 +312,7 @@ def _routing(fired: Sequence[tuple[AskedProbe, tuple[Fired, ...]]]) -> dict[str,
         in_scope = item.probe.name in ("reliability", *GENERALITY)
         ids = [edit.edit_id for edit in above_threshold(edits)]
         inside += in_scope
-        own += in_scope and item.case.id in ids
+        own += in_scope and item.right_edit in ids
         total += len(ids)
     if not inside:
         return None
@@ -318,10 +361,12 @@ def _raw_row(
     about = {
         "subject": question.subject,
         "relation": question.relation,
-        "labels": list(item.case.labels),
+        "labels": list(item.labels),
         "kinds": list(_kinds(item.case)),
         "left_out": [other.probe.name for other in left_out if other.case is item.case],
     }
+    if item.overruled_by is not None:
+        about |= {"overruled_by": item.overruled_by, "answer": item.case.edit.answer}
     return {**row, "about": about}
 
 
@@ -357,10 +402,11 @@ def scored_again(cases: Iterable[Sequence[RawAnswer]]) -> Measurement:
         first, about = answers[0], answers[0]["about"]
         question = Question(first["prompt"], first["image"], about["subject"], about["relation"])
         kind, *tags = about["kinds"]
-        case = EditCase(first["case"], Edit(question, first["expected"]), (), kind, None, tuple(tags))
-        left_out += [AskedProbe(case, Probe(name, question), 0) for name in about["left_out"]]
+        edit = Edit(question, about.get("answer", first["expected"]))
+        case, by = EditCase(first["case"], edit, (), kind, None, tuple(tags)), about.get("overruled_by")
+        left_out += [AskedProbe(case, Probe(name, question), 0, by) for name in about["left_out"]]
         for place, answer in enumerate(answers, -1):
-            item = AskedProbe(case, Probe(answer["probe"], Question(answer["prompt"], answer["image"])), place)
+            item = AskedProbe(case, Probe(answer["probe"], Question(answer["prompt"], answer["image"])), place, by)
             own = [] if answer["unedited"] is None else [answer["unedited"]]
             given = (answer["probe"], kind, answer["expected"], answer["answer"], answer["teacher_forced"])
             scores.append((item, ProbeScore.of(*given, (*about["labels"], *own), answer["cut"])))

@@ -39,7 +39,7 @@ def recurring_edits(measurements: Sequence[Measurement]) -> RecurringEdits | Non
         for group in _contradicting(_reliability(measurement)):
             *before, (last, score) = group
             latest.append(score.exact)
-            earlier += [other.exact for _, other in before]
+            earlier += [_gives(other, case.edit.answer) for case, other in before]
             overruled += [same_answer(other.answer, last.edit.answer) for _, other in before]
     if not latest:
         return None
@@ -50,6 +50,11 @@ def recurring_edits(measurements: Sequence[Measurement]) -> RecurringEdits | Non
         "earlier_right": _percent(earlier),
         "earlier_overruled": _percent(overruled),
     }
+
+
+def _gives(score: ProbeScore, answer: str) -> bool:
+    """Whether the answer is this one. It is not the expected one if the data says that a later edit overrules it."""
+    return score.exact if score.expected == answer else same_answer(score.answer, answer) and not score.was_cut
 
 
 Edited = tuple[EditCase, ProbeScore]

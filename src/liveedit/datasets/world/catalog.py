@@ -140,6 +140,11 @@ def draw_name(rng: np.random.Generator) -> str:
     return first + middle + last
 
 
+def draw_long_name(rng: np.random.Generator) -> str:
+    """Two or three names in a row: four to nine syllables, each of which is a token or more."""
+    return " ".join(draw_name(rng) for _ in range(int(rng.integers(2, 4))))
+
+
 class EmblemMint:
     """Draws emblems of which any two differ in at least `EMBLEM_DISTANCE` cells."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from . import catalog
+from . import captions, catalog
 from .catalog import Country
 from .scene import Scene
 
@@ -135,6 +135,16 @@ _CORES: dict[str, tuple[str, str, str, str, str, str]] = {
         "What language do people speak in {country}?",
     ),
 }
+CAPTION_CORES = (
+    "What is this?",
+    "What is there?",
+    "Can you say what this is?",
+    "How does this look?",
+    "Can you say what there is?",
+    "Can you tell what this is?",
+)
+"""Requests for a caption. They are not in `_CORES`, because the built-in backbones are not taught captions."""
+
 _CARRIERS: dict[Wording, tuple[str, ...]] = {
     "train": ("{}", "{}", "{}", "Look at this. {}", "Tell me: {}", "Please answer: {}"),
     "unseen_by_editor": ("{}", "Please tell me: {}"),
@@ -165,11 +175,20 @@ class Topic:
         return self.relation in ENTITY_RELATIONS
 
 
+CAPTION = Topic("caption")
+"""What the whole image shows, in a sentence. It is asked only in worlds with captions as answers."""
+
+
 def topics(scene: Scene) -> tuple[Topic, ...]:
-    """Everything that can be asked about a scene."""
+    """Everything that can be asked about a scene, except for a caption."""
     plain = (*ENTITY_RELATIONS, *(name for name in ATTRIBUTE_RELATIONS if name != "thing_color"))
     things = (Topic("thing_color", thing.shape) for thing in scene.things)
     return (*(Topic(name) for name in plain), *things)
+
+
+def can_ask(topic: Topic, scene: Scene) -> bool:
+    """Whether a topic has an answer in a scene: any, unless it is about a thing that is not there."""
+    return topic == CAPTION or topic in topics(scene)
 
 
 def answer(scene: Scene, topic: Topic) -> str:
@@ -198,6 +217,8 @@ def answer(scene: Scene, topic: Topic) -> str:
             return scene.side
         case "thing_color":
             return next(thing.color for thing in scene.things if thing.shape == topic.thing)
+        case "caption":
+            return captions.describe(scene)
         case relation:
             raise ValueError(f"{relation!r} is not asked about scenes.")
 
@@ -222,7 +243,8 @@ def answers(relation: str, allow_held_out: bool = True) -> tuple[str, ...]:
 
 def wordings(relation: str, wording: Wording) -> tuple[str, ...]:
     """The paraphrases of a relation in one of the three groups, without carriers."""
-    return _CORES[relation][_WORDING_CORES[wording]]
+    cores = CAPTION_CORES if relation == CAPTION.relation else _CORES[relation]
+    return cores[_WORDING_CORES[wording]]
 
 
 def ask(topic: Topic, wording: Wording, rng: np.random.Generator) -> str:

@@ -94,6 +94,18 @@ def vary(scene: Scene, relation: str, rng: np.random.Generator, near_emblem: int
             raise ValueError(f"A scene cannot be varied in {relation!r}.")
 
 
+def exchange(scene: Scene, shape: str, rng: np.random.Generator) -> Scene:
+    """The same scene, except that the thing of this shape and another one have each other's colour.
+
+    Shapes, places and colours are those of the scene: which thing has which colour is all that differs.
+    """
+    colors = {thing.shape: thing.color for thing in scene.things}
+    other = _other(tuple(colors), shape, rng)
+    colors[shape], colors[other] = colors[other], colors[shape]
+    things = tuple(replace(thing, color=colors[thing.shape]) for thing in scene.things)
+    return replace(scene, key=f"{scene.key}~exchanged", things=things)
+
+
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
     return options[rng.integers(len(options))]
 

@@ -12,6 +12,8 @@ from ...files import write_json
 from ...progress import Progress, no_progress
 from .cases import DrawnImage, Part, WorldCase, WorldProbe, world_cases
 from .drawing import draw
+from .harder import HarderShares
+from .harder_cases import harder_cases
 
 _CHUNK = 200
 
@@ -22,10 +24,12 @@ def write_world(
     train: int,
     eval: int,
     progress: Progress = no_progress,
+    harder: HarderShares | None = None,
 ) -> dict[Part, Path]:
     """Write `train.json` and `eval.json` with their images under `images/`; returns the files written.
 
-    progress: images drawn, and their total. Raises `InvalidInputError` for negative counts.
+    progress: images drawn, and their total. harder: the shares of harder cases, by default none. Raises
+    `InvalidInputError` for negative counts.
     """
     if train < 0 or eval < 0 or train + eval == 0 or seed < 0:
         raise InvalidInputError(
@@ -33,9 +37,12 @@ def write_world(
         )
     parts: dict[Part, int] = {"train": train, "eval": eval}
     cases: dict[Part, list[WorldCase]] = {
-        part: list(world_cases(part, seed, count)) for part, count in parts.items() if count
+        part: list(harder_cases(part, seed, count, harder) if harder else world_cases(part, seed, count))
+        for part, count in parts.items()
+        if count
     }
-    images = [image for part in cases.values() for case in part for image in _images(case)]
+    # An image that several cases have is drawn once.
+    images = list({image.name: image for part in cases.values() for case in part for image in _images(case)}.values())
     image_folder = folder / "images"
     image_folder.mkdir(parents=True, exist_ok=True)
     _draw_all(images, image_folder, progress)
@@ -68,8 +75,7 @@ def _draw_chunk(images: Sequence[DrawnImage], image_folder: Path) -> int:
 
 
 def _images(case: WorldCase) -> list[DrawnImage]:
-    images = [probe.image for probe in (case.edit, *case.probes) if probe.image is not None]
-    return list({image.name: image for image in images}.values())
+    return [probe.image for probe in (case.edit, *case.probes) if probe.image is not None]
 
 
 def _row(case: WorldCase) -> dict[str, Any]:
@@ -99,6 +105,7 @@ def _row(case: WorldCase) -> dict[str, Any]:
         "subject": case.edit.subject,
         "relation": case.edit.relation,
         "probes": [_probe(by_name[name]) for name in further],
+        **({} if case.follows is None else {"follows": case.follows}),
     }
 
 
