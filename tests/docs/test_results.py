@@ -91,7 +91,7 @@ def average(line: Line) -> str:
         (
             "The paper's form",
             "paper-form",
-            [("tiny-llava", name) for name in ("paper", "liveedit", "none")],
+            [("tiny-llava", name) for name in ("paper", "none")],
         ),
     ],
 )
