@@ -19,7 +19,7 @@ from liveedit.experiments.comparison import comparison
 from liveedit.experiments.experiment import Experiment, run_experiment
 from liveedit.experiments.jobs import Workers
 from liveedit.experiments.lemoe import figures, tables
-from liveedit.experiments.liveedit import ablation, sweeps
+from liveedit.experiments.liveedit import ablation, forms, sweeps
 from liveedit.experiments.liveedit.trained_runs import TrainedRun, Training
 from liveedit.experiments.papers import TABLE_1, TABLES
 from liveedit.experiments.report.report import findings_texts
@@ -132,6 +132,7 @@ def test_every_experiment_can_be_summarized_again(tmp_path: Path, loaded: Backbo
     experiments = [
         *(comparison(table, tmp_path, ["none", "ft-l"]) for table in TABLES.values()),
         ablation.ablation(tmp_path, training=half),
+        forms.forms(tmp_path, loaded, training=half),
         *(sweeps.sweep(figure, tmp_path, loaded, training=half) for figure in sweeps.SWEEPS.values()),
         *(tables.tables(tmp_path), figures.figure_2(tmp_path), figures.figure_3(tmp_path)),
     ]
