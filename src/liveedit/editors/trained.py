@@ -61,6 +61,8 @@ class TrainedEditor(PretrainedEditor):
     """Settings of `options_class` that give the paper's form."""
     paper_training: ClassVar[Mapping[str, Any]] = {}
     """Settings of `TrainingConfig`, besides its stages, that give the paper's form."""
+    starting_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings that decide only how a training begins. The digest, to which edits are bound, is without them."""
     parts_of: ClassVar[str] = ""
     """The editor whose trained modules this one uses, if they are not its own."""
     training_cases: ClassVar[int] = 3_000
@@ -248,7 +250,7 @@ class TrainedEditor(PretrainedEditor):
 
     def digest(self) -> str:
         """SHA-256 of configuration and weights, in hexadecimal digits."""
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        digest = hashlib.sha256(self.config.model_dump_json(exclude=set(self.starting_settings)).encode())
         for name, tensor in sorted(self.modules.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()

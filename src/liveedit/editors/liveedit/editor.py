@@ -61,6 +61,7 @@ class LiveEdit(TrainedEditor, RoutedEditor):
 
     config_class = LiveEditConfig
     options_class = LiveEditLosses
+    starting_settings = frozenset({"value_start"})
     paper_config = PAPER_CONFIG
     paper_options = PAPER_LOSSES
     paper_training = PAPER_TRAINING
