@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.text import Text
@@ -26,6 +26,7 @@ from .paper_options import (
 )
 
 if TYPE_CHECKING:
+    from ..backbones import Backbone
     from ..experiments.experiment import Experiment
     from ..experiments.liveedit.instances import Entries
     from ..experiments.liveedit.sweeps import Sweep
@@ -110,63 +111,63 @@ _comparison_command("table6", "The same in full on MiniGPT-4, on all --data (Liv
 # -- table 2 and figures 3 to 5: editors trained to be compared ------------------------------------------
 
 _Backbone = Annotated[str, typer.Option("--backbone", help="Built-in name, folder, GGUF file, or hub name.")]
-_TrainedEdits = Annotated[
-    list[int] | None, typer.Option("--edits", min=1, help="Numbers of edits (1000, as in the paper).")
-]
+_PAPER_EDITS: Final = 1000
+
+
+@dataclass(frozen=True)
+class _TrainedOptions(TrainingOptions, LifelongOptions):
+    """How editors are trained to be compared, and what they are compared on."""
+
+    edits: Annotated[
+        list[int] | None, typer.Option("--edits", min=1, help="Numbers of edits (1000, as in the paper).")
+    ] = None
+    seeds: Seeds = None
+    data: DataSource = "world"
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What all of these experiments take."""
+        numbers = self.edits or [_PAPER_EDITS]
+        return {
+            "data": self.data,
+            "edits": numbers,
+            "seeds": self.seeds or (0, 1, 2),
+            "training": self.training,
+            "options": self.bench_of(numbers),
+        }
 
 
 @app.command()
-@with_options(TrainingOptions, LifelongOptions)
+@with_options(_TrainedOptions)
 def table2(
     out: Out,
     setting: Annotated[
         list[str] | None, typer.Option("--setting", help="Settings to compare, several in a row (all of the table).")
     ] = None,
     backbone: _Backbone = "tiny-blip2",
-    edits: _TrainedEdits = None,
-    seeds: Seeds = None,
-    data: DataSource = "world",
     *,
-    trained: TrainingOptions,
-    options: LifelongOptions,
+    options: _TrainedOptions,
 ) -> int | None:
     """LiveEdit without one part at a time, each trained separately (LiveEdit, table 2)."""
     load_quietly()
     from ..experiments.liveedit.ablation import ablation
 
-    numbers = edits or [1000]
-    bench = options.bench_of(numbers)
-    experiment = ablation(out, setting or (), backbone, data, numbers, seeds or (0, 1, 2), trained.training, bench)
-    return _run_trained(experiment, out, data, bench.cases, trained, options)
+    return _run_trained(ablation(out, setting or (), backbone, **options.measured), out, options)
 
 
 @app.command()
-@with_options(TrainingOptions, LifelongOptions)
-def forms(
-    out: Out,
-    backbone: _Backbone = "tiny-llava",
-    edits: _TrainedEdits = None,
-    seeds: Seeds = None,
-    data: DataSource = "world",
-    *,
-    trained: TrainingOptions,
-    options: LifelongOptions,
-) -> int | None:
+@with_options(_TrainedOptions)
+def forms(out: Out, backbone: _Backbone = "tiny-llava", *, options: _TrainedOptions) -> int | None:
     """From the paper's form of LiveEdit to the improved one, a switch at a time, each trained separately."""
     load_quietly()
     from ..experiments.liveedit.forms import forms as forms_of
-    from ..experiments.runs import loaded_backbone
 
-    numbers = edits or [1000]
-    bench = options.bench_of(numbers)
-    frozen = loaded_backbone(backbone, bench.load)
-    experiment = forms_of(out, frozen, backbone, data, numbers, seeds or (0, 1, 2), trained.training, bench)
-    return _run_trained(experiment, out, data, bench.cases, trained, options)
+    return _run_trained(forms_of(out, _loaded(backbone, options), backbone, **options.measured), out, options)
 
 
 def _sweep_command(name: str, text: str) -> None:
     @app.command(name, help=text)
-    @with_options(TrainingOptions, LifelongOptions)
+    @with_options(_TrainedOptions)
     def command(
         out: Out,
         grid: Annotated[
@@ -176,28 +177,27 @@ def _sweep_command(name: str, text: str) -> None:
             ),
         ] = None,
         backbone: _Backbone = "tiny-blip2",
-        edits: _TrainedEdits = None,
-        seeds: Seeds = None,
-        data: DataSource = "world",
         *,
-        trained: TrainingOptions,
-        options: LifelongOptions,
+        options: _TrainedOptions,
     ) -> int | None:
         load_quietly()
         from ..experiments.liveedit.sweeps import SWEEPS, sweep
-        from ..experiments.runs import loaded_backbone
 
-        figure, numbers = SWEEPS[name], edits or [1000]
-        bench = options.bench_of(numbers)
-        frozen = loaded_backbone(backbone, bench.load)
-        values, orders = _grid(figure, grid or []), seeds or (0, 1, 2)
-        experiment = sweep(figure, out, frozen, backbone, values, data, numbers, orders, trained.training, bench)
-        return _run_trained(experiment, out, data, bench.cases, trained, options)
+        figure = SWEEPS[name]
+        values, frozen = _grid(figure, grid or []), _loaded(backbone, options)
+        return _run_trained(sweep(figure, out, frozen, backbone, values, **options.measured), out, options)
 
 
 _sweep_command("figure3", "Module width and rank: every combination is trained and measured (LiveEdit, figure 3).")
 _sweep_command("figure4", "The feature size k (LiveEdit, figure 4).")
 _sweep_command("figure5", "The edit layer (LiveEdit, figure 5).")
+
+
+def _loaded(backbone: str, options: RunOptions) -> Backbone:
+    """The backbone whose layers an experiment varies, as its runs load it."""
+    from ..experiments.runs import loaded_backbone
+
+    return loaded_backbone(backbone, options.loaded)
 
 
 def _grid(figure: Sweep, given: list[str]) -> dict[str, list[int]]:
@@ -216,15 +216,13 @@ def _grid(figure: Sweep, given: list[str]) -> dict[str, list[int]]:
     return found
 
 
-def _run_trained(
-    experiment: Experiment, out: Path, data: str, cases: int, trained: TrainingOptions, options: RunOptions
-) -> int | None:
+def _run_trained(experiment: Experiment, out: Path, options: _TrainedOptions) -> int | None:
     from ..experiments.liveedit.trained_runs import training_cases
 
     check_backbones(experiment)
     with ProgressDisplay() as progress:  # Drawn here, once, and not by several processes at the same time.
-        training_cases(trained.training, progress.of("drawing the training cases"))
-    return run_paper(experiment, out, options, [data], cases)
+        training_cases(options.training, progress.of("drawing the training cases"))
+    return run_paper(experiment, out, options, [options.data], max(options.edits or [_PAPER_EDITS]))
 
 
 # -- figures 6 and 7: attribution of single questions ----------------------------------------------------

@@ -50,6 +50,11 @@ class RunOptions:
 
         return Workers(self.jobs, self.cluster)
 
+    @property
+    def loaded(self) -> tuple[tuple[str, Any], ...]:
+        """How the backbones are loaded, in the order of names."""
+        return tuple(sorted(loading(self.load).items()))
+
     def bench(self, cases: int, few_edits_cases: int = 1, mixed_precision: bool = False) -> BenchOptions:
         """The options of the bench; cases: the least number of cases to open."""
         from ..experiments.runs import BenchOptions
@@ -60,7 +65,7 @@ class RunOptions:
             batch=self.batch,
             max_new_tokens=self.max_new_tokens,
             mixed_precision=mixed_precision,
-            load=tuple(sorted(loading(self.load).items())),
+            load=self.loaded,
             command=command_line(),
         )
 
