@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from liveedit.backbones import Backbone, TokenBatch
 from liveedit.backbones.hidden_states import HiddenStateCache
+from liveedit.backbones.precision import mixed_precision
 from liveedit.editors.liveedit.modules import LiveEditModules
 from liveedit.editors.liveedit.task import LiveEditLosses, LiveEditTask
 from liveedit.samples import EditCase
@@ -65,12 +66,12 @@ class Baseline:
 
     @torch.no_grad()
     def forward(self) -> None:
-        with _mixed_precision(self.backbone.device):
+        with mixed_precision(self.backbone.device.type):
             self.backbone.logits(self.inputs)
 
     def suffix(self) -> None:
         states = self.states.detach().clone().requires_grad_()
-        with _mixed_precision(self.backbone.device):
+        with mixed_precision(self.backbone.device.type):
             logits = self.backbone.logits_from(states, self.inputs, self.layer, self.predicting)
             loss = F.cross_entropy(logits.float(), self.targets)
         loss.backward()
@@ -100,15 +101,11 @@ class Step:
         self.on(self.kept)
 
     def on(self, task: LiveEditTask) -> None:
-        with _mixed_precision(self.backbone.device):
+        with mixed_precision(self.backbone.device.type):
             loss, _ = task.loss(self.modules, "joint", range(len(self.cases)), np.random.default_rng(0))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-
-
-def _mixed_precision(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _rows_run(backbone: Backbone, step: Callable[[], None]) -> int:

@@ -95,6 +95,13 @@ def test_the_same_for_people(run: Run, file: Path) -> None:
     assert run("edits", "verify", *option)[:2] == (0, "3 edits checked: all is well.\n")
 
 
+def test_nothing_to_list_is_a_sentence(run: Run, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.db").touch()
+    assert run("edits", "history", "--edits", tmp_path / "none.db")[:2] == (0, "There are no changes yet.\n")
+    assert run("edits", "diff", file, file)[:2] == (0, "Both have the same active edits.\n")
+    assert "1 removed" in run("edits", "diff", f"{file}@3", f"{file}@2")[1]
+
+
 def test_a_list_without_edits_is_a_sentence(run: Run, file: Path, tmp_path: Path) -> None:
     (tmp_path / "none.db").touch()
     none, option = ("--edits", tmp_path / "none.db"), ("--edits", file)

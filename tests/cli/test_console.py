@@ -103,6 +103,14 @@ def test_long_work_shows_a_line_every_15_seconds_elsewhere(
     assert err.splitlines() == ["editing: step 2 of at most 60", "editing: step 4 of at most 60"]
 
 
+def test_a_task_that_is_done_again_writes_its_end_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.ProgressDisplay() as progress:
+        for _ in range(3):
+            progress.report("asking", 4, 4)
+        progress.report("editing", 2, 2)
+    assert capsys.readouterr().err.splitlines() == ["asking: 4 of 4", "editing: 2 of 2"]
+
+
 def test_the_command_passes_the_steps_on(
     run: Run, terminal: io.StringIO, tmp_path: Path, picture: Callable[[int], object]
 ) -> None:

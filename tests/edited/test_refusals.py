@@ -61,6 +61,13 @@ def test_an_unknown_argument_is_named_and_makes_no_file(tiny_llava: Backbone, tm
     EditedModel.load(tiny_llava, quantization=None).close()
 
 
+def test_arguments_of_loading_do_not_fit_a_loaded_backbone(tiny_llava: Backbone, tmp_path: Path) -> None:
+    for argument in ({"dtype": torch.float16}, {"device": "cpu"}, {"device_map": "auto"}):
+        with pytest.raises(InvalidInputError, match=f"{next(iter(argument))} was given with a backbone that is loaded"):
+            EditedModel.load(tiny_llava, edits=tmp_path / "edits.db", **argument)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 # -- control tokens ------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from ..errors import InvalidInputError
 from ..progress import Progress, no_progress
 from ..samples import Question
 from .backbone import Backbone
+from .precision import mixed_precision
 from .split_forward import first_output
 from .tokens import HiddenTokens, TokenBatch, TokenRole, pad
 
@@ -134,7 +135,7 @@ class HiddenStateCache:
         ]
         mixed = self.backbone.dtype == torch.float32
         try:
-            with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=mixed):
+            with mixed_precision(self.backbone.device.type, mixed):
                 self.backbone.logits(inputs)
         finally:
             for handle in handles:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -33,6 +34,10 @@ from . import (
 )
 from .arguments import check_given_once, spread_values, typed
 from .console import InterruptedRunError, complain, quiet
+from .several import each_command
+
+_INTERRUPTED: Final = 130
+"""The exit code of a command that Ctrl-C ended, as in shells."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,26 +84,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     token = typed.set(tuple(given))
+    command = typer.main.get_command(app)
     given = spread_values([argument for argument in given if argument != "--debug"])
+    commands: list[list[str]] = []
     try:
-        command = typer.main.get_command(app)
-        check_given_once(command, given)
+        code = _exit_code(lambda: commands.extend(_commands(command, given)), debug)
+        for one in commands:
+            if code != _INTERRUPTED:
+                run = partial(command, args=one, prog_name="liveedit", standalone_mode=False)
+                code = max(code, _exit_code(run, debug))
+        return code
+    finally:
+        typed.reset(token)
+
+
+def _commands(command: Any, given: list[str]) -> list[list[str]]:
+    """What is run, one after the other: usually one command."""
+    check_given_once(command, given)
+    return each_command(command, given)
+
+
+def _exit_code(run: Callable[[], object], debug: bool) -> int:
+    """Run it, and print its error if it has one."""
+    try:
         with quiet(debug):
-            code = command(args=given, prog_name="liveedit", standalone_mode=False)
+            code = run()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         complain("Interrupted.")
-        return 130
+        return _INTERRUPTED
     except InterruptedRunError as interruption:
         complain(str(interruption))
-        return 130
+        return _INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
         complain(_sentence(error))
         return 1
-    finally:
-        typed.reset(token)
 
 
 def _sentence(error: Exception) -> str:

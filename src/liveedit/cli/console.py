@@ -163,6 +163,7 @@ class ProgressDisplay:
         self._bars = RichProgress(*columns, console=self._console, disable=not self._terminal)
         self._tasks: dict[str, TaskID] = {}
         self._last_line = float("-inf")
+        self._ended: set[str] = set()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -177,7 +178,7 @@ class ProgressDisplay:
         """Show that `done` of `total` items of a task are done, with figures such as a loss."""
         text = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in (figures or {}).items())
         if not self._terminal:
-            self.line(f"{what}: {done} of {total}" + (f" ({text})" if text else ""), done >= total)
+            self.line(f"{what}: {done} of {total}" + (f" ({text})" if text else ""), self._ends(what, done, total))
             return
         if what not in self._tasks:
             self._drop_finished()
@@ -197,12 +198,19 @@ class ProgressDisplay:
 
         def report(step: str, done: int, total: int, figures: Mapping[str, float] | None = None, /) -> None:
             if not self._terminal:
-                self.line(f"{what}: {done} of {total} ({step})", done >= total)
+                self.line(f"{what}: {done} of {total} ({step})", self._ends(what, done, total))
                 return
             self.report(what, done, total, figures)
             self._bars.update(self._tasks[what], description=f"{what}: {step}", refresh=True)
 
         return report
+
+    def _ends(self, what: str, done: int, total: int) -> bool:
+        """Whether a task ends for the first time: one that is done again and again has one line of its end."""
+        if done < total or what in self._ended:
+            return False
+        self._ended.add(what)
+        return True
 
     def _drop_finished(self) -> None:
         for name, task in list(self._tasks.items()):

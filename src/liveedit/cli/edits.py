@@ -136,6 +136,9 @@ def show_history(
     if json:
         print_json({"history": [asdict(event) for event in events]})
         return
+    if not events:
+        console().print("There are no changes yet.")
+        return
     table = Table(caption=counted(len(events), "change"))
     for name in ("Revision", "When (UTC)", "What", "Edit", "Author", "Note"):
         table.add_column(name, overflow="fold")
@@ -238,6 +241,9 @@ def compare_edits(before: Compared, after: Compared, json: Json = False) -> None
     found = difference(first, second)
     if json:
         print_json(asdict(found))
+        return
+    if not (found.added or found.removed or found.changed):
+        console().print("Both have the same active edits.")
         return
     table = Table(
         caption=", ".join(f"{len(getattr(found, kind)):,} {kind}" for kind in ("added", "removed", "changed"))

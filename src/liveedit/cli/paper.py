@@ -21,6 +21,7 @@ from .paper_options import (
     RunOptions,
     Seeds,
     TrainingOptions,
+    check_backbones,
     run_paper,
 )
 
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     from ..samples import EditCase, Question
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="The papers' tables and figures, measured here; resumable."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The papers' tables and figures, measured here; resumable. Several in one command: "
+    "`liveedit paper table1 figure6 --out DIR` writes DIR/table1 and DIR/figure6.",
 )
 
 
@@ -217,6 +221,7 @@ def _run_trained(
 ) -> int | None:
     from ..experiments.liveedit.trained_runs import training_cases
 
+    check_backbones(experiment)
     with ProgressDisplay() as progress:  # Drawn here, once, and not by several processes at the same time.
         training_cases(trained.training, progress.of("drawing the training cases"))
     return run_paper(experiment, out, options, [data], cases)

@@ -112,11 +112,21 @@ class TrainingOptions:
         )
 
 
+def check_backbones(experiment: Experiment) -> None:
+    """Raise `BackboneError` if a backbone of the runs is nowhere, before anything is drawn for them."""
+    from ..backbones.loading import located
+    from ..experiments.runs import Run
+
+    for name in dict.fromkeys(job.backbone for job in experiment.jobs if isinstance(job, Run)):
+        located(name)
+
+
 def run_paper(experiment: Experiment, out: Path, options: RunOptions, data: Sequence[str], cases: int) -> int | None:
     """Run an experiment with its progress on the screen; the exit code is 1 if a run failed."""
     from ..datasets.sources import open_data
     from ..experiments.experiment import run_experiment
 
+    check_backbones(experiment)
     workers = options.workers
     with resumable(f"liveedit paper {experiment.name}"), ProgressDisplay() as progress:
         for source in data:  # Drawn here, once, and not by several processes at the same time.

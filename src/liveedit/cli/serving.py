@@ -87,7 +87,7 @@ def serve(
     """Serve the model over HTTP until SIGTERM or Ctrl-C: OpenAI's chat protocol, and /v1/edits for corrections."""
     _check_extra()
     settings = serving_settings(ctx.obj)
-    _check_host(host)
+    host = _checked_host(host)
     holders = _key_file(host, keys, no_auth)
     load_quietly()
     from ..serving.server import keep_freed_memory, model_name, reserved, server_of
@@ -181,18 +181,22 @@ def _check_extra() -> None:
         raise ConfigError(f"Serving needs {', '.join(missing)}, not installed here: pip install 'liveedit[serve]'.")
 
 
-def _check_host(host: str) -> None:
-    """Raise `ConfigError` for what looks like an IP address and is none; names are looked up later."""
+def _checked_host(host: str) -> str:
+    """The address to listen at, IPv6 without the brackets of URLs; names are looked up later.
+
+    Raises `ConfigError` for what looks like an IP address and is none.
+    """
     try:
         if ":" in host:
-            IPv6Address(host)
-        elif host and set(host) <= set("0123456789."):
+            return str(IPv6Address(host[1:-1] if host[0] + host[-1] == "[]" else host))
+        if host and set(host) <= set("0123456789."):
             socket.inet_aton(host)  # It knows short forms too, such as 127.1.
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--host {host!r} is no IP address (IPv4: four numbers from 0 to 255). Give 127.0.0.1 to serve this "
             "machine alone, 0.0.0.0 for all of its addresses, or one of its addresses or names."
         ) from error
+    return host
 
 
 def _key_file(host: str, keys: Path | None, no_auth: bool) -> KeyFile | None:

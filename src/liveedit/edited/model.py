@@ -125,6 +125,8 @@ class EditedModel:
         already has an edited model.
         """
         _check_arguments(loading)
+        if isinstance(backbone, Backbone):
+            _check_not_loaded({"dtype": dtype, "device": device, **loading})
         kind = None if editor is None else expert_editor_class(editor)
         store = EditStore(edits, create=at is None) if edits is not None else None
         try:
@@ -448,6 +450,16 @@ def _check_arguments(loading: Mapping[str, Any]) -> None:
             similar = get_close_matches(name, allowed, 1)
             advice = f"Did you mean {similar[0]!r}? It takes" if similar else "Give one of"
             raise InvalidInputError(f"EditedModel.load has no argument {name!r}. {advice} {', '.join(allowed)}.")
+
+
+def _check_not_loaded(loading: Mapping[str, Any]) -> None:
+    """Raise `InvalidInputError` for arguments of loading if the backbone is loaded already."""
+    given = [name for name, value in loading.items() if value is not None]
+    if given:
+        raise InvalidInputError(
+            f"{', '.join(given)} was given with a backbone that is loaded already, and would have no effect. Give "
+            "the name or folder of the model instead, or load it with load_backbone(NAME, dtype=...)."
+        )
 
 
 def _opened(image: ImageSource | None) -> Image.Image | None:

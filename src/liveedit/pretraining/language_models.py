@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ..backbones.precision import mixed_precision
 from ..datasets.facts import catalog, questions
 from ..progress import TaskProgress, no_task_progress
 from .tokenizer import tokenizer_of
@@ -81,7 +82,7 @@ def train_language_model(folder: Path, config: LanguageModelConfig, report: Task
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([config.seed, 4, step])
         short, long = draw_rows(tokenizer, config, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             logits, wanted = zip(*(_answered(decoder, tokenizer, rows) for rows in (short, long)), strict=True)
         scores, labels = torch.cat(logits), torch.cat(wanted)
         right = (scores.argmax(-1) == labels).float().mean().item()

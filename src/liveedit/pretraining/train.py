@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ..backbones.built_in import built_in_folder
+from ..backbones.precision import mixed_precision
 from ..errors import CheckpointError
 from ..progress import TaskProgress, no_task_progress, progress_of
 from ..training.checkpoints import load_tensors, resume_training, save_tensors, save_training
@@ -102,7 +103,7 @@ def _vision_stage(
         rng = np.random.default_rng([config.seed, 2, step])
         indices = rng.integers(pool.count, size=config.vision_batch).tolist()
         pixels = _augment(pool.normalized(indices), torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             tokens = vision(pixels)
         return stage["heads"](tokens.float(), VisionTargets([pool.scenes[index] for index in indices]))
 
@@ -133,7 +134,7 @@ def _language_stage(
         picked = features[torch.from_numpy(indices)].float()
         # Vision is frozen here: noise on its features replaces new drawings.
         picked += 0.05 * picked.std() * torch.randn(picked.shape, generator=torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             return stage(
                 packer.pack(rows), picked, torch.from_numpy(words[indices]), torch.from_numpy(cells[indices]).float()
             )
@@ -193,7 +194,7 @@ def _features(vision: VisionPart, pool: ImagePool, file: Path, report: TaskProgr
     found = []
     for start in range(0, pool.count, 500):
         pixels = pool.normalized(range(start, min(start + 500, pool.count)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             found.append(vision(pixels).half())
         report("features", start + len(pixels), pool.count)
     features = torch.cat(found)

@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ..backbones.precision import mixed_precision
 from ..errors import CheckpointError, ConfigError
 from ..files import write_json
 from ..progress import TaskProgress, no_task_progress
@@ -61,7 +62,11 @@ class TrainingConfig(BaseModel):
         description="Weights that are kept: those with the best mean of the validation figures, or with the lowest "
         "mean loss since the validation before.",
     )
-    mixed_precision: bool = Field(default=True, description="Matrix products in bfloat16, sums in float32.")
+    mixed_precision: bool = Field(
+        default=True,
+        description="Matrix products in bfloat16, sums in float32. In float32 alone where bfloat16 is slow: "
+        "on processors without AVX-512.",
+    )
 
 
 class Task(Protocol):
@@ -252,8 +257,7 @@ class Trainer:
         return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _precision(self, modules: nn.Module) -> torch.autocast:
-        device = next(modules.parameters()).device
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.mixed_precision)
+        return mixed_precision(next(modules.parameters()).device.type, self.config.mixed_precision)
 
 
 def check_cases(count: int, config: TrainingConfig, processes: Processes = ALONE) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
+from ...backbones.precision import mixed_precision, multiplies_bfloat16
 from ...datasets.photos.catalog import PhotoClass, photo_classes
 from ...datasets.photos.folder import PhotoFolder
 from ...progress import TaskProgress, no_task_progress
@@ -110,7 +111,9 @@ class _StepLosses:
     ):
         whole: Any = model
         self.connector = whole.model.multi_modal_projector
-        self.language = whole.model.language_model.requires_grad_(False).bfloat16()
+        self.language = whole.model.language_model.requires_grad_(False)
+        if multiplies_bfloat16("cpu"):
+            self.language.bfloat16()
         self.image_id = model.config.image_token_id
         self.packer = RowPacker(parts.layout)
         self.seen, self.classes, self.looks, self.texts = seen, classes, looks, texts
@@ -136,7 +139,7 @@ class _StepLosses:
         for _ in range(config.texts if self.texts else 0):
             drawn = rng.integers(len(self.texts), size=config.questions // 2)
             rows.append((False, [self.texts[index] for index in drawn]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             image = self.connector(features)
             _, logits, wanted = answer_logits(self.language, self.packer.pack(rows), image, self.image_id)
         right = (logits.argmax(-1) == wanted).float().mean().item()
