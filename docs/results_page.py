@@ -26,6 +26,7 @@ from liveedit.evaluation.report_tables import (
     joined_figures,
     left_out_notes,
     number_cell,
+    passage_table,
     status_notes,
 )
 from liveedit.evaluation.table import Table, markdown_text
@@ -77,17 +78,21 @@ def index(runs: Sequence[Run], kept: Mapping[str, Kept]) -> list[str]:
 
 def run_section(run: Run, kept: Kept, folder: Path) -> list[str]:
     """A kept result: where it comes from, what follows from its rows, its tables, and the paper's values."""
-    parts = [f"## {run.title}", run.question, f"```\n{run.command}\n```", _origin(kept, f"results/{folder.name}")]
+    parts = [f"## {run.title}", run.question, f"```\n{run.command}\n```", _origin(run, kept)]
     parts.append(_bullets(map(markdown_text, _findings(kept))))
     for name, caption in run.figures.items():
         if not (folder / name).is_file():
             raise NotFoundError(f"The run {run.title!r} names the figure {name}, which is not in {folder}.")
         parts.append(f"![{caption}](results/{folder.name}/{name})\n\n*{caption}*")
     parts.append(_bullets(run.notes))
+    if not kept.lines:
+        return parts
     numbers = sorted({line.edits for line in kept.lines}, reverse=True)
     for edits in numbers:
         lines = [line for line in kept.lines if line.edits == edits]
         parts.append(_below(metric_table(lines, f"{run.title}: after {edits:,} edit{'s' * (edits != 1)}")))
+    passages = passage_table(kept.lines)
+    parts.append(_below(replace(passages, title=f"{run.title}: passages")) if passages else "")
     parts.append(_below(cost_table(at_largest(kept.lines), f"{run.title}: routing and cost")))
     return [*parts, _published(run, numbers[0])]
 
@@ -183,12 +188,14 @@ def _findings(kept: Kept) -> Sequence[str]:
     return summarizer(kept.report)(kept.rows, ()).summary
 
 
-def _origin(kept: Kept, folder: str) -> str:
+def _origin(run: Run, kept: Kept) -> str:
+    folder = f"results/{run.folder}"
     seeds = ", ".join(map(str, sorted({row["seed"] for row in kept.rows})))
-    said = f"Commit {', '.join(kept.commits)}. Seeds: {seeds}. [Rows]({folder}/{kept.source}). "
+    said = f"Commit {', '.join(kept.commits)}. " + (f"Seeds: {seeds}. " if seeds else "")
+    said += f"[{'Rows' if kept.lines else 'Numbers'}]({folder}/{kept.source}). "
     if kept.has_provenance:
         return f"{said}[Report]({folder}/report.md), with [its provenance]({folder}/report.md#provenance)."
-    return f"{said}Digests and package versions were not kept with these rows."
+    return f"{said}Digests and package versions were not kept here."
 
 
 def _ours(run: Run) -> str:

@@ -100,7 +100,7 @@ def read_runs(file: Path) -> Runs:
 
 
 def read_rows(run: Run, folder: Path) -> Kept:
-    """The rows of a folder: rows.json if it is there, else table.csv.
+    """The rows of a folder: rows.json if it is there, else table.csv. Figures 6 and 7 have none, but attribution.json.
 
     Raises `NotFoundError` if neither is there, `ConfigError` if the commit is not known, or is given and recorded.
     """
@@ -113,24 +113,26 @@ def read_rows(run: Run, folder: Path) -> Kept:
             f"The run {run.title!r} gives commits = {list(run.commits)}, and rows and report in {folder} record "
             f"{', '.join(recorded) or 'none'}. Give `commits` if none is recorded, and only then."
         )
-    lines = in_order(lines_of(rows), _editors(rows))
+    lines = in_order(lines_of(rows), _editors(rows)) if rows else ()
     return Kept(lines, source, report, recorded or run.commits, "## Provenance" in said)
 
 
 def _stored_rows(run: Run, folder: Path) -> tuple[list[Row], str, Mapping[str, Any] | None]:
     """The rows, the name of their file, and what their findings are made with."""
-    whole, table = folder / "rows.json", folder / "table.csv"
+    whole, table, attribution = (folder / name for name in ("rows.json", "table.csv", "attribution.json"))
     if whole.is_file():
         content = json.loads(whole.read_text(encoding="utf-8"))
         return content["rows"], whole.name, content["report"]
     if table.is_file():
         with table.open(encoding="utf-8", newline="") as stream:
-            rows = [_row(entry, table) for entry in csv.DictReader(stream)]
+            rows: list[Row] = [_row(entry, table) for entry in csv.DictReader(stream)]
         report = {"of": run.experiment, "labels": _editors(rows)} if run.experiment else None
         return rows, table.name, report
+    if attribution.is_file():
+        return [], attribution.name, None
     raise NotFoundError(
-        f"The run {run.title!r} has its rows in {folder}, where there is no rows.json and no table.csv. Copy one of "
-        "the report there, or replace `folder` by `not_run` and the reason."
+        f"The run {run.title!r} has its rows in {folder}, where there is no rows.json, table.csv or attribution.json. "
+        "Copy that of the report there, or replace `folder` by `not_run` and the reason."
     )
 
 

@@ -120,6 +120,19 @@ def test_rows_of_an_experiment_bring_commit_and_findings_with_them(results: Path
     assert "87.5 % of the edits are routed to the expert that processed them" in found.replace("\\", "")
 
 
+def test_a_figure_without_rows_has_its_commit_and_its_numbers(results: Path) -> None:
+    folder = results / "figure6"
+    folder.mkdir(exist_ok=True)
+    (folder / "attribution.json").write_text("{}", encoding="utf-8")
+    (folder / "one.png").write_bytes(b"")
+    entry = '[[run]]\ntitle = "Seen"\nquestion = "Where?"\ncommand = "liveedit"\nfolder = "figure6"\n'
+    with (results / "runs.toml").open("a", encoding="utf-8") as stream:
+        stream.write(entry + 'commits = ["0123456"]\nfigures = { "one.png" = "What is seen" }\n')
+    found = section(results_page.results_page(results), "Seen")
+    assert "Commit 0123456. [Numbers](results/figure6/attribution.json)." in found
+    assert "![What is seen](results/figure6/one.png)" in found and "|" not in found
+
+
 # -- what it has ---------------------------------------------------------------------------------------------
 
 
@@ -139,7 +152,7 @@ def test_every_command_of_the_index_exists_and_every_command_of_a_paper_is_on_th
 
 def test_every_kept_folder_has_an_entry(page: str) -> None:
     folders = {path.name for path in RESULTS.iterdir() if path.is_dir()} - {"speed"}
-    assert folders == set(re.findall(r"\[Rows\]\(results/([\w-]+)/", page))
+    assert folders == set(re.findall(r"\[(?:Rows|Numbers)\]\(results/([\w-]+)/", page))
 
 
 def test_a_kept_run_of_a_benchmark_is_linked(results: Path, page: str) -> None:
