@@ -11,6 +11,7 @@
 #   make wheels  both distributions, in dist/; tried in a clean environment with the README's example
 #   make containers  the steps of the CPU Dockerfile, one by one in a folder, without Docker
 #   make format  bring the code into its format
+#   make results docs/RESULTS.md, from the rows that are kept in docs/results
 #   make docs    the documentation as a site, in site/; nothing is loaded from the network
 #   make clean   remove what was built
 
@@ -31,7 +32,7 @@ BACKBONES ?= tiny-llava tiny-blip2 tiny-minigpt4
 TRAINED ?= mend serac lte recipe
 CACHE := $(or $(LIVEEDIT_CACHE),$(HOME)/.cache/liveedit)
 
-.PHONY: demo test test-all test-vllm vllm-env torture fuzz check editors bench docs wheels containers format clean
+.PHONY: demo test test-all test-vllm vllm-env torture fuzz check editors bench results docs wheels containers format clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -67,6 +68,9 @@ editors: $(VENV)/.dev
 bench: $(VENV)/.dev
 	set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
 	$(BIN)/liveedit bench --editor $(EDITORS) --edits $(EDITS) --seeds $(SEEDS) --data $(DATA) --out $(OUT) --published
+
+results: $(VENV)/.dev
+	$(BIN)/python docs/results_page.py
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
