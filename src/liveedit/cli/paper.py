@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from ..experiments.papers import OWN, TABLE_1, TABLES
-from .arguments import loading, named_values, settings_of
+from .arguments import command_line, loading, named_values, settings_of
 from .console import ProgressDisplay, console, load_quietly, print_json
 from .options import DistinctSubjects, Json, LoadOptions, OneSeed, Out, with_options
 from .paper_options import (
@@ -306,21 +306,25 @@ def _instances(
     from ..backbones import load_backbone
     from ..datasets.sources import open_data
     from ..errors import InvalidInputError
+    from ..evaluation.provenance import Stopwatch, make_provenance
     from ..experiments.liveedit.instance_report import write_attribution
     from ..experiments.liveedit.instances import Entries, attributable_editor
 
     kind, folders = attributable_editor(options.editor), named_values(options.editor_path, "--editor-path")
     if stray := sorted(folders.keys() - set(backbones)):
         raise InvalidInputError(f"--editor-path names {', '.join(stray)}; the backbones are {', '.join(backbones)}.")
-    entries, remarks = Entries(), []
+    entries, remarks, provenance, watch = Entries(), [], {}, Stopwatch()
     with ProgressDisplay() as progress:
-        cases = open_data(options.data, edits, progress.of("drawing")).cases[:edits]
+        found = open_data(options.data, edits, progress.of("drawing"))
         for name in backbones:
             frozen = load_backbone(name, **loading(options.load))
             with kind.load(frozen, folders.get(name)) as attached:
-                remarks.append(add(attached, cases, entries, progress.report))
+                remarks.append(add(attached, found.cases[:edits], entries, progress.report))
+                ways = (found.files, found.selection, command_line(), loading(options.load))
+                config = {"editor": options.editor, "editor_digest": attached.digest(), "edits": edits}
+                provenance[name] = make_provenance(frozen, *ways).of_row(config, watch.started)
     shown = [remark for remark in remarks if remark]
-    report = write_attribution(entries.entries, entries.images, out, title, shown)
+    report = write_attribution(entries.entries, entries.images, out, title, shown, provenance)
     if options.json:
         print_json({"title": title, "remarks": shown, "questions": entries.entries, "report": str(report)})
         return

@@ -59,9 +59,16 @@ IMAGES = {
 
 def test_everything_is_written(tmp_path: Path) -> None:
     entries = [entry(), entry("tokens", count=1), entry(count=0)]
-    report = write_attribution(entries, IMAGES, tmp_path, "A title", ["A remark."])
+    record = {
+        **{"git_sha": "0123456789abcdef", "dirty": True, "backbone_digest": "b" * 64, "data_digest": "d" * 64},
+        **{"versions": {"torch": "1.0"}, "device": "cpu", "threads": 2, "command": "liveedit paper figure6"},
+    }
+    report = write_attribution(entries, IMAGES, tmp_path, "A title", ["A remark."], {"tiny-llava": record})
     kept = json.loads((tmp_path / "attribution.json").read_text())
-    assert kept == {"title": "A title", "remarks": ["A remark."], "questions": entries}
+    assert kept == {
+        **{"title": "A title", "remarks": ["A remark."]},
+        **{"provenance": {"tiny-llava": record}, "questions": entries},
+    }
     for name, picture in IMAGES.items():
         assert open_image(tmp_path / "images" / name).tobytes() == picture.tobytes()
     drawn = open_image(tmp_path / "attribution.png")
@@ -70,7 +77,9 @@ def test_everything_is_written(tmp_path: Path) -> None:
     text = report.read_text()
     assert text.startswith("# A title\n\nA remark.\n\n![")
     assert text.count("(attribution.png)") == 1
-    assert text.count("## ") == 3
+    assert text.count("## ") == 4
+    assert "- code 0123456789ab with uncommitted changes, backbone bbbbbbbbbbbb, data dddddddddddd: tiny-llava" in text
+    assert "- torch 1.0, on cpu with 2 threads\n- `liveedit paper figure6`\n" in text
 
 
 def test_the_table_tells_who_passed_and_who_came_near(tmp_path: Path) -> None:

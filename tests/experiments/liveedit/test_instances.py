@@ -122,6 +122,9 @@ def test_the_command_draws_figure_6_of_an_own_question(world: Path, tmp_path: Pa
     found = json.loads(run("figure6", "--out", str(tmp_path / "figure"), "--edits", "2", *asked, "--json"))
     kept = json.loads((tmp_path / "figure" / "attribution.json").read_text())
     assert kept["questions"] == found["questions"]
+    (record,) = kept["provenance"].values()
+    assert record["config"]["editor"] == "liveedit" and len(record["backbone_digest"]) == 64
+    assert "## Provenance" in Path(found["report"]).read_text()
     (entry,) = found["questions"]
     assert (entry["kind"], entry["prompt"]) == ("own question", "What color is the hat?")
     assert len(entry["candidates"]) == 2

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 from PIL import Image
 
 from ...evaluation.plotting import COLORS, PlotsUnavailableError, new_figure, plain, save, set_title
+from ...evaluation.report import origin, ways_of
 from ...evaluation.table import Table, markdown_text
+from ..jobs import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,16 +39,23 @@ _HEADS: Final = ("Image", "Attention", "Change when covered")
 
 
 def write_attribution(
-    entries: Sequence[Entry], images: Mapping[str, Image.Image], folder: Path, title: str, remarks: Sequence[str] = ()
+    entries: Sequence[Entry],
+    images: Mapping[str, Image.Image],
+    folder: Path,
+    title: str,
+    remarks: Sequence[str] = (),
+    provenance: Mapping[str, Row] | None = None,
 ) -> Path:
     """Write figure, numbers and images into `folder`; returns the path of its report.md.
 
-    Without matplotlib there is no figure; the report then says so.
+    provenance: of the questions of each backbone, by its name, as `Provenance.of_row` gives it. Without matplotlib
+    there is no figure; the report then says so.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
         image.save(folder / "images" / name)
-    content = {"title": title, "remarks": list(remarks), "questions": list(entries)}
+    origins = dict(provenance or {})
+    content = {"title": title, "remarks": list(remarks), "provenance": origins, "questions": list(entries)}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "attribution.json").write_text(text + "\n", encoding="utf-8")
     caption = (
@@ -59,10 +68,17 @@ def write_attribution(
     except PlotsUnavailableError as error:
         shown = f"No figure: {error}"
     tables = [_table(number, entry).markdown().rstrip() for number, entry in enumerate(entries, 1)]
-    parts = [f"# {markdown_text(title)}", *map(markdown_text, remarks), shown, *tables]
+    parts = [f"# {markdown_text(title)}", *map(markdown_text, remarks), shown, *tables, *_origins(origins)]
     report = folder / "report.md"
     report.write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
     return report
+
+
+def _origins(provenance: Mapping[str, Row]) -> list[str]:
+    """Which code, backbones, data, packages and command the questions come from."""
+    items = [f"- {origin(record)}: {markdown_text(name)}" for name, record in provenance.items()]
+    items += dict.fromkeys(f"- {how}" for record in provenance.values() for how in ways_of(record))
+    return ["## Provenance", "\n".join(items)] if items else []
 
 
 def _table(number: int, entry: Entry) -> Table:
