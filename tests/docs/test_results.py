@@ -82,6 +82,21 @@ def test_every_cell_of_table_1_is_mean_and_deviation_over_the_seeds(page: str, e
             assert line[metric.replace("_", " ").capitalize()] == " / ".join(found)
 
 
+def test_the_table_of_choosing_says_what_the_rows_say(page: str) -> None:
+    lines = {
+        (line["Backbone"], line["Editor"]): line
+        for line in table_in(section(page, "All editors on three backbones: after 1,000 edits"))
+    }
+    choosing = (PAGE.parent / "CHOOSING.md").read_text(encoding="utf-8")
+    table = table_in(section(choosing, "By their limits"))
+    assert len(table) == 12
+    for line in table:
+        row = lines["tiny-llava", line["editor"].strip("`")]
+        for column in ("average", "reliability", "modal generality", "modal locality"):
+            exact = row[column.capitalize()].split(" / ")[1].split("±")[0]
+            assert line[column] == exact, (line["editor"], column)
+
+
 def test_a_changed_cell_changes_the_page(results: Path, page: str) -> None:
     change(results / "lemoe-smollm2-zsre" / "table.csv", "86.3482733932734,69.8,", "86.3482733932734,12.3,")
     changed = results_page.results_page(results)
