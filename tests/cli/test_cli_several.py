@@ -23,11 +23,11 @@ def test_one_command_stays_as_it_is(line: str) -> None:
 
 
 def test_each_has_its_folder_and_the_options_that_it_knows() -> None:
-    given = "paper table1 figure6 lemoe-figure2 --out d --jobs 2 --seeds 0 1 --mixed-precision --image-of-none"
-    with pytest.raises(InvalidInputError, match="'--image-of-none' is neither a table or figure nor an option"):
-        commands(given)
-    assert commands(given.removesuffix(" --image-of-none").replace("lemoe-figure2", "table6")) == [
-        "paper table1 --out d/table1".replace("--out", "--jobs 2 --seeds 0 --seeds 1 --mixed-precision --out"),
+    given = "paper table1 figure6 table6 --out d --jobs 2 --seeds 0 1 --mixed-precision"
+    with pytest.raises(InvalidInputError, match="'--colour' is neither a table or figure nor an option"):
+        commands(f"{given} --colour")
+    assert commands(given) == [
+        "paper table1 --jobs 2 --seeds 0 --seeds 1 --mixed-precision --out d/table1",
         "paper figure6 --out d/figure6",
         "paper table6 --jobs 2 --seeds 0 --seeds 1 --mixed-precision --out d/table6",
     ]

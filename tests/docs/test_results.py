@@ -116,7 +116,7 @@ def test_a_verdict_follows_from_the_rows(results: Path, page: str) -> None:
 
 
 def test_rows_of_an_experiment_bring_commit_and_findings_with_them(results: Path) -> None:
-    """rows.json says what it is the report of, so that the entry needs no more than the folder."""
+    """rows.json names its experiment. The entry in runs.toml gives only the folder."""
     row = {
         **{"backbone": "small-lm", "data": "facts", "edits": 20, "seed": 0, "status": "complete", "label": "kv_anchor"},
         **{"router": "kv_anchor", "diagonal_mass": 0.875, "consistency": [[1.0]], "batch_sizes": [20]},

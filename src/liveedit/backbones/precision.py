@@ -11,7 +11,7 @@ import torch
 def multiplies_bfloat16(device_type: str) -> bool:
     """Whether a kind of device multiplies matrices in bfloat16 at least as fast as in float32.
 
-    Processors without AVX-512 compute such products one number at a time, about fifty times as slowly.
+    Processors without AVX-512 compute such products one number at a time, and far more slowly.
     """
     if device_type == "cpu":
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
