@@ -259,6 +259,14 @@ def test_the_same_id_twice_is_refused_before_anything_changes(
     assert torch.equal(logits_of(tiny_llava, other.question), before)
 
 
+def test_the_rate_is_that_of_built_in_or_of_other_backbones_unless_given(
+    tiny_llava: Backbone, random_backbone: Backbone
+) -> None:
+    for backbone, given, rate in ((tiny_llava, None, 1e-2), (random_backbone, None, 0.1), (random_backbone, 0.3, 0.3)):
+        with TPatcher(backbone, config(rate=given)) as editor:
+            assert editor.configuration()["rate"] == rate
+
+
 # -- memory ----------------------------------------------------------------------------------------------
 
 

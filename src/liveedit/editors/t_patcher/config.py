@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import BaseModel, ConfigDict, Field
+
+BUILT_IN_RATE: Final = 1e-2
+RELEASED_RATE: Final = 0.1
+"""Default rates. A patch's value starts at zero, and the hidden states of released models are larger."""
 
 
 class TPatcherConfig(BaseModel):
@@ -15,7 +21,12 @@ class TPatcherConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rate: float = Field(default=1e-2, gt=0, description="Learning rate of Adam (authors, LiveEdit's table 3: 1e-2).")
+    rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Learning rate of Adam (authors, LiveEdit's table 3: 1e-2); None: 1e-2 for a built-in backbone, "
+        "0.1 for any other.",
+    )
     steps: int = Field(
         default=50, gt=0, description="Steps per edit, at most (LiveEdit's table 3: 25; authors: 2,000)."
     )
@@ -41,3 +52,9 @@ class TPatcherConfig(BaseModel):
     memory_questions: int = Field(
         default=1000, ge=1, description="Questions of the drawn world or facts in a built-in backbone's memory."
     )
+
+    def rate_for(self, built_in: bool) -> float:
+        """The learning rate for a built-in, or for any other backbone."""
+        if self.rate is not None:
+            return self.rate
+        return BUILT_IN_RATE if built_in else RELEASED_RATE

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...backbones import Backbone
+from ...backbones import BUILT_IN, Backbone
 from ...errors import CheckpointError, InvalidInputError, NotFoundError
 from ...images import open_image
 from ...progress import Progress, no_progress
@@ -60,6 +60,7 @@ class TPatcher(Editor):
     def __init__(self, backbone: Backbone, config: TPatcherConfig | None = None, memory: Sequence[Question] = ()):
         super().__init__(backbone)
         self.config = config or TPatcherConfig()
+        self._rate = self.config.rate_for(backbone.name in BUILT_IN)
         self._given_memory = tuple(memory)
         self._made: dict[str, _MadeEdit] = {}
         self._memory: Tensor | None = None
@@ -98,7 +99,7 @@ class TPatcher(Editor):
         patches = Patches.start(own)
         for tensor in patches.tensors:
             tensor.requires_grad_(True)
-        optimizer = torch.optim.Adam(patches.tensors, lr=self.config.rate)
+        optimizer = torch.optim.Adam(patches.tensors, lr=self._rate)
         for step in range(self.config.steps):
             edit_loss = F.cross_entropy(self._tail.logits(passage, patches), passage.targets)
             on_own = (own * patches.keys).sum(-1) + patches.biases
@@ -194,8 +195,8 @@ class TPatcher(Editor):
         self._activate()
 
     def configuration(self) -> dict[str, Any]:
-        """The whole `TPatcherConfig`."""
-        return self.config.model_dump()
+        """The whole `TPatcherConfig`, with the rate that is taken."""
+        return {**self.config.model_dump(), "rate": self._rate}
 
     def digest(self) -> str:
         """SHA-256 of the questions given for the memory, "" if there are none."""
