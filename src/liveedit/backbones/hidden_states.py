@@ -16,8 +16,9 @@ from ..progress import Progress, no_progress
 from ..samples import Question
 from .backbone import Backbone
 from .precision import mixed_precision
-from .split_forward import first_output
+from .split_forward import first_output, run_body
 from .tokens import HiddenTokens, TokenBatch, TokenRole, pad
+from .vision_tower import SeenImages
 
 IN_MEMORY_BYTES = 1 << 31
 """Larger caches are written to a file, which the operating system pages in as needed."""
@@ -82,9 +83,11 @@ class HiddenStateCache:
         states_found: list[Tensor] = []
         final_found: list[Tensor] = []
         spill = _Spill(self._spill_file) if self.estimated_bytes(len(items)) > IN_MEMORY_BYTES else None
+        seen = SeenImages(self.backbone.model)
         for done, chunk in enumerate(chunks, 1):
             inputs = self.backbone.encode([question for question, _ in chunk], [answer for _, answer in chunk])
-            states, final = self._run(inputs)
+            with seen.used():
+                states, final = self._run(inputs)
             flat = states[inputs.attention_mask.bool().cpu()]
             if spill is None:
                 states_found.append(flat)
@@ -123,24 +126,21 @@ class HiddenStateCache:
 
     @torch.no_grad()
     def _run(self, inputs: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Hidden states at the layer, and final hidden states at the positions that predict the answers."""
+        """Hidden states at the layer, and final hidden states at the positions that predict the answers.
+
+        The head does not run: where the vocabulary is large, it takes as long as several layers.
+        """
         kept: list[Tensor] = []
-        handles = [
-            self.backbone.layers[self.layer].register_forward_hook(
-                lambda module, arguments, output: kept.append(first_output(output))
-            ),
-            self.backbone.output_embeddings.register_forward_pre_hook(
-                lambda module, arguments: kept.append(arguments[0])
-            ),
-        ]
+        handle = self.backbone.layers[self.layer].register_forward_hook(
+            lambda module, arguments, output: kept.append(first_output(output))
+        )
         mixed = self.backbone.dtype == torch.float32
         try:
             with mixed_precision(self.backbone.device.type, mixed):
-                self.backbone.logits(inputs)
+                final = run_body(self.backbone.output_embeddings, lambda: self.backbone.logits(inputs))
         finally:
-            for handle in handles:
-                handle.remove()
-        states, final = kept
+            handle.remove()
+        (states,) = kept
         return states.bfloat16().cpu(), final[inputs.predicting.to(final.device)].bfloat16().cpu()
 
     def _remember(self, inputs: TokenBatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..errors import BackboneError
@@ -54,7 +55,28 @@ def run_prefix(layer: nn.Module, forward: Callable[[], object]) -> Tensor | None
         if threading.get_ident() == thread:
             raise StoppedError(first_output(output))
 
-    handle = layer.register_forward_hook(stop)
+    return _stopped(layer.register_forward_hook(stop), forward)
+
+
+def run_body(head: nn.Module, forward: Callable[[], object]) -> Tensor:
+    """Run a forward pass up to the head and return what it would be given, (batch, tokens, width).
+
+    Only the calling thread stops there.
+    """
+    thread = threading.get_ident()
+
+    def stop(head: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if threading.get_ident() == thread:
+            raise StoppedError(arguments[0])
+
+    found = _stopped(head.register_forward_pre_hook(stop), forward)
+    if found is None:
+        raise BackboneError("The head of the model did not run. Give a model that generates text.")
+    return found
+
+
+def _stopped(handle: RemovableHandle, forward: Callable[[], object]) -> Tensor | None:
+    """What a hook stopped this forward pass with; None if it did not."""
     try:
         forward()
     except StoppedError as stopped:

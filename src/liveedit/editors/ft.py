@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone, TokenBatch
+from ..backbones.vision_tower import computed_once, find_vision_tower
 from ..errors import BackboneError, CheckpointError, InvalidInputError
 from ..progress import Progress, no_progress
 from ..samples import Edit
@@ -21,7 +21,6 @@ from .base import Editor, EditRecord
 
 _MULTIMODAL_PARTS = ("qformer", "multi_modal_projector", "connector", "merger")
 """Names of the part between vision tower and language model: BLIP-2, LLaVA, Idefics3, Qwen."""
-_VISION_TOWERS = ("vision_tower", "vision_model", "visual")
 
 Logits = Callable[[], Tensor]
 """Gives the logits that predict the answer, (answer tokens, vocabulary), with the weights as they are now."""
@@ -152,7 +151,7 @@ class FineTuneMultimodal(FineTune):
 
     def __init__(self, backbone: Backbone, config: FineTuneMultimodalConfig | None = None):
         super().__init__(backbone, find_multimodal_part(backbone), config or FineTuneMultimodalConfig())
-        self._tower = _find_tower(backbone.model, self._part)
+        self._tower = find_vision_tower(backbone.model, outside=self._part)
 
     def edit(self, edits: Sequence[tuple[str, Edit]], progress: Progress = no_progress) -> list[EditRecord]:
         """Make edits. Raises `InvalidInputError` if one has no image, before any is made."""
@@ -166,7 +165,7 @@ class FineTuneMultimodal(FineTune):
 
     @contextmanager
     def _answering(self, inputs: TokenBatch) -> Iterator[Logits]:
-        with _computed_once(self._tower):
+        with computed_once(self._tower):
             yield lambda: self.backbone.logits(inputs)[inputs.predicting]
 
 
@@ -185,37 +184,3 @@ def find_multimodal_part(backbone: Backbone) -> nn.Module:
         f"{backbone.name} ({type(backbone.model).__name__}) has no part between vision tower and language model that "
         f"FT-M knows; known are {', '.join(_MULTIMODAL_PARTS)}. Use ft-l."
     )
-
-
-def _find_tower(model: nn.Module, part: nn.Module) -> nn.Module | None:
-    """The vision tower, if it is wholly before the part that is trained."""
-    for wanted in _VISION_TOWERS:
-        for name, module in model.named_modules():
-            if name.rpartition(".")[2] == wanted and all(inner is not part for inner in module.modules()):
-                return module
-    return None
-
-
-@contextmanager
-def _computed_once(module: nn.Module | None) -> Iterator[None]:
-    """Inside, the module computes its first call and answers all others with what it gave then."""
-    if module is None:
-        yield
-        return
-    kept: list[Any] = []
-    forward = module.forward
-
-    def first_or_kept(*arguments: Any, **keywords: Any) -> Any:
-        if not kept:
-            with torch.no_grad():
-                kept.append(forward(*arguments, **keywords))
-        return copy.copy(kept[0])  # Some families write what they compute of it into the same object.
-
-    own = module.__dict__.get("forward")  # Libraries that spread a model over devices put one there.
-    module.forward = first_or_kept
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own

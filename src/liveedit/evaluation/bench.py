@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..backbones import Backbone
+from ..backbones.vision_tower import SeenImages
 from ..editors.base import Editor, EditRecord
 from ..errors import ConfigError
 from ..files import write_json, written_atomically
@@ -119,6 +120,8 @@ class Bench:
         config = config.model_copy(update={"max_new_tokens": limit})
         self.backbone, self.cases, self.config, self.folder = backbone, tuple(cases), config, folder
         self.provenance, self.report = provenance, report
+        self._images = SeenImages(backbone.model)
+        """For asking alone: an edit's time includes its image."""
         self._unedited_folder = unedited or folder / "unedited"
         folder.mkdir(parents=True, exist_ok=True)
         self.unedited = UneditedAnswers(backbone, limit, config.batch, self._unedited_file())
@@ -172,7 +175,7 @@ class Bench:
                 editor.reset()
                 made = kept.make(editor, [(case.id, case.edit) for case in group], lambda done, total: count_edited(1))
                 records += made
-                with self._precision():
+                with self._precision(), self._images.used():
                     found = measure(
                         self.backbone, editor, group, self.unedited, count_asked, raw, compared, self.config.probes
                     )
@@ -209,7 +212,7 @@ class Bench:
         """Ask the locality probes of all groups at once: groups of few edits would make small batches."""
         asked = [item for group in groups for item in probes_of(group, self.config.probes)[0]]
         asking = progress_of(self.report, f"asking the unedited model: {label}")
-        with self._precision():
+        with self._precision(), self._images.used():
             self.unedited.ask(asked, Counter(asking, 2 * len(self.unedited.missing(asked))))
 
     def _precision(self) -> torch.autocast:
