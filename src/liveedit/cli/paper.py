@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 from rich.text import Text
@@ -27,6 +27,7 @@ from .paper_options import (
 
 if TYPE_CHECKING:
     from ..backbones import Backbone
+    from ..editors.trained import Form
     from ..experiments.experiment import Experiment
     from ..experiments.liveedit.instances import Entries
     from ..experiments.liveedit.sweeps import Sweep
@@ -115,7 +116,7 @@ _PAPER_EDITS: Final = 1000
 
 
 @dataclass(frozen=True)
-class _TrainedOptions(TrainingOptions, LifelongOptions):
+class _FormsOptions(TrainingOptions, LifelongOptions):
     """How editors are trained to be compared, and what they are compared on."""
 
     edits: Annotated[
@@ -124,17 +125,25 @@ class _TrainedOptions(TrainingOptions, LifelongOptions):
     seeds: Seeds = None
     data: DataSource = "world"
 
-    @property
-    def measured(self) -> dict[str, Any]:
-        """What all of these experiments take."""
+    def measured(self, form: Form) -> dict[str, Any]:
+        """What all of these experiments take. form: of the editors."""
         numbers = self.edits or [_PAPER_EDITS]
         return {
             "data": self.data,
             "edits": numbers,
             "seeds": self.seeds or (0, 1, 2),
-            "training": self.training,
+            "training": self.training_of(form),
             "options": self.bench_of(numbers),
         }
+
+
+@dataclass(frozen=True)
+class _TrainedOptions(_FormsOptions):
+    """The same for experiments in which all editors have one form."""
+
+    form: Annotated[
+        Literal["improved", "paper"], typer.Option(help="The improved form of LiveEdit, or the paper's own.")
+    ] = "improved"
 
 
 @app.command()
@@ -152,17 +161,17 @@ def table2(
     load_quietly()
     from ..experiments.liveedit.ablation import ablation
 
-    return _run_trained(ablation(out, setting or (), backbone, **options.measured), out, options)
+    return _run_trained(ablation(out, setting or (), backbone, **options.measured(options.form)), out, options)
 
 
 @app.command()
-@with_options(_TrainedOptions)
-def forms(out: Out, backbone: _Backbone = "tiny-llava", *, options: _TrainedOptions) -> int | None:
+@with_options(_FormsOptions)
+def forms(out: Out, backbone: _Backbone = "tiny-llava", *, options: _FormsOptions) -> int | None:
     """From the paper's form of LiveEdit to the improved one, a switch at a time, each trained separately."""
     load_quietly()
     from ..experiments.liveedit.forms import forms as forms_of
 
-    return _run_trained(forms_of(out, _loaded(backbone, options), backbone, **options.measured), out, options)
+    return _run_trained(forms_of(out, _loaded(backbone, options), backbone, **options.measured("paper")), out, options)
 
 
 def _sweep_command(name: str, text: str) -> None:
@@ -185,7 +194,9 @@ def _sweep_command(name: str, text: str) -> None:
 
         figure = SWEEPS[name]
         values, frozen = _grid(figure, grid or []), _loaded(backbone, options)
-        return _run_trained(sweep(figure, out, frozen, backbone, values, **options.measured), out, options)
+        return _run_trained(
+            sweep(figure, out, frozen, backbone, values, **options.measured(options.form)), out, options
+        )
 
 
 _sweep_command("figure3", "Module width and rank: every combination is trained and measured (LiveEdit, figure 3).")
@@ -216,12 +227,13 @@ def _grid(figure: Sweep, given: list[str]) -> dict[str, list[int]]:
     return found
 
 
-def _run_trained(experiment: Experiment, out: Path, options: _TrainedOptions) -> int | None:
+def _run_trained(experiment: Experiment, out: Path, options: _FormsOptions) -> int | None:
     from ..experiments.liveedit.trained_runs import training_cases
 
     check_backbones(experiment)
-    with ProgressDisplay() as progress:  # Drawn here, once, and not by several processes at the same time.
-        training_cases(options.training, progress.of("drawing the training cases"))
+    # Drawn here, once, and not by several processes at the same time. They are the same for both forms.
+    with ProgressDisplay() as progress:
+        training_cases(options.training_of("improved"), progress.of("drawing the training cases"))
     return run_paper(experiment, out, options, [options.data], max(options.edits or [_PAPER_EDITS]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -15,6 +15,7 @@ from .console import ProgressDisplay, console, note, print_json, resumable
 from .options import Batch, FewEditsCases, Json, LoadOptions, MaxNewTokens, MixedPrecision, Stages
 
 if TYPE_CHECKING:
+    from ..editors.trained import Form
     from ..experiments.experiment import Experiment, ExperimentResult
     from ..experiments.jobs import Outcome, Workers
     from ..experiments.liveedit.trained_runs import Training
@@ -90,9 +91,6 @@ class TrainingOptions:
         str, typer.Option(help="Trained on: world, world:SEED, a folder, or FORMAT:FILE[:IMAGES].")
     ] = "world"
     cases: Annotated[int | None, typer.Option(min=2, help="Cases to train on (world: 16,000; files: all).")] = None
-    form: Annotated[
-        Literal["improved", "paper"], typer.Option(help="The improved form of LiveEdit, or the paper's own.")
-    ] = "improved"
     steps_share: Annotated[float, typer.Option(help="Share of the training steps, 0.1 for a quick trial.")] = 1.0
     changes: Annotated[
         list[str] | None,
@@ -101,18 +99,17 @@ class TrainingOptions:
 
     stage: Stages = None
 
-    @property
-    def training(self) -> Training:
-        """The training configuration that all runs share."""
+    def training_of(self, form: Form) -> Training:
+        """The training configuration that all runs share. form: of LiveEdit."""
         from ..experiments.liveedit.trained_runs import Training, usual_stages
 
         settings = settings_of(self.changes)
         return Training(
             self.train_data,
             self.cases,
-            self.form,
+            form,
             self.steps_share,
-            stages=stages_of(self.stage, usual_stages(self.form)) if self.stage else (),
+            stages=stages_of(self.stage, usual_stages(form)) if self.stage else (),
             settings=tuple(sorted(settings.items())),
         )
 
