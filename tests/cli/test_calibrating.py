@@ -118,6 +118,37 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(
     assert out == "" and not (tmp_path / "made").exists()
 
 
+def test_only_listed_images_are_used(run: Run, model_folder: Path, images: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "listed.txt"
+    names = sorted(file.relative_to(images).as_posix() for file in images_in(images, 1000))
+    listed.write_text("\n".join(names[:20]) + "\n")
+    assert images_in(images, 1000, listed) == [images / name for name in names[:20]]
+    given = ("calibrate", "--backbone", model_folder, "--out", tmp_path / "made", "--json", "--image-list", listed)
+    code, said, err = run(*given, "--images", images)
+    assert code == 0 and json.loads(said)["images"] == 20, err
+
+
+@pytest.mark.parametrize(
+    ("lines", "folder", "message"),
+    [
+        ("00.PNG\nnot_there.png\n", True, "1 of the 2 images that"),
+        ("\n", True, "holds no image"),
+        (None, True, "cannot be read as a list of images"),
+        ("00.PNG\n", False, "without --images"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(
+    run: Run, model_folder: Path, images: Path, tmp_path: Path, lines: str | None, folder: bool, message: str
+) -> None:
+    listed = tmp_path / "listed.txt"
+    if lines is not None:
+        listed.write_text(lines)
+    given = ("calibrate", "--backbone", model_folder, "--out", tmp_path / "made", "--image-list", listed)
+    code, _, err = run(*given, *(("--images", images) if folder else ()))
+    assert code == 1 and message in " ".join(err.split()), err
+    assert not (tmp_path / "made").exists()
+
+
 def test_images_are_spread_over_the_folder(images: Path, tmp_path: Path) -> None:
     everything = images_in(images, 1000)
     assert len(everything) == 40 and everything == sorted(everything)

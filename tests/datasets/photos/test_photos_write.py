@@ -30,9 +30,9 @@ def test_the_same_seed_gives_the_same_bytes(images: Path, tmp_path: Path) -> Non
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
         write_photos(images, tmp_path / name, seed, 20, 20, pixel_features)
     first, second, other = (digests(tmp_path / name) for name in ("first", "second", "other"))
-    assert set(first) == {"train.json", "eval.json", "about.json"}
+    assert set(first) == {"train.json", "eval.json", "about.json", "pretraining.txt"}
     assert first == second
-    assert not set(first.values()) & set(other.values())
+    assert {name for name in first if first[name] == other[name]} == {"pretraining.txt"}
 
 
 def test_the_place_of_the_photographs_does_not_matter(images: Path, tmp_path: Path) -> None:
@@ -80,6 +80,15 @@ def test_about_describes_the_files(written: WrittenPhotos, images: Path) -> None
     names = sorted(file.relative_to(images).as_posix() for file in images.rglob("*.png"))
     assert about["names_sha256"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
     assert (about["left_out"], about["copies"], about["features"]) == ({}, [], "pixel_features")
+
+
+def test_photographs_for_pretraining_are_listed_and_no_case_shows_them(written: WrittenPhotos, images: Path) -> None:
+    listed = (written.files["eval"].parent / "pretraining.txt").read_text(encoding="utf-8").splitlines()
+    assert len(set(listed)) == len(listed) == written.about["photographs"]["pretraining"]
+    assert all((images / photo).is_file() for photo in listed)
+    for file in written.files.values():
+        text = file.read_text(encoding="utf-8")
+        assert not any(f'"{photo}"' in text for photo in listed)
 
 
 def test_classes_are_named_as_given(images: Path, tmp_path: Path) -> None:

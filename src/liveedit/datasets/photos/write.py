@@ -21,6 +21,8 @@ from .new_answers import Part
 FORM: Final = 2
 """Counted up whenever the same folder and seed give other cases than before."""
 ABOUT: Final = "about.json"
+PRETRAINING: Final = "pretraining.txt"
+"""The photographs that no case shows, a path in the folder of images per line."""
 
 _PHOTOS_OF: Final[dict[Part, PhotoPart]] = {"train": "editors", "eval": "evaluation"}
 _FURTHER: Final = ("same_image_locality", "same_question_locality", "near_duplicate_locality", "cross_modal")
@@ -44,7 +46,7 @@ def write_photos(
     classes: Mapping[str, PhotoClass] | None = None,
     progress: Progress = no_progress,
 ) -> WrittenPhotos:
-    """Write `about.json`, and `train.json` and `eval.json` if they have cases.
+    """Write `about.json`, `pretraining.txt`, and `train.json` and `eval.json` if they have cases.
 
     images: a folder of class folders; the paths in the files are relative to it. features: what decides which
     photographs look alike, such as `pixel_features`. classes: entries besides `catalog.KNOWN`, by folder. progress:
@@ -76,6 +78,8 @@ def write_photos(
     files: dict[Part, Path] = {part: out / f"{part}.json" for part in cases}
     for part, found in cases.items():
         write_json(files[part], [_row(case) for case in found])
+    unshown = [photo for each in folder.classes for photo in each.pretraining]
+    (out / PRETRAINING).write_text("".join(f"{photo}\n" for photo in unshown), encoding="utf-8")
     unedited = list(plan.unedited) if plan else []
     by = getattr(features, "__name__", type(features).__name__)
     about = {"form": FORM, "seed": seed, **counts, **_described(folder), "features": by, "unedited": unedited}
