@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...backbones import Backbone, HiddenTokens, TokenRole
 from ...backbones.hidden_states import HiddenStateBatch, HiddenStateCache
+from ...backbones.kept_prompt import KeptPrompt
 from ...experts import ExpertRepository
 from ...samples import LOCALITY, EditCase, ProbeName
 from ...training.distributed import ALONE, Processes
@@ -276,12 +277,18 @@ class LiveEditTask:
     def _edited_logits(
         self, modules: LiveEditModules, batch: HiddenStateBatch, u: Tensor, v: Tensor, weights: Tensor
     ) -> Tensor:
-        """Logits that predict the answer tokens, with these experts active."""
+        """Logits that predict the answer tokens, with these experts active.
+
+        No gradient passes the tokens before the first changed one, of which an image has most.
+        """
         residual = expert_residual(batch.hidden_states, u, v, weights, modules.config)
         changed = changed_tokens(batch, modules.config)
-        states = batch.hidden_states + residual * changed[..., None]
-        logits = self.backbone.logits_from(states.to(self.backbone.dtype), batch, self.layer, batch.predicting)
-        return logits.to(self.device)
+        plain, dtype = batch.hidden_states, self.backbone.dtype
+        states = (plain + residual * changed[..., None]).to(dtype)
+        kept = KeptPrompt.of(self.backbone, batch, self.layer, plain.to(dtype), changed)
+        if kept is None:
+            return self.backbone.logits_from(states, batch, self.layer, batch.predicting).to(self.device)
+        return kept.logits(states, batch.predicting).to(self.device)
 
     def _base_logits(self, final: Tensor) -> Tensor:
         """Logits of the unedited model, computed from its last hidden states."""
