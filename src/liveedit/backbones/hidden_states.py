@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import InvalidInputError
@@ -16,7 +18,7 @@ from ..progress import Progress, no_progress
 from ..samples import Question
 from .backbone import Backbone
 from .precision import mixed_precision
-from .split_forward import first_output, run_body
+from .shared_beginning import read_states
 from .tokens import HiddenTokens, TokenBatch, TokenRole, pad
 from .vision_tower import SeenImages
 
@@ -25,6 +27,9 @@ IN_MEMORY_BYTES = 1 << 31
 
 _TEXT_TOKENS: Final = 32
 """Assumed length of a question with its answer, for estimating the size of a cache before it is filled."""
+
+_MANY: Final = 8
+"""Questions about one image that are read in a batch of their own."""
 
 _KEPT_BYTES: Final = torch.bfloat16.itemsize
 """Bytes of one number in the cache."""
@@ -67,6 +72,8 @@ class HiddenStateCache:
         self._ids: list[Tensor] = []
         self._roles: list[Tensor] = []
         self._positions: list[Tensor] | None = None
+        self._slots: list[int] = []
+        """By item, its place in the lists: those with the same image are read together."""
         self._starts: list[int] = []
         self._final_starts: list[int] = []
         self._states, self._final = torch.empty(0), torch.empty(0)
@@ -79,13 +86,14 @@ class HiddenStateCache:
         """Run the backbone over all items. Float32 models run in mixed precision: bfloat16 products, float32 sums."""
         if not items:
             raise InvalidInputError("No question was given, so there are no hidden states to keep. Give at least one.")
-        chunks = [items[start : start + batch] for start in range(0, len(items), batch)]
+        chunks = _chunks([question for question, _ in items], batch)
         states_found: list[Tensor] = []
         final_found: list[Tensor] = []
         spill = _Spill(self._spill_file) if self.estimated_bytes(len(items)) > IN_MEMORY_BYTES else None
         seen = SeenImages(self.backbone.model)
-        for done, chunk in enumerate(chunks, 1):
-            inputs = self.backbone.encode([question for question, _ in chunk], [answer for _, answer in chunk])
+        for chunk in chunks:
+            questions, answers = zip(*(items[index] for index in chunk), strict=True)
+            inputs = self.backbone.encode(questions, answers)
             with seen.used():
                 states, final = self._run(inputs)
             flat = states[inputs.attention_mask.bool().cpu()]
@@ -95,12 +103,16 @@ class HiddenStateCache:
                 spill.write(flat)
             final_found.append(final)
             self._remember(inputs)
-            progress(min(done * batch, len(items)), len(items))
+            progress(len(self), len(items))
+        self._slots = [slot for _, slot in sorted(zip(itertools.chain(*chunks), itertools.count(), strict=False))]
         self._states = torch.cat(states_found) if spill is None else spill.tensor(self.backbone.width)
         self._final = torch.cat(final_found)
 
     def batch(self, indices: Sequence[int]) -> HiddenStateBatch:
         """These items as one batch."""
+        return self._batch([self._slots[index] for index in indices])
+
+    def _batch(self, indices: Sequence[int]) -> HiddenStateBatch:
         ids = pad([self._ids[index].tolist() for index in indices], self.backbone.pad_token_id, "right")
         states = torch.zeros(*ids.shape, self.backbone.width)
         finals = []
@@ -126,21 +138,10 @@ class HiddenStateCache:
 
     @torch.no_grad()
     def _run(self, inputs: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Hidden states at the layer, and final hidden states at the positions that predict the answers.
-
-        The head does not run: where the vocabulary is large, it takes as long as several layers.
-        """
-        kept: list[Tensor] = []
-        handle = self.backbone.layers[self.layer].register_forward_hook(
-            lambda module, arguments, output: kept.append(first_output(output))
-        )
+        """Hidden states at the layer, and final hidden states at the positions that predict the answers."""
         mixed = self.backbone.dtype == torch.float32
-        try:
-            with mixed_precision(self.backbone.device.type, mixed):
-                final = run_body(self.backbone.output_embeddings, lambda: self.backbone.logits(inputs))
-        finally:
-            handle.remove()
-        (states,) = kept
+        with mixed_precision(self.backbone.device.type, mixed):
+            states, final = read_states(self.backbone, inputs, self.layer)
         return states.bfloat16().cpu(), final[inputs.predicting.to(final.device)].bfloat16().cpu()
 
     def _remember(self, inputs: TokenBatch) -> None:
@@ -166,6 +167,19 @@ class HiddenStateCache:
             self._folder = Path(self._temporary.name)
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder / "states.bf16"
+
+
+def _chunks(questions: Sequence[Question], size: int) -> list[list[int]]:
+    """Places of the questions in chunks of at most this size. Those with the same image are in chunks of their own,
+    if they are many."""
+    by_image: dict[object, list[int]] = {}
+    for place, question in enumerate(questions):
+        image = question.image
+        by_image.setdefault(id(image) if isinstance(image, Image.Image) else image, []).append(place)
+    groups = [places for places in by_image.values() if len(places) >= _MANY]
+    alone = {place for places in groups for place in places}
+    groups.append([place for place in range(len(questions)) if place not in alone])
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
 def _answer_tokens(roles: Tensor) -> int:
