@@ -54,7 +54,7 @@ FORMS = {
     "improved": LiveEditLosses(),
     "paper": LiveEditLosses.paper(),
     "prefix": LiveEditLosses(mixing="prefix", same_subject="ignored"),
-    "thinned": LiveEditLosses(prompt_dropout=0.4),
+    "thinned": LiveEditLosses(prompt_dropout=0.4, image_dropout=0.4),
     "all mixed": LiveEditLosses(mixing="batch", text_locality=False, kl_exchanged=True),
 }
 
@@ -137,15 +137,18 @@ def test_validation_is_the_same_for_any_number_of_processes(
     assert found == [wanted] * count
 
 
-def test_thinned_prompts_lose_tokens_but_never_the_last(task_of: TaskMaker) -> None:
-    task, rng = task_of(LiveEditLosses(prompt_dropout=0.5)), np.random.default_rng(0)
+@pytest.mark.parametrize(("part", "other"), [("prompt", "image"), ("image", "prompt")])
+def test_thinned_prompts_or_images_lose_tokens_but_never_the_last(task_of: TaskMaker, part: str, other: str) -> None:
+    shares = {f"{part}_dropout": 0.5, f"{other}_dropout": 0.0}
+    task, rng = task_of(LiveEditLosses(**shares)), np.random.default_rng(0)  # type: ignore[arg-type]
     rows = task._rows(BATCH, [["reliability", "text_generality"]] * len(BATCH))
     thinned = task._thinned(rows, rng)
-    before, after = rows.batch.prompt_mask, thinned.batch.prompt_mask
+    before, after = (getattr(found.batch, f"{part}_mask") for found in (rows, thinned))
     assert not bool((after & ~before).any())
     assert 0.3 < float(after.sum() / before.sum()) < 0.8
     last = before.long().cumsum(1).argmax(1)  # The first place where the count is full.
     assert bool(after[torch.arange(len(after)), last].all())
+    assert torch.equal(getattr(thinned.batch, f"{other}_mask"), getattr(rows.batch, f"{other}_mask"))
     assert torch.equal(thinned.batch.hidden_states, rows.batch.hidden_states)
     untouched = task_of(LiveEditLosses.paper())._thinned(rows, rng)
     assert untouched is rows

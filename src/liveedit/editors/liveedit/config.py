@@ -220,6 +220,12 @@ class LiveEditLosses(BaseModel):
         description="Share of the prompt's tokens hidden from both extractors in the routing stage, so that routing "
         "does not depend on a single word.",
     )
+    image_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="The same for the image's tokens: where few photographs are shown, so that none is known by heart.",
+    )
     margin: float = Field(default=2.0, ge=0, description="Margin of hard routing with margins.")
     negative_weight: float = Field(
         default=2.0, gt=0, description="Weight of the negatives in margin and masked losses."

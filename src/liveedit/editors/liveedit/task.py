@@ -30,7 +30,7 @@ from .modules import EditFeatures, LiveEditModules
 from .probes import RoutingProbes, TrainingProbes, with_edits
 
 _DRAWS_PER_ROW = 64
-"""Random numbers per row that decide which prompt tokens are hidden; longer prompts reuse them."""
+"""Random numbers per row that decide which tokens are hidden; longer prompts and images reuse them."""
 
 Stage = Literal["routing", "generator", "joint"]
 
@@ -369,20 +369,21 @@ class LiveEditTask:
         return _Rows(self.store.batch(places[own]), case, subject, relation, image, has_image, own)
 
     def _thinned(self, rows: _Rows, rng: np.random.Generator) -> _Rows:
-        """The same rows with some prompt tokens hidden, never the last.
+        """The same rows with some tokens of prompt and image hidden, never the last of either.
 
-        The mask is drawn per row of the whole batch, so that it does not depend on the process that holds the row.
+        Masks are drawn per row of the whole batch, so that they do not depend on the process that holds the row.
         """
-        share = self.options.prompt_dropout
-        if not share:
+        batch, hidden = rows.batch, torch.zeros_like(rows.batch.roles, dtype=torch.bool)
+        for tokens, share in (
+            (batch.prompt_mask, self.options.prompt_dropout),
+            (batch.image_mask, self.options.image_dropout),
+        ):
+            if share:
+                drawn = torch.from_numpy(rng.random((len(rows.case), _DRAWS_PER_ROW)) < share)
+                hidden |= _drawn_tokens(tokens, drawn[rows.own].to(self.device))
+        if not hidden.any():
             return rows
-        hidden = torch.from_numpy(rng.random((len(rows.case), _DRAWS_PER_ROW)) < share)[rows.own].to(self.device)
-        prompt = rows.batch.prompt_mask
-        place = prompt.long().cumsum(1) - 1
-        last = place == place[:, -1:]
-        kept = prompt & (last | ~hidden.gather(1, place.clamp(min=0) % _DRAWS_PER_ROW))
-        roles = rows.batch.roles.masked_fill(prompt & ~kept, TokenRole.PADDING)
-        return replace(rows, batch=replace(rows.batch, roles=roles))
+        return replace(rows, batch=replace(batch, roles=batch.roles.masked_fill(hidden, TokenRole.PADDING)))
 
     def _tokens(self, batch: HiddenStateBatch) -> HiddenTokens:
         ids = batch.input_ids.masked_fill(
@@ -419,6 +420,12 @@ class LiveEditTask:
 def _reachable(modules: LiveEditModules, rows: _Rows) -> Tensor:
     """(rows,) booleans: the queries in the editor's scope."""
     return rows.has_image if modules.config.scope == "image" else torch.ones_like(rows.has_image)
+
+
+def _drawn_tokens(tokens: Tensor, drawn: Tensor) -> Tensor:
+    """Those of the tokens, (rows, tokens) booleans, whose number in their row is drawn, but for the last."""
+    place = tokens.long().cumsum(1) - 1
+    return tokens & (place < place[:, -1:]) & drawn.gather(1, place.clamp(min=0) % _DRAWS_PER_ROW)
 
 
 def _count(parts: Sequence[Tensor]) -> tuple[int, int]:
