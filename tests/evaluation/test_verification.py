@@ -283,6 +283,20 @@ def test_rows_and_answers_of_an_earlier_version_cannot_be_checked(folder: Path) 
     assert "the rows do not record their version of torch" in unchecked(found)
 
 
+def test_rows_without_files_are_checked_by_their_digests(folder: Path) -> None:
+    """As those that a repository keeps without raw answers."""
+    rows = rows_of(folder)
+    shutil.rmtree(folder / "results")
+    write_report(rows, folder, published=True)
+    found = verify_folder(folder)
+    assert (found.disagreements, found.rows, found.answers) == ([], len(rows), 0)
+    assert "so that its digest alone was checked" in unchecked(found)
+    content = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+    content["rows"][0]["metrics"]["reliability"]["exact_match"] += 1
+    (folder / "rows.json").write_text(json.dumps(content), encoding="utf-8")
+    assert any("its digest is another" in remark.text for remark in verify_folder(folder).disagreements)
+
+
 def test_a_row_without_a_file_and_a_file_that_is_not_reported(folder: Path) -> None:
     (folder / ROW).unlink()
     write_report([row for row in rows_of(folder) if row["editor"] == "liveedit"], folder, published=True)
