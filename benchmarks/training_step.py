@@ -17,10 +17,10 @@ after the first pass over the data; over one batched forward and backward of the
 layer.
 
 The baseline's backward is that of `Backbone.logits_from` and a mean NLL on the answers, with gradients into
-the states of every token of every row; weights are frozen on both sides. The step leaves out of its suffix
-the rows in which no expert is mixed; `rows_mixed` says how many an untrained router let through. The
-figures `*_all_rows` have the experts of the whole batch mixed into every row (the paper's form), so that
-nothing is left out.
+the states of every token of every row; weights are frozen on both sides. The step has no gradients of the
+tokens before the first that an expert changes, and leaves out of its suffix the rows in which no expert is
+mixed; `rows_mixed` says how many an untrained router let through. The figures `*_all_rows` have the experts of
+the whole batch mixed into every row (as in the paper's form), so that no row is left out.
 
 `step_over_minimum_8_inputs`: the step from scratch over the same baseline on the 8 edits alone, for
 comparison with figures that were taken so.
@@ -28,7 +28,6 @@ comparison with figures that were taken so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -108,20 +107,21 @@ class Step:
         self.optimizer.step()
 
 
-def _rows_run(backbone: Backbone, step: Callable[[], None]) -> int:
-    """How many rows a step sends through the last layers."""
+def _rows_run(step: Step) -> int:
+    """How many rows a step on kept states sends through the last layers."""
     rows: list[int] = []
-    original = backbone.logits_from
+    task: Any = step.kept
+    original = task._edited_logits
 
-    def counting(states: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        rows.append(len(states))
-        return original(states, *arguments)
+    def counting(modules: LiveEditModules, batch: TokenBatch, *arguments: Any) -> torch.Tensor:
+        rows.append(len(batch))
+        return original(modules, batch, *arguments)
 
-    backbone.logits_from = counting  # type: ignore[method-assign]
+    task._edited_logits = counting
     try:
-        step()
+        step.cached()
     finally:
-        del backbone.logits_from
+        del task._edited_logits
     return sum(rows)
 
 
@@ -151,7 +151,7 @@ def measure(shape: Shape, settings: Settings) -> dict[str, Any]:
         "step_over_suffix_cached_all_rows": ratio("step_cached_all_rows", "suffix"),
         "step_over_minimum_8_inputs": ratio("step", "forward_8", "suffix_8"),
         "rows": len(whole.inputs),
-        "rows_mixed": _rows_run(backbone, routed.cached),
+        "rows_mixed": _rows_run(routed),
         **milliseconds(seconds),
         "sequence_tokens": whole.inputs.input_ids.shape[1],
     }
