@@ -21,6 +21,8 @@ _QUANTITIES = ("milliseconds_per_edit", "refine_steps", "routing")
 """Columns of table.csv with a dot that are no metrics."""
 
 _MEASURED = re.compile(r"(?<![\w.-])\d+(\.\d+ ?%?| ?%)")
+_WITHOUT_ROWS = ("attribution.json", "gallery.json")
+"""The numbers of figures 6 and 7, and of galleries."""
 _DIRTY = " with uncommitted changes"
 _CODE = re.compile(rf"^- code ([0-9a-f]{{7}})[0-9a-f]*({_DIRTY})?", re.MULTILINE)
 
@@ -100,7 +102,8 @@ def read_runs(file: Path) -> Runs:
 
 
 def read_rows(run: Run, folder: Path) -> Kept:
-    """The rows of a folder: rows.json if it is there, else table.csv. Figures 6 and 7 have none, but attribution.json.
+    """The rows of a folder: rows.json if it is there, else table.csv. Figures 6 and 7 and galleries have none, but a
+    file of numbers.
 
     Raises `NotFoundError` if neither is there, `ConfigError` if the commit is not known, or is given and recorded.
     """
@@ -119,7 +122,7 @@ def read_rows(run: Run, folder: Path) -> Kept:
 
 def _stored_rows(run: Run, folder: Path) -> tuple[list[Row], str, Mapping[str, Any] | None]:
     """The rows, the name of their file, and what their findings are made with."""
-    whole, table, attribution = (folder / name for name in ("rows.json", "table.csv", "attribution.json"))
+    whole, table = folder / "rows.json", folder / "table.csv"
     if whole.is_file():
         content = json.loads(whole.read_text(encoding="utf-8"))
         return content["rows"], whole.name, content["report"]
@@ -128,11 +131,12 @@ def _stored_rows(run: Run, folder: Path) -> tuple[list[Row], str, Mapping[str, A
             rows: list[Row] = [_row(entry, table) for entry in csv.DictReader(stream)]
         report = {"of": run.experiment, "labels": _editors(rows)} if run.experiment else None
         return rows, table.name, report
-    if attribution.is_file():
-        return [], attribution.name, None
+    for numbers in _WITHOUT_ROWS:
+        if (folder / numbers).is_file():
+            return [], numbers, None
     raise NotFoundError(
-        f"The run {run.title!r} has its rows in {folder}, where there is no rows.json, table.csv or attribution.json. "
-        "Copy that of the report there, or replace `folder` by `not_run` and the reason."
+        f"The run {run.title!r} has its rows in {folder}, where there is no rows.json, table.csv, "
+        f"{' or '.join(_WITHOUT_ROWS)}. Copy that of the report there, or replace `folder` by `not_run` and the reason."
     )
 
 

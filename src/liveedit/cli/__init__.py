@@ -22,6 +22,7 @@ from . import (
     doctor,
     editing,
     edits,
+    gallery,
     general_ability,
     measuring,
     paper,
@@ -56,6 +57,7 @@ calibrating.register(app)
 training.register(app)
 sharing.register(app)
 measuring.register(app)
+gallery.register(app)
 general_ability.register(app)
 conversion.register(app)
 paper.register(app)

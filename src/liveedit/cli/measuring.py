@@ -137,7 +137,7 @@ def _measure(
     """The rows of the bench."""
     from ..evaluation.bench import Bench, BenchConfig, backbone_name
 
-    frozen, found, provenance = _opened(makers, data, backbone, load, max(measured["edits"]), progress, distinct)
+    frozen, found, provenance = opened_for(makers, data, backbone, load, max(measured["edits"]), progress, distinct)
     config = BenchConfig(backbone=backbone_name(backbone), data=found.name, **measured)
     return Bench(frozen, found.cases, config, out, provenance, progress.report).run(makers)
 
@@ -212,12 +212,14 @@ def _measure_robustness(
     from ..evaluation.bench import backbone_name
     from ..evaluation.robustness.measuring import Robustness, RobustnessConfig
 
-    frozen, found, provenance = _opened(makers, data, backbone, load, max(asked["edits"], asked["triples"]), progress)
+    frozen, found, provenance = opened_for(
+        makers, data, backbone, load, max(asked["edits"], asked["triples"]), progress
+    )
     config = RobustnessConfig(backbone=backbone_name(backbone), data=found.name, **asked)
     return Robustness(frozen, found.cases, config, out, provenance, progress.report).run(makers)
 
 
-def _opened(
+def opened_for(
     makers: list[tuple[str, Callable[[Backbone], Editor]]],
     data: str,
     backbone: str,
