@@ -1,4 +1,4 @@
-"""`liveedit gallery`: some edits before and after, as pictures."""
+"""`liveedit gallery`: some edits before and after, with their images."""
 
 from __future__ import annotations
 
