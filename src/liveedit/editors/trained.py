@@ -141,6 +141,10 @@ class TrainedEditor(PretrainedEditor):
             task.prepare(progress_of(report, "hidden states") if processes.is_first else no_progress)
         return task
 
+    @classmethod
+    def start(cls, modules: Any, task: Any) -> None:
+        """Change how untrained modules start, by what the task has computed. By default nothing changes."""
+
     # -- its forms ---------------------------------------------------------------------------------------
 
     @classmethod
@@ -345,6 +349,7 @@ def train_editor(
         named = {"kind": setup.kind.name, "backbone": backbone.name, "cases": len(cases)}
         check_resumable(folder / "training.json", {**named, **setup.to_dict()})
     task = setup.kind.make_task(backbone, setup.config, cases, folder, report, processes, setup.options, states)
+    setup.kind.start(modules, task)
     validation = Trainer(folder, setup.training, task, report, processes).run(modules)
     if processes.is_first:
         with setup.kind(backbone, modules) as editor:

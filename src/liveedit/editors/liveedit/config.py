@@ -117,6 +117,11 @@ class LiveEditConfig(BaseModel):
         description="V's value matrix starts as this multiple of the identity, so that an untrained expert is small "
         "beside the hidden states and made of them; None: as PyTorch initialises (the paper gives no initial values).",
     )
+    standardized_start: bool = Field(
+        default=False,
+        description="LayerNorms of hidden states start so that all dimensions vary alike, for models in which a few "
+        "dimensions are far larger than the others (needs norm).",
+    )
     residual_tokens: Literal["all", "text"] = Field(
         default="text",
         description="Tokens that experts change: all (paper) or text only; image tokens precede the prompt.",
@@ -148,6 +153,12 @@ class LiveEditConfig(BaseModel):
     def _heads_divide(self) -> Self:
         if self.module_width % self.heads or self.width % self.heads:
             raise ValueError(f"heads = {self.heads} must divide module_width and width")
+        return self
+
+    @model_validator(mode="after")
+    def _standardized_by_norm(self) -> Self:
+        if self.standardized_start and not self.norm:
+            raise ValueError("standardized_start = true needs norm = true, whose weights it sets")
         return self
 
     @property

@@ -25,6 +25,7 @@ from .attention import attention_map
 from .config import PAPER_CONFIG, PAPER_LOSSES, PAPER_TRAINING, LiveEditConfig, LiveEditLosses
 from .modules import LiveEditModules
 from .neighbours import estimated_weights, neighbours
+from .starting import standardize
 from .task import LiveEditTask
 
 
@@ -61,7 +62,7 @@ class LiveEdit(TrainedEditor, RoutedEditor):
 
     config_class = LiveEditConfig
     options_class = LiveEditLosses
-    starting_settings = frozenset({"value_start"})
+    starting_settings = frozenset({"value_start", "standardized_start"})
     paper_config = PAPER_CONFIG
     paper_options = PAPER_LOSSES
     paper_training = PAPER_TRAINING
@@ -143,6 +144,12 @@ class LiveEdit(TrainedEditor, RoutedEditor):
         """The training task of generator and routing. options: the losses; None for the improved form."""
         losses = options or LiveEditLosses.model_validate({})
         return LiveEditTask(backbone, config.layer, cases, losses, store, processes)
+
+    @classmethod
+    def start(cls, modules: LiveEditModules, task: LiveEditTask) -> None:
+        """See `LiveEditConfig.standardized_start`."""
+        if modules.config.standardized_start:
+            standardize(modules, task.sample())
 
     # -- editing -----------------------------------------------------------------------------------------
 

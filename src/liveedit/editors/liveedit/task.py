@@ -32,6 +32,9 @@ from .probes import RoutingProbes, TrainingProbes, with_edits
 _DRAWS_PER_ROW = 64
 """Random numbers per row that decide which tokens are hidden; longer prompts and images reuse them."""
 
+_SAMPLED = 256
+"""Edits that `LiveEditTask.sample` takes, about."""
+
 Stage = Literal["routing", "generator", "joint"]
 
 
@@ -77,6 +80,12 @@ class LiveEditTask:
     def prepare(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Compute the hidden states of every input, once."""
         self.store.fill(self.items, progress=progress)
+
+    def sample(self) -> HiddenTokens:
+        """The edits of some of the cases."""
+        step = max(1, len(self.cases) // _SAMPLED)
+        chosen = range(0, len(self.cases), step)
+        return self._tokens(self._rows(chosen, [["reliability"]] * len(chosen), shared=False).batch)
 
     # -- losses ------------------------------------------------------------------------------------------
 
