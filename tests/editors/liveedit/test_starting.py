@@ -60,7 +60,7 @@ def test_all_dimensions_vary_alike(small_config: ConfigMaker) -> None:
 def test_a_training_starts_so_and_its_editor_has_the_digest_of_what_it_is(
     random_backbone: Backbone, train_cases: tuple[EditCase, ...], tmp_path: Path
 ) -> None:
-    def trained(standardized: bool) -> dict[str, Tensor]:
+    def trained(standardized: bool | None) -> dict[str, Tensor]:
         settings = {"module_width": 32, "rank": 2, "heads": 4, "layer": 2, "standardized_start": standardized}
         stages = (StageConfig(name="routing", steps=1, batch=4, learning_rate=1e-8),)
         training = TrainingConfig(stages=stages, validation=2, mixed_precision=False)
@@ -70,11 +70,26 @@ def test_a_training_starts_so_and_its_editor_has_the_digest_of_what_it_is(
         with LiveEdit.load(random_backbone, str(result.folder)) as editor:
             return {name: value.clone() for name, value in editor.modules.state_dict().items()}
 
-    plain, standardized = trained(False), trained(True)
+    plain, standardized, default = trained(False), trained(True), trained(None)
+    assert all(torch.equal(default[name], value) for name, value in standardized.items()), "it is not built in"
     changed = {name for name in plain if (plain[name] - standardized[name]).abs().max() > 1e-4}
     norms = {f"{name}.source_norms.0" for name in ("hat.attend_phi1", "bar.attend_phi2", "generator.attend_v")}
     assert {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")} | {"sentinel"} <= changed
     assert all("source_norms.0" in name or name == "sentinel" for name in changed)
+
+
+def test_a_built_in_backbone_starts_plainly_unless_asked(tiny_llava: Backbone, small_config: ConfigMaker) -> None:
+    class Task:
+        backbone = tiny_llava
+
+        def sample(self) -> HiddenTokens:
+            return uneven_tokens(192)
+
+    for given, wanted in ((None, False), (True, True), (False, False)):
+        modules = LiveEditModules(small_config(standardized_start=given))
+        before = modules.sentinel.detach().clone()
+        LiveEdit.start(modules, Task())  # type: ignore[arg-type]
+        assert torch.equal(modules.sentinel, before) != wanted
 
 
 def test_it_needs_a_norm(small_config: ConfigMaker) -> None:

@@ -117,10 +117,10 @@ class LiveEditConfig(BaseModel):
         description="V's value matrix starts as this multiple of the identity, so that an untrained expert is small "
         "beside the hidden states and made of them; None: as PyTorch initialises (the paper gives no initial values).",
     )
-    standardized_start: bool = Field(
-        default=False,
+    standardized_start: bool | None = Field(
+        default=None,
         description="LayerNorms of hidden states start so that all dimensions vary alike, for models in which a few "
-        "dimensions are far larger than the others (needs norm).",
+        "dimensions are far larger than the others (needs norm). None: with norm, if the backbone is not built in.",
     )
     residual_tokens: Literal["all", "text"] = Field(
         default="text",

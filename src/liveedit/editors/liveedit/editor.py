@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...backbones import Backbone, HiddenTokens
+from ...backbones import BUILT_IN, Backbone, HiddenTokens
 from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError
 from ...experts import LowRankExpert
@@ -148,7 +148,10 @@ class LiveEdit(TrainedEditor, RoutedEditor):
     @classmethod
     def start(cls, modules: LiveEditModules, task: LiveEditTask) -> None:
         """See `LiveEditConfig.standardized_start`."""
-        if modules.config.standardized_start:
+        standardized = modules.config.standardized_start
+        if standardized is None:
+            standardized = modules.config.norm and task.backbone.name not in BUILT_IN
+        if standardized:
             standardize(modules, task.sample())
 
     # -- editing -----------------------------------------------------------------------------------------
