@@ -1,4 +1,4 @@
-"""Where a few dimensions of the hidden states are large, all dimensions vary alike behind the LayerNorms."""
+"""The standardized start: behind the LayerNorms every dimension has mean 0 and spread 1, however large it was."""
 
 from __future__ import annotations
 
