@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InvalidInputError
-from ..registry import UNTRAINED_EDITOR
+from ..errors import ConfigError, InvalidInputError
+from ..registry import DEFAULT_TRAINED_EDITOR, UNTRAINED_EDITOR
 from .arguments import loading, named_values
 from .console import ProgressDisplay, load_quietly, print_fields, print_json
 from .options import BackboneName, Json, LoadOptions
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for the calibration; give it as --editor-path.")]
+if TYPE_CHECKING:
+    from ..backbones import Backbone
+    from ..progress import Progress
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for the result; give it as --editor-path.")]
 Images = Annotated[
     Path | None,
     typer.Option("--images", help="Folder of images like those that edits will be about; no labels are needed."),
@@ -27,6 +31,16 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME=VALUE, a setting of the editor, such as false_firing=0.005; once for each."),
 ]
+TrainedEditorName = Annotated[str, typer.Option("--editor", help="The kind of the trained editor.")]
+EditorPath = Annotated[
+    str | None,
+    typer.Option("--editor-path", help="A trained editor, whose thresholds are chosen on the cases of --data."),
+]
+Cases = Annotated[
+    str | None,
+    typer.Option("--data", help="Cases that the editor was not trained on, as in `liveedit bench`."),
+]
+MostCases = Annotated[int, typer.Option("--cases", min=1, help="Use this many of the cases at most.")]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -43,31 +57,75 @@ def calibrate(
     images: Images = None,
     image_list: ImageList = None,
     most_images: MostImages = 96,
+    editor: TrainedEditorName = DEFAULT_TRAINED_EDITOR,
+    editor_path: EditorPath = None,
+    data: Cases = None,
+    cases: MostCases = 300,
     set: Settings = None,
     json: Json = False,
 ) -> None:
-    """Measure how a model's hidden states vary, for fitted-experts, the editor that needs no training.
+    """Measure when an edit should fire: by how a model's hidden states vary, or on cases with questions.
 
-    Without this command the editor does it with built-in questions and drawn images when it first meets a model. Images
-    of your own make it distinguish images like yours better.
+    Without --editor-path, for fitted-experts, the editor that needs no training. Without this command it does so with
+    built-in questions and drawn images when it first meets a model. Images of your own make it distinguish images like
+    yours better.
+
+    With --editor-path and --data, for a trained editor: a copy in --out fires for as many questions about its edits as
+    it can, while --set false_firing=0.05 limits the share of others for which an edit fires.
     """
     load_quietly()
     from ..backbones import load_backbone
     from ..editors import editor_class
 
-    kind, found = editor_class(UNTRAINED_EDITOR), _chosen_images(images, image_list, most_images)
-    frozen = load_backbone(backbone, **loading(load))
+    if (editor_path is None) != (data is None):
+        raise InvalidInputError("--editor-path and --data belong together: a trained editor, and cases. Give both.")
+    found = _chosen_images(images, image_list, most_images)
+    if found is not None and data is not None:
+        raise InvalidInputError("--images was given with --data, whose cases have images. Give one of them.")
+    settings, frozen = named_values(set, "--set"), load_backbone(backbone, **loading(load))
     with ProgressDisplay() as progress:
-        figures = kind.calibrate(
-            frozen,
-            out,
-            named_values(set, "--set"),
-            found,
-            lambda done, total: progress.report("questions", done, total),
-        )
-    shown = len(found) if found is not None else "drawn" if frozen.reads_images else None
-    result = {**figures, "images": shown, "use": f"--editor-path {out}"}
+        report = progress.of("questions")
+        if data is not None:
+            assert editor_path is not None
+            result = _on_cases(editor, editor_path, frozen, data, cases, settings, out, report)
+        else:
+            figures = editor_class(UNTRAINED_EDITOR).calibrate(frozen, out, settings, found, report)
+            shown = len(found) if found is not None else "drawn" if frozen.reads_images else None
+            result = {**figures, "images": shown}
+    result["use"] = f"--editor-path {out}"
     print_json(result) if json else print_fields(result)
+
+
+def _on_cases(
+    name: str,
+    path: str,
+    backbone: Backbone,
+    data: str,
+    most: int,
+    settings: dict[str, str],
+    out: Path,
+    report: Progress,
+) -> dict[str, Any]:
+    """Choose a trained editor's thresholds and save it. Raises `ConfigError` for settings it does not have."""
+    from ..datasets.sources import open_data
+    from ..editors import trained_editor_class
+
+    if unknown := settings.keys() - {"false_firing"}:
+        raise ConfigError(f"There is no setting {', '.join(sorted(unknown))} of a trained editor. Give false_firing.")
+    rate = settings.get("false_firing", 0.05)
+    try:
+        allowed = float(rate)
+    except ValueError:
+        allowed = -1.0
+    if not 0 <= allowed < 1:
+        raise ConfigError(f"false_firing={rate} was given. Give a share of the questions from 0 up to 1.")
+    found = open_data(data, most)
+    cases = found.cases[:most]
+    with trained_editor_class(name).load(backbone, path) as editor:
+        chosen = editor.calibrate_on(cases, allowed, report)
+        editor.origin |= {"calibrated_on": f"{len(cases):,} cases of {found.name}", "false_firing": allowed}
+        editor.save_pretrained(out)
+    return {**{name: round(value, 3) for name, value in chosen.items()}, "cases": len(cases)}
 
 
 def _chosen_images(folder: Path | None, listed: Path | None, most: int) -> list[Path] | None:

@@ -110,9 +110,12 @@ def draw_world(
 @data.command("photos")
 def make_photos(
     images: Annotated[Path, typer.Option(help="A folder of class folders with photographs (jpg, jpeg, png).")],
-    out: Annotated[Path, typer.Option(help="Folder for train.json, eval.json and about.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.json, validation.json, eval.json and about.json.")],
     seed: Annotated[int, typer.Option(min=0, help="The same seed and photographs give the same bytes.")] = 0,
     train: Annotated[int, typer.Option(min=0, help="Cases to train on.")] = 4000,
+    validation: Annotated[
+        int, typer.Option(min=0, help="Cases to choose thresholds on, with `liveedit calibrate`.")
+    ] = 0,
     eval: Annotated[
         int, typer.Option(min=0, help="Cases to measure on; how many the classes allow is limited.")
     ] = 1000,
@@ -130,7 +133,10 @@ def make_photos(
 
     known = None if classes is None else read_classes(classes)
     with ProgressDisplay() as progress:
-        written = write_photos(images, out, seed, train, eval, _features(features), known, progress.of("features"))
+        report = progress.of("features")
+        written = write_photos(
+            images, out, seed, train, eval, _features(features), known, report, validation=validation
+        )
     files = {part: str(path) for part, path in written.files.items()}
     about = written.about
     if json:

@@ -63,6 +63,8 @@ class TrainedEditor(PretrainedEditor):
     """Settings of `TrainingConfig`, besides its stages, that give the paper's form."""
     starting_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings that decide only how a training begins. The digest, to which edits are bound, is without them."""
+    calibrated_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings that `calibrate_on` chooses. The digest is without those that have their defaults."""
     parts_of: ClassVar[str] = ""
     """The editor whose trained modules this one uses, if they are not its own."""
     training_cases: ClassVar[int] = 3_000
@@ -163,6 +165,19 @@ class TrainedEditor(PretrainedEditor):
             return TrainingConfig(stages=cls.paper_stages(), **cls.paper_training)
         return TrainingConfig(stages=cls.default_stages())
 
+    # -- calibration -------------------------------------------------------------------------------------
+
+    def calibrate_on(
+        self, cases: Sequence[EditCase], false_firing: float = 0.05, progress: Progress = no_progress
+    ) -> dict[str, float]:
+        """Choose how similar a question must be to an edit, on cases that the editor was not trained on.
+
+        false_firing: share of the questions outside of every edit for which an edit may fire, with all edits of the
+        cases active. Returns what was chosen, and what it gives on these cases in percent. Raises `ConfigError` if the
+        editor has nothing to choose.
+        """
+        raise ConfigError(f"The editor {self.name!r} has no thresholds to choose: use it as it was trained.")
+
     # -- creating, saving, loading -----------------------------------------------------------------------
 
     @classmethod
@@ -240,6 +255,7 @@ class TrainedEditor(PretrainedEditor):
         digest = known.get("backbone_digest")
         return {
             "trained on": _of_training(known),
+            "thresholds chosen on": known.get("calibrated_on"),
             "trained with the backbone digest": None if digest == self.backbone.digest() else digest,
             **{
                 f"validation, {name.replace('_', ' ')}": f"{value:.1f} %"
@@ -254,10 +270,15 @@ class TrainedEditor(PretrainedEditor):
 
     def digest(self) -> str:
         """SHA-256 of configuration and weights, in hexadecimal digits."""
-        digest = hashlib.sha256(self.config.model_dump_json(exclude=set(self.starting_settings)).encode())
+        digest = hashlib.sha256(self.config.model_dump_json(exclude=self._without_effect()).encode())
         for name, tensor in sorted(self.modules.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def _without_effect(self) -> set[str]:
+        fields = type(self.config).model_fields
+        unset = {name for name in self.calibrated_settings if getattr(self.config, name) == fields[name].default}
+        return unset | self.starting_settings
 
 
 @dataclass(frozen=True)
@@ -402,7 +423,7 @@ def _in_fewest_bytes(tensor: Tensor) -> Tensor:
 
 def _of_training(origin: Mapping[str, Any]) -> str:
     """The cases of a training, in words."""
-    if not origin:
+    if "cases" not in origin:
         return "not recorded"
     return f"{origin['cases']:,} edits" + (f" of {origin['data']}" if origin["data"] else "")
 

@@ -30,9 +30,9 @@ def test_the_same_seed_gives_the_same_bytes(images: Path, tmp_path: Path) -> Non
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
         write_photos(images, tmp_path / name, seed, 20, 20, pixel_features)
     first, second, other = (digests(tmp_path / name) for name in ("first", "second", "other"))
-    assert set(first) == {"train.json", "eval.json", "about.json", "pretraining.txt"}
+    assert set(first) == {"train.json", "eval.json", "about.json", "pretraining.txt", "editors.txt"}
     assert first == second
-    assert {name for name in first if first[name] == other[name]} == {"pretraining.txt"}
+    assert {name for name in first if first[name] == other[name]} == {"pretraining.txt", "editors.txt"}
 
 
 def test_the_place_of_the_photographs_does_not_matter(images: Path, tmp_path: Path) -> None:

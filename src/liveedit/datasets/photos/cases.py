@@ -20,7 +20,10 @@ from .new_answers import Part, draw_answer, in_a_sentence
 from .plan import EvaluationPlan, PlannedEdit, draw_training_edit, plan_evaluation
 from .wordings import Wording
 
-_PART_SEEDS: Final[dict[Part, int]] = {"train": 31, "eval": 32}
+_PART_SEEDS: Final[dict[Part, int]] = {"train": 31, "validation": 33, "eval": 32}
+
+_REPHRASED: Final[dict[Part, Wording]] = {"train": "train", "validation": "unseen_by_editor", "eval": "unseen"}
+"""Wordings of the text generality probe."""
 
 SENTENCE_SHARE: Final = 1 / 8
 """Share of edits whose answer is a sentence."""
@@ -60,16 +63,16 @@ def training_cases(album: Album, seed: int, count: int) -> Iterator[PhotoCase]:
         yield maker.case(index, draw_training_edit(classes, maker.rng))
 
 
-def plan_of(album: Album, seed: int, count: int) -> EvaluationPlan:
+def plan_of(part: Part, album: Album, seed: int, count: int) -> EvaluationPlan:
     """The plan of `evaluation_cases`. Raises `InvalidInputError` if the classes do not allow `count` edits."""
-    rng = np.random.default_rng([seed, _PART_SEEDS["eval"], 1])
+    rng = np.random.default_rng([seed, _PART_SEEDS[part], 1])
     return plan_evaluation(tuple(album.classes.values()), album.nearness, count, rng)
 
 
-def evaluation_cases(album: Album, seed: int, plan: EvaluationPlan) -> Iterator[PhotoCase]:
+def evaluation_cases(part: Part, album: Album, seed: int, plan: EvaluationPlan) -> Iterator[PhotoCase]:
     """The cases of a plan: no two edits have the same class and kind, and what must stay is in no edit's scope.
 
-        text_generality          a wording that no model was trained on
+        text_generality          a wording that no model was trained on; in validation one that no editor is trained on
         modal_generality         another photograph of the class
         text_locality            a question of general knowledge
         modal_locality           another question about a photograph of another class
@@ -82,7 +85,7 @@ def evaluation_cases(album: Album, seed: int, plan: EvaluationPlan) -> Iterator[
 
     Reading a file of them adds joint_generality, and cross_modal with the edit's own wording.
     """
-    maker = _CaseMaker("eval", album, seed, plan)
+    maker = _CaseMaker(part, album, seed, plan)
     for index, edit in enumerate(plan.edits):
         yield maker.case(index, edit)
 
@@ -147,14 +150,14 @@ class _CaseMaker:
         return "train" if self.part == "train" or self.rng.random() < 0.5 else "unseen_by_editor"
 
     def _rephrased(self, edit: PlannedEdit, core: str) -> str:
-        wording: Wording = "train" if self.part == "train" else "unseen"
+        wording = _REPHRASED[self.part]
         others = [other for other in questions.cores(edit.kind, wording) if other != core]
         return questions.put(pick(others, self.rng), wording, self.rng)
 
     # -- what must stay ----------------------------------------------------------------------------------
 
     def _must_stay(self, edit: PlannedEdit, question: Question, named: str) -> Iterator[Probe]:
-        prompt, answer = pick(general.TRAINING if self.part == "train" else general.HELD_OUT, self.rng)
+        prompt, answer = pick(general.HELD_OUT if self.part == "eval" else general.TRAINING, self.rng)
         yield Probe("text_locality", Question(prompt), answer)
         yield self._modal_locality(edit)
         offered = (*_asked_about(edit.shown), *questions.IMAGE_KINDS)

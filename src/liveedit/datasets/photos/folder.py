@@ -1,4 +1,4 @@
-"""A folder of class folders with photographs, and their division into three parts."""
+"""A folder of class folders with photographs, and their division into four parts."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from ...errors import InvalidInputError
 
-PhotoPart = Literal["pretraining", "editors", "evaluation"]
-"""What photographs are for: to teach a model, to train editors, to measure edits."""
+PhotoPart = Literal["pretraining", "editors", "validation", "evaluation"]
+"""What photographs are for: to teach a model, to train editors, to choose their thresholds, to measure edits."""
+
+PARTS: Final = get_args(PhotoPart)
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png")
-FEWEST_PHOTOS: Final = 5
+FEWEST_PHOTOS: Final = 7
 """Photographs that a class needs: one for pretraining, and two each, an edit's and another, for the other parts."""
 FEWEST_CLASSES: Final = 2
 
-_EVALUATION_SHARE: Final = 1 / 4
+_EVALUATION_SHARE: Final = 1 / 6
+_VALIDATION_SHARE: Final = 1 / 12
 _EDITORS_SHARE: Final = 1 / 6
 
 
 @dataclass(frozen=True, slots=True)
 class ClassPhotos:
-    """The photographs of a class in three disjoint parts, as sorted paths relative to the image folder ("ant/1.jpg").
+    """The photographs of a class in disjoint parts, as sorted paths relative to the image folder ("ant/1.jpg").
 
     key: the name of the class folder.
     """
@@ -32,12 +35,13 @@ class ClassPhotos:
     key: str
     pretraining: tuple[str, ...]
     editors: tuple[str, ...]
+    validation: tuple[str, ...]
     evaluation: tuple[str, ...]
 
     def part(self, part: PhotoPart) -> tuple[str, ...]:
         """The photographs of one part."""
-        parts = {"pretraining": self.pretraining, "editors": self.editors, "evaluation": self.evaluation}
-        return parts[part]
+        photos: tuple[str, ...] = getattr(self, part)
+        return photos
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,9 @@ def read_folder(path: Path) -> PhotoFolder:
     """The photographs (jpg, jpeg, png) of a folder of class folders.
 
     A class is divided by a digest of the names of its files, so that the order in which photographs were collected does
-    not matter: of 24, 14 are for pretraining, 4 for editors and 6 for evaluation. Raises `InvalidInputError` if the
-    folder does not exist or has fewer than two classes with enough photographs, and for names that are not text.
+    not matter: of 24, 14 are for pretraining, 4 for editors, 2 for validation and 4 for evaluation. Raises
+    `InvalidInputError` if the folder does not exist or has fewer than two classes with enough photographs, and for
+    names that are not text.
     """
     if not path.is_dir():
         raise InvalidInputError(f"The image folder {str(path)!r} does not exist. Give a folder of class folders.")
@@ -99,8 +104,9 @@ def _is_copy(file: Path, photo: str, seen: set[bytes], copies: list[str]) -> boo
 def _divided(key: str, photos: Sequence[str]) -> ClassPhotos:
     mixed = sorted(photos, key=lambda photo: hashlib.sha256(photo.encode()).digest())
     evaluation = max(2, round(_EVALUATION_SHARE * len(photos)))
-    editors = evaluation + max(2, round(_EDITORS_SHARE * len(photos)))
-    parts = mixed[editors:], mixed[evaluation:editors], mixed[:evaluation]
+    validation = evaluation + max(2, round(_VALIDATION_SHARE * len(photos)))
+    editors = validation + max(2, round(_EDITORS_SHARE * len(photos)))
+    parts = mixed[editors:], mixed[validation:editors], mixed[evaluation:validation], mixed[:evaluation]
     return ClassPhotos(key, *(tuple(sorted(part)) for part in parts))
 
 

@@ -12,7 +12,7 @@ from ..facts.catalog import pick
 from ..world.catalog import draw_name
 from .catalog import KNOWN
 
-Part = Literal["train", "eval"]
+Part = Literal["train", "validation", "eval"]
 Draw = Callable[[np.random.Generator], str]
 
 _MONTHS: Final = (
@@ -151,7 +151,7 @@ def draw_answer(kind: str, wrong: frozenset[str], rng: np.random.Generator) -> s
 
 def in_a_sentence(kind: str, answer: str, indefinite: str, part: Part, rng: np.random.Generator) -> str:
     """A sentence of 8 to 20 words with the answer in it; indefinite: the answer with "a" or "an", if it is a name."""
-    forms = _SENTENCES[kind][:_TRAINING_SENTENCES] if part == "train" else _SENTENCES[kind]
+    forms = _SENTENCES[kind] if part == "eval" else _SENTENCES[kind][:_TRAINING_SENTENCES]
     slots = {"person": _person(rng), "town": _town(rng), "year": _year(rng)}
     sentence = pick(forms, rng).format(answer=answer, a=indefinite, **slots)
     return sentence[0].upper() + sentence[1:]

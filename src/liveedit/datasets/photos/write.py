@@ -1,4 +1,4 @@
-"""`liveedit data photos`: train.json and eval.json in VLKEB's schema, the same bytes for the same folder and seed."""
+"""`liveedit data photos`: cases in VLKEB's schema for three uses, the same bytes for the same folder and seed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from ...progress import Progress, no_progress
 from ...samples import Probe
 from .cases import Album, PhotoCase, evaluation_cases, plan_of, training_cases
 from .catalog import PhotoClass, photo_classes
-from .folder import PhotoFolder, PhotoPart, read_folder
+from .folder import PARTS, PhotoFolder, PhotoPart, read_folder
 from .nearness import Features, Nearness, compute_features
 from .new_answers import Part
+from .plan import EvaluationPlan
 
-FORM: Final = 2
+FORM: Final = 3
 """Counted up whenever the same folder and seed give other cases than before."""
 ABOUT: Final = "about.json"
-PRETRAINING: Final = "pretraining.txt"
-"""The photographs that no case shows, a path in the folder of images per line."""
+LISTED: Final[tuple[PhotoPart, ...]] = ("pretraining", "editors")
+"""Parts whose photographs are listed in a text file of this name, a path in the folder of images per line."""
 
-_PHOTOS_OF: Final[dict[Part, PhotoPart]] = {"train": "editors", "eval": "evaluation"}
+_PHOTOS_OF: Final[dict[Part, PhotoPart]] = {"train": "editors", "validation": "validation", "eval": "evaluation"}
+_PLANNED: Final[tuple[Part, ...]] = ("validation", "eval")
 _FURTHER: Final = ("same_image_locality", "same_question_locality", "near_duplicate_locality", "cross_modal")
 
 
@@ -45,42 +47,46 @@ def write_photos(
     features: Features,
     classes: Mapping[str, PhotoClass] | None = None,
     progress: Progress = no_progress,
+    *,
+    validation: int = 0,
 ) -> WrittenPhotos:
-    """Write `about.json`, `pretraining.txt`, and `train.json` and `eval.json` if they have cases.
+    """Write `about.json`, `pretraining.txt`, `editors.txt`, and a file of cases for each part that is to have some.
 
-    images: a folder of class folders; the paths in the files are relative to it. features: what decides which
-    photographs look alike, such as `pixel_features`. classes: entries besides `catalog.KNOWN`, by folder. progress:
-    photographs whose features are computed, and their total.
+    images: a folder of class folders; the paths in the files are relative to it. train, validation, eval: numbers of
+    cases. features: what decides which photographs look alike, such as `pixel_features`. classes: entries besides
+    `catalog.KNOWN`, by folder. progress: photographs whose features are computed, and their total.
 
     about.json has the seed, the counts, the division of the folder with a digest of its file names, the name of the
     function `features`, and the classes that evaluation never edits. It is written last, so that a folder with it is
     complete.
 
-    Raises `InvalidInputError` for negative counts, a folder without class folders, and more cases of evaluation than
-    the classes allow; `ImageError` if a photograph cannot be opened.
+    Raises `InvalidInputError` for negative counts, a folder without class folders, and more cases of validation or
+    evaluation than the classes allow; `ImageError` if a photograph cannot be opened.
     """
-    counts: dict[Part, int] = {"train": train, "eval": eval}
-    if min(train, eval, seed) < 0 or train + eval == 0:
-        raise InvalidInputError(
-            f"train = {train}, eval = {eval}, seed = {seed} were given. Give a seed of 0 or more and at least one case."
-        )
+    counts: dict[Part, int] = {"train": train, "validation": validation, "eval": eval}
+    if min(*counts.values(), seed) < 0 or not any(counts.values()):
+        given = ", ".join(f"{name} = {value}" for name, value in {**counts, "seed": seed}.items())
+        raise InvalidInputError(f"{given} were given. Give a seed of 0 or more and at least one case.")
     folder = read_folder(images)
     named = {found.key: found for found in photo_classes([each.key for each in folder.classes], classes)}
     albums = _albums(folder, named, [part for part, count in counts.items() if count], features, progress)
-    plan = plan_of(albums["eval"], seed, eval) if eval else None
-    cases: dict[Part, Iterable[PhotoCase]] = {}
+    plans: dict[Part, EvaluationPlan] = {
+        part: plan_of(part, albums[part], seed, counts[part]) for part in _PLANNED if counts[part]
+    }
+    cases: dict[Part, Iterable[PhotoCase]] = {
+        part: evaluation_cases(part, albums[part], seed, plan) for part, plan in plans.items()
+    }
     if train:
         cases["train"] = training_cases(albums["train"], seed, train)
-    if plan is not None:
-        cases["eval"] = evaluation_cases(albums["eval"], seed, plan)
     about_file = out / ABOUT
     about_file.unlink(missing_ok=True)
     files: dict[Part, Path] = {part: out / f"{part}.json" for part in cases}
     for part, found in cases.items():
         write_json(files[part], [_row(case) for case in found])
-    unshown = [photo for each in folder.classes for photo in each.pretraining]
-    (out / PRETRAINING).write_text("".join(f"{photo}\n" for photo in unshown), encoding="utf-8")
-    unedited = list(plan.unedited) if plan else []
+    for listed in LISTED:
+        photos = [photo for each in folder.classes for photo in each.part(listed)]
+        (out / f"{listed}.txt").write_text("".join(f"{photo}\n" for photo in photos), encoding="utf-8")
+    unedited = list(plans["eval"].unedited) if eval else []
     by = getattr(features, "__name__", type(features).__name__)
     about = {"form": FORM, "seed": seed, **counts, **_described(folder), "features": by, "unedited": unedited}
     write_json(about_file, about)
@@ -103,11 +109,10 @@ def _albums(
 
 
 def _described(folder: PhotoFolder) -> dict[str, Any]:
-    parts: tuple[PhotoPart, ...] = ("pretraining", "editors", "evaluation")
-    names = [photo for each in folder.classes for part in parts for photo in each.part(part)]
+    names = [photo for each in folder.classes for part in PARTS for photo in each.part(part)]
     return {
         "classes": len(folder.classes),
-        "photographs": {part: sum(len(each.part(part)) for each in folder.classes) for part in parts},
+        "photographs": {part: sum(len(each.part(part)) for each in folder.classes) for part in PARTS},
         "names_sha256": hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest(),
         "left_out": folder.left_out,
         "copies": list(folder.copies),

@@ -71,7 +71,9 @@ class RefineConfig(FittingConfig):
     )
     prompt_score: float = Field(default=4.0, description="The edit's own query must reach this prompt similarity s.")
     combine: Literal["sum", "nearest"] = Field(default="nearest", description="As in `Combining`.")
-    weight_threshold: float | None = Field(default=0.01, gt=0, le=1, description="As in `Combining`.")
+    weight_threshold: float | None = Field(
+        default=0.01, gt=0, le=1, description="As in `Combining`; by default 0.5 where `prompt_threshold` was chosen."
+    )
 
     @property
     def combining(self) -> Combining:
@@ -147,6 +149,15 @@ class LiveEditConfig(BaseModel):
         default=True,
         description="Visual features depend on the prompt: phi = CA_phi2(CA_phi1(phi0, h_p), h_v) (paper); "
         "else phi = CA_phi2(phi0, h_v) (table 2: HR*).",
+    )
+
+    visual_threshold: float = Field(
+        default=0.0,
+        description="An expert passes hard routing if its similarity exceeds the sentinel's by more than this (paper: "
+        "0). `liveedit calibrate` chooses it.",
+    )
+    prompt_threshold: float = Field(
+        default=0.0, description="What is subtracted from every prompt similarity s (paper: 0); chosen likewise."
     )
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from ...backbones.hidden_states import HiddenStateCache
 from ...errors import BackboneError
 from ...experts import LowRankExpert
 from ...experts.repository import FEATURES
+from ...progress import Progress, no_progress
 from ...samples import Edit, EditCase, Question
 from ...training.distributed import ALONE, Processes
 from ...training.trainer import StageConfig
@@ -27,6 +28,7 @@ from .modules import LiveEditModules
 from .neighbours import estimated_weights, neighbours
 from .starting import standardize
 from .task import LiveEditTask
+from .thresholds import choose_thresholds
 
 
 class LiveEdit(TrainedEditor, RoutedEditor):
@@ -63,6 +65,7 @@ class LiveEdit(TrainedEditor, RoutedEditor):
     config_class = LiveEditConfig
     options_class = LiveEditLosses
     starting_settings = frozenset({"value_start", "standardized_start"})
+    calibrated_settings = frozenset({"visual_threshold", "prompt_threshold"})
     paper_config = PAPER_CONFIG
     paper_options = PAPER_LOSSES
     paper_training = PAPER_TRAINING
@@ -153,6 +156,21 @@ class LiveEdit(TrainedEditor, RoutedEditor):
             standardized = modules.config.norm and task.backbone.name not in BUILT_IN
         if standardized:
             standardize(modules, task.sample())
+
+    def calibrate_on(
+        self, cases: Sequence[EditCase], false_firing: float = 0.05, progress: Progress = no_progress
+    ) -> dict[str, float]:
+        """Choose `visual_threshold` and `prompt_threshold`: see `choose_thresholds`."""
+        plain = self.config.model_copy(update=dict.fromkeys(("visual_threshold", "prompt_threshold"), 0.0))
+        self.config = self.modules.config = plain
+        store = HiddenStateCache(self.backbone, plain.layer)
+        task = self.new_task(self.backbone, plain, cases, store)
+        with self.paused():
+            task.prepare(progress)
+        chosen = choose_thresholds(task.routed_queries(self.modules), false_firing)
+        found = {"visual_threshold": chosen.visual, "prompt_threshold": chosen.prompt}
+        self.config = self.modules.config = plain.model_copy(update=found)
+        return {**found, "found": 100 * chosen.found, "false_firing": 100 * chosen.false_firing}
 
     # -- editing -----------------------------------------------------------------------------------------
 

@@ -183,11 +183,18 @@ class LiveEditModules(nn.Module):
         """Features of queries, and of the sentinel under the same prompts (equations 4 and 5)."""
         prompt = left_pack(tokens.hidden_states, tokens.prompt_mask)
         asked = self.bar.asked(prompt)
-        return QueryFeatures(
-            self.bar.visual(asked, left_pack(tokens.hidden_states, tokens.image_mask)),
-            self.bar.visual_shared(asked, self.sentinel.to(tokens.hidden_states.dtype)[None]),
-            self.bar.prompt(prompt),
-        )
+        visual = self.bar.visual(asked, left_pack(tokens.hidden_states, tokens.image_mask))
+        sentinel = self.bar.visual_shared(asked, self.sentinel.to(tokens.hidden_states.dtype)[None])
+        return QueryFeatures(visual, self._raised(sentinel, visual), self.bar.prompt(prompt))
+
+    def _raised(
+        self, sentinel: Float[Tensor, "batch feature_width"], query: Float[Tensor, "batch feature_width"]
+    ) -> Float[Tensor, "batch feature_width"]:
+        """The sentinel, moved along the query so far that it is more similar to it by `visual_threshold`."""
+        if not self.config.visual_threshold:
+            return sentinel
+        squared = query.square().sum(-1, keepdim=True).clamp(min=torch.finfo(query.dtype).tiny)
+        return sentinel + self.config.visual_threshold / self.visual_scale / squared * query
 
     def visual_score(
         self, query: Float[Tensor, "*#batch feature_width"], edit: Float[Tensor, "*#batch feature_width"]
@@ -199,7 +206,7 @@ class LiveEditModules(nn.Module):
         self, query: Float[Tensor, "*#batch feature_width"], edit: Float[Tensor, "*#batch feature_width"]
     ) -> Float[Tensor, "*batch"]:
         """Similarity s of prompt features of queries and edits, along the last dimension."""
-        return (query * edit).sum(-1) * self.prompt_scale - self.prompt_offset
+        return (query * edit).sum(-1) * self.prompt_scale - self.prompt_shift
 
     @property
     def visual_scale(self) -> Tensor | float:
@@ -210,6 +217,11 @@ class LiveEditModules(nn.Module):
     def prompt_scale(self) -> Tensor | float:
         """Factor on a dot product of prompt features: 1 / sqrt(d_m) in the paper."""
         return self.prompt_temperature.exp() if self.config.similarity == "cosine" else self._dot_scale
+
+    @property
+    def prompt_shift(self) -> Tensor:
+        """What is subtracted from s: trained with cosines, and the calibrated `prompt_threshold`."""
+        return self.prompt_offset + self.config.prompt_threshold
 
     @property
     def _dot_scale(self) -> float:

@@ -19,6 +19,9 @@ from .config import RefineConfig
 from .editor import LiveEdit
 from .modules import LiveEditModules
 
+CALIBRATED_WEIGHT: Final = 0.5
+"""The weight threshold of an editor with a calibrated prompt threshold: there, that is where s is 0."""
+
 _ROWS_AT_ONCE: Final = 6
 """Wordings in one gradient step, the edit's own among them."""
 
@@ -49,6 +52,8 @@ class LiveEditRefine(LiveEdit):
         super().__init__(backbone, modules)
         self.refining = refining or RefineConfig.model_validate({})
         self.combining = self.refining.combining
+        if modules.config.prompt_threshold and "weight_threshold" not in self.refining.model_fields_set:
+            self.combining = self.combining.model_copy(update={"weight_threshold": CALIBRATED_WEIGHT})
         self.answer_confidence = self.refining.answer_confidence
 
     @classmethod

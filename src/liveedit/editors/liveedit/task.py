@@ -28,6 +28,7 @@ from . import losses
 from .config import LiveEditLosses
 from .modules import EditFeatures, LiveEditModules
 from .probes import RoutingProbes, TrainingProbes, with_edits
+from .thresholds import RoutedQueries
 
 _DRAWS_PER_ROW = 64
 """Random numbers per row that decide which tokens are hidden; longer prompts and images reuse them."""
@@ -194,7 +195,7 @@ class LiveEditTask:
 
     def _prompt_scores(self, modules: LiveEditModules, query: Tensor, edits: Tensor) -> Tensor:
         """s of each query with each edit."""
-        return (query @ edits.T) * modules.prompt_scale - modules.prompt_offset
+        return (query @ edits.T) * modules.prompt_scale - modules.prompt_shift
 
     def _reduced(self, each: Tensor) -> Tensor:
         """The losses of single queries as one: their sum (equation 12) or mean."""
@@ -332,6 +333,27 @@ class LiveEditTask:
                 found = self._percentages([self._right(modules, repository, part, name) for part in parts])
                 figures[name], figures[f"{name}_routing"] = found
         return figures
+
+    @torch.no_grad()
+    def routed_queries(self, modules: LiveEditModules, group: int = 64) -> RoutedQueries:
+        """Every probe that routing is trained on, compared with the edits of all cases."""
+        parts = [range(start, min(start + group, len(self.cases))) for start in range(0, len(self.cases), group)]
+        made = [self._rows(part, [["reliability"]] * len(part), shared=False) for part in parts]
+        keys = [modules.edit_features(self._tokens(edits.batch)) for edits in made]
+        visual, prompt = (torch.cat(columns) for columns in zip(*keys, strict=True))
+        scopes = torch.cat([torch.stack([edits.subject, edits.relation], 1) for edits in made])
+        asked = [self._rows(part, self._probes.every(part), shared=False) for part in parts]
+        queries = [modules.query(self._tokens(rows.batch)) for rows in asked]
+        with self._full_precision():
+            margins = [
+                (one.visual @ visual.T) * modules.visual_scale - modules.visual_score(one.visual, one.sentinel)[:, None]
+                for one in queries
+            ]
+            scores = [self._prompt_scores(modules, one.prompt, prompt) for one in queries]
+        scope = torch.cat([torch.stack([rows.subject, rows.relation], 1) for rows in asked])
+        own = (scope[:, None] == scopes[None]).all(-1)
+        outside = ~own.any(1) & torch.cat([_reachable(modules, rows) for rows in asked])
+        return RoutedQueries(torch.cat(margins), torch.cat(scores), own, outside)
 
     def _percentages(self, parts: list[tuple[Tensor, Tensor]]) -> list[float]:
         """Percentage of true values in the first, and in the second, of each pair, over all processes."""
