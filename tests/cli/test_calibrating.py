@@ -12,6 +12,7 @@ from PIL import Image
 from liveedit.cli.calibrating import images_in
 from liveedit.editors.fitted import calibration as calibration_module
 from liveedit.editors.fitted.calibration import FILE, calibrated_settings
+from liveedit.editors.trained import trained_folder
 from liveedit.errors import InvalidInputError
 from liveedit.testing import tiny_backbone
 
@@ -168,6 +169,40 @@ def test_too_few_images_are_refused(
         *("calibrate", "--backbone", model_folder, "--out", tmp_path / "made", "--images", tmp_path / "few")
     )
     assert code == 1 and "1 images were given. A calibration needs at least 16" in " ".join(err.split())
+
+
+# -- a trained editor ------------------------------------------------------------------------------------
+
+
+def test_thresholds_of_a_trained_editor_are_chosen_on_cases(run: Run, world: Path, tmp_path: Path) -> None:
+    shipped, out = trained_folder("liveedit", "tiny-llava"), tmp_path / "calibrated"
+    given = ("calibrate", "--editor-path", shipped, "--data", world, "--cases", 8, "--out", out)
+    code, said, err = run(*given, "--set", "false_firing=0.1", "--json")
+    found = json.loads(said)
+    assert code == 0 and found["cases"] == 8 and found["use"] == f"--editor-path {out}", err
+    kept = json.loads((out / "editor.json").read_text(encoding="utf-8"))
+    for name in ("visual_threshold", "prompt_threshold"):
+        assert kept[name] == pytest.approx(found[name], abs=1e-3)
+    assert found["false_firing"] <= 10
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--data", "world"), "--editor-path and --data belong together"),
+        (("--editor-path", "somewhere"), "--editor-path and --data belong together"),
+        (("--editor-path", "somewhere", "--data", "world"), "no trained editor"),
+        (("--editor-path", "somewhere", "--data", "world", "--set", "layer=3"), "There is no setting layer"),
+        (("--editor-path", "somewhere", "--data", "world", "--set", "false_firing=2"), "false_firing=2 was given"),
+        (("--editor-path", "somewhere", "--data", "world", "--set", "false_firing=few"), "false_firing=few was given"),
+    ],
+)
+def test_a_trained_editor_that_cannot_be_calibrated_is_left_alone(
+    run: Run, tmp_path: Path, given: tuple[str, ...], message: str
+) -> None:
+    code, out, err = run("calibrate", "--out", tmp_path / "made", *given)
+    assert code != 0 and message in " ".join(err.split()), err
+    assert out == "" and not (tmp_path / "made").exists()
 
 
 # -- the editor of a command -----------------------------------------------------------------------------

@@ -119,9 +119,9 @@ def _on_cases(
         allowed = -1.0
     if not 0 <= allowed < 1:
         raise ConfigError(f"false_firing={rate} was given. Give a share of the questions from 0 up to 1.")
-    found = open_data(data, most)
-    cases = found.cases[:most]
     with trained_editor_class(name).load(backbone, path) as editor:
+        found = open_data(data, most)
+        cases = found.cases[:most]
         chosen = editor.calibrate_on(cases, allowed, report)
         editor.origin |= {"calibrated_on": f"{len(cases):,} cases of {found.name}", "false_firing": allowed}
         editor.save_pretrained(out)

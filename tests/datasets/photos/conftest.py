@@ -9,7 +9,7 @@ from drawn_photos import FolderMaker, draw_classes, draw_photo
 
 from liveedit.datasets.photos import WrittenPhotos, pixel_features, write_photos
 
-TRAIN, EVAL = 300, 90
+TRAIN, VALIDATION, EVAL = 300, 30, 90
 
 
 @pytest.fixture
@@ -33,5 +33,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def written(images: Path, tmp_path_factory: pytest.TempPathFactory) -> WrittenPhotos:
-    """A benchmark of `images` with 300 cases to train on and 90 to measure on."""
-    return write_photos(images, tmp_path_factory.mktemp("photos"), 3, TRAIN, EVAL, pixel_features)
+    """A benchmark of `images` with 300 cases to train on, 30 for validation and 90 to measure on."""
+    out = tmp_path_factory.mktemp("photos")
+    return write_photos(images, out, 3, TRAIN, EVAL, pixel_features, validation=VALIDATION)

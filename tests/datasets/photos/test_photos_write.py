@@ -16,6 +16,7 @@ from drawn_photos import FolderMaker
 from liveedit.datasets import check
 from liveedit.datasets.photos import PhotoClass, WrittenPhotos, pixel_features, read_folder, write_photos
 from liveedit.datasets.photos.catalog import KNOWN
+from liveedit.datasets.photos.folder import PARTS
 from liveedit.datasets.sources import open_data
 from liveedit.errors import ImageError, InvalidInputError
 
@@ -76,7 +77,7 @@ def test_about_describes_the_files(written: WrittenPhotos, images: Path) -> None
     about = json.loads((written.files["eval"].parent / "about.json").read_text(encoding="utf-8"))
     assert about == written.about
     assert (about["seed"], about["train"], about["eval"], about["classes"]) == (3, 300, 90, 12)
-    assert about["photographs"] == {"pretraining": 108, "editors": 36, "evaluation": 48}
+    assert about["photographs"] == {"pretraining": 96, "editors": 36, "validation": 24, "evaluation": 36}
     names = sorted(file.relative_to(images).as_posix() for file in images.rglob("*.png"))
     assert about["names_sha256"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
     assert (about["left_out"], about["copies"], about["features"]) == ({}, [], "pixel_features")
@@ -91,6 +92,16 @@ def test_photographs_for_pretraining_are_listed_and_no_case_shows_them(written: 
         assert not any(f'"{photo}"' in text for photo in listed)
 
 
+def test_validation_shows_photographs_and_asks_in_wordings_of_its_own(written: WrittenPhotos) -> None:
+    rows = {part: json.loads(file.read_text(encoding="utf-8")) for part, file in written.files.items()}
+    shown = {part: {row[key] for row in found for key in ("image", "image_rephrase")} for part, found in rows.items()}
+    assert len(rows["validation"]) == written.about["validation"] == 30
+    assert not shown["validation"] & (shown["train"] | shown["eval"])
+    asked = {part: {row["rephrase"] for row in found} for part, found in rows.items()}
+    trained = {row[key] for row in rows["train"] for key in ("src", "rephrase")}
+    assert not asked["validation"] & (trained | asked["eval"])
+
+
 def test_classes_are_named_as_given(images: Path, tmp_path: Path) -> None:
     gnome = PhotoClass("garden_gnome", "stone elf", "ornament", "guarding", article="an")
     written = write_photos(images, tmp_path, 0, 200, 0, pixel_features, {"garden_gnome": gnome})
@@ -101,12 +112,12 @@ def test_classes_are_named_as_given(images: Path, tmp_path: Path) -> None:
 def test_progress_counts_the_photographs_of_both_parts(images: Path, tmp_path: Path) -> None:
     reported: list[tuple[int, int]] = []
     write_photos(images, tmp_path, 0, 5, 5, pixel_features, progress=lambda *counts: reported.append(counts))
-    assert reported[-1] == (84, 84)
+    assert reported[-1] == (72, 72)
     assert reported == sorted(reported) and len(reported) > 1
 
 
 def test_two_classes_are_enough(make_folder: FolderMaker, tmp_path: Path) -> None:
-    written = write_photos(make_folder(ant=5, cup=5), tmp_path / "out", 0, 30, 10, pixel_features)
+    written = write_photos(make_folder(ant=7, cup=7), tmp_path / "out", 0, 30, 10, pixel_features)
     assert len(written.about["unedited"]) == 1
     assert all(check("vlkeb", file, tmp_path / "images").ok for file in written.files.values())
 
@@ -138,7 +149,7 @@ def test_a_folder_with_about_json_is_complete(images: Path, tmp_path: Path, monk
 
 
 def test_a_photograph_that_cannot_be_opened_is_named(make_folder: FolderMaker, tmp_path: Path) -> None:
-    root = make_folder(ant=5, cup=5)
+    root = make_folder(ant=7, cup=7)
     broken = root / read_folder(root).classes[0].evaluation[0]
     broken.write_bytes(b"no image")
     with pytest.raises(ImageError, match=broken.name):
@@ -166,7 +177,7 @@ def test_the_photographs_of_caltech_101_give_a_thousand_cases(tmp_path: Path) ->
         pytest.skip(f"no caltech101 in {DATA}: set LIVEEDIT_DATA to a folder that has it")
     folder = read_folder(images)
     assert {each.key for each in folder.classes} == set(KNOWN)
-    assert {(len(each.pretraining), len(each.editors), len(each.evaluation)) for each in folder.classes} == {(14, 4, 6)}
+    assert {tuple(len(each.part(part)) for part in PARTS) for each in folder.classes} == {(14, 4, 2, 4)}
     written = write_photos(images, tmp_path, 0, 0, 1000, pixel_features)
     assert len(open_data(f"vlkeb:{written.files['eval']}:{images}").cases) == 1000
     assert len(written.about["unedited"]) == 25

@@ -79,5 +79,5 @@ def _with_visual(queries: RoutedQueries, inside: Tensor, visual: float, false_fi
     lowest = float(queries.scores[queries.own].min()) - _SMALL
     allowed = int(false_firing * len(outside))
     prompt = max(float(outside[allowed]) + _SMALL, lowest) if allowed < len(outside) else lowest
-    found, false = (float((part > prompt).float().mean()) for part in (own, outside))
+    found, false = (float((part > prompt).double().mean()) for part in (own, outside))
     return Thresholds(visual, prompt, found, false)
