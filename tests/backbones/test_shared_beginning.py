@@ -12,7 +12,7 @@ from torch import Tensor
 from liveedit.backbones import Backbone, shared_beginning
 from liveedit.backbones import hidden_states as states
 from liveedit.backbones.hidden_states import HiddenStateCache
-from liveedit.backbones.shared_beginning import read_states
+from liveedit.backbones.shared_beginning import SharedBeginning, read_states
 from liveedit.samples import Question
 from liveedit.testing import tiny_backbone, tiny_families
 
@@ -52,6 +52,37 @@ def test_states_are_those_of_whole_rows(family: str, picture: Callable[[int], Im
         (one, shared), (all_rows, own) = seen
         assert (one, all_rows) == (1, 3) and shared + own == inputs.roles.shape[1]
         assert shared >= int(inputs.image_mask[0].sum())
+
+
+@pytest.mark.parametrize("family", tiny_families())
+def test_logits_and_gradients_are_those_of_whole_rows(family: str, picture: Callable[[int], Image.Image]) -> None:
+    """With a change to what one layer gives, whose gradient comes from the shared tokens as well."""
+    backbone = tiny_backbone(family)
+    shown = picture(1) if backbone.reads_images else None
+    inputs = backbone.encode([Question(prompt, shown) for prompt in PROMPTS], ["red", "a deep well", "four"])
+    layer = max(backbone.first_edit_layer, len(backbone.layers) // 2 - 1)
+    beginning = SharedBeginning.of(backbone, inputs, layer)
+    assert (beginning is not None) == (family in SHARING)
+    if beginning is None:
+        return
+    states = backbone.hidden_states(inputs, layer).detach()
+    change = torch.zeros(backbone.width, requires_grad=True)
+
+    def changed(layer: torch.nn.Module, arguments: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> object:
+        return output + change if isinstance(output, Tensor) else (output[0] + change, *output[1:])
+
+    handle = backbone.layers[layer + 1].register_forward_hook(changed)
+    found: list[tuple[Tensor, Tensor]] = []
+    for logits in (
+        beginning.logits(states, inputs.predicting),
+        backbone.logits_from(states, inputs, layer, inputs.predicting),
+    ):
+        (gradient,) = torch.autograd.grad(logits.float().log_softmax(-1)[:, 5].sum(), change)
+        found.append((logits.detach(), gradient))
+    handle.remove()
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-3 * float(found[1][1].abs().max()))
+    assert beginning.rows == len(inputs)
 
 
 def test_rows_with_different_images_are_read_whole(

@@ -24,9 +24,9 @@ _MASK_OF_PAIRS: Final = 4
 class KeptPrompt:
     """The tokens of a batch before its first changed one, in the layers after a layer."""
 
-    def __init__(self, backbone: Backbone, layer: int, arguments: Mapping[str, Any], kept: _Keys):
+    def __init__(self, backbone: Backbone, layer: int, arguments: Mapping[str, Any], kept: Keys):
         self._backbone, self._layer, self._kept = backbone, layer, kept
-        self._arguments = {name: _of_rest(name, value, kept.length) for name, value in arguments.items()}
+        self._arguments = {name: of_rest(name, value, kept.length) for name, value in arguments.items()}
 
     @classmethod
     @torch.no_grad()
@@ -47,8 +47,8 @@ class KeptPrompt:
         if not length or getattr(backbone.model, "_is_stateful", False):
             return None
         arguments = backbone.decoder_arguments(tokens, hidden_states)
-        kept = _Keys()
-        before = {name: _of_first(name, value, length) for name, value in arguments.items()}
+        kept = Keys()
+        before = {name: of_first(name, value, length) for name, value in arguments.items()}
         run_suffix(backbone.decoder, layer, hidden_states[:, :length], {**before, "past_key_values": kept})
         kept.length = length
         if set(kept.pairs) != set(range(layer + 1, len(backbone.layers))):
@@ -67,7 +67,7 @@ class KeptPrompt:
         return self._backbone.head(final[wanted[:, start:].to(final.device)])
 
 
-class _Keys(Cache):
+class Keys(Cache):
     """Keys and values of each layer's first pass. In later passes they precede that pass's own, which are not kept."""
 
     def __init__(self) -> None:
@@ -85,6 +85,14 @@ class _Keys(Cache):
         keys, values = self.pairs[layer_idx]
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
+    def shared_by(self, rows: int, length: int) -> None:
+        """What was kept of one row is that of all rows from now on; length: its tokens."""
+        self.length = length
+        self.pairs = {
+            layer: (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+            for layer, (keys, values) in self.pairs.items()
+        }
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """How many tokens are kept."""
         return self.length
@@ -98,19 +106,19 @@ class _Keys(Cache):
         return self.length + query_length, 0
 
 
-def _of_first(name: str, value: Any, length: int) -> Any:
+def of_first(name: str, value: Any, length: int) -> Any:
     """An argument of the decoder for the first tokens of a batch alone."""
     if isinstance(value, Mapping):
-        return {kind: _of_first(name, part, length) for kind, part in value.items()}
+        return {kind: of_first(name, part, length) for kind, part in value.items()}
     if value is None:
         return None
     return value[..., :length, :length] if value.ndim == _MASK_OF_PAIRS else value[..., :length]
 
 
-def _of_rest(name: str, value: Any, length: int) -> Any:
+def of_rest(name: str, value: Any, length: int) -> Any:
     """The same for the other tokens. They attend to all tokens: a mask keeps its columns."""
     if isinstance(value, Mapping):
-        return {kind: _of_rest(name, part, length) for kind, part in value.items()}
+        return {kind: of_rest(name, part, length) for kind, part in value.items()}
     if value is None:
         return None
     if name == "position_ids":

@@ -1,4 +1,4 @@
-"""Hidden states of a batch whose rows begin alike: what they share is computed once.
+"""Hidden states and logits of a batch whose rows begin alike: what they share is computed once.
 
 Rows share the beginning of the chat template, and rows that ask about one image share the image.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import DynamicCache
 
 from .backbone import Backbone
 from .families.text_only import TextBackbone
-from .split_forward import first_output, run_body
+from .kept_prompt import Keys, of_first, of_rest
+from .split_forward import first_output, run_body, run_suffix
 from .tokens import TokenBatch
 
 _FEWEST: Final = 8
@@ -31,8 +33,7 @@ def read_states(backbone: Backbone, inputs: TokenBatch, layer: int) -> tuple[Ten
     inputs: a right-padded batch. The head does not run: where the vocabulary is large, it takes as long as several
     layers.
     """
-    length = _shared_tokens(backbone, inputs)
-    if length < _FEWEST:
+    if not (length := _shared_tokens(backbone, inputs)):
         return _passed(backbone, layer, lambda: backbone.logits(inputs))
     cache, rows = DynamicCache(config=backbone.decoder.config), len(inputs)
     first = replace(
@@ -52,6 +53,45 @@ def read_states(backbone: Backbone, inputs: TokenBatch, layer: int) -> tuple[Ten
     return states, final
 
 
+class SharedBeginning:
+    """Logits from the hidden states at a layer, over and over, of a batch whose rows begin alike.
+
+    rows: how many rows the pass has that runs now: one for the tokens that all share, and then all, for their others.
+    """
+
+    def __init__(self, backbone: Backbone, inputs: TokenBatch, layer: int, length: int):
+        self._backbone, self._inputs, self._layer, self._length = backbone, inputs, layer, length
+        self.rows = len(inputs)
+
+    @classmethod
+    def of(cls, backbone: Backbone, inputs: TokenBatch, layer: int) -> Self | None:
+        """None if the rows share too little, or if the model cannot go on from keys and values."""
+        length = _shared_tokens(backbone, inputs)
+        return cls(backbone, inputs, layer, length) if length else None
+
+    def logits(
+        self, hidden_states: Float[Tensor, "batch tokens width"], wanted: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "wanted vocabulary"]:
+        """As `Backbone.logits_from`, if the later layers treat all rows alike in the tokens that they share.
+
+        wanted: none of the shared tokens. Gradients flow through both passes.
+        """
+        backbone, length, rows = self._backbone, self._length, len(self._inputs)
+        arguments, kept = backbone.decoder_arguments(self._inputs, hidden_states), Keys()
+        before = {name: of_first(name, value[:1], length) for name, value in arguments.items()}
+        after = {name: of_rest(name, value, length) for name, value in arguments.items()}
+        self.rows = 1
+        try:
+            shared = hidden_states[:1, :length]
+            run_suffix(backbone.decoder, self._layer, shared, {**before, "past_key_values": kept})
+        finally:
+            self.rows = rows
+        kept.shared_by(rows, length)
+        own = hidden_states[:, length:]
+        final = run_suffix(backbone.decoder, self._layer, own, {**after, "past_key_values": kept})
+        return backbone.head(final[wanted[:, length:].to(final.device)])
+
+
 def _passed(backbone: Backbone, layer: int, forward: Callable[[], object]) -> tuple[Tensor, Tensor]:
     """The hidden states at the layer and before the head, of one forward pass."""
     kept: list[Tensor] = []
@@ -69,7 +109,7 @@ def _passed(backbone: Backbone, layer: int, forward: Callable[[], object]) -> tu
 def _shared_tokens(backbone: Backbone, inputs: TokenBatch) -> int:
     """How many tokens all rows begin with, images included; each row keeps the last token of its prompt to itself.
 
-    0 if an image would be divided, or if the model cannot go on from what is kept.
+    0 if they are few, if an image would be divided, or if the model cannot go on from what is kept.
     """
     plain = type(backbone) in _PLAIN and not inputs.prepared and not getattr(backbone.model, "_is_stateful", False)
     if not plain or len(inputs) == 1 or not _images_are_equal(inputs):
@@ -77,7 +117,7 @@ def _shared_tokens(backbone: Backbone, inputs: TokenBatch) -> int:
     alike = int((inputs.input_ids == inputs.input_ids[:1]).all(0).long().cumprod(0).sum())
     last_of_prompt = inputs.roles.shape[1] - 1 - inputs.prompt_mask.flip(1).long().argmax(1)
     length = min(alike, int(last_of_prompt.min()))
-    return 0 if bool(inputs.image_mask[:, length:].any()) else length
+    return 0 if length < _FEWEST or bool(inputs.image_mask[:, length:].any()) else length
 
 
 def _images_are_equal(inputs: TokenBatch) -> bool:

@@ -10,10 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from liveedit.backbones import Backbone, load_backbone
+from liveedit.backbones.shared_beginning import SharedBeginning
 from liveedit.editors.lemoe import Lemoe, LemoeConfig
 from liveedit.errors import CheckpointError, ConfigError, InvalidInputError, NotFoundError
 from liveedit.experiments.lemoe.analysis import consistency_matrix, diagonal_mass, within_between_similarity
 from liveedit.samples import Edit, EditCase, Question
+from liveedit.testing import tiny_backbone
 from liveedit.testing.family_models import FAMILIES
 
 ConfigMaker = Callable[..., LemoeConfig]
@@ -62,6 +64,30 @@ def test_every_way_learns_its_answers_and_gives_the_model_back(
     assert len(editor.experts) == 2
     editor.reset()
     assert torch.equal(logits_of(backbone, [edit.question for _, edit in edits]), before)
+
+
+def test_what_questions_begin_with_is_computed_once_and_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_backbone("llama")
+    beginning = "Think of it once more, for a long time, and say in a few words: "
+    questions = [Question(beginning + asked) for asked in ("Who was it?", "What do people call it there?", "Why?")]
+    edits = [(str(place), Edit(question, f"answer {place}")) for place, question in enumerate(questions)]
+    config = LemoeConfig(steps=6, stop_below_nats=0.0, calibrated=False)  # type: ignore[call-arg]
+    passes: list[int] = []
+    learned: list[tuple[dict[str, Tensor], float]] = []
+    for shared in (True, False):
+        if not shared:
+            monkeypatch.setattr(SharedBeginning, "of", lambda *arguments: None)
+        with Lemoe(backbone, config) as editor:
+            handle = backbone.layers[editor.layer].register_forward_pre_hook(
+                lambda layer, arguments: passes.append(len(arguments[0]))
+            )
+            records = editor.edit(edits)
+            handle.remove()
+            learned.append((editor.experts[0], records[0].details["worst_nats"]))
+    assert passes.count(1) == 7 == config.steps + 1, "one row, once for each forward pass of the training"
+    assert learned[0][1] == pytest.approx(learned[1][1], abs=1e-3)
+    for name, value in learned[0][0].items():
+        torch.testing.assert_close(value, learned[1][0][name], rtol=0, atol=2e-4)
 
 
 def test_the_built_in_model_says_what_it_was_told(tiny_llava: Backbone, eval_cases: tuple[EditCase, ...]) -> None:

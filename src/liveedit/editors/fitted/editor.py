@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone, HiddenTokens, TokenBatch
+from ...backbones.vision_tower import SeenImages
 from ...experts import LowRankExpert
 from ...hub.repositories import folder_of
 from ...progress import Progress, no_progress, report_step
@@ -201,6 +202,10 @@ class FittedExperts(PretrainedEditor, RoutedEditor):
 
     def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         """The expert of one edit, and the number of gradient steps."""
+        with SeenImages(self.backbone.model).used():  # All wordings show the same image.
+            return self._made_expert(edit)
+
+    def _made_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         with torch.no_grad():
             everything = self._passage(edit)
             # The question as it is asked later, alone and without an answer: to itself it is then at distance 0, and

@@ -163,10 +163,12 @@ class Lemoe(Editor):
                     if config.force_new_expert
                     else router.route(anchors, current)
                 )
-            return config.strength * mixed_output(experts, now.experts, now.weights, x, self.place.activation)
+            chosen, weights = now.experts[: len(x)], now.weights[: len(x)]
+            return config.strength * mixed_output(experts, chosen, weights, x, self.place.activation)
 
+        alike = not reaches_key and route.is_the_same_for_all
         with self._hook.paused():
-            learned = learn(self.backbone, self.layer, self.place, batch, trained, added, config)
+            learned = learn(self.backbone, self.layer, self.place, batch, trained, added, config, alike)
         router.keys = torch.cat([keys[:-1], newest])
         return learned
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone, TokenBatch
+from ...backbones.shared_beginning import SharedBeginning
 from .config import LemoeConfig
 from .experts import FeedForward
 
@@ -38,17 +39,21 @@ def learn(
     trained: list[Tensor],
     added: Callable[[Tensor], Tensor],
     config: LemoeConfig,
+    alike: bool = False,
 ) -> Learned:
     """AdamW on the NLL of the answers, in place, with `added` beside the FFN; nothing else changes.
 
-    trained: leaf tensors; added: what the experts give for what the FFN reads, (batch, length, d) both. Stops early
-    when no answer token's loss exceeds `stop_below_nats`: further steps would only reach further questions.
+    trained: leaf tensors; added: what the experts give for what the FFN reads, (batch, length, d) both. alike: whether
+    it is the same for all rows, so that the beginning that they have in common can be computed once; `added` is then
+    called with one row as well. Stops early when no answer token's loss exceeds `stop_below_nats`: further steps would
+    only reach further questions.
     """
     inputs = batch.inputs
-    rows = len(inputs)
     targets = inputs.input_ids[inputs.answer_mask]
+    shared = SharedBeginning.of(backbone, inputs, layer - 1) if alike else None
 
     def beside(x: Tensor) -> Tensor:
+        rows = len(inputs) if shared is None else shared.rows
         whole = x if x.ndim == 3 else x.unflatten(0, (rows, -1))
         return added(whole.float()).reshape(x.shape)
 
@@ -59,7 +64,11 @@ def learn(
             tensor.requires_grad_(True)
         try:
             while True:
-                logits = backbone.logits_from(batch.states, inputs, layer - 1, inputs.predicting)
+                logits = (
+                    backbone.logits_from(batch.states, inputs, layer - 1, inputs.predicting)
+                    if shared is None
+                    else shared.logits(batch.states, inputs.predicting)
+                )
                 losses = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
                 worst = float(losses.detach().max())
                 if worst < config.stop_below_nats or steps == config.steps:

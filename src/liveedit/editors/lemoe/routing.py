@@ -28,6 +28,11 @@ class Route:
     weights: Tensor
     anchors: Tensor | None = None
 
+    @property
+    def is_the_same_for_all(self) -> bool:
+        """Whether all questions have the same experts at the same weights."""
+        return all(bool((part == part[:1]).all()) for part in (self.experts, self.weights))
+
 
 class Nearest(NamedTuple):
     """The edit of an expert whose anchor is nearest to a question's.

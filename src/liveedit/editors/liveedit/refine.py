@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...backbones import Backbone
+from ...backbones.vision_tower import SeenImages
 from ...experts import LowRankExpert
 from ...samples import Edit, Question
 from ..base import checked_config
@@ -70,14 +71,16 @@ class LiveEditRefine(LiveEdit):
 
     def make_expert(self, edit: Edit) -> tuple[LowRankExpert, int]:
         """The generated expert, refined if needed, and the number of gradient steps (0 if it was right at once)."""
-        passage = self._verified_passage(edit)
-        with torch.no_grad():
-            expert = self.modules.experts(passage.tokens)[0]
-        return self._refined(edit, passage, expert)
+        with SeenImages(self.backbone.model).used():  # All wordings show the same image.
+            passage = self._verified_passage(edit)
+            with torch.no_grad():
+                expert = self.modules.experts(passage.tokens)[0]
+            return self._refined(edit, passage, expert)
 
     def refine(self, edit: Edit, expert: LowRankExpert) -> tuple[LowRankExpert, int]:
         """Refine an expert that was made before; returns the same as `make_expert`."""
-        return self._refined(edit, self._verified_passage(edit), expert)
+        with SeenImages(self.backbone.model).used():
+            return self._refined(edit, self._verified_passage(edit), expert)
 
     def _refined(self, edit: Edit, asked: Passage, expert: LowRankExpert) -> tuple[LowRankExpert, int]:
         expert = self._reachable(asked, expert)
