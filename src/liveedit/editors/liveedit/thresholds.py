@@ -21,6 +21,9 @@ _LOST_AT_MOST: Final = 0.5
 _TRIED: Final = 101
 """Visual thresholds that are tried."""
 
+_SMALL: Final = 1e-4
+"""By how much a threshold lies below the query that is to pass, or above the one that is not."""
+
 
 @dataclass(frozen=True)
 class RoutedQueries:
@@ -66,9 +69,6 @@ def choose_thresholds(queries: RoutedQueries, false_firing: float) -> Thresholds
     tried = best.quantile(torch.linspace(0, _LOST_AT_MOST, _TRIED, device=best.device)).flip(0).tolist()
     pairs = [_with_visual(queries, inside, visual - _SMALL, false_firing) for visual in tried]
     return max(pairs, key=lambda pair: pair.found)
-
-
-_SMALL: Final = 1e-4
 
 
 def _with_visual(queries: RoutedQueries, inside: Tensor, visual: float, false_firing: float) -> Thresholds:
