@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from liveedit.backbones import Backbone, load_backbone
 from liveedit.backbones.hidden_states import HiddenStateCache
@@ -139,3 +141,35 @@ def test_a_cache_of_hidden_states_sees_each_image_once_and_does_not_run_the_head
         find_vision_tower(random_backbone.model).__dict__.pop("forward")  # pyright: ignore[reportOptionalMemberAccess]
     assert sizes == [1, 1]
     assert not ran
+
+
+def test_threads_replace_the_tower_each_for_itself(
+    random_backbone: Backbone, picture: Callable[[int], Image.Image]
+) -> None:
+    """The first thread enters before the second and leaves before it; a third runs the model meanwhile."""
+    tower = find_vision_tower(random_backbone.model)
+    assert tower is not None
+    before = random_backbone.logits(random_backbone.encode([Question("What is this?", picture(1))]))
+    own, entered, left = tower.forward, threading.Event(), threading.Event()
+    found: list[Tensor] = []
+
+    def second() -> None:
+        with SeenImages(random_backbone.model).used():
+            entered.set()
+            assert left.wait(20)
+            found.append(random_backbone.logits(random_backbone.encode([Question("What is this?", picture(1))])))
+
+    other = threading.Thread(target=second)
+    with torch.no_grad():
+        with SeenImages(random_backbone.model).used():
+            other.start()
+            assert entered.wait(20)
+            first = SeenImages(random_backbone.model)
+            with first.used():
+                random_backbone.logits(random_backbone.encode([Question("What is this?", picture(1))]))
+        assert len(first._kept) == 1, "the inner one was asked"
+        third = random_backbone.logits(random_backbone.encode([Question("What is this?", picture(1))]))
+        left.set()
+        other.join()
+    assert torch.equal(found[0].detach(), before) and torch.equal(third, before)
+    assert tower.forward == own and "forward" not in tower.__dict__

@@ -183,7 +183,7 @@ def test_thresholds_of_a_trained_editor_are_chosen_on_cases(run: Run, world: Pat
     kept = json.loads((out / "editor.json").read_text(encoding="utf-8"))
     for name in ("visual_threshold", "prompt_threshold"):
         assert kept[name] == pytest.approx(found[name], abs=1e-3)
-    assert found["false_firing"] <= 10
+    assert found["false_firing_percent"] <= 10
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,8 @@ def test_thresholds_of_a_trained_editor_are_chosen_on_cases(run: Run, world: Pat
         (("--data", "world"), "--editor-path and --data belong together"),
         (("--editor-path", "somewhere"), "--editor-path and --data belong together"),
         (("--editor-path", "somewhere", "--data", "world"), "no trained editor"),
+        (("--editor", "liveedit"), "--editor and --cases are for a trained editor"),
+        (("--cases", "5"), "--editor and --cases are for a trained editor"),
         (("--editor-path", "somewhere", "--data", "world", "--set", "layer=3"), "There is no setting layer"),
         (("--editor-path", "somewhere", "--data", "world", "--set", "false_firing=2"), "false_firing=2 was given"),
         (("--editor-path", "somewhere", "--data", "world", "--set", "false_firing=few"), "false_firing=few was given"),

@@ -78,6 +78,7 @@ class SharedBeginning:
         """
         backbone, length, rows = self._backbone, self._length, len(self._inputs)
         arguments, kept = backbone.decoder_arguments(self._inputs, hidden_states), Keys()
+        # The first dimension of every argument is that of the rows: `_PLAIN` leaves out families with others.
         before = {name: of_first(name, value[:1], length) for name, value in arguments.items()}
         after = {name: of_rest(name, value, length) for name, value in arguments.items()}
         self.rows = 1
@@ -86,6 +87,8 @@ class SharedBeginning:
             run_suffix(backbone.decoder, self._layer, shared, {**before, "past_key_values": kept})
         finally:
             self.rows = rows
+        if set(kept.pairs) != set(range(self._layer + 1, len(backbone.layers))):  # Some layers keep something else.
+            return backbone.logits_from(hidden_states, self._inputs, self._layer, wanted)
         kept.shared_by(rows, length)
         own = hidden_states[:, length:]
         final = run_suffix(backbone.decoder, self._layer, own, {**after, "past_key_values": kept})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -46,7 +48,7 @@ class SeenImages:
 
     Each image is computed alone, so that its output does not depend on the others of its batch. Outputs that were not
     used for the longest time go when all take more than `most_bytes`. Towers that take more than one tensor (Qwen) or
-    give something that has no row for each image run as they are.
+    give something that has no row for each image run as they are. One object is for one thread at a time.
     """
 
     def __init__(self, model: nn.Module, most_bytes: int = _MOST_BYTES):
@@ -121,18 +123,50 @@ def _digest(image: Tensor) -> str:
     return hashlib.sha256(f"{image.dtype} {tuple(image.shape)}".encode() + content.tobytes()).hexdigest()
 
 
+_replacing: Final = threading.Lock()
+"""Held while a module's forward is replaced or put back."""
+
+
+class _ForwardByThread:
+    """In place of a module's forward: each thread that replaced it gets its own answers, all others the original's."""
+
+    def __init__(self, module: nn.Module):
+        self.original = module.forward
+        self.answers: dict[int, Callable[..., Any]] = {}
+        self._own = module.__dict__.get("forward")  # Libraries that spread a model over devices put one there.
+        module.forward = self
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.answers.get(threading.get_ident(), self.original)(*arguments, **keywords)
+
+    def remove(self, module: nn.Module) -> None:
+        """Give the module its own forward back."""
+        del module.forward
+        if self._own is not None:
+            module.forward = self._own
+
+
 @contextmanager
 def _forward_replaced(module: nn.Module | None, answer: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `answer` is called with the module's own forward and its arguments. Without a module nothing changes."""
+    """Inside, `answer` is called with the module's own forward and its arguments, for the calling thread alone.
+
+    Other threads may do the same meanwhile. Without a module nothing changes.
+    """
     if module is None:
         yield
         return
-    forward = module.forward
-    own = module.__dict__.get("forward")  # Libraries that spread a model over devices put one there.
-    module.forward = lambda *arguments, **keywords: answer(forward, *arguments, **keywords)
+    thread = threading.get_ident()
+    with _replacing:
+        found = module.__dict__.get("forward")
+        replaced = found if isinstance(found, _ForwardByThread) else _ForwardByThread(module)
+        before = replaced.answers.get(thread)
+        replaced.answers[thread] = partial(answer, before or replaced.original)
     try:
         yield
     finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
+        with _replacing:
+            del replaced.answers[thread]
+            if before is not None:
+                replaced.answers[thread] = before
+            if not replaced.answers:
+                replaced.remove(module)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..backbones import Backbone
     from ..progress import Progress
 
+_MOST_CASES = 300
+
 Out = Annotated[Path, typer.Option("--out", help="Folder for the result; give it as --editor-path.")]
 Images = Annotated[
     Path | None,
@@ -31,7 +33,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME=VALUE, a setting of the editor, such as false_firing=0.005; once for each."),
 ]
-TrainedEditorName = Annotated[str, typer.Option("--editor", help="The kind of the trained editor.")]
+TrainedEditorName = Annotated[
+    str | None, typer.Option("--editor", help=f"The kind of the trained editor ({DEFAULT_TRAINED_EDITOR}).")
+]
 EditorPath = Annotated[
     str | None,
     typer.Option("--editor-path", help="A trained editor, whose thresholds are chosen on the cases of --data."),
@@ -40,7 +44,9 @@ Cases = Annotated[
     str | None,
     typer.Option("--data", help="Cases that the editor was not trained on, as in `liveedit bench`."),
 ]
-MostCases = Annotated[int, typer.Option("--cases", min=1, help="Use this many of the cases at most.")]
+MostCases = Annotated[
+    int | None, typer.Option("--cases", min=1, help=f"Use this many of the cases at most ({_MOST_CASES}).")
+]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -57,21 +63,21 @@ def calibrate(
     images: Images = None,
     image_list: ImageList = None,
     most_images: MostImages = 96,
-    editor: TrainedEditorName = DEFAULT_TRAINED_EDITOR,
+    editor: TrainedEditorName = None,
     editor_path: EditorPath = None,
     data: Cases = None,
-    cases: MostCases = 300,
+    cases: MostCases = None,
     set: Settings = None,
     json: Json = False,
 ) -> None:
-    """Measure when an edit should fire: by how a model's hidden states vary, or on cases with questions.
+    """Measure how similar a question must be to an edit.
 
-    Without --editor-path, for fitted-experts, the editor that needs no training. Without this command it does so with
-    built-in questions and drawn images when it first meets a model. Images of your own make it distinguish images like
-    yours better.
+    Without --editor-path, calibrate fitted-experts, which needs no training. If you never do, that editor calibrates
+    itself with built-in questions and drawn images when it first meets a model. Images of your own make it distinguish
+    images like yours better.
 
-    With --editor-path and --data, for a trained editor: a copy in --out fires for as many questions about its edits as
-    it can, while --set false_firing=0.05 limits the share of others for which an edit fires.
+    With --editor-path and --data, choose the thresholds of a trained editor on cases, and save a copy in --out. It lets
+    in as many questions about its edits as it can, and at most --set false_firing=0.05 of the others.
     """
     load_quietly()
     from ..backbones import load_backbone
@@ -79,6 +85,8 @@ def calibrate(
 
     if (editor_path is None) != (data is None):
         raise InvalidInputError("--editor-path and --data belong together: a trained editor, and cases. Give both.")
+    if data is None and (editor is not None or cases is not None):
+        raise InvalidInputError("--editor and --cases are for a trained editor. Give --editor-path and --data too.")
     found = _chosen_images(images, image_list, most_images)
     if found is not None and data is not None:
         raise InvalidInputError("--images was given with --data, whose cases have images. Give one of them.")
@@ -87,7 +95,8 @@ def calibrate(
         report = progress.of("questions")
         if data is not None:
             assert editor_path is not None
-            result = _on_cases(editor, editor_path, frozen, data, cases, settings, out, report)
+            chosen = editor or DEFAULT_TRAINED_EDITOR
+            result = _on_cases(chosen, editor_path, frozen, data, cases or _MOST_CASES, settings, out, report)
         else:
             figures = editor_class(UNTRAINED_EDITOR).calibrate(frozen, out, settings, found, report)
             shown = len(found) if found is not None else "drawn" if frozen.reads_images else None

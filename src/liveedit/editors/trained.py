@@ -172,9 +172,9 @@ class TrainedEditor(PretrainedEditor):
     ) -> dict[str, float]:
         """Choose how similar a question must be to an edit, on cases that the editor was not trained on.
 
-        false_firing: share of the questions outside of every edit for which an edit may fire, with all edits of the
-        cases active. Returns what was chosen, and what it gives on these cases in percent. Raises `ConfigError` if the
-        editor has nothing to choose.
+        false_firing: share of the questions outside of every edit that an edit may answer, from 0 up to 1, with all
+        edits of the cases active. Returns what was chosen, and what it gives on these cases in percent. Raises
+        `ConfigError` if the editor has nothing to choose, `InvalidInputError` for cases or a share that cannot be used.
         """
         raise ConfigError(f"The editor {self.name!r} has no thresholds to choose: use it as it was trained.")
 
@@ -296,7 +296,12 @@ class TrainingSetup:
     def to_dict(self) -> dict[str, Any]:
         """For JSON; "options" is left out if the editor has none."""
         parts = {"editor": self.config, "options": self.options, "training": self.training}
-        return {name: part.model_dump(mode="json") for name, part in parts.items() if part is not None}
+        chosen_later = set(self.kind.calibrated_settings)
+        return {
+            name: part.model_dump(mode="json", exclude=chosen_later if name == "editor" else None)
+            for name, part in parts.items()
+            if part is not None
+        }
 
 
 def training_setup(
@@ -315,7 +320,7 @@ def training_setup(
     models: list[type[BaseModel]] = [kind.config_class, TrainingConfig]
     if kind.options_class is not None:
         models.append(kind.options_class)
-    known = sorted({name for model in models for name in model.model_fields} - {"stages"})
+    known = sorted({name for model in models for name in model.model_fields} - {"stages"} - kind.calibrated_settings)
     if unknown := sorted(settings.keys() - set(known)):
         raise ConfigError(f"There is no setting {', '.join(unknown)}. Give one of {', '.join(known)}.")
 

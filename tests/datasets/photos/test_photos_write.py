@@ -92,7 +92,7 @@ def test_photographs_for_pretraining_are_listed_and_no_case_shows_them(written: 
         assert not any(f'"{photo}"' in text for photo in listed)
 
 
-def test_validation_shows_photographs_and_asks_in_wordings_of_its_own(written: WrittenPhotos) -> None:
+def test_validation_shows_photographs_of_its_own_and_rephrases_as_no_editor_is_trained(written: WrittenPhotos) -> None:
     rows = {part: json.loads(file.read_text(encoding="utf-8")) for part, file in written.files.items()}
     shown = {part: {row[key] for row in found for key in ("image", "image_rephrase")} for part, found in rows.items()}
     assert len(rows["validation"]) == written.about["validation"] == 30

@@ -15,7 +15,7 @@ from liveedit.editors.liveedit.refine import CALIBRATED_WEIGHT
 from liveedit.editors.liveedit.thresholds import RoutedQueries, choose_thresholds
 from liveedit.editors.serac import Serac
 from liveedit.errors import ConfigError, InvalidInputError
-from liveedit.samples import EditCase
+from liveedit.samples import LOCALITY, EditCase, Question
 
 ConfigMaker = Callable[..., LiveEditConfig]
 
@@ -28,13 +28,13 @@ def drawn(seed: int) -> RoutedQueries:
     own[torch.arange(40), torch.arange(40) % 12] = True
     margins[own] += 7
     scores[own] += 8
-    return RoutedQueries(margins, scores, own, ~own.any(1))
+    return RoutedQueries(margins, scores, own)
 
 
 def shares(queries: RoutedQueries, visual: float, prompt: float) -> tuple[float, float]:
     fires = (queries.margins > visual) & (queries.scores > prompt)
     found = (fires & queries.own).any(1)[queries.own.any(1)]
-    return float(found.float().mean()), float(fires.any(1)[queries.outside].float().mean())
+    return float(found.float().mean()), float(fires.any(1)[~queries.own.any(1)].float().mean())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -60,9 +60,12 @@ def test_a_larger_limit_lets_more_in() -> None:
 
 def test_both_kinds_of_questions_are_needed() -> None:
     queries = drawn(0)
-    alone = RoutedQueries(queries.margins[:40], queries.scores[:40], queries.own[:40], queries.outside[:40])
-    with pytest.raises(InvalidInputError, match="40 questions in scope of an edit and 0 outside"):
+    alone = RoutedQueries(queries.margins[:40], queries.scores[:40], queries.own[:40])
+    with pytest.raises(InvalidInputError, match="40 questions in scope of an edit and 0 others"):
         choose_thresholds(alone, 0.1)
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(InvalidInputError, match="Give a share"):
+            choose_thresholds(queries, share)
 
 
 @pytest.mark.parametrize("form", ["improved", "paper"])
@@ -84,7 +87,7 @@ def test_an_editor_lets_in_what_the_limit_allows(
     with LiveEdit.load(tiny_llava) as editor:
         before = editor.digest()
         chosen = editor.calibrate_on(eval_cases, 0.0)
-        assert chosen["false_firing"] == 0.0 and chosen["found"] > 80
+        assert chosen["false_firing_percent"] == 0.0 and chosen["found_percent"] > 80
         assert editor.digest() != before, "edits are bound to the thresholds that they were made with"
         editor.save_pretrained(tmp_path / "calibrated")
         again = editor.calibrate_on(eval_cases, 0.0)
@@ -92,12 +95,23 @@ def test_an_editor_lets_in_what_the_limit_allows(
     with LiveEdit.load(tiny_llava, str(tmp_path / "calibrated")) as editor:
         assert editor.config.visual_threshold == chosen["visual_threshold"]
         editor.edit([(case.id, case.edit) for case in eval_cases])
-        asked = [case.edit.question for case in eval_cases]
-        editor.backbone.hidden_states(editor.backbone.encode(asked), editor.config.layer)
-        fired = editor.fired()
-        assert fired is not None
-        found = [case.id in {one.edit_id for one in row} for case, row in zip(eval_cases, fired, strict=True)]
-        assert sum(found) >= 0.8 * len(found)
+        with pytest.raises(InvalidInputError, match="12 edits are active"):
+            editor.calibrate_on(eval_cases)
+        inside = [probe.question for case in eval_cases for probe in case.named("text_generality", "modal_generality")]
+        own = [question_fires(editor, question) for question in (*inside, *(case.edit.question for case in eval_cases))]
+        assert 100 * sum(own) / len(own) >= chosen["found_percent"] - 1e-6
+        outside = [probe.question for case in eval_cases for probe in case.named(*LOCALITY) if probe.question.image]
+        assert not any(question_fires(editor, question) for question in outside)
+        strict = editor.config.model_copy(update={"visual_threshold": chosen["visual_threshold"] + 100})
+        editor.modules.config = strict
+        assert not any(question_fires(editor, case.edit.question) for case in eval_cases)
+
+
+def question_fires(editor: LiveEdit, question: Question) -> bool:
+    """Whether an edit has at least half of the weight."""
+    editor.backbone.hidden_states(editor.backbone.encode([question]), editor.config.layer)
+    found = editor.fired()
+    return bool(found) and sum(one.weight for one in found[0]) >= 0.5
 
 
 def test_a_calibrated_editor_that_refines_fires_from_half_of_the_weight(tiny_llava: Backbone) -> None:
@@ -107,8 +121,8 @@ def test_a_calibrated_editor_that_refines_fires_from_half_of_the_weight(tiny_lla
     modules.config = modules.config.model_copy(update={"prompt_threshold": -3.0})
     with LiveEditRefine(tiny_llava, modules) as editor:
         assert editor.combining.weight_threshold == CALIBRATED_WEIGHT
+        assert editor.configuration()["refine"]["weight_threshold"] == CALIBRATED_WEIGHT
     given = editor.refining.model_copy(update={"weight_threshold": 0.2})
-    given.model_fields_set.add("weight_threshold")
     with LiveEditRefine(tiny_llava, modules, given) as editor:
         assert editor.combining.weight_threshold == 0.2
 

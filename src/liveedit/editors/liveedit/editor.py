@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...backbones import BUILT_IN, Backbone, HiddenTokens
 from ...backbones.hidden_states import HiddenStateCache
-from ...errors import BackboneError
+from ...errors import BackboneError, ConfigError, InvalidInputError
 from ...experts import LowRankExpert
 from ...experts.repository import FEATURES
 from ...progress import Progress, no_progress
@@ -160,17 +160,37 @@ class LiveEdit(TrainedEditor, RoutedEditor):
     def calibrate_on(
         self, cases: Sequence[EditCase], false_firing: float = 0.05, progress: Progress = no_progress
     ) -> dict[str, float]:
-        """Choose `visual_threshold` and `prompt_threshold`: see `choose_thresholds`."""
-        plain = self.config.model_copy(update=dict.fromkeys(("visual_threshold", "prompt_threshold"), 0.0))
-        self.config = self.modules.config = plain
-        store = HiddenStateCache(self.backbone, plain.layer)
-        task = self.new_task(self.backbone, plain, cases, store)
-        with self.paused():
-            task.prepare(progress)
-        chosen = choose_thresholds(task.routed_queries(self.modules), false_firing)
+        """Choose `visual_threshold` and `prompt_threshold`: see `choose_thresholds`.
+
+        Raises `ConfigError` if soft weights do not depend on s alone, `InvalidInputError` while edits are active.
+        """
+        before = self.config
+        if before.weighting not in ("both", "absolute"):
+            raise ConfigError(
+                "With soft_routing=false or soft_factors=relative no threshold of s keeps an edit out. Calibrate an "
+                "editor with soft_factors=both or absolute."
+            )
+        if len(self):
+            raise InvalidInputError(
+                f"{len(self)} edits are active, and edits are bound to the thresholds that they were made with. Reset "
+                "the editor before."
+            )
+        plain = before.model_copy(update=dict.fromkeys(self.calibrated_settings, 0.0))
+        task = self.new_task(self.backbone, plain, cases, HiddenStateCache(self.backbone, plain.layer))
+        task.prepare(progress)
+        try:
+            self._use(plain)
+            chosen = choose_thresholds(task.routed_queries(self.modules), false_firing)
+        except BaseException:
+            self._use(before)
+            raise
         found = {"visual_threshold": chosen.visual, "prompt_threshold": chosen.prompt}
-        self.config = self.modules.config = plain.model_copy(update=found)
-        return {**found, "found": 100 * chosen.found, "false_firing": 100 * chosen.false_firing}
+        self._use(plain.model_copy(update=found))
+        return {**found, "found_percent": 100 * chosen.found, "false_firing_percent": 100 * chosen.false_firing}
+
+    def _use(self, config: LiveEditConfig) -> None:
+        """Take another configuration of the same modules."""
+        self.config = self.modules.config = config
 
     # -- editing -----------------------------------------------------------------------------------------
 

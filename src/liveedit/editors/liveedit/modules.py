@@ -193,8 +193,9 @@ class LiveEditModules(nn.Module):
         """The sentinel, moved along the query so far that it is more similar to it by `visual_threshold`."""
         if not self.config.visual_threshold:
             return sentinel
-        squared = query.square().sum(-1, keepdim=True).clamp(min=torch.finfo(query.dtype).tiny)
-        return sentinel + self.config.visual_threshold / self.visual_scale / squared * query
+        squared = query.square().sum(-1, keepdim=True)
+        moved = sentinel + self.config.visual_threshold / self.visual_scale / squared * query
+        return torch.where(squared > 0, moved, sentinel)  # Without norm, that of a query without an image is 0.
 
     def visual_score(
         self, query: Float[Tensor, "*#batch feature_width"], edit: Float[Tensor, "*#batch feature_width"]

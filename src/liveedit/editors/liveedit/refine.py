@@ -16,7 +16,7 @@ from ...samples import Edit, Question
 from ..base import checked_config
 from ..shared.fitting import Fitting, Passage, Start
 from ..shared.wordings import NEUTRAL_PROMPTS, wordings
-from .config import RefineConfig
+from .config import LiveEditConfig, RefineConfig
 from .editor import LiveEdit
 from .modules import LiveEditModules
 
@@ -51,11 +51,16 @@ class LiveEditRefine(LiveEdit):
 
     def __init__(self, backbone: Backbone, modules: LiveEditModules, refining: RefineConfig | None = None):
         super().__init__(backbone, modules)
-        self.refining = refining or RefineConfig.model_validate({})
-        self.combining = self.refining.combining
-        if modules.config.prompt_threshold and "weight_threshold" not in self.refining.model_fields_set:
-            self.combining = self.combining.model_copy(update={"weight_threshold": CALIBRATED_WEIGHT})
+        self._given = refining or RefineConfig.model_validate({})
+        self._use(modules.config)
         self.answer_confidence = self.refining.answer_confidence
+
+    def _use(self, config: LiveEditConfig) -> None:
+        super()._use(config)
+        self.refining = self._given
+        if config.prompt_threshold and "weight_threshold" not in self._given.model_fields_set:
+            self.refining = self._given.model_copy(update={"weight_threshold": CALIBRATED_WEIGHT})
+        self.combining = self.refining.combining
 
     @classmethod
     def configured(cls, backbone: Backbone, settings: Mapping[str, Any], source: str | None = None) -> Self:

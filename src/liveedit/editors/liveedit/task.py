@@ -55,6 +55,11 @@ class _Rows:
     has_image: Tensor
     own: slice
 
+    @property
+    def scope(self) -> Tensor:
+        """(rows, 2) integers: subject and relation."""
+        return torch.stack([self.subject, self.relation], 1)
+
     def scope_equals(self, edits: _Rows) -> Tensor:
         """(rows, edits) booleans: whether a row asks for what an edit is about."""
         return (self.subject[:, None] == edits.subject[None]) & (self.relation[:, None] == edits.relation[None])
@@ -336,24 +341,32 @@ class LiveEditTask:
 
     @torch.no_grad()
     def routed_queries(self, modules: LiveEditModules, group: int = 64) -> RoutedQueries:
-        """Every probe that routing is trained on, compared with the edits of all cases."""
+        """Every probe that the editor can reach, compared with the edits of all cases."""
         parts = [range(start, min(start + group, len(self.cases))) for start in range(0, len(self.cases), group)]
-        made = [self._rows(part, [["reliability"]] * len(part), shared=False) for part in parts]
-        keys = [modules.edit_features(self._tokens(edits.batch)) for edits in made]
-        visual, prompt = (torch.cat(columns) for columns in zip(*keys, strict=True))
-        scopes = torch.cat([torch.stack([edits.subject, edits.relation], 1) for edits in made])
-        asked = [self._rows(part, self._probes.every(part), shared=False) for part in parts]
-        queries = [modules.query(self._tokens(rows.batch)) for rows in asked]
+        made = [self._keys(modules, part) for part in parts]
+        visual, prompt, scopes = (torch.cat(columns) for columns in zip(*made, strict=True))
+        found = [self._compared(modules, part, visual, prompt, scopes) for part in parts]
+        margins, scores, own = (torch.cat(columns) for columns in zip(*found, strict=True))
+        return RoutedQueries(margins, scores, own)
+
+    def _keys(self, modules: LiveEditModules, cases: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """phi_hat, psi_hat and scope of the edits of these cases."""
+        edits = self._rows(cases, [["reliability"]] * len(cases), shared=False)
+        return *modules.edit_features(self._tokens(edits.batch)), edits.scope
+
+    def _compared(
+        self, modules: LiveEditModules, cases: Sequence[int], visual: Tensor, prompt: Tensor, scopes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Margins and scores of the probes of these cases that the editor can reach, and which edits are their own."""
+        rows = self._rows(cases, self._probes.every(cases), shared=False)
+        query = modules.query(self._tokens(rows.batch))
         with self._full_precision():
-            margins = [
-                (one.visual @ visual.T) * modules.visual_scale - modules.visual_score(one.visual, one.sentinel)[:, None]
-                for one in queries
-            ]
-            scores = [self._prompt_scores(modules, one.prompt, prompt) for one in queries]
-        scope = torch.cat([torch.stack([rows.subject, rows.relation], 1) for rows in asked])
-        own = (scope[:, None] == scopes[None]).all(-1)
-        outside = ~own.any(1) & torch.cat([_reachable(modules, rows) for rows in asked])
-        return RoutedQueries(torch.cat(margins), torch.cat(scores), own, outside)
+            sentinel = modules.visual_score(query.visual, query.sentinel)[:, None]
+            margins = (query.visual @ visual.T) * modules.visual_scale - sentinel
+            scores = self._prompt_scores(modules, query.prompt, prompt)
+        own = (rows.scope[:, None] == scopes[None]).all(-1)
+        reached = rows.has_image | modules.config.reaches_text
+        return margins[reached], scores[reached], own[reached]
 
     def _percentages(self, parts: list[tuple[Tensor, Tensor]]) -> list[float]:
         """Percentage of true values in the first, and in the second, of each pair, over all processes."""
