@@ -14,6 +14,7 @@ from PIL import Image
 from liveedit.datasets import read
 from liveedit.datasets.photos import WrittenPhotos, general, questions, read_folder
 from liveedit.datasets.photos.catalog import KNOWN, photo_classes
+from liveedit.datasets.photos.folder import PARTS, PhotoPart
 from liveedit.datasets.photos.wordings import CARRIERS, PHRASES, Wording
 from liveedit.evaluation.protocol import probes_of
 from liveedit.samples import GENERALITY, LOCALITY, EditCase, Probe, Question, edited_scopes
@@ -30,6 +31,17 @@ def evaluation(written: WrittenPhotos, images: Path) -> Cases:
 @pytest.fixture(scope="session")
 def training(written: WrittenPhotos, images: Path) -> Cases:
     return read("vlkeb", written.files["train"], images)
+
+
+@pytest.fixture(scope="session")
+def validation(written: WrittenPhotos, images: Path) -> Cases:
+    return read("vlkeb", written.files["validation"], images)
+
+
+@pytest.fixture(params=["evaluation", "validation"])
+def planned(request: pytest.FixtureRequest) -> Cases:
+    """Cases of a plan, in which no probe contradicts an edit."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -75,17 +87,22 @@ def test_every_probe_is_there(evaluation: Cases, training: Cases) -> None:
 
 
 def test_photographs_of_evaluation_and_training_are_those_of_their_parts(
-    evaluation: Cases, training: Cases, images: Path
+    evaluation: Cases, validation: Cases, training: Cases, images: Path
 ) -> None:
-    parts = {"editors": set[Path](), "evaluation": set[Path](), "pretraining": set[Path]()}
+    parts: dict[PhotoPart, set[Path]] = {part: set() for part in PARTS}
     for found in read_folder(images).classes:
         for part, photos in parts.items():
-            photos |= {images / photo for photo in getattr(found, part)}
-    for cases, part in ((evaluation, "evaluation"), (training, "editors")):
+            photos |= {images / photo for photo in found.part(part)}
+    given: tuple[tuple[Cases, PhotoPart], ...] = (
+        (evaluation, "evaluation"),
+        (validation, "validation"),
+        (training, "editors"),
+    )
+    for cases, part in given:
         shown = {question.image for case in cases for question in asked(case) if question.image is not None}
         assert shown <= parts[part]
         assert len(shown) > 0.9 * len(parts[part])
-    assert not parts["evaluation"] & parts["editors"] and not parts["evaluation"] & parts["pretraining"]
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())), "no photograph is in two parts"
 
 
 def test_scopes_are_the_class_that_is_shown_and_the_kind_that_is_asked(evaluation: Cases, training: Cases) -> None:
@@ -180,16 +197,19 @@ def test_the_leak_is_asked_for_by_name_and_without_an_image(evaluation: Cases, t
 # -- evaluation ----------------------------------------------------------------------------------------------
 
 
-def test_no_two_edits_of_evaluation_contradict_each_other(evaluation: Cases) -> None:
-    scopes = Counter(case.edit.scope for case in evaluation)
+def test_no_two_edits_of_a_plan_contradict_each_other(planned: Cases) -> None:
+    scopes = Counter(case.edit.scope for case in planned)
     assert max(scopes.values()) == 1
-    assert {kind for _, kind in scopes} == {*questions.EDIT_KINDS}
 
 
-def test_nothing_that_must_stay_is_in_the_scope_of_an_edit(evaluation: Cases) -> None:
-    scopes = edited_scopes(evaluation)
-    renamed = {case.edit.question.subject for case in evaluation if case.edit.question.relation == "name"}
-    for case in evaluation:
+def test_edits_of_evaluation_are_of_every_kind(evaluation: Cases) -> None:
+    assert {case.edit.question.relation for case in evaluation} == {*questions.EDIT_KINDS}
+
+
+def test_nothing_that_must_stay_is_in_the_scope_of_an_edit(planned: Cases) -> None:
+    scopes = edited_scopes(planned)
+    renamed = {case.edit.question.subject for case in planned if case.edit.question.relation == "name"}
+    for case in planned:
         for probe in case.named(*LOCALITY):
             assert probe.question.scope not in scopes
             if probe.question.subject in renamed:
@@ -219,8 +239,8 @@ def test_near_duplicates_are_of_the_class_that_looks_most_alike(evaluation: Case
         assert class_of(only(case, "near_duplicate_locality").question) == partners[shown]
 
 
-def test_near_duplicates_do_not_have_the_answer_of_the_edit(evaluation: Cases) -> None:
-    for case in evaluation:
+def test_near_duplicates_do_not_have_the_answer_of_the_edit(planned: Cases) -> None:
+    for case in planned:
         for name in ("same_question_locality", "near_duplicate_locality"):
             assert only(case, name).answer != case.edit.answer
 
