@@ -76,8 +76,8 @@ def calibrate(
     itself with built-in questions and drawn images when it first meets a model. Images of your own make it distinguish
     images like yours better.
 
-    With --editor-path and --data, choose the thresholds of a trained editor on cases, and save a copy in --out. It lets
-    in as many questions about its edits as it can, and at most --set false_firing=0.05 of the others.
+    With --editor-path and --data, choose the thresholds of a trained editor on cases, and save a copy in --out. In it
+    as many questions as possible find their edit, and an edit fires for at most --set false_firing=0.05 of the others.
     """
     load_quietly()
     from ..backbones import load_backbone

@@ -1,4 +1,4 @@
-"""The standardized start: behind the LayerNorms every dimension has mean 0 and spread 1, however large it was."""
+"""The standardized start: every output dimension of the LayerNorms has mean 0 and standard deviation 1."""
 
 from __future__ import annotations
 

@@ -20,9 +20,10 @@ _LEAST_SPREAD = 1e-3
 
 @torch.no_grad()
 def standardize(modules: LiveEditModules, tokens: HiddenTokens) -> None:
-    """Set the LayerNorms of the sources so that each dimension of these tokens has mean 0 and spread 1 behind them.
+    """Set the LayerNorms of the sources so that their outputs have mean 0 and standard deviation 1 in each dimension.
 
-    The sentinel takes mean and spread of the image's tokens. tokens: inputs of the training, with images.
+    tokens: inputs of the training, with images, for which this holds. The sentinel takes mean and standard deviation of
+    the image's tokens.
     """
     states = tokens.hidden_states
     image, prompt = states[tokens.image_mask], states[tokens.prompt_mask]

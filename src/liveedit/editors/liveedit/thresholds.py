@@ -54,7 +54,7 @@ class Thresholds:
 
 
 def choose_thresholds(queries: RoutedQueries, false_firing: float) -> Thresholds:
-    """The pair of thresholds that lets most queries in to their own edit, and at most `false_firing` of the others.
+    """The pair of thresholds with which most queries pass to their own edit, and at most `false_firing` of the others.
 
     false_firing: a share, from 0 up to 1. Of equally good pairs, that with the largest visual threshold. Raises
     `InvalidInputError` for another share, if there is no query in scope, and if there is none outside.
